@@ -1,0 +1,50 @@
+"""What one rank knows about its group, and the collectives a job needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Group:
+    """A rank's place in its worker group. A group of one has no process group at all."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over the ranks, in float64, the same bits on every rank."""
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def agree(self, value: bool) -> bool:
+        """Rank 0's ``value``, on every rank."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(int(value), device=self.device)
+        dist.broadcast(tensor, src=0)
+        return bool(tensor.item())
+
+    def gather(self, value: object) -> list[object]:
+        """Every rank's ``value``, in rank order, on every rank (small objects only)."""
+        if self.world_size == 1:
+            return [value]
+        values: list[object] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()

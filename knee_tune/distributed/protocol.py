@@ -1,0 +1,109 @@
+"""The seam between the driver and a worker group: a plan goes in, reports and an outcome come out.
+
+Everything that crosses is JSON, never pickle (DESIGN section 4).
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from knee_tune.planning.plan import Plan
+from knee_tune.specs.base import Spec
+
+
+class Report(Spec):
+    """Rank 0 measured the validation metrics after ``step``; it waits for a decision."""
+
+    type: Literal["report"] = "report"
+    step: int
+    total_steps: int
+    metrics: dict[str, float] = Field(description="finite values only")
+    seconds: float = Field(description="training time of this run so far, this attempt")
+
+
+class Decision(Spec):
+    """The driver's answer to a report."""
+
+    stop: bool
+
+
+class Progress(Spec):
+    """A sign of life of one rank between reports."""
+
+    type: Literal["progress"] = "progress"
+    step: int
+
+
+class Line(Spec):
+    """Something a rank wants people to read; the driver prints it."""
+
+    type: Literal["line"] = "line"
+    text: str
+
+
+class Failure(Spec):
+    """Why a rank or a group died: the root cause, not its echoes on other ranks."""
+
+    type: Literal["failure"] = "failure"
+    kind: Literal["exception", "out_of_memory", "exit", "signal", "stalled", "launch"]
+    rank: int
+    message: str = Field(description="one line")
+    traceback: str = ""
+
+
+class Done(Spec):
+    """Rank 0 finished its job."""
+
+    type: Literal["done"] = "done"
+    state: Literal["complete", "stopped", "diverged"]
+    step: int = Field(default=0, description="last step trained")
+    steps_trained: int = Field(default=0, description="steps this attempt trained itself")
+    reason: str = ""
+    result: dict[str, Any] = Field(default_factory=dict, description="final metrics, or facts")
+
+
+Message = Annotated[Report | Progress | Line | Failure | Done, Field(discriminator="type")]
+
+Outcome = Done | Failure
+
+
+class Channel(Protocol):
+    """A rank's line to the driver, as a job sees it."""
+
+    def report(self, report: Report) -> Decision:
+        """Send metrics and wait for the decision (rank 0 only)."""
+        ...
+
+    def progress(self, step: int) -> None:
+        """Give a sign of life; cheap enough to call at every step (rate-limited inside)."""
+        ...
+
+    def line(self, text: str) -> None:
+        """Say something to the people who watch."""
+        ...
+
+
+class GroupRunner(Protocol):
+    """Trains one plan at a time with a group of ranks.
+
+    ``run`` never raises for what a rank does: exception, exit, signal and stall come back as
+    :class:`Failure` with the root cause, and no process of the group survives the call. A
+    ``KeyboardInterrupt`` in the driver's thread, or an exception of a callback, ends the group
+    and propagates.
+    """
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        on_report: Callable[[Report], Decision],
+        on_line: Callable[[str], None],
+        on_progress: Callable[[int], None],
+    ) -> Outcome:
+        """Run ``plan`` to its end; ``on_report`` is asked after every evaluation."""
+        ...
+
+    def close(self) -> None:
+        """End every helper process of the runner."""
+        ...

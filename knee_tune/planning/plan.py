@@ -1,0 +1,93 @@
+"""The plan: the complete, serialisable order for one job of a worker group."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from knee_tune.schedules import (
+    Constant,
+    Cosine,
+    InverseSquareRoot,
+    Knee,
+    Linear,
+    OneCycle,
+    StepDecay,
+)
+from knee_tune.specs.base import Spec
+
+Schedule = Annotated[
+    Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant,
+    Field(discriminator="name"),
+]
+
+
+class Placement(Spec):
+    """Where a worker group runs: ranks, device kind, arithmetic."""
+
+    world_size: int = Field(default=1, gt=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    visible_devices: str | None = Field(
+        default=None, description="CUDA_VISIBLE_DEVICES of the group; None leaves it alone"
+    )
+    amp: bool = Field(default=False, description="bf16 autocast (GPU only)")
+    stall_timeout: float = Field(
+        default=600.0, gt=0, description="seconds without a sign of life before a rank is hung"
+    )
+
+
+class TaskOrder(Spec):
+    """What every job needs to build its task."""
+
+    task: str
+    recipe: dict[str, Any]
+    seed: int = Field(ge=0)
+    data_dir: Path
+    placement: Placement = Placement()
+    log_dir: Path = Field(description="one file per rank with what it printed")
+
+
+class DescribePlan(TaskOrder):
+    """Look at the task's data and answer with :class:`TaskFacts`; trains nothing."""
+
+    job: Literal["describe"] = "describe"
+
+
+class TrainPlan(TaskOrder):
+    """Train one run. Everything that decides its result is in here."""
+
+    job: Literal["train"] = "train"
+    schedule: Schedule
+    steps_per_evaluation: int = Field(gt=0)
+    checkpoint_dir: Path = Field(description="resumes from the newest sound checkpoint in here")
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in steps."""
+        return self.schedule.total_steps
+
+    def evaluation_steps(self) -> list[int]:
+        """The steps after which validation runs; the last step is always one of them."""
+        every = range(self.steps_per_evaluation, self.total_steps, self.steps_per_evaluation)
+        return [*every, self.total_steps]
+
+
+class TestPlan(TaskOrder):
+    """Evaluate finished weights once on the test split."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    job: Literal["test"] = "test"
+    weights: Path
+
+
+Plan = Annotated[DescribePlan | TrainPlan | TestPlan, Field(discriminator="job")]
+
+
+class TaskFacts(Spec):
+    """What a task's data and model are; the answer to a :class:`DescribePlan`."""
+
+    steps_per_epoch: int
+    data_fingerprint: str
+    parameters: int
+    examples: dict[str, int] = Field(description="examples per split")

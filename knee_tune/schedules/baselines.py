@@ -1,0 +1,138 @@
+"""The schedules that the paper compares Knee with (section 5, appendix A)."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from knee_tune.schedules.checks import check_budget
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constant:
+    """The same LR at every step, after an optional linear warmup."""
+
+    seed_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    name: Literal["constant"] = "constant"
+
+    def __post_init__(self) -> None:
+        check_budget(self)
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps."""
+        return self.seed_lr * min(1.0, step / max(1, self.warmup_steps))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linear:
+    """Linear decay to zero, after an optional linear warmup."""
+
+    seed_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    name: Literal["linear"] = "linear"
+
+    def __post_init__(self) -> None:
+        check_budget(self)
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps; zero at the last."""
+        if step <= self.warmup_steps:
+            return self.seed_lr * step / self.warmup_steps
+        decay = self.total_steps - self.warmup_steps
+        return max(0.0, self.seed_lr * (1 - (step - self.warmup_steps) / decay))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cosine:
+    """Half a cosine down to zero (Loshchilov and Hutter, 2016), after an optional warmup."""
+
+    seed_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    name: Literal["cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        check_budget(self)
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps; zero at the last."""
+        if step <= self.warmup_steps:
+            return self.seed_lr * step / self.warmup_steps
+        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return self.seed_lr * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDecay:
+    """The hand-tuned step schedule: the LR is multiplied by ``factor`` after every boundary.
+
+    ``boundaries`` are the last steps at the LR before them, ascending. "0.1, 0.01 and 0.001 for
+    100, 50 and 50 epochs" (section 5.3.2) is ``boundaries=(100 * n, 150 * n)`` at n steps an epoch.
+    """
+
+    seed_lr: float
+    total_steps: int
+    boundaries: tuple[int, ...]
+    factor: float = 0.1
+    warmup_steps: int = 0
+    name: Literal["step"] = "step"
+
+    def __post_init__(self) -> None:
+        check_budget(self)
+        if any(left >= right for left, right in pairwise((0, *self.boundaries))):
+            raise ValueError(f"boundaries must be positive and ascend, got {self.boundaries}")
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps."""
+        if step <= self.warmup_steps:
+            return self.seed_lr * step / self.warmup_steps
+        passed = sum(step > boundary for boundary in self.boundaries)
+        return self.seed_lr * self.factor**passed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OneCycle:
+    """Smith's one-cycle policy as the paper ran it (appendix A).
+
+    Linear from ``seed_lr / 10`` up to ``seed_lr`` over 45 % of the budget, linear back down over
+    the next 45 %, then a tenth of the starting LR for the rest. It has its own warmup.
+    """
+
+    seed_lr: float
+    total_steps: int
+    name: Literal["one_cycle"] = "one_cycle"
+
+    def __post_init__(self) -> None:
+        check_budget(self)
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps."""
+        ramp = 0.45 * self.total_steps
+        low = self.seed_lr / 10
+        if step > 2 * ramp:
+            return low / 10
+        distance = step / ramp if step <= ramp else 2 - step / ramp
+        return low + (self.seed_lr - low) * distance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InverseSquareRoot:
+    """Linear warmup, then LR ~ 1/sqrt(step): the Transformer's original schedule."""
+
+    seed_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    name: Literal["inverse_sqrt"] = "inverse_sqrt"
+
+    def __post_init__(self) -> None:
+        check_budget(self)
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps."""
+        warmup = max(1, self.warmup_steps)
+        if step <= warmup:
+            return self.seed_lr * step / warmup
+        return self.seed_lr * math.sqrt(warmup / step)

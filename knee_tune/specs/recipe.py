@@ -1,0 +1,65 @@
+"""A recipe: the fixed training settings of a task (budget, batch, optimizer, warmup)."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from knee_tune.specs.base import Spec
+
+Direction = Literal["minimize", "maximize"]
+
+
+class Metric(Spec):
+    """A named number of an evaluation and the direction in which it improves."""
+
+    name: str
+    direction: Direction
+
+    def better(self, new: float, old: float) -> bool:
+        """Whether ``new`` is strictly better than ``old``."""
+        return new < old if self.direction == "minimize" else new > old
+
+
+class Optimizer(Spec):
+    """A ``torch.optim`` optimizer; its LR is written by the training loop at every step."""
+
+    name: Literal["sgd", "adam", "adamw", "radam"]
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam family only")
+    eps: float = Field(default=1e-8, gt=0, description="Adam family only")
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Recipe(Spec):
+    """What every task's recipe has; a task adds its model and data settings in a subclass.
+
+    ``metrics`` names every number the task's evaluations return. ``watched`` is the metric of
+    the learning curve: trials are pruned on it and the best checkpoint is chosen by it. The study
+    optimises ``objective``, which may be a dearer metric of the final evaluation.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    watched: ClassVar[str] = ""
+
+    epochs: int = Field(gt=0, description="training budget, in epochs")
+    seed_lr: float = Field(gt=0, description="the paper's default seed LR for this task")
+    warmup_steps: int = Field(default=0, ge=0, description="linear warmup, in steps")
+    optimizer: Optimizer
+    clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
+    evaluations_per_epoch: int = Field(default=1, gt=0)
+    keep: Literal["best", "last"] = Field(
+        default="last", description="which weights a trial is judged by and registered with"
+    )
+    objective: str = Field(description="the metric that the study optimises")
+
+    @model_validator(mode="after")
+    def _objective_is_a_metric(self) -> "Recipe":
+        names = [metric.name for metric in self.metrics]
+        if self.metrics and self.objective not in names:
+            raise ValueError(f"objective must be one of {', '.join(names)}")
+        return self
+
+    def metric(self, name: str) -> Metric:
+        """The metric called ``name``; KeyError if the task has none of that name."""
+        return {metric.name: metric for metric in self.metrics}[name]

@@ -1,0 +1,74 @@
+"""The task protocol: what a workload must offer so that the one training loop can serve it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from knee_tune.distributed.group import Group
+from knee_tune.specs.recipe import Recipe
+
+Split = Literal["valid", "test"]
+R = TypeVar("R", bound=Recipe)
+
+
+class Task(ABC, Generic[R]):
+    """A workload. Constructing one is cheap; data is read when it is first needed.
+
+    Randomness is stateless: the data order of an epoch comes from (seed, epoch); augmentation and
+    dropout are seeded by the loop per step. So model + optimizer + step is the whole state.
+    """
+
+    def __init__(self, recipe: R, *, data_dir: Path, seed: int) -> None:
+        self.recipe = recipe
+        self.data_dir = data_dir
+        self.seed = seed
+
+    @abstractmethod
+    def describe(self) -> tuple[str, dict[str, int]]:
+        """Fingerprint of the data (changes whenever the data does) and examples per split."""
+
+    @abstractmethod
+    def steps_per_epoch(self, group: Group) -> int:
+        """Optimizer updates per epoch for a group of this world size."""
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A fresh model on the CPU, initialised from torch's global generator (already seeded)."""
+
+    @abstractmethod
+    def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Any]]:
+        """This rank's micro-batches for every step after ``start_step``, for ever.
+
+        Each item holds ``recipe.accumulate`` micro-batches on ``group.device``. An empty
+        micro-batch is None.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        """Sum of the losses of one micro-batch and the count (examples, tokens) it sums over."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: nn.Module, group: Group, *, split: Split, final: bool
+    ) -> Mapping[str, float]:
+        """Metrics on ``split``, the same on every rank; ``final`` adds the dear ones (BLEU).
+
+        The names are those of ``recipe.metrics``, without a split ("ppl", not "valid_ppl"). The
+        model is already in eval mode and gradients are off.
+        """
+
+    @abstractmethod
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
+        """Answers to raw inputs (sentences, images), for the registered model."""
+
+    def assets(self) -> dict[str, Path]:
+        """Files below ``data_dir`` (by relative name) that ``predict`` needs."""
+        return {}
+
+    @abstractmethod
+    def examples(self) -> list[Any]:
+        """A few raw inputs for ``predict``: the registered model's input example."""
+

@@ -1,0 +1,60 @@
+"""Every task by name. The only place that names concrete tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knee_tune.errors import UserError
+from knee_tune.specs.recipe import Recipe
+
+if TYPE_CHECKING:
+    from knee_tune.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """Where a task's recipe (light: no torch) and its code (torch) are, as ``module:Class``."""
+
+    recipe: str
+    task: str
+    extra: str | None = None
+    """The optional dependency group it needs, as in ``pip install knee-tune[extra]``."""
+
+    def recipe_type(self) -> type[Recipe]:
+        """The recipe class; imports no torch."""
+        loaded: type[Recipe] = _load(self.recipe)
+        return loaded
+
+    def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
+        """The task with this recipe; imports torch and the task's libraries."""
+        task_type: type[Task[Any]] = _load(self.task)
+        return task_type(self.recipe_type().model_validate(recipe), data_dir=data_dir, seed=seed)
+
+
+TASKS: Mapping[str, TaskEntry] = {
+    "digits": TaskEntry(
+        recipe="knee_tune.tasks.digits.recipe:DigitsRecipe",
+        task="knee_tune.tasks.digits.task:DigitsTask",
+    ),
+    "iwslt": TaskEntry(
+        recipe="knee_tune.tasks.translation.recipe:TranslationRecipe",
+        task="knee_tune.tasks.translation.task:TranslationTask",
+        extra="translation",
+    ),
+}
+
+
+def task_entry(name: str) -> TaskEntry:
+    """The entry of the task called ``name``; UserError if there is none."""
+    try:
+        return TASKS[name]
+    except KeyError:
+        known = ", ".join(TASKS)
+        raise UserError(f"--task {name}: no such task; the tasks are {known}") from None
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
