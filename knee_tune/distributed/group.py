@@ -25,8 +25,13 @@ class Group:
         if self.world_size == 1:
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+        return [float(value) for value in self.sum_tensor(tensor).tolist()]
+
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of ``tensor`` over the ranks, in place, without waiting for the device."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def agree(self, value: bool) -> bool:
         """Rank 0's ``value``, on every rank."""

@@ -1,0 +1,76 @@
+"""Checkpoints: a folder appears whole or not at all, and is loaded without pickle.
+
+``<checkpoint_dir>/step-00001200/{state.pt, manifest.json}``. The manifest, written last, holds the
+checksum; the folder gets its name by a rename after everything is on disk. Whatever does not
+match its manifest is skipped with a warning, and the checkpoint before it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+"""Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
+
+
+def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any]) -> Path:
+    """Write ``state`` (tensors, numbers, strings, and containers of them) as of ``step``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"step-{step:08d}"
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+    try:
+        torch.save(state, draft / "state.pt")
+        manifest = {"step": step, "sha256": _sha256(draft / "state.pt")}
+        (draft / "manifest.json").write_text(json.dumps(manifest))
+        for name in ("state.pt", "manifest.json", "."):
+            _sync(draft / name)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        _sync(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for old in _checkpoints(directory)[KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_newest_checkpoint(
+    directory: Path, *, device: torch.device
+) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest sound checkpoint in ``directory``; None if there is none."""
+    for folder in _checkpoints(directory):
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            if _sha256(folder / "state.pt") != manifest["sha256"]:
+                raise ValueError("its checksum does not match its manifest")
+            state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+            return int(manifest["step"]), state
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            warnings.warn(f"skipping damaged checkpoint {folder}: {error}", stacklevel=2)
+    return None
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(directory.glob("step-*"), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,24 @@
+"""Optimizers by recipe, and the one place that writes a LR."""
+
+from torch import nn, optim
+
+from knee_tune.specs.recipe import Optimizer
+
+
+def build_optimizer(spec: Optimizer, model: nn.Module) -> optim.Optimizer:
+    """``torch.optim``'s optimizer of that name; the LR stays 0 until the loop writes it."""
+    parameters = model.parameters()
+    if spec.name == "sgd":
+        return optim.SGD(
+            parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay
+        )
+    adam_family = {"adam": optim.Adam, "adamw": optim.AdamW, "radam": optim.RAdam}[spec.name]
+    return adam_family(
+        parameters, lr=0.0, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+    )
+
+
+def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
+    """Set the LR of the coming update. No scheduler state exists, so none can be restored wrong."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

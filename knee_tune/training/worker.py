@@ -1,0 +1,34 @@
+"""The entry of every rank: one plan in, one job done."""
+
+from safetensors.torch import load_model
+
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import Channel, Done
+from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
+from knee_tune.tasks.registry import task_entry
+from knee_tune.training.loop import TrainingRun, evaluate
+
+ENTRY = "knee_tune.training.worker:run_job"
+"""What a group runner is given to call on every rank."""
+
+
+def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
+    """Do the plan's job on this rank; the answer of rank 0 becomes the group's outcome."""
+    task = task_entry(plan.task).build(plan.recipe, data_dir=plan.data_dir, seed=plan.seed)
+    match plan:
+        case TrainPlan():
+            return TrainingRun(task, plan, group, channel).run()
+        case TestPlan():
+            model = task.build_model().to(group.device)
+            load_model(model, plan.weights)
+            metrics = evaluate(task, model, group, split="test", final=True)
+            return Done(state="complete", result={"metrics": metrics})
+        case DescribePlan():
+            fingerprint, examples = task.describe()
+            facts = TaskFacts(
+                steps_per_epoch=task.steps_per_epoch(group),
+                data_fingerprint=fingerprint,
+                parameters=sum(p.numel() for p in task.build_model().parameters()),
+                examples=examples,
+            )
+            return Done(state="complete", result=facts.model_dump())
