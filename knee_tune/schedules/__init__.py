@@ -1,8 +1,13 @@
-"""Learning-rate schedules as pure functions of the step.
+"""Learning-rate schedules as pure functions of the step, and as drop-in torch LR schedulers.
 
-``schedule.lr(step)`` is the LR of update ``step`` = 1..total_steps. No state, no torch.
+``schedule.lr(step)`` is the LR of update ``step`` = 1..total_steps. The schedules have no state
+and need no torch. The torch schedulers (``KneeLR`` and its baselines) can be imported from here
+too; torch is imported the first time that one of them is asked for.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from knee_tune.schedules.base import Schedule, learning_rates
 from knee_tune.schedules.baselines import (
     Constant,
     Cosine,
@@ -13,4 +18,42 @@ from knee_tune.schedules.baselines import (
 )
 from knee_tune.schedules.knee import Knee
 
-__all__ = ["Constant", "Cosine", "InverseSquareRoot", "Knee", "Linear", "OneCycle", "StepDecay"]
+if TYPE_CHECKING:
+    from knee_tune.schedules.torch import (
+        ConstantLR,
+        CosineLR,
+        InverseSquareRootLR,
+        KneeLR,
+        LinearLR,
+        OneCycleLR,
+        ScheduleLR,
+        StepDecayLR,
+    )
+
+__all__ = [
+    "Constant",
+    "ConstantLR",
+    "Cosine",
+    "CosineLR",
+    "InverseSquareRoot",
+    "InverseSquareRootLR",
+    "Knee",
+    "KneeLR",
+    "Linear",
+    "LinearLR",
+    "OneCycle",
+    "OneCycleLR",
+    "Schedule",
+    "ScheduleLR",
+    "StepDecay",
+    "StepDecayLR",
+    "learning_rates",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from knee_tune.schedules import torch
+
+        return getattr(torch, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from knee_tune.schedules.checks import check_budget
+from knee_tune.schedules.base import check_budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,9 @@ class Constant:
 
     def lr(self, step: int) -> float:
         """LR of update ``step`` = 1..total_steps."""
-        return self.seed_lr * min(1.0, step / max(1, self.warmup_steps))
+        if step <= self.warmup_steps:
+            return self.seed_lr * step / self.warmup_steps
+        return self.seed_lr
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +43,8 @@ class Linear:
         """LR of update ``step`` = 1..total_steps; zero at the last."""
         if step <= self.warmup_steps:
             return self.seed_lr * step / self.warmup_steps
-        decay = self.total_steps - self.warmup_steps
-        return max(0.0, self.seed_lr * (1 - (step - self.warmup_steps) / decay))
+        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return max(0.0, self.seed_lr * (1 - progress))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,8 @@ class StepDecay:
         check_budget(self)
         if any(left >= right for left, right in pairwise((0, *self.boundaries))):
             raise ValueError(f"boundaries must be positive and ascend, got {self.boundaries}")
+        if not 0 < self.factor < 1:
+            raise ValueError(f"factor must lie between 0 and 1, got {self.factor}")
 
     def lr(self, step: int) -> float:
         """LR of update ``step`` = 1..total_steps."""
@@ -98,7 +102,8 @@ class OneCycle:
     """Smith's one-cycle policy as the paper ran it (appendix A).
 
     Linear from ``seed_lr / 10`` up to ``seed_lr`` over 45 % of the budget, linear back down over
-    the next 45 %, then a tenth of the starting LR for the rest. It has its own warmup.
+    the next 45 %, then a tenth of the starting LR for the rest. ``seed_lr`` is the policy's
+    maximum LR (the paper: a tenth of the LR range test's minimum). It has its own warmup.
     """
 
     seed_lr: float
@@ -110,17 +115,19 @@ class OneCycle:
 
     def lr(self, step: int) -> float:
         """LR of update ``step`` = 1..total_steps."""
-        ramp = 0.45 * self.total_steps
         low = self.seed_lr / 10
-        if step > 2 * ramp:
+        if 10 * step > 9 * self.total_steps:  # in integers: 0.45 is no binary fraction
             return low / 10
-        distance = step / ramp if step <= ramp else 2 - step / ramp
-        return low + (self.seed_lr - low) * distance
+        ramps = 20 * step / (9 * self.total_steps)  # 1 at the top, 2 back at the bottom
+        return low + (self.seed_lr - low) * (ramps if ramps <= 1 else 2 - ramps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InverseSquareRoot:
-    """Linear warmup, then LR ~ 1/sqrt(step): the Transformer's original schedule."""
+    """Linear warmup to ``seed_lr``, then LR ~ 1/sqrt(step) (Vaswani et al., 2017).
+
+    Without warmup the first step has ``seed_lr`` and the decay starts at once.
+    """
 
     seed_lr: float
     total_steps: int

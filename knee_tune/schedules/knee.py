@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from knee_tune.schedules.checks import check_budget
+from knee_tune.schedules.base import check_budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knee:
-    """Linear warmup, explore at ``seed_lr``, then linear decay to zero."""
+    """Linear warmup, explore at ``seed_lr``, then linear decay to zero at the last step.
+
+    Without explore steps it is linear decay; without decay steps (warmup + explore = total) it
+    never leaves ``seed_lr``.
+    """
 
     seed_lr: float
     total_steps: int

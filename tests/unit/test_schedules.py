@@ -1,0 +1,198 @@
+"""The schedules, by value."""
+
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from knee_tune.planning import plan
+from knee_tune.schedules import (
+    Constant,
+    Cosine,
+    InverseSquareRoot,
+    Knee,
+    Linear,
+    OneCycle,
+    Schedule,
+    StepDecay,
+    learning_rates,
+)
+
+
+def official_knee_lr(step: int, *, peak_lr: float, warmup: int, explore: int, total: int) -> float:
+    """The formula of the authors' scheduler, in their order of operations."""
+    if step <= warmup:
+        return peak_lr * step / warmup
+    if step <= warmup + explore:
+        return peak_lr
+    slope = -peak_lr / (total - warmup - explore)
+    return max(0.0, peak_lr + slope * (step - warmup - explore))
+
+
+@st.composite
+def knees(draw: st.DrawFn) -> Knee:
+    total = draw(st.integers(1, 400))
+    warmup = draw(st.integers(0, total))
+    explore = draw(st.integers(0, total - warmup))
+    seed_lr = draw(st.floats(1e-7, 1e2))
+    return Knee(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup, explore_steps=explore)
+
+
+@given(knees())
+def test_knee_equals_the_official_formula_at_every_step(knee: Knee) -> None:
+    expected = [
+        official_knee_lr(
+            step,
+            peak_lr=knee.seed_lr,
+            warmup=knee.warmup_steps,
+            explore=knee.explore_steps,
+            total=knee.total_steps,
+        )
+        for step in range(1, knee.total_steps + 1)
+    ]
+    assert learning_rates(knee) == pytest.approx(expected, rel=1e-12, abs=1e-13 * knee.seed_lr)
+
+
+def test_knee_by_value() -> None:
+    knee = Knee(seed_lr=0.1, total_steps=10, warmup_steps=2, explore_steps=4)
+    assert learning_rates(knee) == pytest.approx(
+        [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025, 0.0], abs=1e-15
+    )
+    assert knee.lr(2) == 0.1  # the warmup ends at the seed LR itself
+    assert knee.lr(6) == 0.1  # the knee: the last step of the explore phase
+    assert knee.lr(10) == 0.0  # the decay ends at zero itself
+
+
+def test_knee_without_decay_stays_at_the_seed_lr() -> None:
+    assert learning_rates(Knee(seed_lr=1.0, total_steps=3, explore_steps=3)) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 20])
+def test_knee_without_explore_is_linear_decay(warmup: int) -> None:
+    knee = Knee(seed_lr=0.3, total_steps=20, explore_steps=0, warmup_steps=warmup)
+    linear = Linear(seed_lr=0.3, total_steps=20, warmup_steps=warmup)
+    assert learning_rates(knee) == learning_rates(linear)
+
+
+def test_linear_by_value() -> None:
+    assert learning_rates(Linear(seed_lr=1.0, total_steps=6, warmup_steps=2)) == pytest.approx(
+        [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    )
+
+
+def test_cosine_by_value() -> None:
+    half, quarter = 2**-0.5 / 2, 0.5
+    assert learning_rates(Cosine(seed_lr=1.0, total_steps=5, warmup_steps=1)) == pytest.approx(
+        [1.0, quarter + half, 0.5, quarter + 0.5 - quarter - half, 0.0], abs=1e-15
+    )
+
+
+def test_step_decay_by_value() -> None:
+    # "0.1, 0.01 and 0.001" over 100, 50 and 50 epochs, at one step an epoch
+    lrs = learning_rates(StepDecay(seed_lr=0.1, total_steps=200, boundaries=(100, 150)))
+    assert lrs == pytest.approx([0.1] * 100 + [0.01] * 50 + [0.001] * 50)
+
+
+def test_step_decay_warms_up() -> None:
+    schedule = StepDecay(seed_lr=1.0, total_steps=6, boundaries=(4,), factor=0.5, warmup_steps=2)
+    assert learning_rates(schedule) == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.5])
+
+
+def test_one_cycle_by_value() -> None:
+    lrs = learning_rates(OneCycle(seed_lr=1.0, total_steps=20))
+    up = [0.1 + 0.1 * step for step in range(1, 10)]
+    assert lrs[:9] == pytest.approx(up)
+    assert lrs[8] == 1.0  # the top, after 45 % of the budget
+    assert lrs[9:18] == pytest.approx([1.0 - 0.1 * step for step in range(1, 10)])
+    assert lrs[17] == pytest.approx(0.1)  # back at the start, after 90 %
+    assert lrs[18:] == pytest.approx([0.01, 0.01])  # a tenth of it for the rest
+
+
+@given(st.integers(1, 5000))
+def test_one_cycle_drops_after_exactly_90_percent(tens: int) -> None:
+    schedule = OneCycle(seed_lr=1.0, total_steps=10 * tens)
+    assert schedule.lr(9 * tens) == pytest.approx(0.1)
+    assert schedule.lr(9 * tens + 1) == pytest.approx(0.01)
+
+
+def test_inverse_square_root_by_value() -> None:
+    lrs = learning_rates(InverseSquareRoot(seed_lr=1.0, total_steps=16, warmup_steps=4))
+    assert lrs[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert lrs[15] == pytest.approx(0.5)  # sqrt(4 / 16)
+    assert InverseSquareRoot(seed_lr=1.0, total_steps=9).lr(9) == pytest.approx(1 / 3)
+
+
+def test_constant_by_value() -> None:
+    assert learning_rates(Constant(seed_lr=2.0, total_steps=4, warmup_steps=2)) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [Constant, Linear, Cosine, InverseSquareRoot])
+def test_a_warmup_may_fill_the_budget(kind: Any) -> None:
+    schedule = kind(seed_lr=1.0, total_steps=4, warmup_steps=4)
+    assert learning_rates(schedule) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+@pytest.mark.parametrize("seed_lr", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_seed_lr_is_positive_and_finite(seed_lr: float) -> None:
+    with pytest.raises(ValueError, match="seed_lr must be positive and finite"):
+        Knee(seed_lr=seed_lr, total_steps=10, explore_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ({"total_steps": 0, "explore_steps": 0}, "total_steps must be at least 1"),
+        ({"total_steps": 10, "explore_steps": -1}, "must not be negative"),
+        ({"total_steps": 10, "explore_steps": 8, "warmup_steps": -2}, "must not be negative"),
+        (
+            {"total_steps": 10, "explore_steps": 8, "warmup_steps": 3},
+            r"warmup_steps \+ explore_steps must not exceed total_steps = 10",
+        ),
+    ],
+)
+def test_phases_fit_into_the_budget(phases: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Knee(seed_lr=0.1, **phases)
+
+
+@pytest.mark.parametrize("boundaries", [(0, 5), (5, 5), (7, 5), (-1,)])
+def test_step_boundaries_ascend(boundaries: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="boundaries must be positive and ascend"):
+        StepDecay(seed_lr=0.1, total_steps=10, boundaries=boundaries)
+
+
+def test_a_schedule_is_a_frozen_value() -> None:
+    knee = Knee(seed_lr=0.1, total_steps=10, explore_steps=5)
+    assert knee == Knee(seed_lr=0.1, total_steps=10, explore_steps=5)
+    with pytest.raises(FrozenInstanceError):
+        knee.seed_lr = 0.2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Knee(seed_lr=0.1, total_steps=10, explore_steps=5, warmup_steps=1),
+        StepDecay(seed_lr=0.1, total_steps=10, boundaries=(5, 7)),
+        Linear(seed_lr=0.1, total_steps=10),
+        Cosine(seed_lr=0.1, total_steps=10),
+        OneCycle(seed_lr=0.1, total_steps=10),
+        InverseSquareRoot(seed_lr=0.1, total_steps=10, warmup_steps=2),
+        Constant(seed_lr=0.1, total_steps=10),
+    ],
+    ids=lambda schedule: schedule.name,
+)
+def test_a_schedule_crosses_a_pipe_as_json(schedule: Schedule) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(plan.Schedule)
+    assert adapter.validate_json(adapter.dump_json(schedule)) == schedule
+
+
+def test_the_schedules_need_no_torch() -> None:
+    code = "import sys, json, knee_tune.schedules; print(json.dumps('torch' in sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert json.loads(output.stdout) is False
