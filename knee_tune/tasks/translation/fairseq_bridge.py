@@ -1,0 +1,176 @@
+"""The only module that imports fairseq: our recipe on one side, fairseq's objects on the other.
+
+Configurations are fairseq's dataclasses with every value written out: no argparse, no Hydra, and
+nothing of them ends up in a checkpoint.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from knee_tune.tasks.translation.recipe import TranslationRecipe
+
+
+@contextmanager
+def _logging_untouched() -> Iterator[None]:
+    """Importing fairseq turns the root logger to DEBUG and gives it a handler: undo that."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    root.addHandler(silence := logging.NullHandler())  # a basicConfig() then adds no handler
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+        silence.close()
+
+
+with _logging_untouched(), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+    from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset
+    from fairseq.models.transformer import TransformerModelBase
+    from fairseq.models.transformer.transformer_config import (
+        DecoderConfig,
+        EncDecBaseConfig,
+        QuantNoiseConfig,
+        TransformerConfig,
+    )
+    from fairseq.sequence_generator import SequenceGenerator
+    from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+BPE_MARK = "@@ "
+BATCH_MULTIPLE = 8
+"""Sentences of a batch are a multiple of this where possible: fairseq-train's default."""
+
+
+def load_task(folder: Path, source: str, target: str, recipe: TranslationRecipe) -> Any:
+    """fairseq's translation task over a prepared set: its dictionaries; no sentences yet."""
+    config = TranslationConfig(
+        data=str(folder),
+        source_lang=source,
+        target_lang=target,
+        max_source_positions=recipe.max_source_positions,
+        max_target_positions=recipe.max_target_positions,
+        train_subset="train",
+        dataset_impl="mmap",
+        required_seq_len_multiple=1,
+    )
+    return TranslationTask.setup_task(config)
+
+
+def build_transformer(task: Any, recipe: TranslationRecipe) -> nn.Module:
+    """A fresh Transformer for the task's dictionaries."""
+    size = recipe.model
+    shape = {"embed_dim": size.embed_dim, "ffn_embed_dim": size.ffn_dim}
+    shape["attention_heads"] = size.heads
+    config = TransformerConfig(
+        encoder=EncDecBaseConfig(**shape, layers=size.encoder_layers),
+        decoder=DecoderConfig(
+            **shape,
+            layers=size.decoder_layers,
+            input_dim=size.embed_dim,
+            output_dim=size.embed_dim,
+        ),
+        quant_noise=QuantNoiseConfig(),
+        dropout=size.dropout,
+        attention_dropout=size.attention_dropout,
+        activation_dropout=size.activation_dropout,
+        share_decoder_input_output_embed=size.share_embeddings != "none",
+        share_all_embeddings=size.share_embeddings == "all",
+        max_source_positions=recipe.max_source_positions,
+        max_target_positions=recipe.max_target_positions,
+    )
+    model: nn.Module = TransformerModelBase.build_model(config, task)
+    # Its buffers are constants (position tables, versions): no need to send them at every step.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, [name for name, _ in model.named_buffers()]
+    )
+    return model
+
+
+def build_criterion(task: Any, recipe: TranslationRecipe) -> Any:
+    """fairseq's ``label_smoothed_cross_entropy``, summed over tokens."""
+    return LabelSmoothedCrossEntropyCriterion(task, False, recipe.label_smoothing)
+
+
+def build_generator(task: Any, recipe: TranslationRecipe, model: nn.Module) -> Any:
+    """Beam search with ``model``."""
+    return SequenceGenerator(
+        [model],
+        task.target_dictionary,
+        beam_size=recipe.beam,
+        len_penalty=recipe.len_penalty,
+        max_len_a=recipe.max_len_a,
+        max_len_b=recipe.max_len_b,
+    )
+
+
+def epoch_batches(
+    task: Any,
+    dataset: FairseqDataset,
+    *,
+    max_tokens: int,
+    order_seed: int,
+    shards: int,
+    shard: int,
+) -> Any:
+    """fairseq's ``EpochBatchIterator``: the same batches in every epoch, in another order.
+
+    ``ordered_batches(epoch, fix_batches_to_gpus=False, shuffle=True)`` gives this shard's lists
+    of indices for one epoch (from 1) as a pure function of seed and epoch. Batches are built as
+    of epoch 1 whatever the epoch: fairseq builds others when an iterator starts at a later one.
+    """
+    return task.get_batch_iterator(
+        dataset,
+        max_tokens=max_tokens,
+        max_positions=task.max_positions(),
+        ignore_invalid_inputs=True,
+        required_batch_size_multiple=BATCH_MULTIPLE,
+        seed=order_seed,
+        num_shards=shards,
+        shard_id=shard,
+        epoch=1,
+    )
+
+
+def batches_by_length(
+    task: Any, dataset: FairseqDataset, *, max_tokens: int, max_sentences: int | None = None
+) -> list[list[int]]:
+    """Indices of every sentence pair, batched with others of its length."""
+    sizes = np.asarray(dataset.sizes).reshape(len(dataset), -1)
+    order = np.lexsort(sizes.T)
+    kept = task.filter_indices_by_size(order, dataset, task.max_positions(), True)
+    batches = dataset.batch_by_size(
+        kept, max_tokens=max(max_tokens, int(sizes.max(initial=1))), max_sentences=max_sentences
+    )
+    return [[int(index) for index in batch] for batch in batches]
+
+
+def sentences_as_dataset(task: Any, sentences: Sequence[str]) -> FairseqDataset:
+    """Source sentences (tokenised, BPE applied) as a dataset without targets."""
+    dictionary: Dictionary = task.source_dictionary
+    lines = [
+        dictionary.encode_line(sentence, add_if_not_exist=False, append_eos=True).long()
+        for sentence in sentences
+    ]
+    return LanguagePairDataset(
+        lines,
+        [len(line) for line in lines],
+        dictionary,
+        tgt_dict=task.target_dictionary,
+        shuffle=False,
+    )
+
+
+def text(dictionary: Dictionary, tokens: Tensor, *, reference: bool = False) -> str:
+    """Tokens as words: BPE joined; ``reference`` escapes unknown words so that none can match."""
+    line: str = dictionary.string(tokens, BPE_MARK, escape_unk=reference)
+    return line

@@ -1,0 +1,83 @@
+"""The recipe of the translation task: the paper's IWSLT'14 settings (section 5.3.4)."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from knee_tune.specs.base import Spec
+from knee_tune.specs.recipe import Metric, Optimizer, Recipe
+
+
+class TransformerSize(Spec):
+    """An encoder-decoder Transformer; the defaults are the paper's Transformer base.
+
+    With vocabularies of 8,848 and 6,632 types (fairseq's IWSLT'14) that is 52.1 million
+    parameters. fairseq's ``transformer_iwslt_de_en`` is ``ffn_dim=1024, heads=4``: 39.5 million.
+    """
+
+    encoder_layers: int = Field(default=6, gt=0)
+    decoder_layers: int = Field(default=6, gt=0)
+    embed_dim: int = Field(default=512, gt=0, multiple_of=2)
+    ffn_dim: int = Field(default=2048, gt=0)
+    heads: int = Field(default=8, gt=0, description="attention heads; must divide embed_dim")
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    activation_dropout: float = Field(default=0.0, ge=0, lt=1)
+    share_embeddings: Literal["none", "decoder", "all"] = Field(
+        default="decoder",
+        description="decoder: target embedding = output layer (fairseq's IWSLT'14 recipe); "
+        "all: source too, which needs a joined dictionary",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.embed_dim % self.heads:
+            raise ValueError(f"heads={self.heads} must divide embed_dim={self.embed_dim}")
+        return self
+
+
+class TranslationRecipe(Recipe):
+    """A Transformer on one prepared language pair.
+
+    ``loss`` is the label-smoothed cross-entropy per target token in nats, ``ppl`` the exponential
+    of the plain one (fairseq's ``2 ** nll_loss``), ``bleu`` tokenised BLEU in percent.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(name="loss", direction="minimize"),
+        Metric(name="ppl", direction="minimize"),
+        Metric(name="bleu", direction="maximize"),
+    )
+    watched: ClassVar[str] = "ppl"
+
+    epochs: int = Field(default=50, gt=0, description="training budget, in epochs")
+    seed_lr: float = Field(default=3e-4, gt=0)
+    optimizer: Optimizer = Optimizer(name="radam", betas=(0.9, 0.999), weight_decay=1e-4)
+    clip_norm: float | None = Field(default=25.0, gt=0, description="gradient norm limit")
+    keep: Literal["best", "last"] = "best"
+    objective: Literal["ppl", "bleu"] = "ppl"
+
+    data: str = Field(
+        default="iwslt14.de-en",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of a prepared set: a folder in the data directory",
+    )
+    tokens_per_step: int = Field(
+        default=4000,
+        gt=0,
+        description="most tokens (longer side, with padding) of one step, over all ranks",
+    )
+    evaluation_tokens: int = Field(
+        default=8000, gt=0, description="most tokens of one evaluation batch of one rank"
+    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    max_source_positions: int = Field(default=1024, gt=0, description="longest source, in tokens")
+    max_target_positions: int = Field(default=1024, gt=0, description="longest target, in tokens")
+    model: TransformerSize = TransformerSize()
+
+    beam: int = Field(default=5, gt=0, description="beam size of translation")
+    len_penalty: float = Field(default=1.0, description="above 1 favours longer translations")
+    max_len_a: float = Field(
+        default=0.0, ge=0, description="translations end at max_len_a * source length + max_len_b"
+    )
+    max_len_b: int = Field(default=200, gt=0)

@@ -1,0 +1,217 @@
+"""Translation with fairseq's Transformer: IWSLT'14 German-English, and any other language pair."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from knee_tune.distributed.group import Group
+from knee_tune.errors import UserError
+from knee_tune.tasks.base import Split, Task
+from knee_tune.tasks.seeding import stream_seed
+from knee_tune.tasks.translation import fairseq_bridge as bridge
+from knee_tune.tasks.translation.generation import on_device, tokenised_bleu, translate
+from knee_tune.tasks.translation.prepared import PreparedSet, open_prepared
+from knee_tune.tasks.translation.recipe import TranslationRecipe
+
+GENERATED_TOGETHER = 128
+"""Most sentences of one beam search."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch as fairseq collates it.
+
+    An empty share at the end of an epoch is a stand-in whose loss counts nothing: every rank
+    must run forward and backward for the gradients to meet.
+    """
+
+    sample: dict[str, Any]
+    counts: bool = True
+
+
+class TranslationTask(Task[TranslationRecipe]):
+    """Sentence pairs of a prepared set (see :mod:`prepared`)."""
+
+    def describe(self) -> tuple[str, dict[str, int]]:
+        """Fingerprint and pairs per split, as the set's preparation wrote them down."""
+        return self._prepared.fingerprint, dict(self._prepared.pairs)
+
+    def steps_per_epoch(self, group: Group) -> int:
+        """Micro-batches of one rank, in groups of ``accumulate``; the last may be smaller."""
+        return math.ceil(len(self._epochs(group)) / self.recipe.accumulate)
+
+    def build_model(self) -> nn.Module:
+        """An encoder-decoder Transformer over the set's dictionaries."""
+        if self.recipe.model.share_embeddings == "all" and (
+            self._fairseq.source_dictionary != self._fairseq.target_dictionary
+        ):
+            raise UserError(
+                f"recipe.model.share_embeddings=all: {self._prepared.folder} has one dictionary "
+                "per language; use 'decoder', or prepare the data with a joined dictionary"
+            )
+        return bridge.build_transformer(self._fairseq, self.recipe)
+
+    def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Batch]]:
+        """This rank's micro-batches; the last group of an epoch may be shorter, on every rank."""
+        epochs, dataset = self._epochs(group), self._dataset("train")
+        steps, together = self.steps_per_epoch(group), self.recipe.accumulate
+        stand_in = epochs.frozen_batches[0][:1]
+        for epoch in count(start_step // steps + 1):  # fairseq counts epochs from 1
+            shares = epochs.ordered_batches(epoch, fix_batches_to_gpus=False, shuffle=True)
+            first = start_step % steps if epoch == start_step // steps + 1 else 0
+            for begin in range(first * together, len(shares), together):
+                yield [
+                    self._collate(
+                        dataset, share if len(share) else stand_in, group, counts=len(share) > 0
+                    )
+                    for share in shares[begin : begin + together]
+                ]
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Summed label-smoothed cross-entropy and the number of target tokens."""
+        loss, _, tokens = self._losses(model, batch.sample)
+        return (loss, tokens) if batch.counts else (loss * 0, 0.0)
+
+    def evaluate(
+        self, model: nn.Module, group: Group, *, split: Split, final: bool
+    ) -> Mapping[str, float]:
+        """Loss and perplexity per target token; ``final`` adds BLEU with beam search."""
+        dataset = self._dataset(split)
+        batches = bridge.batches_by_length(
+            self._fairseq, dataset, max_tokens=self.recipe.evaluation_tokens
+        )
+        sums = torch.zeros(3, dtype=torch.float64, device=group.device)
+        for indices in batches[group.rank :: group.world_size]:
+            batch = self._collate(dataset, indices, group)
+            loss, nll, tokens = self._losses(model, batch.sample)
+            sums += torch.stack([loss.double(), nll.double(), sums.new_tensor(tokens)])
+        loss_sum, nll_sum, token_sum = group.sum(sums.tolist())
+        metrics = {"loss": loss_sum / token_sum, "ppl": _exp(nll_sum / token_sum)}
+        if final:
+            metrics["bleu"] = self._bleu(model, group, split)
+        return metrics
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[str]:
+        """Translations of raw source sentences, detokenised."""
+        lines = [self._codec.encode(str(sentence)) for sentence in inputs]
+        dataset = bridge.sentences_as_dataset(self._fairseq, lines)
+        device = next(model.parameters()).device
+        found = dict.fromkeys(range(len(lines)), "")
+        for index, words, _ in self._translate(model, dataset, device, Group()):
+            found[index] = self._codec.decode(words)
+        return list(found.values())
+
+    def assets(self) -> dict[str, Any]:
+        """Dictionaries, BPE codes and the manifest of the prepared set."""
+        return self._prepared.assets()
+
+    def examples(self) -> list[str]:
+        """Two raw source sentences of the test split."""
+        dataset, dictionary = self._dataset("test"), self._fairseq.source_dictionary
+        return [
+            self._codec.decode_source(bridge.text(dictionary, dataset[index]["source"]))
+            for index in range(min(2, len(dataset)))
+        ]
+
+    def _losses(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+        """Sums of smoothed loss and negative log-likelihood in nats, and the target tokens.
+
+        The forward pass goes through ``model``, which may be DistributedDataParallel; what the
+        criterion asks of the model besides is fairseq's, so the model inside has to answer.
+        """
+        fairseq_model = model.module if isinstance(model, DistributedDataParallel) else model
+        output = model(**sample["net_input"])
+        loss, nll = self._criterion.compute_loss(fairseq_model, output, sample)
+        return loss, nll, float(sample["ntokens"])
+
+    def _bleu(self, model: nn.Module, group: Group, split: Split) -> float:
+        mine = [
+            (hypothesis, reference)
+            for _, hypothesis, reference in self._translate(
+                model, self._dataset(split), group.device, group
+            )
+        ]
+        shares = cast(list[list[tuple[str, str]]], group.gather(mine))
+        hypotheses, references = zip(*(pair for share in shares for pair in share), strict=True)
+        return tokenised_bleu(list(hypotheses), list(references))
+
+    def _translate(
+        self, model: nn.Module, dataset: Any, device: torch.device, group: Group
+    ) -> Iterator[tuple[int, str, str]]:
+        batches = bridge.batches_by_length(
+            self._fairseq,
+            dataset,
+            max_tokens=self.recipe.evaluation_tokens,
+            max_sentences=GENERATED_TOGETHER,
+        )
+        generator = bridge.build_generator(self._fairseq, self.recipe, model)
+        mine = batches[group.rank :: group.world_size]
+        return translate(generator, self._fairseq, dataset, mine, device)
+
+    def _collate(
+        self, dataset: Any, indices: Sequence[int], group: Group, *, counts: bool = True
+    ) -> Batch:
+        sample = dataset.collater([dataset[index] for index in indices])
+        return Batch(on_device(sample, group.device), counts)
+
+    def _epochs(self, group: Group) -> Any:
+        """fairseq's batches of the training split, dealt to the ranks."""
+        limit = self.recipe.tokens_per_step // (group.world_size * self.recipe.accumulate)
+        dataset = self._dataset("train")
+        fits = (dataset.sizes <= self._fairseq.max_positions()).all(axis=1)
+        longest = int(dataset.sizes[fits].max())
+        if longest > limit:
+            raise UserError(
+                f"recipe.tokens_per_step={self.recipe.tokens_per_step}: leaves {limit} tokens per "
+                f"micro-batch and rank, but the longest sentence of {self._prepared.folder} has "
+                f"{longest}; set it to {longest * group.world_size * self.recipe.accumulate} or more"
+            )
+        key = (group.world_size, group.rank)
+        if key not in self._epochs_by_place:
+            self._epochs_by_place[key] = bridge.epoch_batches(
+                self._fairseq,
+                dataset,
+                max_tokens=limit,
+                order_seed=self.order_seed,
+                shards=group.world_size,
+                shard=group.rank,
+            )
+        return self._epochs_by_place[key]
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data order, small enough for fairseq to add the epoch to it."""
+        return stream_seed(self.seed, "order") % 2**31
+
+    @cached_property
+    def _epochs_by_place(self) -> dict[tuple[int, int], Any]:
+        return {}
+
+    @cached_property
+    def _prepared(self) -> PreparedSet:
+        return open_prepared(self.data_dir, self.recipe.data)
+
+    @cached_property
+    def _fairseq(self) -> Any:
+        found = self._prepared
+        return bridge.load_task(found.folder, found.source, found.target, self.recipe)
+
+    @cached_property
+    def _criterion(self) -> Any:
+        return bridge.build_criterion(self._fairseq, self.recipe)
+
+    def _dataset(self, split: str) -> Any:
+        if split not in self._fairseq.datasets:
+            self._fairseq.load_dataset(split)
+        return self._fairseq.dataset(split)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
