@@ -1,0 +1,134 @@
+"""What a study has found out, as the reporting side reads it (never Optuna)."""
+
+from collections import Counter
+from typing import Any, Literal
+
+from pydantic import Field
+
+from knee_tune.specs.base import Spec
+from knee_tune.specs.recipe import Direction
+from knee_tune.specs.study import StudySpec
+
+TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
+
+
+class Evaluation(Spec):
+    """The metrics on the validation split after one step."""
+
+    step: int = Field(ge=0)
+    metrics: dict[str, float]
+
+
+class RunRecord(Spec):
+    """One training run and what became of it."""
+
+    seed_lr: float
+    state: TrialState
+    value: float | None = Field(default=None, description="the study's metric, if complete")
+    metrics: dict[str, float] = Field(
+        default_factory=dict, description="of the final evaluation, named as in valid_ppl"
+    )
+    curve: tuple[Evaluation, ...] = Field(default=(), description="ascending in the step")
+    steps_trained: int = Field(default=0, ge=0, description="over all attempts")
+    steps_budget: int = Field(default=0, ge=0, description="total steps of the plan; 0: unknown")
+    reason: str = Field(default="", description="why it was pruned or failed, one line")
+    started: float | None = Field(default=None, description="seconds since 1970, UTC")
+    seconds: float | None = Field(default=None, ge=0, description="from start to end")
+    run_id: str | None = Field(default=None, description="MLflow run")
+    run_url: str | None = None
+    checkpoint: str | None = None
+    seed: int | None = Field(default=None, description="random seed of the training run")
+
+
+class TrialRecord(RunRecord):
+    """One trial: a point of the search space."""
+
+    number: int = Field(ge=0)
+    explore_fraction: float
+
+
+class BaselineRecord(RunRecord):
+    """A schedule other than Knee, trained outside the search to compare with."""
+
+    schedule: str
+
+
+class Counts(Spec):
+    """Trials by state. Those that wait in the queue are not counted."""
+
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+
+
+class Steps(Spec):
+    """What the study cost, and what it would have cost.
+
+    ``trained`` are all steps that were trained, those of failed trials too. ``independent`` are
+    those of the same finished (complete or pruned) trials, each trained alone to its end.
+    """
+
+    trained: int
+    independent: int
+
+
+class StudyRecord(Spec):
+    """A study and its trials. A trial that was taken up again appears once, as it is now."""
+
+    name: str
+    task: str
+    metric: str = Field(description="what the study optimises, with its split, as in valid_ppl")
+    direction: Direction
+    trials: tuple[TrialRecord, ...] = ()
+    spec: StudySpec
+    baselines: tuple[BaselineRecord, ...] = ()
+
+    @property
+    def counts(self) -> Counts:
+        """How many trials are in which state."""
+        counter = Counter[str](trial.state for trial in self.trials)
+        return Counts(**{state: counter[state] for state in Counts.model_fields})
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The complete trial with the best value, the earliest of equals; None if there is none."""
+        sign = 1 if self.direction == "minimize" else -1
+        scored = [
+            (sign * trial.value, trial.number, trial)
+            for trial in self.trials
+            if trial.state == "complete" and trial.value is not None
+        ]
+        return min(scored)[2] if scored else None
+
+    @property
+    def steps(self) -> Steps:
+        """Steps trained, and steps that independent unpruned trials would have taken."""
+        return Steps(
+            trained=sum(trial.steps_trained for trial in self.trials),
+            independent=sum(
+                trial.steps_budget for trial in self.trials if trial.state in ("complete", "pruned")
+            ),
+        )
+
+    def best_as_json(self) -> dict[str, Any] | None:
+        """The best trial as ``status --json`` and ``best --json`` print it."""
+        best = self.best
+        if best is None:
+            return None
+        return {
+            "trial": best.number,
+            "seed_lr": best.seed_lr,
+            "explore_fraction": best.explore_fraction,
+            "value": best.value,
+            "metric": self.metric,
+        }
+
+    def status_as_json(self) -> dict[str, Any]:
+        """The object that ``status --json`` prints."""
+        return {
+            "study": self.name,
+            "counts": self.counts.model_dump(),
+            "best": self.best_as_json(),
+            "steps": self.steps.model_dump(),
+        }

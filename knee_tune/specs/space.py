@@ -1,0 +1,125 @@
+"""The search space: which seed LRs and which explore fractions a study may try.
+
+Both are grids, because a point must recur: two trials share a trunk only if their seed LR is the
+same number.
+"""
+
+import math
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from knee_tune.specs.base import Spec
+
+DEFAULT_EXPLORE_FRACTION = 0.5
+"""The paper's fixed choice when nothing is tuned (section 5.2, table 5)."""
+
+DEFAULT_PER_DECADE = 8
+
+PositiveLR = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SeedLRSpace(Spec):
+    """Seed LRs, either ``{low, high, per_decade}`` or ``{values}``."""
+
+    low: PositiveLR | None = Field(default=None, description="smallest seed LR")
+    high: PositiveLR | None = Field(default=None, description="largest seed LR")
+    per_decade: int | None = Field(
+        default=None, ge=1, le=50, description="points per factor of ten (8 if not given)"
+    )
+    values: tuple[PositiveLR, ...] | None = Field(
+        default=None, min_length=1, description="the very seed LRs"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        _check_form(
+            self.values, low=self.low, high=self.high, extra={"per_decade": self.per_decade}
+        )
+        return self
+
+    def points(self, default: float) -> tuple[float, ...]:
+        """The seed LRs, ascending; ``default`` (the recipe's own) is always one of them.
+
+        The log grid is anchored at ``default``: its points are ``default * 10 ** (i / per_decade)``
+        within low..high, rounded to three significant digits so that they can be read and typed
+        again. So the bounds themselves are points only where they lie on that grid.
+        """
+        if self.values is not None:
+            return tuple(sorted({*self.values, default}))
+        assert self.low is not None and self.high is not None  # _one_form has seen to it
+        per_decade = self.per_decade or DEFAULT_PER_DECADE
+        first = math.floor(per_decade * math.log10(self.low / default))
+        last = math.ceil(per_decade * math.log10(self.high / default))
+        grid = (
+            float(f"{default * 10 ** (i / per_decade):.3g}") for i in range(first, last + 1) if i
+        )
+        return tuple(sorted({default, *(lr for lr in grid if self.low <= lr <= self.high)}))
+
+
+class ExploreFractionSpace(Spec):
+    """Explore fractions, either ``{low, high, step}`` or ``{values}``."""
+
+    low: Fraction | None = Field(default=None, description="smallest explore fraction")
+    high: Fraction | None = Field(default=None, description="largest explore fraction")
+    step: float | None = Field(default=None, gt=0, lt=1, description="distance of two points")
+    values: tuple[Fraction, ...] | None = Field(
+        default=None, min_length=1, description="the very explore fractions"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        _check_form(self.values, low=self.low, high=self.high, step=self.step)
+        return self
+
+    def points(self) -> tuple[float, ...]:
+        """The explore fractions, ascending; the paper's default 0.5 is always one of them."""
+        if self.values is not None:
+            return tuple(sorted({*self.values, DEFAULT_EXPLORE_FRACTION}))
+        assert self.low is not None and self.high is not None and self.step is not None
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        grid = (round(self.low + i * self.step, 6) for i in range(count))
+        return tuple(sorted({DEFAULT_EXPLORE_FRACTION, *grid}))
+
+
+class SearchSpace(Spec):
+    """Seed LR x explore fraction."""
+
+    seed_lr: SeedLRSpace
+    explore_fraction: ExploreFractionSpace
+
+    def seed_lrs(self, default: float) -> tuple[float, ...]:
+        """The seed LRs that may be tried, ascending, with the recipe's ``default`` among them."""
+        return self.seed_lr.points(default)
+
+    def explore_fractions(self) -> tuple[float, ...]:
+        """The explore fractions that may be tried, ascending, with the default 0.5 among them."""
+        return self.explore_fraction.points()
+
+    def size(self, default: float) -> int:
+        """How many different trials there are."""
+        return len(self.seed_lrs(default)) * len(self.explore_fractions())
+
+
+def _check_form(
+    values: tuple[float, ...] | None,
+    *,
+    extra: dict[str, float | None] | None = None,
+    **required: float | None,
+) -> None:
+    """ValueError unless the points are given in exactly one of the two forms."""
+    names = [*required, *(extra or {})]
+    given = [name for name, number in {**required, **(extra or {})}.items() if number is not None]
+    if values is not None:
+        if given:
+            raise ValueError(f"give either values or {', '.join(names)}, not both")
+        if any(left >= right for left, right in zip(values, values[1:], strict=False)):
+            raise ValueError("values must ascend, each one once")
+        return
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing; give {', '.join(names)}, or values")
+    low, high = required["low"], required["high"]
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"low must be less than high, got low={low:g}, high={high:g}")

@@ -1,0 +1,86 @@
+"""The resolved description of one study: everything that decides what it searches and trains."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from knee_tune.specs.base import Spec
+from knee_tune.specs.space import SearchSpace
+
+Sampler = Literal["gp", "tpe", "random"]
+Pruner = Literal["median", "none"]
+
+StudyName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="letters, digits, dots, dashes, underscores: it names folders and runs too",
+    ),
+]
+
+
+class ReferenceRow(Spec):
+    """One row of a published table: a setting and the numbers reported for it."""
+
+    schedule: Literal["knee", "step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"]
+    epochs: int = Field(gt=0, description="training budget")
+    seed_lr: float | None = Field(default=None, gt=0)
+    explore_epochs: int | None = Field(default=None, ge=0, description="knee only")
+    metrics: dict[str, float] = Field(description="mean values by name and split, as in test_bleu")
+    std: dict[str, float] = Field(
+        default_factory=dict, description="standard deviations over the runs, same names"
+    )
+
+    @model_validator(mode="after")
+    def _explore_fits(self) -> Self:
+        if self.explore_epochs is not None and self.explore_epochs > self.epochs:
+            raise ValueError(f"explore_epochs must not exceed epochs={self.epochs}")
+        unknown = self.std.keys() - self.metrics.keys()
+        if unknown:
+            raise ValueError(f"std without a mean in metrics: {', '.join(sorted(unknown))}")
+        return self
+
+
+class ReferenceTable(Spec):
+    """A published table that the study's report shows beside its own numbers."""
+
+    table: str = Field(description="as in 'Table 15'")
+    section: str = Field(description="as in '5.4'")
+    page: int | None = Field(default=None, gt=0)
+    runs: int | None = Field(default=None, gt=0, description="runs that each value is a mean over")
+    note: str = Field(default="", description="what differs from how knee-tune measures")
+    rows: tuple[ReferenceRow, ...] = Field(min_length=1)
+
+
+class StudySpec(Spec):
+    """One study, resolved: presets, study file, ``--set`` and flags are already merged.
+
+    ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
+    typed recipe travels beside this value (see :func:`knee_tune.specs.resolve.resolve_study`).
+    """
+
+    name: StudyName
+    description: str = ""
+    source: str = Field(default="", description="where the settings are from: paper and section")
+    task: str
+    preset: str
+    recipe: dict[str, Any]
+    space: SearchSpace
+    trials: int = Field(default=20, gt=0, description="trials of the whole study")
+    sampler: Sampler = "gp"
+    pruner: Pruner = "median"
+    seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
+    nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
+    reference: tuple[ReferenceTable, ...] = Field(
+        default=(), description="published numbers for the same task"
+    )
+
+    @property
+    def seed_lrs(self) -> tuple[float, ...]:
+        """The seed LRs that may be tried, ascending; the recipe's own is one of them."""
+        return self.space.seed_lrs(float(self.recipe["seed_lr"]))
+
+    @property
+    def explore_fractions(self) -> tuple[float, ...]:
+        """The explore fractions that may be tried, ascending; 0.5 is one of them."""
+        return self.space.explore_fractions()
