@@ -1,0 +1,23 @@
+"""Tracking in MLflow, which this package alone imports, and never when it is itself imported."""
+
+from knee_tune.tracking.store import experiment_name, resolve_tracking_uri, ui_command
+from knee_tune.tracking.tracker import (
+    MlflowTracker,
+    NullTracker,
+    Tracker,
+    open_tracker,
+    send_leftovers,
+    unsent_notice,
+)
+
+__all__ = [
+    "MlflowTracker",
+    "NullTracker",
+    "Tracker",
+    "experiment_name",
+    "open_tracker",
+    "resolve_tracking_uri",
+    "send_leftovers",
+    "ui_command",
+    "unsent_notice",
+]

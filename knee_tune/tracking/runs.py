@@ -1,0 +1,328 @@
+"""Events become MLflow runs: a parent run per study, a child run per trial. The only mapping.
+
+Runs are found by a unique tag before they are created, metrics carry the time of their event, so
+delivering an event twice changes nothing.
+"""
+
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException, RestException
+
+from knee_tune.specs.tracking import (
+    Attached,
+    Recorded,
+    RunLink,
+    StudyFinished,
+    StudyStarted,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+)
+from knee_tune.tracking.sender import RejectedError
+from knee_tune.tracking.store import MAX_PATIENCE, PATIENCE, artifact_root, patience, run_link
+
+RUN_KEY = "knee.run_key"
+"""Tag that a run is found again by: ``<study uid>`` or ``<study uid>/<trial key>``."""
+
+STUDY_UID = "knee.study_uid"
+
+TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
+
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+
+# What one call of ``log_batch`` takes.
+MAX_METRICS, MAX_TEXTS, MAX_VALUE = 900, 90, 5000
+
+
+@dataclass
+class _StudyRuns:
+    """What is known of one study's runs on the server."""
+
+    experiment_id: str
+    ids: dict[str, str] = field(default_factory=dict)
+    """Run id by run key."""
+    steps: dict[str, set[int]] = field(default_factory=dict)
+    """Steps reported so far, by run id, loaded when first needed."""
+
+
+class RunWriter:
+    """Delivers events to MLflow. One thread writes, any thread may ask for links."""
+
+    def __init__(self, client: MlflowClient, *, uri: str, home: Path) -> None:
+        self._client, self._uri, self._home = client, uri, home
+        self._studies: dict[str, _StudyRuns] = {}
+        self._links: dict[str, RunLink] = {}
+        self._linked = threading.Condition()
+        self._failures = 0
+
+    def link(self, run_key: str, *, wait: float) -> RunLink | None:
+        """Where the run with this key is; None if that is not known within ``wait`` seconds."""
+        with self._linked:
+            self._linked.wait_for(lambda: run_key in self._links, timeout=wait)
+            return self._links.get(run_key)
+
+    def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
+        """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good."""
+        try:
+            # More patience after every failure: a slow server is late, not dead.
+            with patience(min(PATIENCE * 2**self._failures, MAX_PATIENCE)):
+                self._apply(study, events)
+            self._failures = 0
+        except Exception as error:
+            self._studies.clear()  # a call may have worked although its answer was lost
+            if _refused(error):
+                raise RejectedError(str(error)) from error
+            self._failures += 1
+            raise
+
+    def _apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
+        if study.uid not in self._studies:
+            self._studies[study.uid] = self._load(study)
+        reports: dict[str, list[tuple[int, TrialReported]]] = {}
+        for at, event in ((recorded.at, recorded.event) for recorded in events):
+            match event:
+                case TrialReported():
+                    reports.setdefault(event.key, []).append((at, event))
+                case StudyStarted():
+                    self._start_study(study, event)
+                case TrialStarted():
+                    self._report(study, event.key, reports.pop(event.key, []))
+                    self._start_trial(study, event, at)
+                case TrialFinished():
+                    self._report(study, event.key, reports.pop(event.key, []))
+                    self._finish_trial(study, event, at)
+                case Attached():
+                    self._attach(self._run_id(study, event.key), event)
+                case StudyFinished():
+                    run_id = self._run_id(study, None)
+                    metrics = [Metric(k, v, at, 0) for k, v in event.metrics.items()]
+                    self._log(run_id, metrics=metrics, tags=event.tags)
+                    self._client.set_terminated(run_id, STUDY_STATUS[event.state], end_time=at)
+        for key, pending in reports.items():
+            self._report(study, key, pending)
+
+    def _load(self, study: StudyStarted) -> _StudyRuns:
+        """The experiment, created if need be, and the study's runs in it."""
+        experiment = self._client.get_experiment_by_name(study.experiment)
+        if experiment is None:
+            root = artifact_root(self._home, self._uri)
+            location = f"{root}/{study.experiment}" if root else None
+            try:
+                identity = self._client.create_experiment(study.experiment, location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return self._load(study)  # another driver was quicker
+        else:
+            identity = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                self._client.restore_experiment(identity)
+        runs = _StudyRuns(identity)
+        for run in self._search(identity, f"tags.`{STUDY_UID}` = '{study.uid}'"):
+            self._know(runs, run.data.tags[RUN_KEY], run.info.run_id)
+        return runs
+
+    def _search(self, experiment_id: str, condition: str) -> list[Run]:
+        """All runs that match, the oldest last, so that it wins in a dict."""
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs([experiment_id], condition, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                break
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id), reverse=True)
+
+    def _know(self, runs: _StudyRuns, run_key: str, run_id: str) -> None:
+        runs.ids[run_key] = run_id
+        with self._linked:
+            self._links[run_key] = run_link(
+                self._uri, experiment_id=runs.experiment_id, run_id=run_id
+            )
+            self._linked.notify_all()
+
+    def _start_study(self, study: StudyStarted, event: StudyStarted) -> None:
+        run_id = self._run_id(study, None)
+        tags = dict(event.tags)
+        if event.description:
+            tags["mlflow.note.content"] = event.description
+        self._reopen(run_id, event.params, tags)
+
+    def _start_trial(self, study: StudyStarted, event: TrialStarted, at: int) -> None:
+        run_id = self._run_id(study, event.key, name=event.name, at=at)
+        facts = {
+            "optuna.trial_number": event.number,
+            "knee.schedule": event.schedule,
+            "knee.seed_lr": event.seed_lr,
+            "knee.explore_fraction": event.explore_fraction,
+        }
+        tags = {name: f"{value}" for name, value in facts.items() if value is not None}
+        params = {
+            "seed_lr": event.seed_lr,
+            "explore_fraction": event.explore_fraction,
+            "schedule": event.schedule,
+            **event.params,
+        }
+        self._reopen(run_id, params, tags | {"optuna.state": "RUNNING"} | event.tags)
+
+    def _finish_trial(self, study: StudyStarted, event: TrialFinished, at: int) -> None:
+        run_id = self._run_id(study, event.key)
+        tags = {"optuna.state": event.state, **event.tags}
+        if event.reason:
+            tags["knee.reason"] = event.reason
+        metrics = [Metric(k, v, at, event.step) for k, v in event.metrics.items()]
+        self._log(run_id, metrics=metrics, tags=tags)
+        self._client.set_terminated(run_id, TRIAL_STATUS[event.state], end_time=at)
+
+    def _reopen(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Make the run RUNNING; params are immutable, so only those it lacks are written."""
+        run = self._client.get_run(run_id)
+        if run.info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+        new = {k: v for k, v in flatten(params).items() if k not in run.data.params}
+        self._log(run_id, params=new, tags=tags)
+
+    def _report(
+        self, study: StudyStarted, key: str, reports: Sequence[tuple[int, TrialReported]]
+    ) -> None:
+        """Metrics of a retried trial continue its curves; MLflow itself would repeat points."""
+        if not reports:
+            return
+        run_id = self._run_id(study, key)
+        steps = self._studies[study.uid].steps
+        if run_id not in steps:
+            history = self._client.get_metric_history(run_id, "lr")
+            steps[run_id] = {metric.step for metric in history}
+        batch: list[Metric] = []
+        taken: set[int] = set()
+        for at, report in reports:
+            if report.step in steps[run_id] | taken:
+                continue
+            values = {**report.metrics, "lr": report.lr}
+            if len(batch) + len(values) > MAX_METRICS:
+                self._client.log_batch(run_id, metrics=batch, synchronous=True)
+                batch = []
+            batch += [Metric(_name(k), v, at, report.step) for k, v in values.items()]
+            taken.add(report.step)
+        if batch:
+            self._client.log_batch(run_id, metrics=batch, synchronous=True)
+        steps[run_id] |= taken
+
+    def _attach(self, run_id: str, event: Attached) -> None:
+        folder, _, name = event.name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / name
+            if event.file is not None:
+                if not event.file.is_file():
+                    raise RejectedError(f"{event.file} is gone")
+                path.symlink_to(event.file)
+            elif event.text is not None:
+                path.write_text(event.text)
+            else:
+                import plotly.io
+
+                plotly.io.write_html(
+                    event.figure, path, include_plotlyjs=event.offline or "cdn", auto_play=False
+                )
+            self._client.log_artifact(run_id, str(path), folder or None)
+
+    def _run_id(
+        self,
+        study: StudyStarted,
+        key: str | None,
+        *,
+        name: str | None = None,
+        at: int | None = None,
+    ) -> str:
+        """The run of a trial, or of the study (None), created if MLflow has none."""
+        runs = self._studies[study.uid]
+        run_key = run_key_of(study.uid, key)
+        if run_key in runs.ids:
+            return runs.ids[run_key]
+        tags = {
+            RUN_KEY: run_key,
+            STUDY_UID: study.uid,
+            "optuna.study_name": study.name,
+            **{k: v for k, v in study.tags.items() if k.startswith("mlflow.")},
+        }
+        if key is not None:
+            tags["mlflow.parentRunId"] = self._run_id(study, None)
+        run = self._client.create_run(
+            runs.experiment_id,
+            start_time=at or time.time_ns() // 1_000_000,
+            tags=tags,
+            run_name=name or key or study.name,
+        )
+        run_id = str(run.info.run_id)
+        if key is None:
+            run_id = self._oldest(runs, run_key, run_id)
+        else:
+            runs.steps[run_id] = set()
+        self._know(runs, run_key, run_id)
+        return run_id
+
+    def _oldest(self, runs: _StudyRuns, run_key: str, created: str) -> str:
+        """Drivers that start together may each create the parent run: all keep the oldest."""
+        oldest = self._search(runs.experiment_id, f"tags.`{RUN_KEY}` = '{run_key}'")[-1]
+        if oldest.info.run_id != created:
+            self._client.delete_run(created)
+        return str(oldest.info.run_id)
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        all_params = [Param(_name(k), v[:MAX_VALUE]) for k, v in (params or {}).items()]
+        all_tags = [RunTag(_name(k), v[:MAX_VALUE]) for k, v in (tags or {}).items()]
+        for first in range(0, max(len(all_params), len(all_tags), 1), MAX_TEXTS):
+            part = slice(first, first + MAX_TEXTS)
+            self._client.log_batch(
+                run_id,
+                metrics=metrics if first == 0 else (),
+                params=all_params[part],
+                tags=all_tags[part],
+                synchronous=True,
+            )
+
+
+def run_key_of(study_uid: str, key: str | None) -> str:
+    """The value of the tag ``knee.run_key`` of a trial, or of the study itself (None)."""
+    return study_uid if key is None else f"{study_uid}/{key}"
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``{"recipe.model.dropout": "0.3"}``; None is left out."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = f"{value}"
+    return flat
+
+
+def _refused(error: Exception) -> bool:
+    """Whether MLflow itself said no. An error page of some proxy in between is no answer."""
+    if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
+        return False
+    return isinstance(error, RestException) or "API request" not in str(error)
+
+
+def _name(name: str) -> str:
+    """MLflow allows letters, digits, ``_-./`` and spaces in names."""
+    return re.sub(r"[^\w\-./ ]", "_", name)

@@ -1,0 +1,210 @@
+"""The sender: a thread that carries outboxes to where they belong and never gives up.
+
+It knows files, time and patience, but not MLflow: delivery is handed in.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from knee_tune.specs.tracking import (
+    Recorded,
+    StudyFinished,
+    StudyStarted,
+    TrialFinished,
+    TrialStarted,
+)
+from knee_tune.tracking.outbox import Outbox, another_driver_lives
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+"""Events per delivery."""
+
+MAX_BACK_OFF = 30.0
+"""Seconds between two tries while the server is away."""
+
+
+class RejectedError(Exception):
+    """The server answered and will never take this event: trying again is pointless."""
+
+
+class Delivery(Protocol):
+    """Puts events where they belong. The same events may come twice and must count once."""
+
+    def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
+        """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable."""
+        ...
+
+
+class Sender:
+    """Delivers ``outbox`` every ``interval`` seconds, what dead drivers left behind first.
+
+    ``connect`` runs in the thread, so it may be slow. ``folders`` are searched once for
+    outboxes to adopt.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Delivery],
+        *,
+        outbox: Outbox | None,
+        folders: Sequence[Path],
+        where: str,
+        interval: float = 2.0,
+    ) -> None:
+        self._connect = connect
+        self._delivery: Delivery | None = None
+        self._outbox = outbox
+        self._folders = list(folders)
+        self._orphans: list[Outbox] = []
+        self._where = where
+        self._interval = interval
+        self._changed = threading.Condition()
+        self._urgent = False
+        self._stopping = threading.Event()
+        self._failures = 0
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    @property
+    def remaining(self) -> int:
+        """Events not delivered yet."""
+        return sum(box.remaining for box in self._boxes())
+
+    def flush(self, timeout: float) -> int:
+        """Deliver now; wait at most ``timeout`` seconds and two failures. What remains."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            failures = self._failures
+            while self.remaining or self._orphans or self._folders:
+                self._urgent = True
+                self._changed.notify_all()
+                left = deadline - time.monotonic()
+                if left <= 0 or self._failures >= failures + 2:
+                    break
+                self._changed.wait(left)
+        return self.remaining
+
+    def close(self, timeout: float) -> int:
+        """Flush and stop. The thread ends by itself once its last call comes back."""
+        remaining = self.flush(timeout)
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
+        self._thread.join(timeout=0.2)  # longer only if it hangs in a call, reading nothing
+        for box in self._boxes():
+            box.close()
+        return remaining
+
+    def _boxes(self) -> list[Outbox]:
+        return [*self._orphans, *([self._outbox] if self._outbox else [])]
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._deliver_all()
+            except Exception as error:  # whatever MLflow raises: training must not notice
+                if self._stopping.is_set():
+                    return
+                self._failed(error)
+            else:
+                self._succeeded()
+            with self._changed:
+                self._changed.notify_all()
+                if not self._stopping.is_set() and not (self._urgent and self._failures < 2):
+                    self._changed.wait(self._pause())
+                self._urgent = False
+
+    def _pause(self) -> float:
+        if self._failures == 0:
+            return self._interval
+        return min(2.0 ** (self._failures - 1), MAX_BACK_OFF)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            log.warning(
+                "tracking at %s does not answer; events wait in the outbox and training goes on"
+                " (%s)",
+                self._where,
+                _first_line(error),
+            )
+
+    def _succeeded(self) -> None:
+        if self._failures:
+            log.warning("tracking at %s answers again", self._where)
+        self._failures = 0
+
+    def _deliver_all(self) -> None:
+        while self._folders:
+            self._orphans += Outbox.adopt(self._folders[0])
+            self._folders = self._folders[1:]
+        if not self._boxes():
+            return
+        if self._delivery is None:
+            self._delivery = self._connect()
+        while self._orphans:
+            orphan = self._orphans[0]
+            self._deliver(orphan)
+            self._bury(orphan)
+            self._orphans = self._orphans[1:]
+            orphan.close()
+        if self._outbox:
+            self._deliver(self._outbox)
+
+    def _deliver(self, outbox: Outbox) -> None:
+        while not self._stopping.is_set():
+            batch = outbox.pending(BATCH)
+            if not batch.lines:
+                return
+            try:
+                self._apply(outbox.study, batch.lines)
+            except (RejectedError, ValidationError):
+                for line in batch.lines:
+                    self._apply_or_reject(outbox, line)
+            if self._stopping.is_set():
+                return  # the outbox is closed and may have a new owner
+            outbox.acknowledge(batch)
+
+    def _apply(self, study: StudyStarted, lines: Sequence[bytes]) -> None:
+        assert self._delivery is not None
+        self._delivery.apply(study, [Recorded.model_validate_json(line) for line in lines])
+
+    def _apply_or_reject(self, outbox: Outbox, line: bytes) -> None:
+        try:
+            self._apply(outbox.study, [line])
+        except (RejectedError, ValidationError) as error:
+            outbox.reject(line, _first_line(error))
+
+    def _bury(self, orphan: Outbox) -> None:
+        """A killed driver could not say how its trials ended: nothing may stay RUNNING."""
+        assert self._delivery is not None
+        open_keys: dict[str, None] = {}
+        study_open = True
+        for event in orphan.events():
+            match event:
+                case TrialStarted():
+                    open_keys[event.key] = None
+                case TrialFinished():
+                    open_keys.pop(event.key, None)
+                case StudyFinished():
+                    study_open = False
+        ends: list[TrialFinished | StudyFinished] = [
+            TrialFinished(key=key, state="FAIL", reason="the driver was killed")
+            for key in open_keys
+        ]
+        ours = {box.path for box in self._boxes()}
+        if study_open and not another_driver_lives(orphan.path.parent, ours=ours):
+            ends.append(StudyFinished(state="INTERRUPTED"))
+        now = time.time_ns() // 1_000_000
+        self._delivery.apply(orphan.study, [Recorded(at=now, event=end) for end in ends])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,140 @@
+"""The tracker: what the driver talks to. It takes events, at once, and never waits for MLflow."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from knee_tune.specs.tracking import Event, RunLink, StudyStarted
+from knee_tune.tracking.outbox import Outbox, study_folder
+from knee_tune.tracking.sender import Sender
+from knee_tune.tracking.store import connect
+
+if TYPE_CHECKING:
+    from knee_tune.tracking.runs import RunWriter
+
+EXIT_PATIENCE = 10.0
+"""Seconds that the end of a command waits for tracking."""
+
+
+class Tracker(Protocol):
+    """Takes the events of one study. Methods may be called from any thread."""
+
+    def record(self, event: Event) -> None:
+        """Take ``event``; returns in well under a millisecond, whatever the server does.
+
+        The first one must be :class:`StudyStarted` (ValueError otherwise).
+        """
+        ...
+
+    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+        """The MLflow run of a trial, or of the study (None), if known within ``wait`` seconds."""
+        ...
+
+    def flush(self, timeout: float = EXIT_PATIENCE) -> int:
+        """Send everything now; the number of events that remain after ``timeout`` seconds."""
+        ...
+
+    def close(self, timeout: float = EXIT_PATIENCE) -> int:
+        """Flush and stop. What remains is sent by the next command; see :func:`unsent_notice`."""
+        ...
+
+
+class NullTracker:
+    """Tracks nothing (``--tracking-uri none``)."""
+
+    def record(self, event: Event) -> None:
+        """Forget the event."""
+
+    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+        """There are no runs."""
+        return None
+
+    def flush(self, timeout: float = EXIT_PATIENCE) -> int:
+        """There is nothing to send."""
+        return 0
+
+    def close(self, timeout: float = EXIT_PATIENCE) -> int:
+        """There is nothing to send."""
+        return 0
+
+
+class MlflowTracker:
+    """Tracks one study in MLflow, through an outbox in ``home`` and a sender thread."""
+
+    def __init__(self, *, home: Path, uri: str, interval: float = 2.0) -> None:
+        self._home, self._uri, self._interval = home, uri, interval
+        self._study: StudyStarted | None = None
+        self._outbox: Outbox | None = None
+        self._sender: Sender | None = None
+        self._writer: RunWriter | None = None
+        self._connected = threading.Event()
+
+    def record(self, event: Event) -> None:
+        """See :class:`Tracker`."""
+        if self._outbox is not None:
+            self._outbox.append(event)
+        elif isinstance(event, StudyStarted):
+            self._study = event
+            self._outbox = Outbox.create(self._home, event)
+            self._sender = Sender(
+                self._connect,
+                outbox=self._outbox,
+                folders=[study_folder(self._home, event.name)],
+                where=self._uri,
+                interval=self._interval,
+            )
+        else:
+            raise ValueError("the first event of a tracker is StudyStarted")
+
+    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+        """See :class:`Tracker`."""
+        if self._study is None or not self._connected.wait(wait):
+            return None
+        from knee_tune.tracking.runs import run_key_of
+
+        assert self._writer is not None
+        return self._writer.link(run_key_of(self._study.uid, key), wait=wait)
+
+    def flush(self, timeout: float = EXIT_PATIENCE) -> int:
+        """See :class:`Tracker`."""
+        return self._sender.flush(timeout) if self._sender else 0
+
+    def close(self, timeout: float = EXIT_PATIENCE) -> int:
+        """See :class:`Tracker`."""
+        return self._sender.close(timeout) if self._sender else 0
+
+    def _connect(self) -> "RunWriter":
+        self._writer = _connect_writer(self._uri, self._home)
+        self._connected.set()
+        return self._writer
+
+
+def open_tracker(*, home: Path, uri: str | None) -> Tracker:
+    """The tracker for a resolved tracking URI (see ``resolve_tracking_uri``); None tracks not."""
+    return NullTracker() if uri is None else MlflowTracker(home=home, uri=uri)
+
+
+def send_leftovers(*, home: Path, uri: str, timeout: float = EXIT_PATIENCE) -> int:
+    """Send what earlier commands could not, of all studies in ``home``; what still remains.
+
+    Imports no MLflow when nothing is left over. Outboxes of living drivers are left alone.
+    """
+    folders = sorted(path for path in (home / "outbox").glob("*") if path.is_dir())
+    if not any(next(folder.glob("*.jsonl"), None) for folder in folders):
+        return 0
+    sender = Sender(lambda: _connect_writer(uri, home), outbox=None, folders=folders, where=uri)
+    return sender.close(timeout)
+
+
+def unsent_notice(remaining: int, uri: str) -> str | None:
+    """The line to show when :meth:`Tracker.close` left something; None if it did not."""
+    if not remaining:
+        return None
+    return f"{remaining} tracking events could not be sent to {uri}; the next command sends them"
+
+
+def _connect_writer(uri: str, home: Path) -> "RunWriter":
+    client = connect(uri)
+    from knee_tune.tracking.runs import RunWriter
+
+    return RunWriter(client, uri=uri, home=home)
