@@ -90,7 +90,7 @@ def build_transformer(task: Any, recipe: TranslationRecipe) -> nn.Module:
     )
     model: nn.Module = TransformerModelBase.build_model(config, task)
     # Its buffers are constants (position tables, versions): no need to send them at every step.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
         model, [name for name, _ in model.named_buffers()]
     )
     return model
@@ -138,15 +138,25 @@ def epoch_batches(
         num_shards=shards,
         shard_id=shard,
         epoch=1,
+        disable_iterator_cache=True,  # the cache would hand out another shard's iterator
     )
 
 
 def batches_by_length(
-    task: Any, dataset: FairseqDataset, *, max_tokens: int, max_sentences: int | None = None
+    task: Any,
+    dataset: FairseqDataset,
+    *,
+    max_tokens: int,
+    max_sentences: int | None = None,
+    limit: int | None = None,
 ) -> list[list[int]]:
-    """Indices of every sentence pair, batched with others of its length."""
+    """Indices of the sentences, batched with others of their length.
+
+    ``limit`` takes that many only, spread evenly over the dataset.
+    """
     sizes = np.asarray(dataset.sizes).reshape(len(dataset), -1)
-    order = np.lexsort(sizes.T)
+    chosen = np.linspace(0, len(dataset) - 1, min(limit or len(dataset), len(dataset))).astype(int)
+    order = chosen[np.lexsort(sizes[chosen].T)]
     kept = task.filter_indices_by_size(order, dataset, task.max_positions(), True)
     batches = dataset.batch_by_size(
         kept, max_tokens=max(max_tokens, int(sizes.max(initial=1))), max_sentences=max_sentences

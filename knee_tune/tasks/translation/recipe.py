@@ -70,6 +70,11 @@ class TranslationRecipe(Recipe):
     evaluation_tokens: int = Field(
         default=8000, gt=0, description="most tokens of one evaluation batch of one rank"
     )
+    valid_pairs: int | None = Field(
+        default=None,
+        gt=0,
+        description="validate on this many pairs, spread evenly over the split (all if None)",
+    )
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     max_source_positions: int = Field(default=1024, gt=0, description="longest source, in tokens")
     max_target_positions: int = Field(default=1024, gt=0, description="longest target, in tokens")

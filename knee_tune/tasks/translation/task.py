@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,10 @@ from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.seeding import stream_seed
 from knee_tune.tasks.translation import fairseq_bridge as bridge
+from knee_tune.tasks.translation.codec import Codec
 from knee_tune.tasks.translation.generation import on_device, tokenised_bleu, translate
-from knee_tune.tasks.translation.prepared import PreparedSet, open_prepared
+from knee_tune.tasks.translation.manifest import Manifest
+from knee_tune.tasks.translation.prepared import asset_names, find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 
 GENERATED_TOGETHER = 128
@@ -41,7 +44,8 @@ class TranslationTask(Task[TranslationRecipe]):
 
     def describe(self) -> tuple[str, dict[str, int]]:
         """Fingerprint and pairs per split, as the set's preparation wrote them down."""
-        return self._prepared.fingerprint, dict(self._prepared.pairs)
+        _, manifest = self._prepared
+        return manifest.fingerprint, dict(manifest.pairs)
 
     def steps_per_epoch(self, group: Group) -> int:
         """Micro-batches of one rank, in groups of ``accumulate``; the last may be smaller."""
@@ -53,7 +57,7 @@ class TranslationTask(Task[TranslationRecipe]):
             self._fairseq.source_dictionary != self._fairseq.target_dictionary
         ):
             raise UserError(
-                f"recipe.model.share_embeddings=all: {self._prepared.folder} has one dictionary "
+                f"recipe.model.share_embeddings=all: {self.recipe.data} has one dictionary "
                 "per language; use 'decoder', or prepare the data with a joined dictionary"
             )
         return bridge.build_transformer(self._fairseq, self.recipe)
@@ -85,7 +89,10 @@ class TranslationTask(Task[TranslationRecipe]):
         """Loss and perplexity per target token; ``final`` adds BLEU with beam search."""
         dataset = self._dataset(split)
         batches = bridge.batches_by_length(
-            self._fairseq, dataset, max_tokens=self.recipe.evaluation_tokens
+            self._fairseq,
+            dataset,
+            max_tokens=self.recipe.evaluation_tokens,
+            limit=self._limit(split),
         )
         sums = torch.zeros(3, dtype=torch.float64, device=group.device)
         for indices in batches[group.rank :: group.world_size]:
@@ -100,24 +107,28 @@ class TranslationTask(Task[TranslationRecipe]):
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[str]:
         """Translations of raw source sentences, detokenised."""
-        lines = [self._codec.encode(str(sentence)) for sentence in inputs]
-        dataset = bridge.sentences_as_dataset(self._fairseq, lines)
+        pieces = [self._codec.encode(str(sentence)) for sentence in inputs]
+        dataset = bridge.sentences_as_dataset(self._fairseq, pieces)
         device = next(model.parameters()).device
-        found = dict.fromkeys(range(len(lines)), "")
-        for index, words, _ in self._translate(model, dataset, device, Group()):
-            found[index] = self._codec.decode(words)
-        return list(found.values())
+        translations = [""] * len(pieces)
+        for index, words, _ in self._translate(model, dataset, Group(device=device)):
+            translations[index] = self._codec.decode(words) if pieces[index] else ""
+        return translations
 
-    def assets(self) -> dict[str, Any]:
+    def assets(self) -> dict[str, Path]:
         """Dictionaries, BPE codes and the manifest of the prepared set."""
-        return self._prepared.assets()
+        folder, manifest = self._prepared
+        return {f"{folder.name}/{name}": folder / name for name in asset_names(manifest)}
 
     def examples(self) -> list[str]:
-        """Two raw source sentences of the test split."""
+        """Two short source sentences of the test split."""
         dataset, dictionary = self._dataset("test"), self._fairseq.source_dictionary
+        sources = (dataset[index]["source"] for index in range(len(dataset)))
+        short = (tokens for tokens in sources if 5 <= len(tokens) <= 20)
+        known = (tokens for tokens in short if dictionary.unk() not in tokens)
         return [
-            self._codec.decode_source(bridge.text(dictionary, dataset[index]["source"]))
-            for index in range(min(2, len(dataset)))
+            self._codec.decode_source(bridge.text(dictionary, tokens))
+            for tokens in islice(known, 2)
         ]
 
     def _losses(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
@@ -135,7 +146,7 @@ class TranslationTask(Task[TranslationRecipe]):
         mine = [
             (hypothesis, reference)
             for _, hypothesis, reference in self._translate(
-                model, self._dataset(split), group.device, group
+                model, self._dataset(split), group, limit=self._limit(split)
             )
         ]
         shares = cast(list[list[tuple[str, str]]], group.gather(mine))
@@ -143,17 +154,21 @@ class TranslationTask(Task[TranslationRecipe]):
         return tokenised_bleu(list(hypotheses), list(references))
 
     def _translate(
-        self, model: nn.Module, dataset: Any, device: torch.device, group: Group
+        self, model: nn.Module, dataset: Any, group: Group, *, limit: int | None = None
     ) -> Iterator[tuple[int, str, str]]:
         batches = bridge.batches_by_length(
             self._fairseq,
             dataset,
             max_tokens=self.recipe.evaluation_tokens,
             max_sentences=GENERATED_TOGETHER,
+            limit=limit,
         )
         generator = bridge.build_generator(self._fairseq, self.recipe, model)
         mine = batches[group.rank :: group.world_size]
-        return translate(generator, self._fairseq, dataset, mine, device)
+        return translate(generator, self._fairseq, dataset, mine, group.device)
+
+    def _limit(self, split: Split) -> int | None:
+        return self.recipe.valid_pairs if split == "valid" else None
 
     def _collate(
         self, dataset: Any, indices: Sequence[int], group: Group, *, counts: bool = True
@@ -163,27 +178,30 @@ class TranslationTask(Task[TranslationRecipe]):
 
     def _epochs(self, group: Group) -> Any:
         """fairseq's batches of the training split, dealt to the ranks."""
-        limit = self.recipe.tokens_per_step // (group.world_size * self.recipe.accumulate)
-        dataset = self._dataset("train")
-        fits = (dataset.sizes <= self._fairseq.max_positions()).all(axis=1)
-        longest = int(dataset.sizes[fits].max())
-        if longest > limit:
-            raise UserError(
-                f"recipe.tokens_per_step={self.recipe.tokens_per_step}: leaves {limit} tokens per "
-                f"micro-batch and rank, but the longest sentence of {self._prepared.folder} has "
-                f"{longest}; set it to {longest * group.world_size * self.recipe.accumulate} or more"
-            )
-        key = (group.world_size, group.rank)
-        if key not in self._epochs_by_place:
-            self._epochs_by_place[key] = bridge.epoch_batches(
+        place = (group.world_size, group.rank)
+        if place not in self._epochs_by_place:
+            self._epochs_by_place[place] = bridge.epoch_batches(
                 self._fairseq,
-                dataset,
-                max_tokens=limit,
+                self._dataset("train"),
+                max_tokens=self._tokens_per_micro_batch(group),
                 order_seed=self.order_seed,
                 shards=group.world_size,
                 shard=group.rank,
             )
-        return self._epochs_by_place[key]
+        return self._epochs_by_place[place]
+
+    def _tokens_per_micro_batch(self, group: Group) -> int:
+        shares = group.world_size * self.recipe.accumulate
+        limit = self.recipe.tokens_per_step // shares
+        sizes = self._dataset("train").sizes
+        longest = int(sizes[(sizes <= self._fairseq.max_positions()).all(axis=1)].max())
+        if longest > limit:
+            raise UserError(
+                f"recipe.tokens_per_step={self.recipe.tokens_per_step}: {shares} micro-batches of "
+                f"{limit} tokens per step cannot hold the longest sentence of {self.recipe.data} "
+                f"({longest} tokens); set it to {longest * shares} or more"
+            )
+        return limit
 
     @property
     def order_seed(self) -> int:
@@ -195,13 +213,17 @@ class TranslationTask(Task[TranslationRecipe]):
         return {}
 
     @cached_property
-    def _prepared(self) -> PreparedSet:
-        return open_prepared(self.data_dir, self.recipe.data)
+    def _prepared(self) -> tuple[Path, Manifest]:
+        return find_prepared(self.data_dir, self.recipe.data)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return Codec(self._prepared[0])
 
     @cached_property
     def _fairseq(self) -> Any:
-        found = self._prepared
-        return bridge.load_task(found.folder, found.source, found.target, self.recipe)
+        folder, manifest = self._prepared
+        return bridge.load_task(folder, manifest.source, manifest.target, self.recipe)
 
     @cached_property
     def _criterion(self) -> Any:
