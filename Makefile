@@ -1,0 +1,42 @@
+# Needs GNU make, a POSIX shell, Python 3.11-3.13 and a C++ compiler. `make help` lists the targets.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PYTEST_ARGS ?=
+
+# Importing torch without bytecode costs seconds in every process.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint benchmarks constraints clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile | expand -t 20
+
+setup: $(STAMP) ## create .venv with the pinned dependencies (PYTHON=... names the interpreter)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	@rm -f $@
+	@tools/setup.sh
+	@touch $@
+
+run: setup ## find seed LR and explore fraction of the embedded translation task, a few minutes
+	$(BIN)/knee-tune run --task iwslt --preset demo
+
+test: lint ## every check: lint, types, tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: setup ## style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: setup ## measure the figures of the README again
+	$(BIN)/python -m benchmarks
+
+constraints: setup ## pin anew what pyproject.toml asks for; UPGRADE=--upgrade takes newer versions
+	tools/pin.sh $(UPGRADE)
+
+clean: ## remove the environment and every cache, but no study
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""Fixtures for every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real sample data; the test is skipped where there is none."""
+    folder = Path(os.environ.get("KNEE_TUNE_SHARED") or REPOSITORY.parent / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no sample data in {folder} (set KNEE_TUNE_SHARED to the folder with data/)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on, or writes into, the studies and servers of whoever runs it."""
+    for name in (
+        "KNEE_TUNE_HOME",
+        "KNEE_TUNE_DATA",
+        "OPTUNA_STORAGE",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_REGISTRY_URI",
+        "MLFLOW_RUN_ID",
+    ):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,121 @@
+"""Imports run downwards only, and each big library has one room that knows it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import knee_tune
+
+PACKAGE = Path(knee_tune.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = (
+    {"errors"},
+    {"schedules"},
+    {"specs"},
+    {"planning"},
+    {"distributed"},
+    {"tasks"},
+    {"training"},
+    {"tuning", "tracking", "analysis", "reporting"},
+    {"doctor"},
+    {"app"},
+    {"cli"},
+    {"__main__"},
+)
+"""From the bottom up. A room may import lower rooms, never one beside it or above."""
+
+ROOM_OF = {"optuna": "tuning", "mlflow": "tracking", "fairseq": "tasks/translation"}
+"""The only folder that may import this library."""
+
+
+def level(room: str) -> int:
+    """The layer that ``room`` lies in, counted from the bottom."""
+    return next(index for index, rooms in enumerate(LAYERS) if room in rooms)
+
+
+def room_of(module: str) -> str:
+    """``knee_tune.specs.recipe`` -> ``specs``; the package itself has no room."""
+    return [*module.split("."), ""][1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names that a file imports anywhere in it, in functions and for typing too."""
+    package = path.relative_to(PACKAGE.parent).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module's file."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_downwards(path: Path) -> None:
+    room = room_of(name_of(path))
+    upwards = [
+        imported
+        for imported in imports(path)
+        if imported.startswith("knee_tune.")
+        and room_of(imported) not in (room, "__version__")
+        and (room == "" or level(room_of(imported)) >= level(room))
+    ]
+    assert not upwards, f"{name_of(path)} must not import {', '.join(upwards)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_big_libraries_stay_in_their_room(path: Path) -> None:
+    folder = path.relative_to(PACKAGE).parent.as_posix()
+    strays = [
+        imported
+        for imported in imports(path)
+        if not f"{folder}/".startswith(f"{ROOM_OF.get(imported.split('.')[0], folder)}/")
+    ]
+    assert not strays, f"{name_of(path)} must not import {', '.join(strays)}"
+
+
+def test_only_the_registry_names_concrete_tasks() -> None:
+    concrete = {f"knee_tune.tasks.{path.parent.name}" for path in PACKAGE.glob("tasks/*/task.py")}
+    offenders = [
+        name_of(path)
+        for path in MODULES
+        if "tasks" not in path.relative_to(PACKAGE).parts
+        and any(".".join(name.split(".")[:3]) in concrete for name in imports(path))
+        and room_of(name_of(path)) not in ("app", "doctor")
+    ]
+    assert not offenders
+
+
+def test_the_finder_sees_lazy_and_typing_only_imports() -> None:
+    assert "knee_tune.tasks.base.Task" in set(imports(PACKAGE / "tasks" / "registry.py"))
+    assert "fairseq.tasks.translation" in {
+        name.rpartition(".")[0]
+        for name in imports(PACKAGE / "tasks" / "translation" / "fairseq_bridge.py")
+    }
+
+
+def test_help_imports_no_big_library() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "knee_tune", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "knee_tune.cli" in imported
+    big = {"torch", "optuna", "mlflow", "fairseq", "numpy", "pandas", "sklearn", "scipy"}
+    assert not big & imported
