@@ -1,0 +1,284 @@
+"""Locating and reading the files of a parallel corpus, at whatever stage of preparation."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from knee_tune.errors import UserError
+from knee_tune.tasks.translation.text import every, segment_text, talk_text
+
+Kind = Literal["raw", "tok", "bpe", "xml", "binarized"]
+"""Plain text, tokenized, cut by BPE, the TED archive's tagged files, fairseq's binary files."""
+
+Sides = tuple[tuple[Path, ...], tuple[Path, ...]]
+"""Files of the source side and of the target side."""
+
+SPLITS = ("train", "valid", "test")
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "valid": ("valid", "dev", "val"),
+    "test": ("test",),
+}
+_CODES = ("bpe.codes", "code", "codes")
+# The recipe's test set: these five, in this order, of all the sets in the archive.
+_RECIPE_TESTS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+_SNIFFED_LINES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Where a corpus is: for every split, the files of the source and of the target side.
+
+    A split may have several files a side (they are joined) or be absent (it is then taken from
+    the training text).
+    """
+
+    folder: Path
+    kind: Kind
+    source: str
+    target: str
+    splits: Mapping[str, Sides]
+    codes: Path | None = None
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the corpus is read from."""
+        sides = chain.from_iterable(chain.from_iterable(self.splits.values()))
+        return (*sides, *((self.codes,) if self.codes else ()))
+
+
+def find_corpus(
+    folder: Path,
+    *,
+    source: str,
+    target: str,
+    kind: Kind | None = None,
+    prefixes: Mapping[str, str] | None = None,
+    codes: Path | None = None,
+) -> Corpus:
+    """The corpus of a language pair in ``folder``.
+
+    ``prefixes`` (split -> file name without the language, ``my/train`` for ``my/train.de``) says
+    where the splits are; without them the usual names are tried, the most useful kind first.
+    UserError if there is nothing, a side is missing or a prefix does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--from {folder}: no such folder")
+    if codes is not None and not codes.is_file():
+        raise UserError(f"--codes {codes}: no such file")
+    prefixes = {split: prefix for split, prefix in (prefixes or {}).items() if prefix}
+    codes = codes or next((folder / name for name in _CODES if (folder / name).is_file()), None)
+    if prefixes:
+        if "train" not in prefixes:
+            raise UserError("--train-prefix is missing: it must go with the other prefixes")
+        splits = {
+            split: _sides(folder, prefix, option=f"--{split}-prefix", source=source, target=target)
+            for split, prefix in prefixes.items()
+        }
+        kind = kind or _sniff(splits["train"][0][0])
+        return Corpus(
+            folder=folder, kind=kind, splits=splits, codes=codes, source=source, target=target
+        )
+    if kind in (None, "binarized") and _binary_prefix(
+        folder, "train", source=source, target=target
+    ):
+        splits = _binary_splits(folder, source=source, target=target)
+        return Corpus(
+            folder=folder,
+            kind="binarized",
+            splits=splits,
+            codes=codes,
+            source=source,
+            target=target,
+        )
+    if kind in (None, "xml"):
+        for inner in (folder, folder / f"{source}-{target}", folder / f"{target}-{source}"):
+            if any(inner.glob("train.tags.*")):
+                return Corpus(
+                    folder=inner,
+                    kind="xml",
+                    splits=_archive_splits(inner, source=source, target=target),
+                    source=source,
+                    target=target,
+                )
+    # Tokenized before cut: text that is cut again surely fits the codes.
+    for suffix in [f".{kind}"] if kind else [".tok", ".bpe", ".raw"]:
+        splits = _named_splits(folder, suffix, source=source, target=target)
+        if "train" in splits:
+            return Corpus(
+                folder=folder,
+                kind=kind or _KINDS[suffix],
+                splits=splits,
+                codes=codes,
+                source=source,
+                target=target,
+            )
+    splits = _named_splits(folder, "", source=source, target=target)
+    if "train" in splits:
+        kind = kind or _sniff(splits["train"][0][0])
+        return Corpus(
+            folder=folder, kind=kind, splits=splits, codes=codes, source=source, target=target
+        )
+    wanted = f"train{f'.{kind}' if kind else ''}.{source}"
+    raise UserError(
+        f"--from {folder}: no {wanted} and .{target}, no tagged TED files, no binarized data"
+        f"{_hint(folder, wanted)}; name the files with --train-prefix"
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 file; only line feeds end a line. UserError if it is not UTF-8 or empty."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}: line {line} is not UTF-8; convert the file, for example with iconv"
+        ) from None
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    lines = text.removeprefix("\ufeff").split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.rstrip("\r") for line in lines]
+
+
+def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
+    """Lines of both sides; UserError if their numbers differ."""
+    sides = corpus.splits[split]
+    source, target = ([_read_side(corpus, split, path) for path in paths] for paths in sides)
+    for first, second, path, other in zip(source, target, *sides, strict=True):
+        if len(first) != len(second):
+            raise UserError(
+                f"{path} has {len(first)} lines but {other} has {len(second)}: "
+                "the two sides must correspond line by line"
+            )
+    return list(chain.from_iterable(source)), list(chain.from_iterable(target))
+
+
+def _read_side(corpus: Corpus, split: str, path: Path) -> list[str]:
+    lines = read_lines(path)
+    if corpus.kind != "xml":
+        return lines
+    return list(talk_text(lines) if split == "train" else segment_text(lines))
+
+
+_KINDS: Mapping[str, Kind] = {".tok": "tok", ".bpe": "bpe", ".raw": "raw"}
+
+
+def _sides(folder: Path, prefix: str, *, source: str, target: str, option: str) -> Sides:
+    paths = [folder / f"{prefix}.{language}" for language in (source, target)]
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == 2:
+        where = paths[0].parent
+        present = {
+            path.name.removesuffix(f".{language}")
+            for language in (source, target)
+            for path in where.glob(f"*.{language}")
+        }
+        near = get_close_matches(paths[0].name.removesuffix(f".{source}"), present, n=1, cutoff=0)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        raise UserError(
+            f"{option} {prefix}: no {prefix}.{source} and {prefix}.{target} in {folder}{nearest}"
+        )
+    if missing:
+        other = next(path for path in paths if path not in missing)
+        raise UserError(f"{missing[0]} is missing: {other.name} is there without its other side")
+    return (paths[0],), (paths[1],)
+
+
+def _named_splits(folder: Path, suffix: str, *, source: str, target: str) -> dict[str, Sides]:
+    splits = {}
+    for split, aliases in _ALIASES.items():
+        for alias in aliases:
+            prefix = alias + suffix
+            if any((folder / f"{prefix}.{language}").is_file() for language in (source, target)):
+                splits[split] = _sides(
+                    folder, prefix, source=source, target=target, option="--from"
+                )
+                break
+    return splits
+
+
+def _binary_prefix(folder: Path, split: str, *, source: str, target: str) -> str | None:
+    for pair in (f"{source}-{target}", f"{target}-{source}"):
+        if any(folder.glob(f"{split}.{pair}.*.bin")):
+            return f"{split}.{pair}"
+    return None
+
+
+def _binary_splits(folder: Path, *, source: str, target: str) -> dict[str, Sides]:
+    splits: dict[str, Sides] = {}
+    for split in SPLITS:
+        prefix = _binary_prefix(folder, split, source=source, target=target)
+        if prefix is None:
+            raise UserError(f"--from {folder}: the binarized data has no {split} split")
+        source_files, target_files = (
+            (
+                folder / f"{prefix}.{language}.bin",
+                folder / f"{prefix}.{language}.idx",
+                folder / f"dict.{language}.txt",
+            )
+            for language in (source, target)
+        )
+        for path in (*source_files, *target_files):
+            if not path.is_file():
+                raise UserError(f"{path} is missing: the binarized data is not complete")
+        splits[split] = (source_files, target_files)
+    return splits
+
+
+def _archive_splits(folder: Path, *, source: str, target: str) -> dict[str, Sides]:
+    pair = f"{source}-{target}"
+    if not any(folder.glob(f"train.tags.{pair}.*")):
+        pair = f"{target}-{source}"
+    train = _sides(folder, f"train.tags.{pair}", source=source, target=target, option="--from")
+    found = sorted(folder.glob(f"IWSLT*.{pair}.{source}.xml"), key=_by_year)
+    recipe = [
+        path for name in _RECIPE_TESTS for path in found if path.name.startswith(f"IWSLT14.{name}.")
+    ]
+    sources = tuple(recipe if len(recipe) == len(_RECIPE_TESTS) else found)
+    targets = tuple(
+        path.with_name(path.name.removesuffix(f"{source}.xml") + f"{target}.xml")
+        for path in sources
+    )
+    for path in targets:
+        if not path.is_file():
+            raise UserError(f"{path} is missing: the archive is not complete")
+    return {"train": train} | ({"test": (sources, targets)} if sources else {})
+
+
+def _by_year(path: Path) -> tuple[str, str]:
+    match = re.search(r"(dev|tst)(\d+)", path.name)
+    return match.groups() if match else ("", path.name)  # type: ignore[return-value]
+
+
+def _sniff(path: Path) -> Kind:
+    """What plain text looks like: cut by BPE, tokenized (sentence ends stand alone) or raw."""
+    lines = read_lines(path)[:_SNIFFED_LINES]
+    if any("@@ " in line for line in lines):
+        return "bpe"
+    ends = [line.rstrip() for line in lines if line.rstrip().endswith((".", "!", "?"))]
+    tokenized = sum(end[-2:-1] in ("", " ") for end in ends)
+    return "tok" if ends and 2 * tokenized > len(ends) else "raw"
+
+
+def _hint(folder: Path, wanted: str) -> str:
+    near = get_close_matches(wanted, [path.name for path in folder.iterdir()], n=1)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def split_off(
+    source: list[str], target: list[str], *, offset: int = 0
+) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
+    """(rest, held out) of a parallel text: every 23rd pair is held out, as in the recipe."""
+    rest, held_out = every(zip(source, target, strict=True), 23, offset=offset)
+    return _unzip(rest), _unzip(held_out)
+
+
+def _unzip(pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    return [source for source, _ in pairs], [target for _, target in pairs]

@@ -1,0 +1,123 @@
+"""Downloads that resume, try mirrors, and are checked."""
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from knee_tune.errors import UserError
+from knee_tune.tasks.translation.manifest import checksum
+from knee_tune.tasks.translation.text import Progress, silent
+
+BLOCK = 1 << 18
+TIMEOUT = 30.0
+"""Seconds without an answer after which a connection counts as dead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A file to download: where it is, and what it must be."""
+
+    name: str
+    urls: tuple[str, ...]
+    md5: str | None = None
+
+
+# The archive of fairseq's prepare-iwslt14.sh. Neither host publishes a checksum; this one was
+# published by others who downloaded it from the first.
+IWSLT14 = Archive(
+    name="iwslt14.de-en.tgz",
+    urls=(
+        "https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz",
+        "https://wit3.fbk.eu/archive/2014-01/texts/de/en/de-en.tgz",
+    ),
+    md5="10936dfdf616504ddbd844e91b94ef4a",
+)
+
+
+class _Broken(Exception):
+    """The connection failed, with the reason."""
+
+
+def download(
+    archive: Archive,
+    folder: Path,
+    *,
+    progress: Progress = silent,
+    attempts: int = 3,
+    pause: float = 1.0,
+) -> Path:
+    """The archive's file in ``folder``, downloaded unless it is there already.
+
+    What an interrupted download left (``NAME.part``) is continued. Every address gets
+    ``attempts`` tries, ``pause`` seconds apart. UserError if none works or the checksum differs.
+    """
+    path = folder / archive.name
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    reasons: list[str] = []
+    for url in archive.urls:
+        for attempt in range(attempts):
+            resumed = part.exists()
+            try:
+                _receive(url, part, progress)
+            except _Broken as broken:
+                reasons.append(f"{url}: {broken}")
+                if not part.exists():
+                    break  # refused outright: ask the next address
+                time.sleep(pause * (attempt + 1 < attempts))
+                continue
+            found = checksum(part, "md5")
+            if archive.md5 in (None, found):
+                return part.replace(path)
+            part.unlink()
+            reasons.append(f"{url}: its MD5 checksum is {found}, not {archive.md5}")
+            if not resumed:
+                break  # from its first byte on another file: ask the next address
+    raise UserError(
+        f"could not download {archive.name}: {'; '.join(dict.fromkeys(reasons))}; fetch it by hand "
+        "and give its folder with --from, or use --preset demo, which needs no data"
+    )
+
+
+def _receive(url: str, part: Path, progress: Progress) -> None:
+    """Append what ``part`` lacks."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "knee-tune"} | ({"Range": f"bytes={start}-"} if start else {})
+    with _reasons():
+        try:
+            answer = urllib.request.urlopen(
+                urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+            )
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+                return  # nothing is lacking; the checksum judges
+            raise
+        with answer:
+            if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+                start = 0
+            total = start + int(answer.headers.get("Content-Length") or 0)
+            with part.open("ab" if start else "wb") as stream:
+                while block := answer.read(BLOCK):
+                    stream.write(block)
+                    progress("download", min(stream.tell() / total, 1.0) if total else 0.0)
+                if total and stream.tell() < total:
+                    raise _Broken(f"the connection ended at byte {stream.tell()} of {total}")
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        raise _Broken(f"HTTP {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        raise _Broken(str(error.reason)) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from None

@@ -1,0 +1,94 @@
+"""The manifest of a prepared set: what it holds, where it came from, and what vouches for it.
+
+It is written last, so a folder without one was never finished.
+"""
+
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from knee_tune.errors import UserError
+from knee_tune.specs.base import Spec
+
+MANIFEST = "manifest.json"
+CODES = "bpe.codes"
+
+
+class FileRecord(Spec):
+    """Size and checksum of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Spec):
+    """What a prepared set is and where it came from."""
+
+    format: int = 1
+    name: str
+    source: str
+    target: str
+    lowercase: bool
+    pairs: dict[str, int]
+    """Sentence pairs by split."""
+    tokens: dict[str, int]
+    """Tokens by ``split.language``, ends of sentences included."""
+    unknown: dict[str, int]
+    """Of those, tokens outside the vocabulary."""
+    vocabulary: dict[str, int]
+    """Entries by language, special symbols included."""
+    dropped: int
+    """Training pairs that cleaning took out."""
+    overlap: dict[str, int]
+    """Pairs by split whose source sentence also occurs in the training text."""
+    request: dict[str, Any]
+    """Options and checksums of the input: the same request need not be prepared twice."""
+    files: dict[str, FileRecord]
+    fingerprint: str
+    """Changes whenever any file of the set does; independent of where it lies."""
+
+
+def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
+    """Every file in ``folder`` (but the manifest) with its checksum, and the fingerprint of all."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST:
+            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=checksum(path))
+    listing = "".join(f"{record.sha256}  {name}\n" for name, record in files.items())
+    return files, sha256(listing.encode()).hexdigest()
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as stream:
+        return file_digest(stream, algorithm).hexdigest()
+
+
+def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
+    """The manifest of the set in ``folder``; ``verify`` also checks every checksum.
+
+    UserError if there is no finished set, or if a file is missing or has another size.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no prepared data here; run 'knee-tune data prepare'") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged; prepare the data again with --force") from None
+    for name, record in manifest.files.items():
+        file = folder / name
+        if (
+            not file.is_file()
+            or file.stat().st_size != record.bytes
+            or (verify and checksum(file) != record.sha256)
+        ):
+            raise UserError(
+                f"{file}: missing or changed since it was prepared; prepare again with --force"
+            )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest: the last act of a preparation."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

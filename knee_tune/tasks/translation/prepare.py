@@ -1,0 +1,303 @@
+"""Preparing a corpus for training: the recipe of fairseq's prepare-iwslt14.sh in pure Python.
+
+Tokenize, clean (1 to 175 tokens, ratio 1.5), lowercase, hold out every 23rd pair, 10,000 joint
+BPE merges, one vocabulary per language, binary files. Text that is already further on enters the
+recipe where it stands.
+"""
+
+import re
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from knee_tune.errors import UserError
+from knee_tune.tasks.translation.assemble import (
+    Text,
+    copy_binarized,
+    finished,
+    new_folder,
+    write_text,
+)
+from knee_tune.tasks.translation.bpe import Bpe
+from knee_tune.tasks.translation.corpus import (
+    Corpus,
+    Kind,
+    find_corpus,
+    read_split,
+    split_off,
+)
+from knee_tune.tasks.translation.download import IWSLT14, Archive, download
+from knee_tune.tasks.translation.manifest import Manifest, checksum
+from knee_tune.tasks.translation.text import Cleaning, Progress, silent, tokenize_lines
+
+MERGES = 10_000
+"""BPE merges of the IWSLT'14 recipe, learned on both languages together."""
+
+RECIPE_VERSION = 1
+"""Raised whenever the same input would give another set."""
+
+_CHECKED_LINES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a preparation did: for people and, as it is, for JSON."""
+
+    folder: Path
+    name: str
+    kind: str
+    pairs: Mapping[str, int]
+    """Sentence pairs by split."""
+    vocabulary: Mapping[str, int]
+    """Entries by language."""
+    dropped: int
+    """Training pairs taken out by cleaning."""
+    overlap: Mapping[str, int]
+    """Held-out pairs whose source sentence also occurs in the training text."""
+    fingerprint: str
+    seconds: float
+    reused: bool
+    """The set was there already."""
+    warnings: tuple[str, ...] = ()
+
+
+def prepare(
+    *,
+    data_root: Path,
+    source: str = "de",
+    target: str = "en",
+    name: str | None = None,
+    from_path: Path | None = None,
+    kind: Kind | None = None,
+    train_prefix: str | None = None,
+    valid_prefix: str | None = None,
+    test_prefix: str | None = None,
+    codes: Path | None = None,
+    bpe_codes: int | None = None,
+    joint_dictionary: bool = False,
+    lowercase: bool = True,
+    force: bool = False,
+    archive: Archive = IWSLT14,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> Prepared:
+    """The prepared set ``<data_root>/<name>`` (default ``iwslt14.<source>-<target>``).
+
+    ``from_path``: folder or ``.tgz`` of a corpus; without it IWSLT'14 German-English is
+    downloaded to ``<data_root>/downloads``. ``kind`` overrules what its files look like, the
+    prefixes say which they are. ``codes``: BPE codes to apply; ``bpe_codes``: how many to learn
+    instead (default: those beside the text, else 10,000). The same request again does nothing,
+    another one needs ``force`` or another name. UserError for everything wrong with the input.
+    """
+    began = time.monotonic()
+    name = name or f"iwslt14.{source}-{target}"
+    _check_names(name=name, source=source, target=target)
+    if bpe_codes is not None and bpe_codes < 1:
+        raise UserError(f"--bpe-codes {bpe_codes}: must be 1 or more")
+    prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
+    options: dict[str, Any] = {
+        "recipe": RECIPE_VERSION,
+        "source": source,
+        "target": target,
+        "kind": kind,
+        "bpe_codes": bpe_codes,
+        "joint_dictionary": joint_dictionary,
+        "lowercase": lowercase,
+    }
+    folder = data_root / name
+
+    def summary(manifest: Manifest, kind: str, **more: Any) -> Prepared:
+        return Prepared(
+            folder=folder,
+            name=name,
+            kind=kind,
+            pairs=manifest.pairs,
+            vocabulary=manifest.vocabulary,
+            dropped=manifest.dropped,
+            overlap=manifest.overlap,
+            fingerprint=manifest.fingerprint,
+            seconds=time.monotonic() - began,
+            **more,
+        )
+
+    if from_path is None and any(prefixes.values()):
+        from_path = Path()
+    if from_path is None:
+        _check_downloadable(source, target)
+        request = options | {"archive": archive.md5 or archive.name}
+        if not force and (manifest := finished(folder, request)):
+            return summary(manifest, "xml", reused=True)
+        from_path = download(archive, data_root / "downloads", progress=progress)
+    else:
+        request = {}
+    with _unpacked(from_path) as input_folder:
+        corpus = find_corpus(
+            input_folder,
+            source=source,
+            target=target,
+            kind=kind,
+            prefixes={split: prefix for split, prefix in prefixes.items() if prefix},
+            codes=codes,
+        )
+        request = request or options | {
+            "files": {path.name: checksum(path) for path in sorted(set(corpus.files()))}
+        }
+        if not force and (manifest := finished(folder, request)):
+            return summary(manifest, corpus.kind, reused=True)
+        with new_folder(folder) as partial:
+            about: dict[str, Any] = {"name": name, "request": request}
+            warnings: tuple[str, ...] = ()
+            if corpus.kind == "binarized":
+                manifest = copy_binarized(partial, corpus, bpe=_given_codes(corpus), **about)
+            else:
+                text, bpe, dropped, warnings = _pieces(
+                    corpus, bpe_codes, lowercase, workers, progress
+                )
+                manifest = write_text(
+                    partial,
+                    text,
+                    source=source,
+                    target=target,
+                    bpe=bpe,
+                    lowercase=None if corpus.kind == "bpe" else lowercase,
+                    joint_dictionary=joint_dictionary,
+                    dropped=dropped,
+                    progress=progress,
+                    **about,
+                )
+    return summary(manifest, corpus.kind, reused=False, warnings=warnings)
+
+
+def _pieces(
+    corpus: Corpus,
+    bpe_codes: int | None,
+    lowercase: bool,
+    workers: int | None,
+    progress: Progress,
+) -> tuple[dict[str, Text], Bpe, int, tuple[str, ...]]:
+    """Text of every split cut by BPE, the BPE, pairs dropped, warnings."""
+    if corpus.kind == "bpe":
+        text = _held_out({split: read_split(corpus, split) for split in corpus.splits}, corpus)
+        bpe = _given_codes(corpus)
+        return text, bpe, 0, _misfit(text["train"], bpe, corpus)
+    text = {}
+    for split in corpus.splits:
+        sides = read_split(corpus, split)
+        if corpus.kind == "tok":
+            text[split] = (
+                ([line.lower() for line in sides[0]], [line.lower() for line in sides[1]])
+                if lowercase
+                else sides
+            )
+        else:
+            source, target = (
+                tokenize_lines(
+                    side, language, lowercase=lowercase, workers=workers, progress=progress
+                )
+                for side, language in zip(sides, (corpus.source, corpus.target), strict=True)
+            )
+            text[split] = (source, target)
+    before = len(text["train"][0])
+    text["train"] = _cleaned(text["train"], corpus)
+    dropped = before - len(text["train"][0])
+    text = _held_out(text, corpus)
+    if bpe_codes is None and corpus.codes is not None:
+        bpe = Bpe.read(corpus.codes)
+    else:
+        words = Counter(word for side in text["train"] for line in side for word in line.split())
+        bpe = Bpe.learn(words, merges=bpe_codes or MERGES, progress=progress)
+    progress("apply BPE", 0.0)
+    pieces = {
+        split: (bpe.encode(source), bpe.encode(target)) for split, (source, target) in text.items()
+    }
+    progress("apply BPE", 1.0)
+    return pieces, bpe, dropped, ()
+
+
+def _cleaned(text: Text, corpus: Corpus) -> Text:
+    keeps = Cleaning().keeps
+    pairs = [pair for pair in zip(*text, strict=True) if keeps(*pair)]
+    if not pairs:
+        raise UserError(
+            f"{corpus.folder}: no training pair has 1 to 175 tokens on both sides and similar "
+            "lengths: are the two sides translations of each other?"
+        )
+    return [source for source, _ in pairs], [target for _, target in pairs]
+
+
+def _held_out(text: Mapping[str, Text], corpus: Corpus) -> dict[str, Text]:
+    """``text`` with every split: those that are missing are taken from the training text."""
+    train = text["train"]
+    splits = {}
+    for split in ("valid", "test"):
+        if split in text:
+            splits[split] = text[split]
+        else:
+            train, splits[split] = split_off(*train)
+            if not splits[split][0]:
+                raise UserError(
+                    f"{corpus.folder}: {len(train[0])} training pairs are too few to hold out a "
+                    f"{split} split; give one with --{split}-prefix"
+                )
+    return {"train": train, **splits}
+
+
+def _given_codes(corpus: Corpus) -> Bpe:
+    if corpus.codes is None:
+        raise UserError(
+            f"{corpus.folder}: no bpe.codes or code file beside text that is already cut by BPE; "
+            "translating new sentences needs it: give it with --codes FILE"
+        )
+    return Bpe.read(corpus.codes)
+
+
+def _misfit(text: Text, bpe: Bpe, corpus: Corpus) -> tuple[str, ...]:
+    """A warning if the codes do not give the pieces that the text has."""
+    lines = [" ".join(line.split()) for side in text for line in side[:_CHECKED_LINES]]
+    again = bpe.encode(bpe.decode(lines))
+    differing = sum(line != other for line, other in zip(lines, again, strict=True))
+    if not differing:
+        return ()
+    return (
+        f"{corpus.codes} cuts {differing / len(lines):.0%} of the training lines otherwise than "
+        "they are: it may not belong to this text; preparing from tokenized text avoids that",
+    )
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """``path``, or what is in it if it is a tar archive."""
+    if not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(path) as stream:
+                stream.extractall(folder, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise UserError(f"{path}: no readable tar archive ({error})") from None
+        yield Path(folder)
+
+
+def _check_names(*, name: str, source: str, target: str) -> None:
+    for option, language in (("--source", source), ("--target", target)):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", language):
+            raise UserError(f"{option} {language!r}: must be a language code such as de")
+    if source == target:
+        raise UserError(f"--source and --target are both {source}: they must differ")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
+
+
+def _check_downloadable(source: str, target: str) -> None:
+    if {source, target} != {"de", "en"}:
+        raise UserError(
+            f"--source {source} --target {target}: only German-English can be downloaded; "
+            "give a folder with the corpus with --from"
+        )
