@@ -1,0 +1,209 @@
+"""The life of one rank: order, process group, job, and how it ended. Both runners use it."""
+
+import faulthandler
+import importlib
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import (
+    Channel,
+    Decision,
+    Done,
+    Failure,
+    Line,
+    Progress,
+    Report,
+)
+from knee_tune.distributed.wire import Order, Ready, Started, Whereabouts, Wire
+from knee_tune.planning.plan import Plan
+
+Job = Callable[[Plan, Group, Channel], Done]
+"""What an entry names. Every rank calls it; the driver gets rank 0's answer."""
+
+FAILED = 17
+"""Exit code of a rank that has sent its :class:`Failure`."""
+
+_PROGRESS_INTERVAL = 1.0  # seconds
+_COLLECTIVES = ("/torch/distributed/", "/torch/autograd/", "/knee_tune/distributed/group.py")
+
+
+class DriverLine(Channel):
+    """A rank's line to the driver. A thread reads it and ends the rank when the driver dies."""
+
+    def __init__(self, wire: Wire, rank: int) -> None:
+        self._wire = wire
+        self._rank = rank
+        self._step = 0
+        self._next_progress = 0.0
+        self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True, name="driver-line").start()
+
+    def report(self, report: Report) -> Decision:
+        """Send metrics and wait for the decision."""
+        if self._rank:
+            raise RuntimeError("only rank 0 reports")
+        self._step = report.step
+        self._wire.send(report)
+        return self._decisions.get()
+
+    def progress(self, step: int) -> None:
+        """Give a sign of life, at most one a second."""
+        self._step = step
+        now = time.monotonic()
+        if now >= self._next_progress:
+            self._next_progress = now + _PROGRESS_INTERVAL
+            self._wire.send(Progress(step=step))
+
+    def line(self, text: str) -> None:
+        """Say something to the people who watch."""
+        self._wire.send(Line(text=text))
+
+    def _listen(self) -> None:
+        for answer in self._wire.answers():
+            if isinstance(answer, Decision):
+                self._decisions.put(answer)
+            else:
+                self._wire.send(self._whereabouts())
+        os._exit(FAILED)  # no driver, no rank
+
+    def _whereabouts(self) -> Whereabouts:
+        frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+        if frame is None:
+            return Whereabouts(step=self._step, waits=False, stack="")
+        return Whereabouts(
+            step=self._step,
+            waits=any(part in frame.f_code.co_filename for part in _COLLECTIVES),
+            stack="".join(traceback.format_stack(frame)),
+        )
+
+
+class _Forward(logging.Handler):
+    """Sends warnings and errors of the rank's log to the people who watch."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.WARNING)
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.line(f"{record.levelname.lower()}: {record.getMessage().strip()}")
+
+
+def live(line: socket.socket) -> int:
+    """Take the order from ``line``, do the job, tell how it ended; the exit code.
+
+    After an error the caller must leave by ``os._exit``: no collective teardown, which would
+    wait for peers that are stuck.
+    """
+    _leave_the_parent()
+    wire = Wire(line)
+    try:
+        order = wire.read_order()
+    except (EOFError, OSError):
+        return FAILED  # the driver died first
+    wire.send(Started(pid=os.getpid()))
+    try:
+        _redirect(order.plan.log_dir / f"rank-{order.rank}.log")
+        channel = DriverLine(wire, order.rank)
+        _forward_warnings(channel if order.rank == 0 else None)
+        job = _job(order.entry)
+        group = _join(order)
+        wire.send(Ready())
+        wire.send(job(order.plan, group, channel))
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        status = 0
+    except BaseException as error:
+        traceback.print_exc()
+        wire.send(_failure(order.rank, error))
+        status = FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _leave_the_parent() -> None:
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _redirect(log: Path) -> None:
+    """Everything this rank and its libraries print goes into ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()
+
+
+def _forward_warnings(channel: Channel | None) -> None:
+    root = logging.getLogger()
+    root.addHandler(logging.StreamHandler())
+    if channel is not None:
+        root.addHandler(_Forward(channel))
+    logging.captureWarnings(True)
+
+
+def _job(entry: str) -> Job:
+    module, _, function = entry.partition(":")
+    job: Job = getattr(importlib.import_module(module), function)
+    return job
+
+
+def _join(order: Order) -> Group:
+    """This rank's group, with its process group if there are peers."""
+    placement = order.plan.placement
+    if placement.visible_devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = placement.visible_devices
+    if placement.device == "cuda":
+        device = torch.device("cuda", order.local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(1)
+    if order.store and sys.platform == "linux":
+        # All peers are on this machine: whatever its name resolves to must not matter.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if placement.world_size > 1:
+        # The driver notices a stall first and names its cause; this time-out is the last resort.
+        dist.init_process_group(
+            backend="nccl" if placement.device == "cuda" else "gloo",
+            store=FileStore(str(order.store), placement.world_size) if order.store else None,
+            rank=order.rank,
+            world_size=placement.world_size,
+            timeout=timedelta(seconds=2 * placement.stall_timeout + 60),
+            device_id=device if placement.device == "cuda" else None,
+        )
+    return Group(rank=order.rank, world_size=placement.world_size, device=device)
+
+
+def _failure(rank: int, error: BaseException) -> Failure:
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+    first_line = str(error).strip().split("\n", 1)[0]
+    return Failure(
+        kind="out_of_memory" if memory else "exception",
+        rank=rank,
+        message=f"rank {rank}: {type(error).__name__}: {first_line}",
+        traceback="".join(traceback.format_exception(error)),
+    )

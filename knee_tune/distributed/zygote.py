@@ -1,0 +1,77 @@
+"""The warm process that ranks are forked from: everything imported, CUDA never touched.
+
+It reads one byte and one socket per rank from its control socket, forks, and says on the rank's
+socket how the rank ended. When the driver closes the control socket, or dies, every rank ends.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import shutil
+import signal
+import socket
+from collections.abc import Sequence
+
+from knee_tune.distributed.parent import fork_rank, tell_exit
+
+_PRELOAD = (
+    "torch",
+    "torch.nn.parallel",
+    "torch._dynamo",
+    "knee_tune.distributed.rank",
+)
+
+
+def main(control_fd: int, stores: str, preload: Sequence[str]) -> None:
+    """Serve until the control socket closes; ``stores`` is a folder to remove in the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
+    control = socket.socket(fileno=control_fd)
+    for module in (*_PRELOAD, *preload):
+        # Preloading only saves time: a rank that misses a module says so in its own failure.
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # ranks share these pages; a collection in one must not copy them
+    try:
+        _serve(control)
+    finally:
+        shutil.rmtree(stores, ignore_errors=True)
+
+
+def _serve(control: socket.socket) -> None:
+    lines: dict[int, socket.socket] = {}  # of the living ranks, by pid
+    wake, woken = socket.socketpair()
+    wake.setblocking(False)
+    woken.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    while True:
+        ready, _, _ = select.select([control, wake], [], [])
+        if wake in ready:
+            wake.recv(4096)
+            _reap(lines)
+        if control in ready:
+            request, fds, _, _ = socket.recv_fds(control, 1, 1)
+            if not request:
+                break
+            line = socket.socket(fileno=fds[0])
+            try:
+                pid = fork_rank(line, private=[control, wake, woken, *lines.values()])
+            except OSError:  # no memory or no process left: the driver sees the line end
+                line.close()
+            else:
+                lines[pid] = line
+    for pid in lines:
+        for kill in (os.kill, os.killpg):  # a rank forked just now leads no process group yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+
+
+def _reap(lines: dict[int, socket.socket]) -> None:
+    while lines:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        tell_exit(lines.pop(pid), status)

@@ -1,0 +1,347 @@
+"""What every group runner promises: the outcome, the root cause, and nobody left behind."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from knee_tune.distributed.forkserver import ForkserverRunner
+from knee_tune.distributed.protocol import (
+    Decision,
+    Done,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
+from knee_tune.distributed.torchrun import TorchrunRunner
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import DescribePlan, Placement
+
+ENTRY = "tests.contract.jobs:job"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def forkserver() -> Iterator[ForkserverRunner]:
+    runner = ForkserverRunner(ENTRY, preload=["tests.contract.jobs"])
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(params=["forkserver", "torchrun"])
+def runner(request: pytest.FixtureRequest) -> GroupRunner:
+    """Each runner in turn; the forkserver is the same one all along, whatever its ranks did."""
+    if request.param == "torchrun":
+        return TorchrunRunner(ENTRY)
+    warm: ForkserverRunner = request.getfixturevalue("forkserver")
+    return warm
+
+
+PlanFor = Callable[..., DescribePlan]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> PlanFor:
+    def make(*, world_size: int = 2, stall_timeout: float = 60.0, **recipe: Any) -> DescribePlan:
+        return DescribePlan(
+            task="none",
+            recipe=recipe,
+            seed=0,
+            data_dir=tmp_path,
+            placement=Placement(world_size=world_size, stall_timeout=stall_timeout),
+            log_dir=tmp_path / "logs",
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_survivors() -> Iterator[None]:
+    """Every process that a test starts is gone after it, but for the warm process itself."""
+    before = _family()
+    yield
+    assert _family() - before <= _zygotes()
+
+
+def _family() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _zygotes() -> set[psutil.Process]:
+    return {p for p in psutil.Process().children() if "zygote" in " ".join(p.cmdline())}
+
+
+def go_on(_: Report) -> Decision:
+    return Decision(stop=False)
+
+
+def run(
+    runner: GroupRunner,
+    plan: DescribePlan,
+    on_report: Callable[[Report], Decision] = go_on,
+    on_line: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    return runner.run(plan, on_report=on_report, on_line=on_line, on_progress=on_progress)
+
+
+def done(outcome: Outcome) -> Done:
+    assert isinstance(outcome, Done), outcome
+    return outcome
+
+
+def failure(outcome: Outcome) -> Failure:
+    assert isinstance(outcome, Failure), outcome
+    return outcome
+
+
+# Both runners
+
+
+def test_both_ranks_report_and_stop_at_the_step_of_the_decision(
+    runner: GroupRunner, plan: PlanFor
+) -> None:
+    reports: list[Report] = []
+    steps: list[int] = []
+
+    def stop_at_4(report: Report) -> Decision:
+        reports.append(report)
+        return Decision(stop=report.step == 4)
+
+    outcome = done(run(runner, plan(), stop_at_4, on_progress=steps.append))
+
+    assert (outcome.state, outcome.step, outcome.result["ranks"]) == ("stopped", 4, [4, 4])
+    assert [report.step for report in reports] == [2, 4]
+    assert [report.metrics["total"] for report in reports] == [2 * (1 + 2), 4 * (1 + 2)]
+    assert steps[0] == 1
+
+
+def test_sigkill_of_one_rank_is_named_as_the_cause(runner: GroupRunner, plan: PlanFor) -> None:
+    outcome = failure(run(runner, plan(what="kill", rank=1)))
+    assert (outcome.kind, outcome.rank) == ("signal", 1)
+    assert outcome.message.startswith("rank 1 was killed by SIGKILL")
+
+
+# What does not depend on how ranks are started: with the quick runner
+
+
+def test_a_finished_group_has_used_one_thread_per_rank(
+    forkserver: ForkserverRunner, plan: PlanFor
+) -> None:
+    outcome = done(run(forkserver, plan()))
+    assert (outcome.state, outcome.result["total"]) == ("complete", 6 * (1 + 2))
+    assert len(set(outcome.result["pids"])) == 2
+    assert outcome.result["threads"] == 1
+
+
+def test_a_group_of_one_needs_no_peers(forkserver: ForkserverRunner, plan: PlanFor) -> None:
+    outcome = done(run(forkserver, plan(world_size=1)))
+    assert (outcome.state, outcome.result["total"]) == ("complete", 6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("exception", "exception", "rank {}: ValueError: no such luck"),
+        ("sys.exit", "exception", "rank {}: SystemExit: enough"),
+        ("exit", "exit", "rank {} exited with code 3 before its job was done"),
+        ("exit 0", "exit", "rank {} exited with code 0 before its job was done"),
+        ("kill", "signal", "rank {} was killed by SIGKILL (signal 9)"),
+        ("cuda out of memory", "out_of_memory", "rank {}: OutOfMemoryError: CUDA out of memory"),
+        ("memory error", "out_of_memory", "rank {}: MemoryError"),
+        ("too large a tensor", "out_of_memory", "rank {}: RuntimeError: "),
+        ("child", "exit", "rank {} exited with code 3 before its job was done"),
+    ],
+)
+def test_the_root_cause_comes_back_quickly(
+    forkserver: ForkserverRunner, plan: PlanFor, what: str, kind: str, message: str, rank: int
+) -> None:
+    began = time.monotonic()
+    outcome = failure(run(forkserver, plan(what=what, rank=rank)))
+    assert (outcome.kind, outcome.rank) == (kind, rank)
+    assert outcome.message.startswith(message.format(rank))
+    assert ("jobs.py" in outcome.traceback) == (kind in {"exception", "out_of_memory"})
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("what", ["hang", "freeze"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hang_is_blamed_on_the_rank_that_hangs(
+    forkserver: ForkserverRunner, plan: PlanFor, what: str, rank: int
+) -> None:
+    outcome = failure(run(forkserver, plan(what=what, rank=rank, stall_timeout=1.5)))
+    assert (outcome.kind, outcome.rank) == ("stalled", rank)
+    assert f"rank {rank} gave no sign of life for" in outcome.message
+    if what == "hang":
+        assert "after step 2" in outcome.message
+        assert "time.sleep(600)" in outcome.traceback
+
+
+def test_a_slow_driver_is_no_stall(forkserver: ForkserverRunner, plan: PlanFor) -> None:
+    def slow(_: Report) -> Decision:
+        time.sleep(1.5)
+        return Decision(stop=False)
+
+    assert done(run(forkserver, plan(stall_timeout=1.0, steps=3), slow)).state == "complete"
+
+
+@pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+def test_an_error_of_the_driver_ends_the_group_and_propagates(
+    forkserver: ForkserverRunner, plan: PlanFor, error: type[BaseException]
+) -> None:
+    def broken(_: Report) -> Decision:
+        raise error("in the driver")
+
+    with pytest.raises(error, match="in the driver"):
+        run(forkserver, plan(), broken)
+    assert done(run(forkserver, plan())).state == "complete"
+
+
+def test_ctrl_c_does_not_reach_the_ranks(forkserver: ForkserverRunner, plan: PlanFor) -> None:
+    assert done(run(forkserver, plan(what="interrupt"))).state == "complete"
+
+
+def test_what_ranks_say_reaches_people_and_what_they_print_the_log(
+    forkserver: ForkserverRunner, plan: PlanFor
+) -> None:
+    lines: list[str] = []
+    order = plan(what="talk")
+    run(forkserver, order, on_line=lines.append)
+    assert lines[0] == "for the people"
+    assert "careful" in lines[1]
+    assert lines[2:] == ["warning: watch out"]
+    log = (order.log_dir / "rank-0.log").read_text()
+    assert "for the log" in log
+    assert "watch out" in log
+    run(forkserver, order)
+    assert (order.log_dir / "rank-0.log").read_text().count("for the log") == 2
+    assert (order.log_dir / "rank-1.log").exists()
+
+
+def test_two_threads_of_one_driver_run_two_groups_at_once(
+    forkserver: ForkserverRunner, plan: PlanFor
+) -> None:
+    both_inside = threading.Barrier(2, timeout=20)
+
+    def wait_for_the_other(report: Report) -> Decision:
+        if report.step == 2:
+            both_inside.wait()
+        return Decision(stop=False)
+
+    with ThreadPoolExecutor(2) as threads:
+        good = threads.submit(run, forkserver, plan(), wait_for_the_other)
+        bad = threads.submit(run, forkserver, plan(what="kill", rank=0), wait_for_the_other)
+        assert done(good.result()).state == "complete"
+        assert failure(bad.result()).kind == "signal"
+
+
+def test_a_warm_process_that_dies_is_replaced_and_leaves_nothing_behind(
+    plan: PlanFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = _zygotes()
+    runner = ForkserverRunner("no_such_module:job", preload=["no_such_module"])
+    (zygote,) = _zygotes() - before
+    threading.Timer(0.3, zygote.kill).start()
+    assert failure(run(runner, plan())).kind == "launch"
+
+    outcome = failure(run(runner, plan()))
+    assert outcome.kind == "exception"
+    assert "No module named 'no_such_module'" in outcome.message
+    assert len(list(tmp_path.glob("knee-tune-*"))) == 1
+
+    runner.close()
+    assert list(tmp_path.glob("knee-tune-*")) == []
+    assert _zygotes() == before
+
+
+# A driver as a program of its own: with a __main__ that must not be imported again
+
+DRIVER = """
+import sys
+from pathlib import Path
+from knee_tune.distributed.forkserver import ForkserverRunner
+from knee_tune.distributed.torchrun import TorchrunRunner
+from knee_tune.distributed.protocol import Decision
+from knee_tune.planning.plan import DescribePlan, Placement
+
+def on_report(report):
+    print("report", report.step, flush=True)
+    return Decision(stop=False)
+
+runner = {runner}("tests.contract.jobs:job")
+plan = DescribePlan(task="none", recipe={recipe}, seed=0, data_dir=Path("{folder}"),
+                    placement=Placement(world_size=2), log_dir=Path("{folder}"))
+outcome = runner.run(plan, on_report=on_report, on_line=print, on_progress=lambda step: None)
+print(outcome.model_dump_json(), flush=True)
+runner.close()
+"""
+
+
+def _driver(folder: Path, runner: str, **recipe: Any) -> "subprocess.Popen[str]":
+    script = folder / "driver.py"  # no `if __name__ == "__main__"` on purpose
+    script.write_text(DRIVER.format(folder=folder, runner=runner, recipe=recipe))
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("runner", ["ForkserverRunner", "TorchrunRunner"])
+def test_a_plain_script_can_be_driver_and_leaves_no_orphan_when_killed(
+    tmp_path: Path, runner: str
+) -> None:
+    driver = _driver(tmp_path, runner, what="hang", rank=1)
+    with driver:
+        assert driver.stdout
+        assert driver.stdout.readline() == "report 2\n"
+        orphans = psutil.Process(driver.pid).children(recursive=True)
+        assert len(orphans) >= 3
+        driver.kill()
+    _, alive = psutil.wait_procs(orphans, timeout=15)
+    assert alive == []
+
+
+# What is torchrun's own
+
+
+def test_two_nodes_are_started_by_the_launcher_and_find_each_other(
+    tmp_path: Path, plan: PlanFor
+) -> None:
+    srun = tmp_path / "srun.py"
+    srun.write_text(
+        "import subprocess, sys\n"
+        "nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]\n"
+        "sys.exit(max(abs(node.wait()) for node in nodes))\n"
+    )
+    launcher = (sys.executable, str(srun), "torchrun")
+    runner = TorchrunRunner(ENTRY, launcher, nnodes=2, host="localhost")
+    assert done(run(runner, plan(world_size=2))).result["total"] == 18
+    with pytest.raises(UserError, match=r"world_size 3 .* 2 nodes"):
+        run(runner, plan(world_size=3))
+
+
+def test_a_launcher_that_fails_tells_why(tmp_path: Path, plan: PlanFor) -> None:
+    srun = tmp_path / "srun.py"
+    srun.write_text("import sys\nsys.exit('srun: no such partition')\n")
+    runner = TorchrunRunner(ENTRY, (sys.executable, str(srun), "torchrun"))
+    outcome = failure(run(runner, plan()))
+    assert (outcome.kind, outcome.message) == ("launch", "torchrun ended with code 1")
+    assert "no such partition" in outcome.traceback
+
+
+def test_the_launcher_must_be_torchrun() -> None:
+    with pytest.raises(UserError, match="'srun torchrun'"):
+        TorchrunRunner(ENTRY, ("srun",))
