@@ -8,9 +8,14 @@ class Schedule(Protocol):
     """An LR for every step of a budget. Seed LR in the optimizer's units, budget in steps."""
 
     @property
-    def seed_lr(self) -> float: ...
+    def seed_lr(self) -> float:
+        """The LR that the schedule's shape is scaled by."""
+        ...
+
     @property
-    def total_steps(self) -> int: ...
+    def total_steps(self) -> int:
+        """The budget."""
+        ...
 
     def lr(self, step: int) -> float:
         """LR of update ``step`` = 1..total_steps; undefined outside."""

@@ -44,18 +44,26 @@ class SeedLRSpace(Spec):
 
         The log grid is anchored at ``default``: its points are ``default * 10 ** (i / per_decade)``
         within low..high, rounded to three significant digits so that they can be read and typed
-        again. So the bounds themselves are points only where they lie on that grid.
+        again. So the bounds themselves are points only where they lie on that grid. ValueError if
+        none lies between them.
         """
         if self.values is not None:
             return tuple(sorted({*self.values, default}))
-        assert self.low is not None and self.high is not None  # _one_form has seen to it
+        assert self.low is not None, "_one_form has seen to it"
+        assert self.high is not None
         per_decade = self.per_decade or DEFAULT_PER_DECADE
         first = math.floor(per_decade * math.log10(self.low / default))
         last = math.ceil(per_decade * math.log10(self.high / default))
         grid = (
             float(f"{default * 10 ** (i / per_decade):.3g}") for i in range(first, last + 1) if i
         )
-        return tuple(sorted({default, *(lr for lr in grid if self.low <= lr <= self.high)}))
+        points = {lr for lr in grid if self.low <= lr <= self.high}
+        if not points and not self.low <= default <= self.high:
+            raise ValueError(
+                f"no point of the grid lies between low and high; with per_decade={per_decade} "
+                f"its points are {default:g} * 10 ** (i / {per_decade})"
+            )
+        return tuple(sorted({default, *points}))
 
 
 class ExploreFractionSpace(Spec):
@@ -77,7 +85,9 @@ class ExploreFractionSpace(Spec):
         """The explore fractions, ascending; the paper's default 0.5 is always one of them."""
         if self.values is not None:
             return tuple(sorted({*self.values, DEFAULT_EXPLORE_FRACTION}))
-        assert self.low is not None and self.high is not None and self.step is not None
+        assert self.low is not None, "_one_form has seen to it"
+        assert self.high is not None
+        assert self.step is not None
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
         grid = (round(self.low + i * self.step, 6) for i in range(count))
         return tuple(sorted({DEFAULT_EXPLORE_FRACTION, *grid}))

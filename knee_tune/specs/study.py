@@ -72,7 +72,7 @@ class StudySpec(Spec):
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
     nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
     reference: tuple[ReferenceTable, ...] = Field(
-        default=(), description="published numbers for the same task"
+        default=(), description="published numbers shown beside the study's own"
     )
 
     @property

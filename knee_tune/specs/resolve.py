@@ -1,0 +1,188 @@
+"""From files and options to one validated study.
+
+Later wins: recipe class defaults < preset < study file < ``--set`` < flags. Every layer is
+validated as it is laid on, so a mistake is reported where it was made.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+from pydantic_core import to_jsonable_python
+
+from knee_tune.specs.base import Spec
+from knee_tune.specs.overrides import Override, layer_of, merge, origin_of, parse_override
+from knee_tune.specs.problems import Place, Problem, check, refuse
+from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.space import SearchSpace
+from knee_tune.specs.strict_yaml import Document, FieldPath
+from knee_tune.specs.study import StudySpec
+
+
+class Preset(Spec):
+    """A named variant of a task: a budget, a size, a data set."""
+
+    description: str
+    recipe: dict[str, Any] = Field(default_factory=dict, description="over the class's defaults")
+    space: dict[str, Any] = Field(default_factory=dict, description="over the file's ``space``")
+    trials: int = Field(default=20, gt=0)
+
+
+class SpaceFile(Spec):
+    """What ``search_spaces/<task>.yaml`` says."""
+
+    task: str
+    description: str
+    default_preset: str
+    space: SearchSpace
+    presets: dict[str, Preset] = Field(min_length=1)
+
+
+def resolve_study(
+    *,
+    space_file: Document,
+    study_file: Document | None = None,
+    recipe_type: Callable[[str], type[Recipe]],
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    name: str | None = None,
+    trials: int | None = None,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    seed: int | None = None,
+    nproc: int | None = None,
+) -> tuple[StudySpec, Recipe]:
+    """The study that files and options describe, and its typed recipe.
+
+    ``recipe_type`` maps a task's name to its recipe class; ``settings`` are the ``--set`` options
+    (``recipe.epochs=4``). UserError, one line, for the first thing that is wrong.
+    """
+    flags = {
+        "--preset": ("preset", preset),
+        "--study-name": ("name", name),
+        "--trials": ("trials", trials),
+        "--sampler": ("sampler", sampler),
+        "--pruner": ("pruner", pruner),
+        "--seed": ("seed", seed),
+        "--nproc": ("nproc", nproc),
+    }
+    overrides = [parse_override(text) for text in settings] + [
+        Override(label=f"{flag} {value}", path=(field,), value=value)
+        for flag, (field, value) in flags.items()
+        if value is not None
+    ]
+
+    def in_options(path: FieldPath) -> Place:
+        return origin_of(overrides, path)
+
+    space = read_space(space_file, recipe_type)
+    recipes = recipe_type(space.task)
+    in_study = _in_file(study_file) if study_file else in_options
+    written = study_file.data if study_file else {}
+    asked = layer_of(overrides)
+    chosen = space.default_preset
+    for layer, place in ((written, in_study), (asked, in_options)):
+        if "preset" in layer:
+            chosen = layer["preset"]
+            _check_preset(chosen, ("preset",), space, place)
+    base = _settings_of(space, space_file.data, chosen, recipes)
+    described = merge(base, written)
+    if study_file is not None:
+        _validated(described, recipes, space, in_study)
+    return _validated(merge(described, asked), recipes, space, in_options)
+
+
+def read_space(file: Document, recipe_type: Callable[[str], type[Recipe]]) -> SpaceFile:
+    """A search-space file with every preset of it validated, used or not; UserError otherwise."""
+    place = _in_file(file)
+    space, problems = check(SpaceFile, file.data)
+    if space is None:
+        refuse(problems, place)
+    _check_preset(space.default_preset, ("default_preset",), space, place)
+    recipes = recipe_type(space.task)
+    for name in space.presets:
+        _validated(
+            _settings_of(space, file.data, name, recipes),
+            recipes,
+            space,
+            place,
+            prefix=("presets", name),
+        )
+    return space
+
+
+def _in_file(file: Document) -> Callable[[FieldPath], Place]:
+    return lambda path: Place(file.label, line=file.line(path))
+
+
+def _check_preset(
+    name: object, path: FieldPath, space: SpaceFile, place: Callable[[FieldPath], Place]
+) -> None:
+    """Refuse a preset that the search space does not have."""
+    if name not in list(space.presets):
+        problem = Problem(
+            path=path,
+            what=f"task {space.task} has no such preset",
+            value=name,
+            allowed=tuple(space.presets),
+            asked=str(name),
+        )
+        refuse([problem], place)
+
+
+def _settings_of(
+    space: SpaceFile, file: Mapping[str, Any], preset: str, recipe_type: type[Recipe]
+) -> dict[str, Any]:
+    """The settings of a preset over the recipe's own: the lowest layer of a study."""
+    chosen = space.presets[preset]
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in recipe_type.model_fields.items()
+        if not field.is_required()
+    }
+    return merge(
+        {
+            "task": space.task,
+            "preset": preset,
+            "recipe": to_jsonable_python(defaults),
+            "space": file["space"],
+        },
+        {"recipe": chosen.recipe, "space": chosen.space, "trials": chosen.trials},
+    )
+
+
+def _validated(
+    settings: Mapping[str, Any],
+    recipe_type: type[Recipe],
+    space: SpaceFile,
+    place: Callable[[FieldPath], Place],
+    prefix: FieldPath = (),
+) -> tuple[StudySpec, Recipe]:
+    """The study of these settings; UserError with ``prefix`` before the field otherwise."""
+    recipe, problems = check(recipe_type, settings["recipe"], (*prefix, "recipe"))
+    label = _budget_name(settings["preset"], recipe, recipe_type, space) if recipe else "unnamed"
+    dumped = recipe.model_dump(mode="json") if recipe else {}
+    study, more = check(StudySpec, {"name": label, **settings, "recipe": dumped}, prefix)
+    if study and study.task != space.task:
+        problem = Problem(path=(*prefix, "task"), what=f"the search space is of task {space.task}")
+        refuse([problem], place)
+    if recipe is None or study is None:
+        refuse([*problems, *more], place)
+    try:
+        study.space.size(recipe.seed_lr)
+    except ValueError as error:
+        refuse([Problem(path=(*prefix, "space", "seed_lr"), what=str(error))], place)
+    return study, recipe
+
+
+def _budget_name(preset: str, recipe: Recipe, recipe_type: type[Recipe], space: SpaceFile) -> str:
+    """``knee-<task>-<budget>``: the preset's name unless it is the default, the epochs if needed.
+
+    Studies of different budgets must not share a name, or their trials would be mixed.
+    """
+    epochs = f"{recipe.epochs}ep"
+    if preset == space.default_preset:
+        return f"knee-{space.task}-{epochs}"
+    usual, _ = check(recipe_type, space.presets[preset].recipe)
+    changed = usual is None or usual.epochs != recipe.epochs
+    return f"knee-{space.task}-{preset}" + (f"-{epochs}" if changed else "")
