@@ -1,0 +1,87 @@
+"""What a study has found out."""
+
+import json
+from typing import Any
+
+import pytest
+
+from knee_tune.specs.recipe import Direction
+from knee_tune.specs.records import StudyRecord, TrialRecord, TrialState
+from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.specs.study import StudySpec
+
+SPEC = StudySpec(
+    name="knee-toy-1ep",
+    task="toy",
+    preset="full",
+    recipe={"seed_lr": 0.1},
+    space=SearchSpace(
+        seed_lr=SeedLRSpace(values=(0.1,)), explore_fraction=ExploreFractionSpace(values=(0.5,))
+    ),
+)
+
+
+def trial(number: int, state: TrialState, value: float | None = None, **facts: Any) -> TrialRecord:
+    return TrialRecord(
+        number=number,
+        seed_lr=0.1 * (number + 1),
+        explore_fraction=0.5,
+        state=state,
+        value=value,
+        steps_budget=100,
+        **facts,
+    )
+
+
+def study(*trials: TrialRecord, direction: Direction = "minimize") -> StudyRecord:
+    return StudyRecord(
+        name="knee-toy-1ep",
+        task="toy",
+        metric="valid_ppl",
+        direction=direction,
+        trials=trials,
+        spec=SPEC,
+    )
+
+
+def test_the_status_of_a_study() -> None:
+    record = study(
+        trial(0, "complete", 5.0, steps_trained=100),
+        trial(1, "pruned", 1.0, steps_trained=40),
+        trial(2, "complete", 4.5, steps_trained=100),
+        trial(3, "failed", steps_trained=7),
+        trial(4, "running", steps_trained=3),
+        trial(5, "waiting"),
+    )
+    assert json.loads(json.dumps(record.status_as_json())) == {
+        "study": "knee-toy-1ep",
+        "counts": {"complete": 2, "pruned": 1, "failed": 1, "running": 1},
+        "best": {
+            "trial": 2,
+            "seed_lr": pytest.approx(0.3),
+            "explore_fraction": 0.5,
+            "value": 4.5,
+            "metric": "valid_ppl",
+        },
+        "steps": {"trained": 250, "independent": 300},
+    }
+
+
+def test_a_study_without_a_complete_trial_has_no_best() -> None:
+    record = study(trial(0, "pruned", 1.0))
+    assert record.best is None
+    assert record.status_as_json()["best"] is None
+
+
+def test_the_best_follows_the_direction_and_the_earlier_of_equals_wins() -> None:
+    trials = (trial(0, "complete", 1.0), trial(1, "complete", 2.0), trial(2, "complete", 2.0))
+    highest = study(*trials, direction="maximize").best
+    lowest = study(*trials).best
+    assert highest is not None
+    assert lowest is not None
+    assert (highest.number, lowest.number) == (1, 0)
+
+
+def test_a_record_survives_being_stored() -> None:
+    record = study(trial(0, "complete", 5.0, curve=[{"step": 10, "metrics": {"valid_ppl": 5.0}}]))
+    assert StudyRecord.model_validate_json(record.model_dump_json()) == record
