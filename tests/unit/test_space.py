@@ -5,8 +5,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
@@ -23,12 +21,9 @@ def test_eight_points_per_decade_unless_told() -> None:
     assert len(SeedLRSpace(low=1e-3, high=1e-1).points(1e-2)) == 17
 
 
-@given(
-    default=st.floats(1e-6, 10),
-    below=st.floats(1.5, 300),
-    above=st.floats(1.5, 300),
-    per_decade=st.integers(1, 50),
-)
+@pytest.mark.parametrize("default", [3e-4, 0.0123456, 0.1])
+@pytest.mark.parametrize(("below", "above"), [(10, 10), (1.5, 300), (70.7, 2)])
+@pytest.mark.parametrize("per_decade", [1, 3, 8, 50])
 def test_the_seed_lr_grid(default: float, below: float, above: float, per_decade: int) -> None:
     low, high = default / below, default * above
     points = SeedLRSpace(low=low, high=high, per_decade=per_decade).points(default)
