@@ -91,3 +91,4 @@ class TaskFacts(Spec):
     data_fingerprint: str
     parameters: int
     examples: dict[str, int] = Field(description="examples per split")
+    gpus: int = Field(default=0, description="CUDA devices that the worker group could see")

@@ -1,5 +1,6 @@
 """The entry of every rank: one plan in, one job done."""
 
+import torch
 from safetensors.torch import load_model
 
 from knee_tune.distributed.group import Group
@@ -30,5 +31,6 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 data_fingerprint=fingerprint,
                 parameters=sum(p.numel() for p in task.build_model().parameters()),
                 examples=examples,
+                gpus=torch.cuda.device_count(),
             )
             return Done(state="complete", result=facts.model_dump())

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the task that needs nothing and shows how a task is written."""
+"""scikit-learn's handwritten digits: needs nothing, and shows how a task is written."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

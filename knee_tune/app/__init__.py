@@ -1,0 +1,1 @@
+"""The composition root: one function per command. Nothing below knows how the pieces are joined."""

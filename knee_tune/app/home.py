@@ -1,0 +1,77 @@
+"""Where studies are kept: the home folder, and the storage and tracking that may be elsewhere."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from knee_tune.errors import UserError
+from knee_tune.tracking import resolve_tracking_uri, ui_command
+
+
+@dataclass(frozen=True)
+class Home:
+    """``<root>/{optuna.db, mlflow.db, artifacts, checkpoints, logs, data}``.
+
+    Making one touches nothing; a command that is going to write calls :meth:`create`.
+    """
+
+    root: Path
+
+    @property
+    def optuna_url(self) -> str:
+        """Optuna's storage, unless another one is named."""
+        return f"sqlite:///{self.root.absolute()}/optuna.db"
+
+    @property
+    def data(self) -> Path:
+        """Prepared data sets: ``KNEE_TUNE_DATA``, or ``data/`` in here."""
+        return Path(os.environ.get("KNEE_TUNE_DATA") or self.root / "data").absolute()
+
+    @property
+    def dashboard_artifacts(self) -> Path:
+        """Files that Optuna Dashboard shows."""
+        return self.root.absolute() / "artifacts" / "optuna"
+
+    def checkpoints(self, study: str, key: str) -> Path:
+        """Checkpoints of a study. Its key keeps a new study of an old name away from old ones."""
+        return self.root.absolute() / "checkpoints" / f"{study}-{key}"
+
+    def logs(self, study: str) -> Path:
+        """What the ranks of a study printed."""
+        return self.root.absolute() / "logs" / study
+
+    def create(self) -> None:
+        """Make the folder; UserError if that is impossible."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--home {self.root}: cannot be made ({error.strerror}); name a folder you can "
+                "write to"
+            ) from error
+        if not os.access(self.root, os.W_OK):
+            raise UserError(f"--home {self.root}: is not writable; name another folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """A home with the Optuna storage and the MLflow tracking that go with it."""
+
+    home: Home
+    storage_url: str
+    tracking_uri: str | None
+    """None: nothing is tracked."""
+
+    @classmethod
+    def of(cls, home: Home, *, storage: str | None, tracking_uri: str | None) -> "Places":
+        """What was named by flag or environment, else the databases in ``home``."""
+        return cls(
+            home=home,
+            storage_url=storage or home.optuna_url,
+            tracking_uri=resolve_tracking_uri(home.root, tracking_uri),
+        )
+
+    @property
+    def ui_command(self) -> str | None:
+        """How to look at the tracked runs."""
+        return None if self.tracking_uri is None else ui_command(self.tracking_uri)

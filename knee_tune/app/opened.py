@@ -1,0 +1,138 @@
+"""A study that is open for training: its workshop, its Optuna study, its tracker."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import optuna
+
+import knee_tune
+from knee_tune.app.home import Places
+from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.errors import UserError
+from knee_tune.planning.planner import budget_steps
+from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.study import StudySpec
+from knee_tune.specs.tracking import StudyStarted
+from knee_tune.tracking import Tracker, experiment_name, open_tracker
+from knee_tune.tuning.pruners import make_pruner
+from knee_tune.tuning.samplers import Axis, make_sampler
+from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.study import open_study, requeue
+
+PACKAGES = ("torch", "optuna", "mlflow", "fairseq-fixed", "numpy")
+"""Whose versions are recorded with a study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedStudy:
+    """What training for a study needs."""
+
+    places: Places
+    workshop: Workshop
+    study: optuna.Study
+    tracker: Tracker
+    axes: dict[str, Axis]
+
+    @property
+    def uid(self) -> str:
+        """Unique for ever, also when a study of the same name is made anew."""
+        return f"{self.study.study_name}-{self.study.user_attrs['key']}"
+
+
+@contextmanager
+def open_for_training(
+    spec: StudySpec, recipe: Recipe, places: Places, options: GroupOptions
+) -> Iterator[OpenedStudy]:
+    """Open everything, the study last: until its task's data is seen to be there, nothing is made.
+
+    The tracker is left to the caller to close, who can say what it could not send.
+    """
+    places.home.create()
+    with open_workshop(places.home, spec, recipe, options) as workshop:
+        axes = {
+            "seed_lr": Axis(spec.seed_lrs, log=True),
+            "explore_fraction": Axis(spec.explore_fractions),
+        }
+        storage = open_storage(places.storage_url, on_stale=requeue)
+        study = open_study(storage, spec, recipe=recipe)
+        # A study that continues must not draw the same random trials again.
+        sampler_seed = spec.seed + len(study.get_trials(deepcopy=False))
+        study.sampler = make_sampler(spec.sampler, seed=sampler_seed, axes=axes)
+        total_steps = budget_steps(recipe, workshop.facts)
+        study.pruner = make_pruner(spec.pruner, total_steps=total_steps)
+        _refuse_other_data(study, workshop)
+        opened = OpenedStudy(
+            places=places,
+            workshop=workshop,
+            study=study,
+            tracker=open_tracker(home=places.home.root, uri=places.tracking_uri),
+            axes=axes,
+        )
+        opened.tracker.record(_study_started(opened))
+        yield opened
+
+
+def _refuse_other_data(study: optuna.Study, workshop: Workshop) -> None:
+    fingerprint = workshop.facts.data_fingerprint
+    known = study.user_attrs.setdefault("data_fingerprint", fingerprint)
+    if known != fingerprint:
+        raise UserError(
+            f"study {study.study_name}: its trials were trained on other data (fingerprint "
+            f"{known}, now {fingerprint}); choose another --study-name"
+        )
+    study.set_user_attr("data_fingerprint", fingerprint)
+
+
+def _study_started(opened: OpenedStudy) -> StudyStarted:
+    workshop = opened.workshop
+    placement = workshop.placement()
+    return StudyStarted(
+        uid=opened.uid,
+        name=workshop.spec.name,
+        task=workshop.spec.task,
+        experiment=experiment_name(workshop.spec.task),
+        description=workshop.spec.description,
+        params={
+            "recipe": workshop.spec.recipe,
+            "space": workshop.spec.space.model_dump(mode="json", exclude_none=True),
+            "seed": workshop.spec.seed,
+            "steps_per_epoch": workshop.facts.steps_per_epoch,
+            "parameters": workshop.facts.parameters,
+        },
+        tags={
+            "knee.preset": workshop.spec.preset,
+            "knee.data_fingerprint": workshop.facts.data_fingerprint,
+            "knee.device": placement.device,
+            "knee.world_size": str(placement.world_size),
+            "knee.versions": json.dumps(versions()),
+            **_commit(),
+        },
+    )
+
+
+def versions() -> dict[str, Any]:
+    """Of Python, of knee-tune and of what decides results."""
+    found = {"python": platform.python_version(), "knee-tune": knee_tune.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the working folder, if it is a checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit.stdout.strip()}

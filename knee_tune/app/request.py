@@ -1,0 +1,54 @@
+"""Which study a person asks for, and what it comes to once files and options are merged."""
+
+from dataclasses import dataclass
+
+from knee_tune.errors import UserError
+from knee_tune.specs.files import find
+from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.resolve import resolve_study
+from knee_tune.specs.strict_yaml import read_document
+from knee_tune.specs.study import StudySpec
+from knee_tune.tasks.registry import task_entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """A study as files and options name it; None leaves the choice to the files."""
+
+    task: str | None = None
+    study: str | None = None
+    """A file from ``studies/`` by name, or a path."""
+    preset: str | None = None
+    name: str | None = None
+    trials: int | None = None
+    sampler: str | None = None
+    pruner: str | None = None
+    seed: int | None = None
+    nproc: int | None = None
+    settings: tuple[str, ...] = ()
+
+    def resolve(self) -> tuple[StudySpec, Recipe]:
+        """The validated study and its typed recipe; UserError otherwise. Creates nothing."""
+        study_file = None
+        task = self.task
+        if self.study is not None:
+            path = find("studies", self.study)
+            study_file = read_document(path, str(path))
+            task = task or str(study_file.data.get("task", ""))
+        if not task:
+            raise UserError("run: name a task (--task digits) or a study file (--study NAME)")
+        task_entry(task)  # an unknown task is refused before its file is looked for
+        path = find("search_spaces", task)
+        return resolve_study(
+            space_file=read_document(path, str(path)),
+            study_file=study_file,
+            recipe_type=lambda name: task_entry(name).recipe_type(),
+            preset=self.preset,
+            settings=self.settings,
+            name=self.name,
+            trials=self.trials,
+            sampler=self.sampler,
+            pruner=self.pruner,
+            seed=self.seed,
+            nproc=self.nproc,
+        )

@@ -1,0 +1,192 @@
+"""``knee-tune run``: drive a study to its number of trials and register its best model."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+from knee_tune.app.home import Places
+from knee_tune.app.opened import OpenedStudy, open_for_training
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.winner import register_study
+from knee_tune.app.workshop import GroupOptions
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.planner import budget_steps, knee_schedule
+from knee_tune.reporting.curves import curves_figure
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
+from knee_tune.tracking import unsent_notice
+from knee_tune.tuning.dashboard import write_study_note, write_trial_note
+from knee_tune.tuning.driver import Driver, Watcher
+from knee_tune.tuning.study import enqueue_default, study_record
+from knee_tune.tuning.trial import Search, TrialRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStart:
+    """What is known when the first trial is about to begin."""
+
+    name: str
+    task: str
+    preset: str
+    metric: str
+    watched: str
+    trials: int
+    finished: int
+    total_steps: int
+    parameters: int
+    device: str
+    world_size: int
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run leaves behind."""
+
+    record: StudyRecord
+    registered: RegisteredModel | None
+    notice: str | None
+    """What could not be sent to the tracking server yet."""
+
+
+Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
+
+
+def run_study(
+    request: StudyRequest,
+    places: Places,
+    options: GroupOptions,
+    *,
+    timeout: float | None,
+    register: bool,
+    watch: Watch,
+) -> RunSummary:
+    """Drive the study; the same call continues it.
+
+    KeyboardInterrupt (Ctrl-C or SIGTERM) is raised on after every running trial was told.
+    """
+    spec, recipe = request.resolve()
+    with open_for_training(spec, recipe, places, options) as opened:
+        ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
+        registered = None
+        try:
+            with interruptible(), watch(study_start(opened)) as watcher:
+                _drive(opened, watcher, timeout=timeout)
+                if register and places.tracking_uri and study_record(opened.study).best:
+                    opened.tracker.flush()
+                    registered = register_study(
+                        places, spec.name, number=None, on_line=watcher.line
+                    )
+            ended = "COMPLETE"
+        except KeyboardInterrupt:
+            ended = "INTERRUPTED"
+            raise
+        finally:
+            record = study_record(opened.study)
+            write_study_note(opened.study, record)
+            opened.tracker.record(_finished(record, ended))
+            remaining = opened.tracker.close()
+        notice = unsent_notice(remaining, places.tracking_uri or "")
+        return RunSummary(record=record, registered=registered, notice=notice)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM (from a scheduler that preempts) ends a command as cleanly as Ctrl-C."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> None:
+    workshop, study = opened.workshop, opened.study
+    folder = opened.places.home.checkpoints(study.study_name, study.user_attrs["key"])
+
+    def plan(run: TrialRun, slot: int) -> TrainPlan:
+        schedule = knee_schedule(
+            workshop.recipe,
+            workshop.facts,
+            seed_lr=run.seed_lr,
+            explore_fraction=run.explore_fraction,
+        )
+        return workshop.train_plan(
+            schedule, key=run.key, checkpoint_dir=folder / run.key, slot=slot
+        )
+
+    def after_trial(number: int) -> None:
+        record = study_record(study)
+        trial = next(trial for trial in record.trials if trial.number == number)
+        schedule = knee_schedule(
+            workshop.recipe,
+            workshop.facts,
+            seed_lr=trial.seed_lr,
+            explore_fraction=trial.explore_fraction,
+        )
+        title = f"Trial {number}: seed LR {trial.seed_lr:g}, explore {trial.explore_fraction:.0%}"
+        figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
+        key = study.trials[number].user_attrs["key"]
+        opened.tracker.record(Attached(key=key, name="plots/curves.html", figure=figure))
+        write_trial_note(study, trial)
+        write_study_note(study, record)
+
+    enqueue_default(study, seed_lr=workshop.recipe.seed_lr)
+    Driver(
+        Search(study=study, recipe=workshop.recipe, axes=opened.axes, plan=plan),
+        runner=workshop.runner,
+        slots=workshop.options.slots,
+        tracker=opened.tracker,
+        watcher=watcher,
+        after_trial=after_trial,
+    ).run(trials=workshop.spec.trials, timeout=timeout)
+
+
+def study_start(opened: OpenedStudy) -> StudyStart:
+    """What a watcher is told of an opened study."""
+    workshop = opened.workshop
+    counts = study_record(opened.study).counts
+    placement = workshop.placement()
+    return StudyStart(
+        name=workshop.spec.name,
+        task=workshop.spec.task,
+        preset=workshop.spec.preset,
+        metric=f"valid_{workshop.recipe.objective}",
+        watched=f"valid_{workshop.recipe.watched}",
+        trials=workshop.spec.trials,
+        finished=counts.complete + counts.pruned + counts.failed,
+        total_steps=budget_steps(workshop.recipe, workshop.facts),
+        parameters=workshop.facts.parameters,
+        device=placement.device,
+        world_size=placement.world_size,
+        slots=workshop.options.slots,
+    )
+
+
+def _finished(
+    record: StudyRecord, ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"]
+) -> StudyFinished:
+    best = record.best
+    metrics = {
+        "steps_trained": float(record.steps.trained),
+        "steps_independent": float(record.steps.independent),
+    }
+    if best is None or best.value is None:
+        return StudyFinished(state=ended, metrics=metrics)
+    metrics[f"best_{record.metric}"] = best.value
+    return StudyFinished(
+        state=ended,
+        metrics=metrics,
+        tags={
+            "knee.best_trial": str(best.number),
+            "knee.best_seed_lr": f"{best.seed_lr:g}",
+            "knee.best_explore_fraction": f"{best.explore_fraction:g}",
+        },
+    )

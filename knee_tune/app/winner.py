@@ -1,0 +1,143 @@
+"""What happens to finished trials: the best one is tested once and registered; any is replayed."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from knee_tune.app.home import Places
+from knee_tune.app.workshop import GroupOptions, open_workshop
+from knee_tune.distributed.protocol import Decision, Done, Report
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.specs.records import TrialRecord
+from knee_tune.specs.tracking import RegisteredModel, TrainedModel
+from knee_tune.tasks.registry import task_entry
+from knee_tune.tracking import experiment_name
+from knee_tune.tracking.registry import register
+from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.study import load_study, spec_of, study_record
+
+TEST_PREFIX = "test:"
+"""Study attributes that hold the test metrics of a trial: measured once, then read."""
+
+
+def register_study(
+    places: Places, name: str, *, number: int | None, on_line: Callable[[str], None]
+) -> RegisteredModel:
+    """Register a study's best trial, or the one of that number.
+
+    UserError if the study or trial is unknown, not complete, or its weights are gone.
+    """
+    study = load_study(open_storage(places.storage_url), name)
+    spec = spec_of(study)
+    record = study_record(study)
+    trial = record.best if number is None else find_trial(study, number)
+    if trial is None or trial.state != "complete":
+        which = "no trial is complete yet" if trial is None else f"trial {number} is {trial.state}"
+        raise UserError(f"study {name}: {which}; only complete trials can be registered")
+    if places.tracking_uri is None:
+        raise UserError(
+            "register: --tracking-uri none has no model registry; name a server or file"
+        )
+    attrs = study.trials[trial.number].user_attrs
+    weights = Path(attrs["weights"])
+    if not weights.is_file():
+        raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
+    test = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}")
+    if test is None:
+        on_line(f"evaluating trial {trial.number} once on the test split")
+        recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+        with open_workshop(places.home, spec, recipe, GroupOptions()) as workshop:
+            test = workshop.test(weights, key=attrs["key"])
+        study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
+    on_line(f"registering trial {trial.number} as knee-tune-{spec.task}")
+    return register(
+        TrainedModel(
+            study_uid=f"{name}-{study.user_attrs['key']}",
+            study=name,
+            task=spec.task,
+            recipe=spec.recipe,
+            seed=spec.seed,
+            data_dir=places.home.data,
+            weights=weights,
+            key=attrs["key"],
+            number=trial.number,
+            seed_lr=trial.seed_lr,
+            explore_fraction=trial.explore_fraction,
+            data_fingerprint=study.user_attrs["data_fingerprint"],
+            metrics={"valid": _bare(trial.metrics), "test": _bare(test)},
+            experiment=experiment_name(spec.task),
+            run_id=trial.run_id,
+        ),
+        home=places.home.root,
+        uri=places.tracking_uri,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A trial trained again from its recorded plan."""
+
+    trial: TrialRecord
+    metrics: dict[str, float]
+
+    @property
+    def same(self) -> bool:
+        """Whether every final metric came out with the same bits."""
+        return self.metrics == self.trial.metrics
+
+
+def replay(
+    places: Places,
+    name: str,
+    *,
+    number: int | None,
+    on_report: Callable[[Report], None],
+    on_line: Callable[[str], None],
+) -> Replay:
+    """Train a study's best trial, or the one of that number, once more; nothing is recorded.
+
+    UserError if the study or trial is unknown or not complete, or the training fails.
+    """
+    study = load_study(open_storage(places.storage_url), name)
+    trial = study_record(study).best if number is None else find_trial(study, number)
+    if trial is None or trial.state != "complete":
+        raise UserError(f"study {name}: only a complete trial can be replayed")
+    spec = spec_of(study)
+    recorded = study.trials[trial.number].user_attrs["plan"]
+    folder = places.home.root.absolute() / "replays" / f"{name}-{trial.number:04d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    plan = TrainPlan.model_validate(
+        {**recorded, "checkpoint_dir": folder, "log_dir": folder / "logs"}
+    )
+    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+    options = GroupOptions(nproc=plan.placement.world_size, device=plan.placement.device)
+
+    def reported(report: Report) -> Decision:
+        on_report(report)
+        return Decision(stop=False)
+
+    with open_workshop(places.home, spec, recipe, options) as workshop:
+        outcome = workshop.runner.run(
+            plan, on_report=reported, on_line=on_line, on_progress=lambda step: None
+        )
+    if not isinstance(outcome, Done) or outcome.state != "complete":
+        reason = outcome.reason if isinstance(outcome, Done) else outcome.message
+        raise UserError(f"replay of trial {trial.number}: {reason}")
+    return Replay(trial=trial, metrics=outcome.result["metrics"])
+
+
+def find_trial(study: optuna.Study, number: int) -> TrialRecord:
+    """The trial of that number; UserError if there is none."""
+    for trial in study_record(study).trials:
+        if trial.number == number:
+            return trial
+    raise UserError(f"study {study.study_name}: it has no trial {number}")
+
+
+def _bare(metrics: dict[str, float]) -> dict[str, float]:
+    """``{"valid_ppl": 1.0}`` as ``{"ppl": 1.0}``."""
+    return {name.partition("_")[2]: value for name, value in metrics.items()}

@@ -1,0 +1,151 @@
+"""A workshop: a task with its recipe, and the worker groups that can train it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from knee_tune.app.home import Home
+from knee_tune.distributed.forkserver import ForkserverRunner
+from knee_tune.distributed.protocol import Decision, Done, GroupRunner
+from knee_tune.distributed.torchrun import TorchrunRunner
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import (
+    DescribePlan,
+    Placement,
+    Plan,
+    Schedule,
+    TaskFacts,
+    TaskOrder,
+    TestPlan,
+    TrainPlan,
+)
+from knee_tune.planning.planner import train_plan
+from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.study import StudySpec
+from knee_tune.tasks.registry import task_entry
+from knee_tune.training.worker import ENTRY
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """How worker groups are made: the same for every trial of a command."""
+
+    nproc: int = 1
+    slots: int = 1
+    runner: Literal["forkserver", "torchrun"] = "forkserver"
+    nnodes: int = 1
+    launcher: Sequence[str] = ("torchrun",)
+    device: Device = "auto"
+    amp: bool = False
+    stall_timeout: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Everything a plan needs besides its schedule."""
+
+    home: Home
+    spec: StudySpec
+    recipe: Recipe
+    options: GroupOptions
+    runner: GroupRunner
+    facts: TaskFacts = field(repr=False)
+
+    def placement(self, slot: int = 0) -> Placement:
+        """The devices of a slot."""
+        return _placement(self.options, self.facts, slot)
+
+    def train_plan(
+        self, schedule: Schedule, *, key: str, checkpoint_dir: Path, slot: int = 0
+    ) -> TrainPlan:
+        """The complete order for one run of this task."""
+        order = _order(self.home, self.spec, self.placement(slot), key)
+        return train_plan(
+            order, self.recipe, self.facts, schedule=schedule, checkpoint_dir=checkpoint_dir
+        )
+
+    def test(self, weights: Path, *, key: str) -> dict[str, float]:
+        """Metrics of finished weights on the test split; UserError if that fails."""
+        order = _order(self.home, self.spec, self.placement(), key)
+        return dict(run_quietly(self.runner, TestPlan(**dict(order), weights=weights))["metrics"])
+
+
+@contextmanager
+def open_workshop(
+    home: Home, spec: StudySpec, recipe: Recipe, options: GroupOptions
+) -> Iterator[Workshop]:
+    """Start the runner, look at the task's data, and end the runner on the way out.
+
+    UserError if the task's data or libraries are missing, or there are too few devices.
+    """
+    entry = task_entry(spec.task)
+    module = entry.task.partition(":")[0]
+    runner: GroupRunner
+    if options.runner == "torchrun":
+        runner = TorchrunRunner(ENTRY, launcher=options.launcher, nnodes=options.nnodes)
+    else:
+        runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
+    try:
+        order = _order(home, spec, Placement(world_size=options.nproc), "describe")
+        facts = TaskFacts.model_validate(run_quietly(runner, DescribePlan(**dict(order))))
+        yield Workshop(
+            home=home, spec=spec, recipe=recipe, options=options, runner=runner, facts=facts
+        )
+    finally:
+        runner.close()
+
+
+def run_quietly(runner: GroupRunner, plan: Plan) -> dict[str, Any]:
+    """The result of a plan that reports nothing; UserError with the root cause if it fails."""
+    outcome = runner.run(
+        plan,
+        on_report=lambda report: Decision(stop=False),
+        on_line=lambda text: None,
+        on_progress=lambda step: None,
+    )
+    if not isinstance(outcome, Done):
+        raise UserError(f"task {plan.task}: {outcome.message}")
+    return outcome.result
+
+
+def _order(home: Home, spec: StudySpec, placement: Placement, key: str) -> TaskOrder:
+    return TaskOrder(
+        task=spec.task,
+        recipe=spec.recipe,
+        seed=spec.seed,
+        data_dir=home.data,
+        placement=placement,
+        log_dir=home.logs(spec.name) / key,
+    )
+
+
+def _placement(options: GroupOptions, facts: TaskFacts, slot: int) -> Placement:
+    device = options.device
+    if device == "auto":
+        device = "cuda" if facts.gpus else "cpu"
+    local = options.nproc // options.nnodes
+    devices = None
+    if device == "cuda":
+        if local * options.slots > facts.gpus:
+            raise UserError(
+                f"--nproc {options.nproc} --concurrency {options.slots}: needs "
+                f"{local * options.slots} GPUs on this machine, which has {facts.gpus}; lower one "
+                "of them, or --device cpu"
+            )
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
+        devices = ",".join(every[slot * local : (slot + 1) * local])
+    elif options.amp:
+        raise UserError("--amp: bf16 training needs a GPU; leave it out on a CPU")
+    return Placement(
+        world_size=options.nproc,
+        device=device,
+        visible_devices=devices,
+        amp=options.amp,
+        stall_timeout=options.stall_timeout,
+    )

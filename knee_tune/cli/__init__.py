@@ -1,0 +1,21 @@
+"""The command line: parse, call the app, print. Imports nothing heavy until a command runs."""
+
+import sys
+
+import typer
+
+from knee_tune.errors import UserError
+
+
+def main() -> None:
+    """Run the command line; bad input gets one line and exit code 2."""
+    from knee_tune.cli.commands import app
+
+    try:
+        app()
+    except UserError as error:
+        typer.secho(f"knee-tune: {error}", err=True, fg="red")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command continues", err=True)
+        sys.exit(130)

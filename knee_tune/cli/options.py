@@ -1,0 +1,62 @@
+"""Options that several commands share, each written once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="KNEE_TUNE_HOME", help="Folder that keeps everything."),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OPTUNA_STORAGE", help="Optuna storage, an SQLAlchemy URL. [HOME/optuna.db]"
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server or database; 'none' tracks nothing. [HOME/mlflow.db]",
+    ),
+]
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[STUDY]", help="Name of the study; the only one if left out."),
+]
+TrialOption = Annotated[
+    int | None, typer.Option("--trial", min=0, help="Number of the trial; the best if left out.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+DEFAULT_HOME = Path("knee-runs")
+
+
+class Runner(StrEnum):
+    """How worker groups are started."""
+
+    FORKSERVER = "forkserver"
+    TORCHRUN = "torchrun"
+
+
+class Device(StrEnum):
+    """What trains."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Schedule(StrEnum):
+    """The paper's baselines."""
+
+    STEP = "step"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    ONE_CYCLE = "one_cycle"
+    INVERSE_SQRT = "inverse_sqrt"
+    CONSTANT = "constant"

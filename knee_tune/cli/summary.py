@@ -1,0 +1,124 @@
+"""What commands print at their end."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from knee_tune.cli.watch import STYLES
+
+if TYPE_CHECKING:
+    from knee_tune.app.home import Places
+    from knee_tune.app.look import TaskInfo
+    from knee_tune.app.run import RunSummary, StudyStart
+    from knee_tune.app.winner import Replay
+    from knee_tune.specs.records import BaselineRecord, StudyRecord
+    from knee_tune.specs.tracking import RegisteredModel
+
+
+def print_start(console: Console, start: "StudyStart") -> None:
+    """What is about to be trained."""
+    ranks = "1 rank" if start.world_size == 1 else f"{start.world_size} ranks"
+    slots = "" if start.slots == 1 else f", {start.slots} trials at a time"
+    console.print(
+        f"{start.parameters:,} parameters, {start.total_steps:,} steps per trial, {ranks} on "
+        f"{start.device}{slots}; {start.finished} of {start.trials} trials done"
+    )
+
+
+def print_summary(console: Console, summary: "RunSummary", places: "Places") -> None:
+    """The best setting, where things are, and what to type to look at them."""
+    record = summary.record
+    console.print()
+    print_status(console, record)
+    if summary.registered is not None:
+        print_registered(console, summary.registered)
+    if summary.notice:
+        console.print(f"[yellow]{summary.notice}[/]", soft_wrap=True)
+    root = places.home.root
+    console.print("\nLook at it:")
+    commands = [f"knee-tune dashboard {record.name} --home {root}", places.ui_command]
+    commands.append(f"knee-tune register {record.name} --home {root}")
+    for command in filter(None, commands):
+        console.print(f"  {command}", soft_wrap=True, markup=False)
+
+
+def print_status(console: Console, record: "StudyRecord") -> None:
+    """Trials, the best one, and what it all cost."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("trial", "seed LR", "explore", record.metric, "steps"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    best = record.best
+    for trial in record.trials:
+        mark = "bold" if best is not None and trial.number == best.number else ""
+        state = (
+            f"[{STYLES.get(trial.state, '')}]{trial.state}[/]"
+            if trial.state in STYLES
+            else trial.state
+        )
+        note = f" [dim]{trial.reason}[/]" if trial.reason and trial.state != "complete" else ""
+        table.add_row(
+            str(trial.number),
+            f"{trial.seed_lr:g}",
+            f"{trial.explore_fraction:.0%}",
+            "" if trial.value is None else f"{trial.value:.4g}",
+            f"{trial.steps_trained:,}",
+            state + note,
+            style=mark,
+        )
+    console.print(table)
+    counts, steps = record.counts, record.steps
+    console.print(
+        f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
+        f"{counts.failed} failed, {counts.running} running"
+    )
+    if steps.independent:
+        console.print(
+            f"steps trained: {steps.trained:,} of {steps.independent:,} that independent trials "
+            f"would take ({steps.trained / steps.independent:.0%})"
+        )
+    for baseline in record.baselines:
+        value = "no value" if baseline.value is None else f"{record.metric} {baseline.value:.4g}"
+        console.print(f"baseline {baseline.schedule}, seed LR {baseline.seed_lr:g}: {value}")
+    if best is not None:
+        console.print(
+            f"[bold green]best: seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/] "
+            f"({record.metric} {best.value:.4g}, trial {best.number})"
+        )
+
+
+def print_baseline(console: Console, record: "BaselineRecord", *, study: str, metric: str) -> None:
+    """One line."""
+    value = "no value" if record.value is None else f"{metric} {record.value:.4g}"
+    console.print(f"{record.schedule}, seed LR {record.seed_lr:g}: {value} (kept with {study})")
+
+
+def print_registered(console: Console, model: "RegisteredModel") -> None:
+    """Where the model is and how to load it."""
+    what = "registered" if model.new else "already the champion:"
+    console.print(f"{what} {model.name} version {model.version}", soft_wrap=True)
+    console.print(f'  mlflow.pyfunc.load_model("{model.uri}")', soft_wrap=True, markup=False)
+
+
+def print_replay(console: Console, replay: "Replay") -> None:
+    """Then and now, metric by metric."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("metric", "recorded", "replayed"):
+        table.add_column(column, justify="right")
+    for name, value in replay.metrics.items():
+        then = replay.trial.metrics.get(name)
+        table.add_row(name, "" if then is None else f"{then:.6g}", f"{value:.6g}")
+    console.print(table)
+    same = "the same, bit for bit" if replay.same else "not the same bits"
+    console.print(f"trial {replay.trial.number} replayed: {same}")
+
+
+def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
+    """Every task with its presets, the default one marked."""
+    for task in tasks:
+        console.print(f"[bold]{task.name}[/]  {task.description}")
+        for preset, description in task.presets.items():
+            default = " (default)" if preset == task.default_preset else ""
+            console.print(f"  {preset}{default}: {description}")

@@ -1,0 +1,191 @@
+"""What people see while a study runs: a live table on a terminal, plain lines elsewhere."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from knee_tune.app.run import StudyStart
+from knee_tune.distributed.protocol import Report
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.tuning.driver import End, Watcher
+
+SHOWN_TRIALS = 16
+"""Rows of the live table; older trials scroll away."""
+
+STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+
+
+@contextmanager
+def watching(console: Console, start: StudyStart) -> Iterator[Watcher]:
+    """The right watcher for where the output goes."""
+    if not console.is_terminal:
+        yield PlainWatcher(console, start)
+        return
+    watcher = LiveWatcher(console, start)
+    with Live(get_renderable=watcher.render, console=console, refresh_per_second=4):
+        yield watcher
+
+
+class PlainWatcher:
+    """One line per event, for logs and pipes."""
+
+    def __init__(self, console: Console, start: StudyStart) -> None:
+        self._console, self._start = console, start
+
+    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+        """Seed LR, explore fraction and budget."""
+        self.line(
+            f"trial {number}: seed LR {plan.schedule.seed_lr:g}, explore {explore_fraction:.0%}, "
+            f"{plan.total_steps} steps"
+        )
+
+    def trial_progressed(self, number: int, step: int) -> None:
+        """Nothing: a log needs no sign of life."""
+
+    def trial_reported(self, number: int, report: Report) -> None:
+        """The watched metric."""
+        value = report.metrics[self._start.watched]
+        self.line(
+            f"trial {number}: step {report.step}/{report.total_steps}, "
+            f"{self._start.watched} {value:.4g}"
+        )
+
+    def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
+        """How it ended."""
+        parts = [end]
+        if value is not None:
+            parts.append(f"{self._start.metric} {value:.4g}")
+        if reason:
+            parts.append(reason)
+        self.line(f"trial {number}: {', '.join(parts)}")
+
+    def line(self, text: str) -> None:
+        """As it is, without wrapping."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass
+class _Row:
+    seed_lr: float
+    explore_fraction: float
+    total_steps: int
+    step: int = 0
+    state: str = "running"
+    watched: float | None = None
+    value: float | None = None
+    reason: str = ""
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+
+class LiveWatcher:
+    """A table of trials and a progress bar, redrawn in place."""
+
+    def __init__(self, console: Console, start: StudyStart) -> None:
+        self._console, self._start = console, start
+        self._lock = threading.Lock()
+        self._rows: dict[int, _Row] = {}
+        self._began = time.monotonic()
+        self._done_before = start.finished
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+            expand=True,
+        )
+        self._bar = self._progress.add_task(start.name, total=1.0, eta="")
+
+    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+        """A new row."""
+        with self._lock:
+            self._rows[number] = _Row(plan.schedule.seed_lr, explore_fraction, plan.total_steps)
+
+    def trial_progressed(self, number: int, step: int) -> None:
+        """Moves the row's step."""
+        with self._lock:
+            self._rows[number].step = step
+
+    def trial_reported(self, number: int, report: Report) -> None:
+        """The row's newest value of the watched metric."""
+        with self._lock:
+            row = self._rows[number]
+            row.step, row.watched = report.step, report.metrics[self._start.watched]
+
+    def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
+        """The row's end."""
+        with self._lock:
+            row = self._rows.get(number)
+            if row is not None:
+                row.state, row.value, row.reason, row.ended = end, value, reason, time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Above the table, where it stays."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def render(self) -> Group:
+        """The picture of this moment."""
+        with self._lock:
+            self._update_bar()
+            return Group(self._table(), self._progress)
+
+    def _update_bar(self) -> None:
+        ended = sum(row.ended is not None for row in self._rows.values())
+        running = sum(
+            row.step / row.total_steps for row in self._rows.values() if row.ended is None
+        )
+        here = ended + running
+        share = min(1.0, (self._done_before + here) / max(1, self._start.trials))
+        elapsed = time.monotonic() - self._began
+        left = max(0.0, self._start.trials - self._done_before - here)
+        eta = f"about {_duration(elapsed / here * left)} left" if here > 0.05 else ""
+        done = self._done_before + ended
+        self._progress.update(
+            self._bar,
+            completed=share,
+            description=f"{self._start.name}  {done}/{self._start.trials} trials",
+            eta=eta,
+        )
+
+    def _table(self) -> Table:
+        table = Table(box=None, header_style="bold", pad_edge=False, expand=False)
+        table.add_column("trial", justify="right")
+        table.add_column("seed LR", justify="right")
+        table.add_column("explore", justify="right")
+        table.add_column("step", justify="right")
+        table.add_column(self._start.watched, justify="right")
+        if self._start.metric != self._start.watched:
+            table.add_column(self._start.metric, justify="right")
+        table.add_column("state")
+        table.add_column("time", justify="right")
+        for number, row in list(self._rows.items())[-SHOWN_TRIALS:]:
+            cells = [
+                str(number),
+                f"{row.seed_lr:g}",
+                f"{row.explore_fraction:.0%}",
+                f"{row.step}/{row.total_steps}",
+                "" if row.watched is None else f"{row.watched:.4g}",
+            ]
+            if self._start.metric != self._start.watched:
+                cells.append("" if row.value is None else f"{row.value:.4g}")
+            state = Text(row.state, style=STYLES[row.state])
+            if row.reason and row.state != "complete":
+                state.append(f"  {row.reason}", style="dim")
+            seconds = (row.ended or time.monotonic()) - row.started
+            table.add_row(*cells, state, _duration(seconds))
+        return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

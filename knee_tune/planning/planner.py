@@ -1,0 +1,77 @@
+"""From a trial's two numbers to the plan of its training run."""
+
+from pathlib import Path
+
+from knee_tune.planning.plan import Schedule, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.schedules import (
+    Constant,
+    Cosine,
+    InverseSquareRoot,
+    Knee,
+    Linear,
+    OneCycle,
+    StepDecay,
+)
+from knee_tune.specs.recipe import Recipe
+
+BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant")
+"""The schedules that ``--schedule`` trains beside a study."""
+
+
+def budget_steps(recipe: Recipe, facts: TaskFacts) -> int:
+    """The training budget in steps."""
+    return recipe.epochs * facts.steps_per_epoch
+
+
+def knee_schedule(
+    recipe: Recipe, facts: TaskFacts, *, seed_lr: float, explore_fraction: float
+) -> Knee:
+    """The Knee schedule whose explore phase is ``explore_fraction`` of the budget.
+
+    Warmup is counted apart; where both do not fit, the explore phase is what gives way.
+    """
+    total = budget_steps(recipe, facts)
+    warmup = min(recipe.warmup_steps, total)
+    return Knee(
+        seed_lr=seed_lr,
+        total_steps=total,
+        warmup_steps=warmup,
+        explore_steps=min(round(explore_fraction * total), total - warmup),
+    )
+
+
+def baseline_schedule(name: str, recipe: Recipe, facts: TaskFacts, *, seed_lr: float) -> Schedule:
+    """One of the paper's baselines over the recipe's budget (appendix A).
+
+    The step schedule is section 5.3.2's: a tenth after half of the budget and after three quarters.
+    One-cycle and step bring their own start; the others take the recipe's warmup.
+    """
+    total = budget_steps(recipe, facts)
+    warmup = min(recipe.warmup_steps, total)
+    match name:
+        case "step":
+            halves = (total // 2, total * 3 // 4)
+            return StepDecay(seed_lr=seed_lr, total_steps=total, boundaries=halves)
+        case "one_cycle":
+            return OneCycle(seed_lr=seed_lr, total_steps=total)
+        case "linear":
+            return Linear(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
+        case "cosine":
+            return Cosine(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
+        case "inverse_sqrt":
+            return InverseSquareRoot(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
+        case "constant":
+            return Constant(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
+    raise ValueError(f"no baseline schedule is called {name!r}")
+
+
+def train_plan(
+    order: TaskOrder, recipe: Recipe, facts: TaskFacts, *, schedule: Schedule, checkpoint_dir: Path
+) -> TrainPlan:
+    """The complete order for one run."""
+    return TrainPlan(
+        **dict(order),
+        schedule=schedule,
+        steps_per_evaluation=max(1, facts.steps_per_epoch // recipe.evaluations_per_epoch),
+        checkpoint_dir=checkpoint_dir,
+    )

@@ -1,0 +1,78 @@
+"""Optuna's storage: opened the way many writers and a killed driver need it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+
+from knee_tune.errors import UserError
+from knee_tune.tuning.quiet import quiet_optuna
+
+HEARTBEAT_SECONDS = 15
+GRACE_SECONDS = 60
+
+OnStale = Callable[[optuna.Study, FrozenTrial], None]
+
+
+def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
+    """The storage at an SQLAlchemy URL, with heartbeats; SQLite in WAL mode.
+
+    ``on_stale`` is called with every trial whose driver stopped beating.
+    UserError if nothing can be opened there.
+    """
+    is_sqlite = _backend(url) == "sqlite"
+    try:
+        with quiet_optuna():
+            storage = RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": 60}} if is_sqlite else None,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=on_stale,
+            )
+    except (ImportError, NoSuchModuleError) as error:
+        raise UserError(
+            f"--storage {_shown(url)}: its database driver is not installed ({error}); "
+            "for PostgreSQL: pip install 'knee-tune[postgresql]'"
+        ) from error
+    except OperationalError as error:
+        raise UserError(
+            f"--storage {_shown(url)}: cannot be opened ({error.orig}); "
+            "is the folder there, or the server up?"
+        ) from error
+    if is_sqlite:
+        _use_wal(storage.engine)
+    return storage
+
+
+def _backend(url: str) -> str:
+    try:
+        return make_url(url).get_backend_name()
+    except ArgumentError:
+        raise UserError(
+            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
+            "or postgresql+psycopg://user@host/name"
+        ) from None
+
+
+def _shown(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def _use_wal(engine: sqlalchemy.Engine) -> None:
+    """WAL lets readers (dashboard, status) and writers work at once; NORMAL still survives a crash.
+
+    The pool is emptied so that every later connection passes here.
+    """
+
+    def set_pragmas(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(engine, "connect", set_pragmas)
+    engine.dispose()
