@@ -1,4 +1,4 @@
-"""Commands that only look: status and best read the study; dashboard and tasks say what is there."""
+"""Commands that only look: at a study, at Optuna Dashboard, at the tasks there are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

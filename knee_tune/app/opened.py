@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import optuna
-
 import knee_tune
 from knee_tune.app.home import Places
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
@@ -23,7 +21,7 @@ from knee_tune.tracking import Tracker, experiment_name, open_tracker
 from knee_tune.tuning.pruners import make_pruner
 from knee_tune.tuning.samplers import Axis, make_sampler
 from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import open_study, requeue
+from knee_tune.tuning.study import Study, open_study, requeue
 
 PACKAGES = ("torch", "optuna", "mlflow", "fairseq-fixed", "numpy")
 """Whose versions are recorded with a study."""
@@ -35,7 +33,7 @@ class OpenedStudy:
 
     places: Places
     workshop: Workshop
-    study: optuna.Study
+    study: Study
     tracker: Tracker
     axes: dict[str, Axis]
 
@@ -78,7 +76,7 @@ def open_for_training(
         yield opened
 
 
-def _refuse_other_data(study: optuna.Study, workshop: Workshop) -> None:
+def _refuse_other_data(study: Study, workshop: Workshop) -> None:
     fingerprint = workshop.facts.data_fingerprint
     known = study.user_attrs.setdefault("data_fingerprint", fingerprint)
     if known != fingerprint:

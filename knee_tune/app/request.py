@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from knee_tune.errors import UserError
-from knee_tune.specs.files import find
+from knee_tune.specs.files import read_files
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.resolve import resolve_study
-from knee_tune.specs.strict_yaml import read_document
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
 
@@ -29,18 +27,11 @@ class StudyRequest:
 
     def resolve(self) -> tuple[StudySpec, Recipe]:
         """The validated study and its typed recipe; UserError otherwise. Creates nothing."""
-        study_file = None
-        task = self.task
-        if self.study is not None:
-            path = find("studies", self.study)
-            study_file = read_document(path, str(path))
-            task = task or str(study_file.data.get("task", ""))
-        if not task:
-            raise UserError("run: name a task (--task digits) or a study file (--study NAME)")
-        task_entry(task)  # an unknown task is refused before its file is looked for
-        path = find("search_spaces", task)
+        if self.task is not None:
+            task_entry(self.task)  # an unknown task is refused before its file is looked for
+        space_file, study_file = read_files(task=self.task, study=self.study)
         return resolve_study(
-            space_file=read_document(path, str(path)),
+            space_file=space_file,
             study_file=study_file,
             recipe_type=lambda name: task_entry(name).recipe_type(),
             preset=self.preset,

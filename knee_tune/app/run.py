@@ -19,7 +19,8 @@ from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.dashboard import write_study_note, write_trial_note
-from knee_tune.tuning.driver import Driver, Watcher
+from knee_tune.tuning.driver import Driver
+from knee_tune.tuning.listeners import Watcher
 from knee_tune.tuning.study import enqueue_default, study_record
 from knee_tune.tuning.trial import Search, TrialRun
 

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-
 from knee_tune.app.home import Places
 from knee_tune.app.workshop import GroupOptions, open_workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
@@ -18,7 +16,7 @@ from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.registry import register
 from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import load_study, spec_of, study_record
+from knee_tune.tuning.study import Study, load_study, spec_of, study_record
 
 TEST_PREFIX = "test:"
 """Study attributes that hold the test metrics of a trial: measured once, then read."""
@@ -130,7 +128,7 @@ def replay(
     return Replay(trial=trial, metrics=outcome.result["metrics"])
 
 
-def find_trial(study: optuna.Study, number: int) -> TrialRecord:
+def find_trial(study: Study, number: int) -> TrialRecord:
     """The trial of that number; UserError if there is none."""
     for trial in study_record(study).trials:
         if trial.number == number:

@@ -23,7 +23,7 @@ from knee_tune.cli.options import (
 
 if TYPE_CHECKING:
     from knee_tune.app.run import StudyStart
-    from knee_tune.tuning.driver import Watcher
+    from knee_tune.tuning.listeners import Watcher
 
 app = typer.Typer(
     name="knee-tune",

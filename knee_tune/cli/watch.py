@@ -15,7 +15,7 @@ from rich.text import Text
 from knee_tune.app.run import StudyStart
 from knee_tune.distributed.protocol import Report
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.tuning.driver import End, Watcher
+from knee_tune.tuning.listeners import End, Watcher
 
 SHOWN_TRIALS = 16
 """Rows of the live table; older trials scroll away."""
@@ -60,7 +60,7 @@ class PlainWatcher:
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
         """How it ended."""
-        parts = [end]
+        parts: list[str] = [end]
         if value is not None:
             parts.append(f"{self._start.metric} {value:.4g}")
         if reason:

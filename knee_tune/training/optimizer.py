@@ -4,19 +4,25 @@ from torch import nn, optim
 
 from knee_tune.specs.recipe import Optimizer
 
+_ADAM_FAMILY: dict[str, type[optim.Adam | optim.AdamW | optim.RAdam]] = {
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "radam": optim.RAdam,
+}
+
 
 def build_optimizer(spec: Optimizer, model: nn.Module) -> optim.Optimizer:
     """``torch.optim``'s optimizer of that name; the LR stays 0 until the loop writes it."""
-    parameters = model.parameters()
     if spec.name == "sgd":
-        return optim.SGD(parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    adam_family: type[optim.Adam | optim.AdamW | optim.RAdam] = {
-        "adam": optim.Adam,
-        "adamw": optim.AdamW,
-        "radam": optim.RAdam,
-    }[spec.name]
-    return adam_family(
-        parameters, lr=0.0, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+        return optim.SGD(
+            model.parameters(), lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay
+        )
+    return _ADAM_FAMILY[spec.name](
+        model.parameters(),
+        lr=0.0,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
     )
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -18,12 +18,11 @@ from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner,
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.tracking import (
-    Event,
-    RunLink,
     TrialFinished,
     TrialReported,
     TrialStarted,
 )
+from knee_tune.tuning.listeners import End, Recorder, Watcher
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.study import (
     continued_numbers,
@@ -39,7 +38,6 @@ ATTEMPTS = 3
 FAILURES_IN_A_ROW = 3
 """Failed trials after which the driver stops: the next one would most likely fail too."""
 
-End = Literal["complete", "pruned", "failed"]
 _TOLD: Mapping[End, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
     {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 )
@@ -51,42 +49,6 @@ class TrialFailedError(Exception):
 
 class StudyInterruptedError(TrialFailedError):
     """Another slot was interrupted: this slot's trial goes back into the queue as well."""
-
-
-class Recorder(Protocol):
-    """Where events are recorded; takes them at once, whatever the tracking server does."""
-
-    def record(self, event: Event) -> None:
-        """Take an event."""
-        ...
-
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
-        """The tracked run of a trial, if it is known."""
-        ...
-
-
-class Watcher(Protocol):
-    """Who is told what happens, to show it. Called from the thread of every slot."""
-
-    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
-        """A trial begins, or continues from a checkpoint."""
-        ...
-
-    def trial_progressed(self, number: int, step: int) -> None:
-        """A trial reached a step."""
-        ...
-
-    def trial_reported(self, number: int, report: Report) -> None:
-        """A trial was evaluated."""
-        ...
-
-    def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
-        """A trial came to its end."""
-        ...
-
-    def line(self, text: str) -> None:
-        """Anything else worth a line."""
-        ...
 
 
 class Driver:

@@ -20,6 +20,9 @@ from knee_tune.specs.records import BaselineRecord, Evaluation, StudyRecord, Tri
 from knee_tune.specs.study import StudySpec
 from knee_tune.tuning.quiet import quiet_optuna
 
+Study = optuna.Study
+"""What the rest of knee-tune passes around without importing Optuna."""
+
 RETRY_LIMIT = 2
 """Times a trial is started again after its driver died."""
 
@@ -217,7 +220,8 @@ def _lives(driver: dict[str, Any]) -> bool:
         started: float = psutil.Process(driver["pid"]).create_time()
     except psutil.NoSuchProcess:
         return False
-    return abs(started - driver["started"]) < 1  # another process may have got its pid
+    then: float = driver["started"]
+    return abs(started - then) < 1  # another process may have got its pid
 
 
 def _refuse_changes(old: StudySpec, new: StudySpec) -> None:

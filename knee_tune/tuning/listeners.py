@@ -1,0 +1,45 @@
+"""Who is told what happens in a study: the tracking records it, a watcher shows it."""
+
+from typing import Literal, Protocol
+
+from knee_tune.distributed.protocol import Report
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.specs.tracking import Event, RunLink
+
+End = Literal["complete", "pruned", "failed"]
+
+
+class Recorder(Protocol):
+    """Where events are recorded; takes them at once, whatever the tracking server does."""
+
+    def record(self, event: Event) -> None:
+        """Take an event."""
+        ...
+
+    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+        """The tracked run of a trial, if it is known."""
+        ...
+
+
+class Watcher(Protocol):
+    """Who is told what happens, to show it. Called from the thread of every slot."""
+
+    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+        """A trial begins, or continues from a checkpoint."""
+        ...
+
+    def trial_progressed(self, number: int, step: int) -> None:
+        """A trial reached a step."""
+        ...
+
+    def trial_reported(self, number: int, report: Report) -> None:
+        """A trial was evaluated."""
+        ...
+
+    def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
+        """A trial came to its end."""
+        ...
+
+    def line(self, text: str) -> None:
+        """Anything else worth a line."""
+        ...
