@@ -25,15 +25,17 @@ Text = tuple[list[str], list[str]]
 """Lines of the source side and of the target side."""
 
 
-def finished(folder: Path, request: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of the set in ``folder`` if it answers ``request``; None if there is none.
+def finished(folder: Path, request: Mapping[str, Any], *, force: bool = False) -> Manifest | None:
+    """The manifest of the set in ``folder`` if it answers ``request``; None if it is to be made.
 
-    UserError if something else is there.
+    UserError if something else is there: another set unless ``force``, no set at all in any case.
     """
     if not folder.exists():
         return None
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
+    if force:
+        return None
     manifest = read_manifest(folder)
     if manifest.request != request:
         raise UserError(

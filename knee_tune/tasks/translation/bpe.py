@@ -44,7 +44,10 @@ class Bpe:
     @classmethod
     def read(cls, path: Path) -> "Bpe":
         """The codes in ``path``; UserError if it is no codes file of version 0.2."""
-        head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        try:
+            head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8: no BPE codes of subword-nmt") from None
         if head.strip() != VERSION:
             raise UserError(f"{path}: line 1 is not {VERSION!r}: no BPE codes of subword-nmt")
         merges: list[Pair] = []

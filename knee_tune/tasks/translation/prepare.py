@@ -131,7 +131,7 @@ def prepare(
     if from_path is None:
         _check_downloadable(source, target)
         request = options | {"archive": archive.md5 or archive.name}
-        if not force and (manifest := finished(folder, request)):
+        if manifest := finished(folder, request, force=force):
             return summary(manifest, "xml", reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
     else:
@@ -148,7 +148,7 @@ def prepare(
         request = request or options | {
             "files": {path.name: checksum(path) for path in sorted(set(corpus.files()))}
         }
-        if not force and (manifest := finished(folder, request)):
+        if manifest := finished(folder, request, force=force):
             return summary(manifest, corpus.kind, reused=True)
         with new_folder(folder) as partial:
             about: dict[str, Any] = {"name": name, "request": request}
@@ -291,7 +291,7 @@ def _check_names(*, name: str, source: str, target: str) -> None:
             raise UserError(f"{option} {language!r}: must be a language code such as de")
     if source == target:
         raise UserError(f"--source and --target are both {source}: they must differ")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
 
 

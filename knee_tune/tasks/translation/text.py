@@ -72,7 +72,7 @@ def tokenize_lines(
     chunks = [
         (lines[start : start + CHUNK], language, lowercase) for start in range(0, len(lines), CHUNK)
     ]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(chunks) // 5)
+    workers = min(workers or _cores(), len(chunks) // 5)
     tokenized: list[str] = []
     text = f"tokenize {language}"
     if workers < 2:
@@ -88,6 +88,12 @@ def tokenize_lines(
                 tokenized += part
     progress(text, 1.0)
     return tokenized
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _tokenize_chunk(chunk: tuple[Sequence[str], str, bool]) -> list[str]:

@@ -1,0 +1,244 @@
+"""Preparing corpora of every kind, from files to a finished set."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from knee_tune.errors import UserError
+from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
+from knee_tune.tasks.translation.codec import Codec
+from knee_tune.tasks.translation.download import Archive
+from knee_tune.tasks.translation.grammar import generate, prepare_demo
+from knee_tune.tasks.translation.manifest import MANIFEST, read_manifest
+from knee_tune.tasks.translation.prepare import prepare
+
+pytest.importorskip("sacremoses")
+
+
+def write(folder: Path, files: dict[str, list[str]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, lines in files.items():
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def plain(lines: list[str]) -> list[str]:
+    return [line.capitalize().replace(" .", ".").replace(" ,", ",") for line in lines]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """230 pairs of plain text in one file a side."""
+    german, english = generate()["train"]
+    return write(
+        tmp_path / "raw", {"train.de": plain(german[:230]), "train.en": plain(english[:230])}
+    )
+
+
+def words(folder: Path, split: str, language: str) -> list[str]:
+    """Text of a binary file, pieces put together."""
+    return [line.replace("@@ ", "") for line in pieces(folder, split, language)]
+
+
+def pieces(folder: Path, split: str, language: str) -> list[str]:
+    """Text of a binary file as it is."""
+    symbols = list(Vocabulary.read(folder / f"dict.{language}.txt").ids())
+    ids, sizes = read_binarized(folder / f"{split}.de-en.{language}")
+    lines = []
+    for size in sizes:
+        line, ids = ids[: size - 1], ids[size:]
+        lines.append(" ".join(symbols[token] for token in line))
+    return lines
+
+
+def test_plain_text_becomes_a_set(raw: Path, tmp_path: Path) -> None:
+    phases: list[str] = []
+    done = prepare(
+        data_root=tmp_path / "data",
+        from_path=raw,
+        bpe_codes=50,
+        progress=lambda text, fraction: phases.append(text),
+    )
+    folder = tmp_path / "data" / "iwslt14.de-en"
+    assert done.folder == folder
+    assert done.kind == "raw"
+    assert not done.reused
+    # Every 23rd pair is validation, then every 23rd of the rest test.
+    assert done.pairs["valid"] == (230 - done.dropped) // 23
+    assert sum(done.pairs.values()) == 230 - done.dropped
+    train = generate()["train"][0][:230]
+    if not done.dropped:
+        assert words(folder, "valid", "de") == train[22::23]
+    assert list(dict.fromkeys(phases)) == [
+        "tokenize de",
+        "tokenize en",
+        "learn BPE",
+        "apply BPE",
+        "binarize",
+    ]
+    manifest = read_manifest(folder, verify=True)
+    assert manifest.vocabulary == done.vocabulary
+    assert not list((tmp_path / "data").glob(".*"))
+
+
+def test_the_same_request_again_does_nothing(raw: Path, tmp_path: Path) -> None:
+    first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    again = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    assert again.reused
+    assert again.fingerprint == first.fingerprint
+
+
+def test_another_request_needs_another_name_or_force(raw: Path, tmp_path: Path) -> None:
+    first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    with pytest.raises(UserError, match="other options: choose another --name"):
+        prepare(data_root=tmp_path, from_path=raw, bpe_codes=60)
+    other = prepare(data_root=tmp_path, from_path=raw, bpe_codes=60, force=True)
+    assert other.fingerprint != first.fingerprint
+    assert read_manifest(other.folder).fingerprint == other.fingerprint
+
+
+def test_the_fingerprint_tells_the_data_not_the_place(raw: Path, tmp_path: Path) -> None:
+    one = prepare(data_root=tmp_path / "a", from_path=raw, bpe_codes=50, name="one")
+    two = prepare(data_root=tmp_path / "b", from_path=raw, bpe_codes=50, name="two")
+    assert one.fingerprint == two.fingerprint
+
+
+def test_a_failed_preparation_leaves_nothing(raw: Path, tmp_path: Path) -> None:
+    def fail(text: str, fraction: float) -> None:
+        if text == "binarize":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_root=tmp_path / "data", from_path=raw, bpe_codes=50, progress=fail)
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_folder_that_is_no_set_is_never_overwritten(raw: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "data" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(UserError, match="no prepared set"):
+            prepare(data_root=mine.parent, name="mine", from_path=raw, force=force)
+    assert (mine / "thesis.txt").read_text() == "precious"
+
+
+def test_text_that_is_cut_already_stays_as_it_is(raw: Path, tmp_path: Path) -> None:
+    first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    source = (first.folder / "bpe.codes").read_text()
+    cut = write(
+        tmp_path / "cut",
+        {
+            f"{split}.{language}": [" ".join(line.split()) for line in lines]
+            for split in ("train", "valid", "test")
+            for language in ("de", "en")
+            for lines in [pieces(first.folder, split, language)]
+        },
+    )
+    with pytest.raises(UserError, match="--codes FILE"):
+        prepare(data_root=tmp_path, from_path=cut, name="cut-set", kind="bpe")
+    (cut / "code").write_text(source)
+    second = prepare(data_root=tmp_path, from_path=cut, name="cut-set")
+    assert second.kind == "bpe"
+    assert second.fingerprint == first.fingerprint
+    assert not second.warnings
+
+
+def test_codes_that_do_not_fit_the_text_are_warned_about(raw: Path, tmp_path: Path) -> None:
+    german, english = generate()["train"]
+    cut = write(tmp_path / "cut", {"train.bpe.de": german[:99], "train.bpe.en": english[:99]})
+    (cut / "bpe.codes").write_text("#version: 0.2\na b\n")
+    done = prepare(data_root=tmp_path, from_path=cut)
+    assert "100% of the training lines" in done.warnings[0]
+
+
+def test_binarized_data_is_taken_over(raw: Path, tmp_path: Path) -> None:
+    first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    second = prepare(data_root=tmp_path, from_path=first.folder, name="copy")
+    assert second.kind == "binarized"
+    assert second.fingerprint == first.fingerprint
+    assert second.pairs == first.pairs
+    # German-English data serves English-German as well.
+    back = prepare(
+        data_root=tmp_path, from_path=first.folder, name="back", source="en", target="de"
+    )
+    assert (back.folder / "train.en-de.en.bin").is_file()
+
+
+def test_binarized_data_with_the_wrong_vocabulary_is_refused(raw: Path, tmp_path: Path) -> None:
+    first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    (first.folder / "dict.de.txt").write_text("nur 1\n")
+    with pytest.raises(UserError, match="not from one preparation"):
+        prepare(data_root=tmp_path, from_path=first.folder, name="copy")
+
+
+def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
+    german, english = generate()["train"]
+    archive = tmp_path / "downloads" / "ted.tgz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as stream:
+        for language, lines in (("de", german), ("en", english)):
+            talk = ["<url>http://x</url>", "<title>Titel</title>", *plain(lines[:230])]
+            segments = [
+                f'<seg id="{n}"> {line} </seg>' for n, line in enumerate(plain(lines[300:330]))
+            ]
+            for name, text in (
+                (f"train.tags.de-en.{language}", talk),
+                (f"IWSLT14.TED.tst2010.de-en.{language}.xml", ["<doc>", *segments, "</doc>"]),
+            ):
+                content = "\n".join(text).encode()
+                info = tarfile.TarInfo(f"de-en/{name}")
+                info.size = len(content)
+                stream.addfile(info, io.BytesIO(content))
+    known = Archive(name="ted.tgz", urls=())
+    done = prepare(data_root=tmp_path, archive=known, bpe_codes=50)
+    assert done.kind == "xml"
+    assert done.pairs["test"] == 30
+    assert done.pairs["train"] + done.pairs["valid"] + done.dropped == 231
+    assert words(done.folder, "test", "en")[0] == english[300]
+    archive.unlink()
+    assert prepare(data_root=tmp_path, archive=known, bpe_codes=50).reused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "de", "target": "de"}, "must differ"),
+        ({"source": "../x"}, "--source"),
+        ({"name": "../x"}, "--name"),
+        ({"bpe_codes": 0}, "--bpe-codes 0"),
+        ({"source": "fr"}, "only German-English can be downloaded"),
+        ({"from_path": Path(__file__)}, "no readable tar archive"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_written(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(data_root=tmp_path / "data", **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "data").exists()
+
+
+def test_too_little_text_to_hold_some_out(tmp_path: Path) -> None:
+    little = write(tmp_path / "x", {"train.de": ["Ja."] * 9, "train.en": ["Yes."] * 9})
+    with pytest.raises(UserError, match="9 training pairs are too few"):
+        prepare(data_root=tmp_path, from_path=little)
+
+
+def test_the_demo_set_is_made_once_and_is_always_the_same(tmp_path: Path) -> None:
+    first = prepare_demo(tmp_path / "a")
+    stamp = (tmp_path / "a" / "demo.de-en" / MANIFEST).stat().st_mtime_ns
+    assert prepare_demo(tmp_path / "a") == first
+    assert (tmp_path / "a" / "demo.de-en" / MANIFEST).stat().st_mtime_ns == stamp
+    assert prepare_demo(tmp_path / "b").fingerprint == first.fingerprint
+    assert not any(first.unknown.values())
+
+
+def test_sentences_go_in_and_out_of_the_demo_set(tmp_path: Path) -> None:
+    prepare_demo(tmp_path)
+    codec = Codec(tmp_path / "demo.de-en")
+    assert codec.encode("Der Hund schläft.").replace("@@ ", "") == "der hund schläft ."
+    assert codec.decode("the do@@ g sleep@@ s .") == "the dog sleeps."
+    assert codec.decode_source("der hu@@ nd schläft .") == "der hund schläft."

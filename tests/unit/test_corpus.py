@@ -1,0 +1,129 @@
+"""Finding and reading the files of a parallel corpus."""
+
+from pathlib import Path
+
+import pytest
+
+from knee_tune.errors import UserError
+from knee_tune.tasks.translation.corpus import find_corpus, read_lines, read_split
+
+
+def lay(folder: Path, *names: str, text: str = "eins zwei .\n") -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["train.tok.de", "train.tok.en", "train.bpe.de", "train.bpe.en", "bpe.codes"], "tok"),
+        (["train.bpe.de", "train.bpe.en", "bpe.codes"], "bpe"),
+        (["train.raw.de", "train.raw.en"], "raw"),
+        (["train.raw.de", "train.raw.en", "train.tok.de", "train.tok.en"], "tok"),
+        (["de-en/train.tags.de-en.de", "de-en/train.tags.de-en.en"], "xml"),
+    ],
+)
+def test_names_tell_the_kind(tmp_path: Path, names: list[str], kind: str) -> None:
+    assert find_corpus(lay(tmp_path, *names), source="de", target="en").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [("Das ist so.", "raw"), ("das ist so .", "tok"), ("das i@@ st so .", "bpe")],
+)
+def test_plain_names_are_told_apart_by_their_text(tmp_path: Path, line: str, kind: str) -> None:
+    lay(tmp_path, "train.de", "train.en", text=f"{line}\n" * 9)
+    assert find_corpus(tmp_path, source="de", target="en").kind == kind
+    assert find_corpus(tmp_path, source="de", target="en", kind="raw").kind == "raw"
+
+
+def test_splits_are_found_by_their_usual_names(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        *(f"{split}.{side}" for split in ("train", "dev", "test") for side in ("fr", "it")),
+    )
+    corpus = find_corpus(tmp_path, source="fr", target="it")
+    assert corpus.splits["valid"] == ((tmp_path / "dev.fr",), (tmp_path / "dev.it",))
+    assert corpus.splits.keys() == {"train", "valid", "test"}
+
+
+def test_prefixes_name_any_file(tmp_path: Path) -> None:
+    lay(tmp_path, "news/europarl-v7.de", "news/europarl-v7.en")
+    corpus = find_corpus(tmp_path, source="de", target="en", prefixes={"train": "news/europarl-v7"})
+    assert corpus.splits["train"][0] == (tmp_path / "news/europarl-v7.de",)
+
+
+def test_the_tests_of_the_iwslt14_archive_come_in_the_order_of_the_recipe(tmp_path: Path) -> None:
+    sets = [
+        "TED.tst2012",
+        "TED.dev2010",
+        "TED.tst2010",
+        "TEDX.dev2012",
+        "TED.tst2011",
+        "TEDX.tst2013",
+    ]
+    for side in ("de", "en"):
+        lay(tmp_path, f"train.tags.de-en.{side}", *(f"IWSLT14.{s}.de-en.{side}.xml" for s in sets))
+    found = find_corpus(tmp_path, source="en", target="de").splits["test"]
+    assert [path.name for path in found[0]] == [
+        f"IWSLT14.{name}.de-en.en.xml"
+        for name in ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "message"),
+    [
+        (["train.tok.de"], {}, r"train\.tok\.en is missing: train\.tok\.de is there"),
+        ([], {}, r"no train\.de and \.en.*--train-prefix"),
+        (["training.de"], {}, r"nearest: training\.de"),
+        (["train.raw.de", "train.raw.en"], {"kind": "tok"}, r"no train\.tok\.de"),
+        (
+            ["europarl.de", "europarl.en"],
+            {"prefixes": {"train": "europral"}},
+            r"--train-prefix europral: .*the nearest is europarl",
+        ),
+        (
+            ["a.de", "a.en"],
+            {"prefixes": {"valid": "a"}},
+            r"--train-prefix is missing",
+        ),
+        (["train.de", "train.en"], {"codes": Path("nowhere")}, r"--codes nowhere: no such file"),
+    ],
+)
+def test_what_is_missing_is_said(
+    tmp_path: Path, names: list[str], arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        find_corpus(lay(tmp_path, *names), source="de", target="en", **arguments)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_corpus(tmp_path / "none", source="de", target="en")
+
+
+def test_sides_of_different_length_are_refused(tmp_path: Path) -> None:
+    lay(tmp_path, "train.tok.de", text="a\nb\n")
+    lay(tmp_path, "train.tok.en", text="a\n")
+    with pytest.raises(UserError, match=r"train\.tok\.de has 2 lines but .*train\.tok\.en has 1"):
+        read_split(find_corpus(tmp_path, source="de", target="en"), "train")
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"one\ntwo\nf\xfcnf\n")
+    with pytest.raises(UserError, match="line 3 is not UTF-8"):
+        read_lines(tmp_path / "x")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("\n")
+    with pytest.raises(UserError, match="empty"):
+        read_lines(tmp_path / "x")
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes("\ufeffa\u2028b\x0c\r\n\nlast".encode())
+    assert read_lines(tmp_path / "x") == ["a\u2028b\x0c", "", "last"]
