@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -116,6 +117,9 @@ class _Zygote:
                     json.dumps([path or str(Path.cwd()) for path in sys.path]),
                     *preload,
                 ],
+                # A module that asks at import whether there is a GPU must not initialise CUDA
+                # here: it would be of no use in any forked rank.
+                env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,8 +75,13 @@ class TorchrunRunner(GroupRunner):
                 f"{self._nnodes} nodes; choose a multiple"
             )
         token = secrets.token_hex(16)
-        with _log(plan) as log, _listener(self._nnodes) as listener:
-            launched = self._launch(per_node, token, port=listener.getsockname()[1], log=log)
+        with (
+            _log(plan) as log,
+            tempfile.TemporaryDirectory(prefix="knee-tune-") as scratch,
+            _listener(self._nnodes) as listener,
+        ):
+            port: int = listener.getsockname()[1]
+            launched = self._launch(per_node, token, port=port, log=log, scratch=scratch)
             try:
                 wires = self._gather(listener, launched, token, plan.placement.world_size)
                 if wires is None:
@@ -107,7 +113,7 @@ class TorchrunRunner(GroupRunner):
         """Nothing to end: no process outlives ``run``."""
 
     def _launch(
-        self, per_node: int, token: str, *, port: int, log: IO[bytes]
+        self, per_node: int, token: str, *, port: int, log: IO[bytes], scratch: str
     ) -> subprocess.Popen[bytes]:
         if self._nnodes == 1:
             rendezvous = ["--standalone"]
@@ -131,6 +137,7 @@ class TorchrunRunner(GroupRunner):
             f"--nnodes={self._nnodes}",
             f"--nproc-per-node={per_node}",
             *rendezvous,
+            f"--log-dir={scratch}",  # torchrun would leave its own behind
             "--module",
             "knee_tune.distributed.torchrun_rank",
         ]

@@ -38,6 +38,7 @@ def main(control_fd: int, stores: str, preload: Sequence[str]) -> None:
         _serve(control)
     finally:
         shutil.rmtree(stores, ignore_errors=True)
+    os._exit(0)  # an orderly end of torch takes a second
 
 
 def _serve(control: socket.socket) -> None:

@@ -43,7 +43,12 @@ def job(plan: Plan, group: Group, channel: Channel) -> Done:
                 stop = channel.report(report).stop
             if group.agree(stop):
                 return Done(state="stopped", step=step, result={"ranks": group.gather(step)})
-    result = {"total": total, "pids": group.gather(os.getpid()), "threads": torch.get_num_threads()}
+    result = {
+        "total": total,
+        "pids": group.gather(os.getpid()),
+        "threads": torch.get_num_threads(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
     return Done(state="complete", step=steps, steps_trained=steps, result=result)
 
 

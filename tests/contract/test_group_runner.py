@@ -36,13 +36,27 @@ def forkserver() -> Iterator[ForkserverRunner]:
     runner.close()
 
 
-@pytest.fixture(params=["forkserver", "torchrun"])
-def runner(request: pytest.FixtureRequest) -> GroupRunner:
-    """Each runner in turn; the forkserver is the same one all along, whatever its ranks did."""
-    if request.param == "torchrun":
-        return TorchrunRunner(ENTRY)
-    warm: ForkserverRunner = request.getfixturevalue("forkserver")
-    return warm
+@pytest.fixture
+def runner(request: pytest.FixtureRequest, tmp_path: Path) -> GroupRunner:
+    """The runner that the test's parameter names.
+
+    The forkserver is the same one all along, whatever its ranks did.
+    """
+    match request.param:
+        case "torchrun":
+            return TorchrunRunner(ENTRY)
+        case "torchrun on two nodes":
+            srun = tmp_path / "srun.py"
+            srun.write_text(
+                "import subprocess, sys\n"
+                "nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]\n"
+                "sys.exit(max(abs(node.wait()) for node in nodes))\n"
+            )
+            launcher = (sys.executable, str(srun), "torchrun")
+            return TorchrunRunner(ENTRY, launcher, nnodes=2, host="localhost")
+        case _:
+            warm: ForkserverRunner = request.getfixturevalue("forkserver")
+            return warm
 
 
 PlanFor = Callable[..., DescribePlan]
@@ -106,9 +120,13 @@ def failure(outcome: Outcome) -> Failure:
 # Both runners
 
 
+@pytest.mark.parametrize("runner", ["forkserver", "torchrun on two nodes"], indirect=True)
 def test_both_ranks_report_and_stop_at_the_step_of_the_decision(
-    runner: GroupRunner, plan: PlanFor
+    runner: GroupRunner, plan: PlanFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     reports: list[Report] = []
     steps: list[int] = []
 
@@ -122,8 +140,10 @@ def test_both_ranks_report_and_stop_at_the_step_of_the_decision(
     assert [report.step for report in reports] == [2, 4]
     assert [report.metrics["total"] for report in reports] == [2 * (1 + 2), 4 * (1 + 2)]
     assert steps[0] == 1
+    assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize("runner", ["forkserver", "torchrun"], indirect=True)
 def test_sigkill_of_one_rank_is_named_as_the_cause(runner: GroupRunner, plan: PlanFor) -> None:
     outcome = failure(run(runner, plan(what="kill", rank=1)))
     assert (outcome.kind, outcome.rank) == ("signal", 1)
@@ -145,6 +165,13 @@ def test_a_finished_group_has_used_one_thread_per_rank(
 def test_a_group_of_one_needs_no_peers(forkserver: ForkserverRunner, plan: PlanFor) -> None:
     outcome = done(run(forkserver, plan(world_size=1)))
     assert (outcome.state, outcome.result["total"]) == ("complete", 6)
+
+
+def test_a_group_sees_only_its_own_devices(forkserver: ForkserverRunner, plan: PlanFor) -> None:
+    order = plan(world_size=1)
+    placement = order.placement.model_copy(update={"visible_devices": "3,5"})
+    outcome = done(run(forkserver, order.model_copy(update={"placement": placement})))
+    assert outcome.result["visible_devices"] == "3,5"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -173,8 +200,7 @@ def test_the_root_cause_comes_back_quickly(
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("what", ["hang", "freeze"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("what", "rank"), [("hang", 0), ("hang", 1), ("freeze", 1)])
 def test_a_hang_is_blamed_on_the_rank_that_hangs(
     forkserver: ForkserverRunner, plan: PlanFor, what: str, rank: int
 ) -> None:
@@ -317,20 +343,9 @@ def test_a_plain_script_can_be_driver_and_leaves_no_orphan_when_killed(
 # What is torchrun's own
 
 
-def test_two_nodes_are_started_by_the_launcher_and_find_each_other(
-    tmp_path: Path, plan: PlanFor
-) -> None:
-    srun = tmp_path / "srun.py"
-    srun.write_text(
-        "import subprocess, sys\n"
-        "nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(2)]\n"
-        "sys.exit(max(abs(node.wait()) for node in nodes))\n"
-    )
-    launcher = (sys.executable, str(srun), "torchrun")
-    runner = TorchrunRunner(ENTRY, launcher, nnodes=2, host="localhost")
-    assert done(run(runner, plan(world_size=2))).result["total"] == 18
+def test_the_ranks_must_fit_the_nodes(plan: PlanFor) -> None:
     with pytest.raises(UserError, match=r"world_size 3 .* 2 nodes"):
-        run(runner, plan(world_size=3))
+        run(TorchrunRunner(ENTRY, nnodes=2), plan(world_size=3))
 
 
 def test_a_launcher_that_fails_tells_why(tmp_path: Path, plan: PlanFor) -> None:
