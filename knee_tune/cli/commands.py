@@ -20,6 +20,7 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrialOption,
 )
+from knee_tune.cli.upkeep import doctor, prepare
 
 if TYPE_CHECKING:
     from knee_tune.app.run import StudyStart
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+data_app.command()(prepare)
 
 
 @app.command()
@@ -258,3 +259,7 @@ def tasks(json: JsonOption = False) -> None:
         typer.echo(json_module.dumps({"tasks": [asdict(info) for info in infos]}))
     else:
         print_tasks(Console(highlight=False), infos)
+
+
+app.add_typer(data_app, name="data")
+app.command()(doctor)

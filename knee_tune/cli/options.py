@@ -60,3 +60,11 @@ class Schedule(StrEnum):
     ONE_CYCLE = "one_cycle"
     INVERSE_SQRT = "inverse_sqrt"
     CONSTANT = "constant"
+
+
+class TextKind(StrEnum):
+    """How far a corpus is prepared already."""
+
+    RAW = "raw"
+    TOK = "tok"
+    BPE = "bpe"

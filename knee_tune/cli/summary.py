@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from knee_tune.app.home import Places
     from knee_tune.app.look import TaskInfo
     from knee_tune.app.run import RunSummary, StudyStart
+    from knee_tune.app.upkeep import PreparedSet
     from knee_tune.app.winner import Replay
+    from knee_tune.doctor import Check
     from knee_tune.specs.records import BaselineRecord, StudyRecord
     from knee_tune.specs.tracking import RegisteredModel
 
@@ -122,3 +124,26 @@ def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
         for preset, description in task.presets.items():
             default = " (default)" if preset == task.default_preset else ""
             console.print(f"  {preset}{default}: {description}")
+
+
+def print_prepared(console: Console, prepared: "PreparedSet") -> None:
+    """What the set holds and how to train on it."""
+    done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
+    pairs = ", ".join(f"{count:,} {split}" for split, count in prepared.pairs.items())
+    words = ", ".join(f"{count:,} {language}" for language, count in prepared.vocabulary.items())
+    console.print(f"[bold]{prepared.name}[/] {done}: {pairs} pairs; vocabulary {words}")
+    if prepared.dropped:
+        console.print(f"{prepared.dropped:,} training pairs left out by cleaning")
+    for warning in prepared.warnings:
+        console.print(f"[yellow]{warning}[/]", soft_wrap=True)
+    console.print(f"in {prepared.folder}", soft_wrap=True)
+    console.print(f"train on it: knee-tune run --task iwslt --set recipe.data={prepared.name}")
+
+
+def print_checks(console: Console, checks: "Sequence[Check]") -> None:
+    """One line per finding; advice below what is amiss."""
+    for check in checks:
+        mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
+        console.print(f"{mark}[bold]{check.name}[/]: {check.detail}", soft_wrap=True)
+        if not check.ok and check.advice:
+            console.print(f"      {check.advice}", soft_wrap=True)

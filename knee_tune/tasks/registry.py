@@ -1,6 +1,6 @@
 """Every task by name. The only place that names concrete tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,16 @@ class TaskEntry:
     extra: str | None = None
     """The optional dependency group it needs, as in ``pip install knee-tune[extra]``."""
 
+    prepare: str | None = None
+    """The function that prepares its data, as ``module:function``; None: it needs nothing."""
+
+    def load_prepare(self) -> Callable[..., Any] | None:
+        """That function: keyword-only, ``data_root`` and the task's own options."""
+        if self.prepare is None:
+            return None
+        loaded: Callable[..., Any] = _load(self.prepare)
+        return loaded
+
     def recipe_type(self) -> type[Recipe]:
         """The recipe class; imports no torch."""
         loaded: type[Recipe] = _load(self.recipe)
@@ -41,6 +51,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "iwslt": TaskEntry(
         recipe="knee_tune.tasks.translation.recipe:TranslationRecipe",
         task="knee_tune.tasks.translation.task:TranslationTask",
+        prepare="knee_tune.tasks.translation.prepare:prepare",
         extra="translation",
     ),
 }
