@@ -154,6 +154,22 @@ def test_codes_that_do_not_fit_the_text_are_warned_about(raw: Path, tmp_path: Pa
     assert "100% of the training lines" in done.warnings[0]
 
 
+def test_given_codes_are_applied(raw: Path, tmp_path: Path) -> None:
+    codes = tmp_path / "my.codes"
+    codes.write_text("#version: 0.2\nd e\n")
+    done = prepare(data_root=tmp_path, from_path=raw, codes=codes)
+    assert (done.folder / "bpe.codes").read_text() == codes.read_text()
+    codes.write_text("#version: 0.2\nd a\n")
+    with pytest.raises(UserError, match="other options"):
+        prepare(data_root=tmp_path, from_path=raw, codes=codes)
+
+
+def test_one_vocabulary_can_serve_both_languages(raw: Path, tmp_path: Path) -> None:
+    done = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50, joint_dictionary=True)
+    german, english = (done.folder / f"dict.{language}.txt" for language in ("de", "en"))
+    assert german.read_bytes() == english.read_bytes()
+
+
 def test_binarized_data_is_taken_over(raw: Path, tmp_path: Path) -> None:
     first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
     second = prepare(data_root=tmp_path, from_path=first.folder, name="copy")
@@ -209,6 +225,8 @@ def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
         ({"source": "../x"}, "--source"),
         ({"name": "../x"}, "--name"),
         ({"bpe_codes": 0}, "--bpe-codes 0"),
+        ({"codes": Path("nowhere")}, "--codes nowhere: no such file"),
+        ({"codes": Path(__file__), "bpe_codes": 9}, "not both"),
         ({"source": "fr"}, "only German-English can be downloaded"),
         ({"from_path": Path(__file__)}, "no readable tar archive"),
     ],

@@ -90,7 +90,6 @@ def test_the_tests_of_the_iwslt14_archive_come_in_the_order_of_the_recipe(tmp_pa
             {"prefixes": {"valid": "a"}},
             r"--train-prefix is missing",
         ),
-        (["train.de", "train.en"], {"codes": Path("nowhere")}, r"--codes nowhere: no such file"),
     ],
 )
 def test_what_is_missing_is_said(

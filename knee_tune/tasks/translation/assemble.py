@@ -65,6 +65,7 @@ def write_text(
     text: Mapping[str, Text],
     *,
     name: str,
+    kind: str,
     source: str,
     target: str,
     bpe: Bpe,
@@ -103,6 +104,7 @@ def write_text(
     return _finish(
         folder,
         name=name,
+        kind=kind,
         source=source,
         target=target,
         lowercase=_is_lowercase(vocabularies) if lowercase is None else lowercase,
@@ -121,7 +123,7 @@ def write_text(
 
 
 def copy_binarized(
-    folder: Path, corpus: Corpus, *, name: str, bpe: Bpe, request: Mapping[str, Any]
+    folder: Path, corpus: Corpus, *, name: str, kind: str, bpe: Bpe, request: Mapping[str, Any]
 ) -> Manifest:
     """Take over data that fairseq has binarized; UserError if it does not fit together."""
     languages = (corpus.source, corpus.target)
@@ -157,6 +159,7 @@ def copy_binarized(
     return _finish(
         folder,
         name=name,
+        kind=kind,
         source=corpus.source,
         target=corpus.target,
         lowercase=_is_lowercase(vocabularies),

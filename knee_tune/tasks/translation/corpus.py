@@ -67,10 +67,24 @@ def find_corpus(
     """
     if not folder.is_dir():
         raise UserError(f"--from {folder}: no such folder")
-    if codes is not None and not codes.is_file():
-        raise UserError(f"--codes {codes}: no such file")
-    prefixes = {split: prefix for split, prefix in (prefixes or {}).items() if prefix}
+    located = _located(folder, kind, prefixes or {}, source=source, target=target)
+    if located is None:
+        wanted = f"train{f'.{kind}' if kind else ''}.{source}"
+        raise UserError(
+            f"--from {folder}: no {wanted} and .{target}, no tagged TED files, no binarized data"
+            f"{_hint(folder, wanted)}; name the files with --train-prefix"
+        )
+    kind, splits = located
     codes = codes or next((folder / name for name in _CODES if (folder / name).is_file()), None)
+    return Corpus(
+        folder=folder, kind=kind, source=source, target=target, splits=splits, codes=codes
+    )
+
+
+def _located(
+    folder: Path, kind: Kind | None, prefixes: Mapping[str, str], *, source: str, target: str
+) -> tuple[Kind, dict[str, Sides]] | None:
+    """Kind and files of the most useful text there is."""
     if prefixes:
         if "train" not in prefixes:
             raise UserError("--train-prefix is missing: it must go with the other prefixes")
@@ -78,55 +92,25 @@ def find_corpus(
             split: _sides(folder, prefix, option=f"--{split}-prefix", source=source, target=target)
             for split, prefix in prefixes.items()
         }
-        kind = kind or _sniff(splits["train"][0][0])
-        return Corpus(
-            folder=folder, kind=kind, splits=splits, codes=codes, source=source, target=target
-        )
+        return kind or _sniff(splits["train"][0][0]), splits
     if kind in (None, "binarized") and _binary_prefix(
         folder, "train", source=source, target=target
     ):
-        splits = _binary_splits(folder, source=source, target=target)
-        return Corpus(
-            folder=folder,
-            kind="binarized",
-            splits=splits,
-            codes=codes,
-            source=source,
-            target=target,
-        )
+        return "binarized", _binary_splits(folder, source=source, target=target)
     if kind in (None, "xml"):
         for inner in (folder, folder / f"{source}-{target}", folder / f"{target}-{source}"):
             if any(inner.glob("train.tags.*")):
-                return Corpus(
-                    folder=inner,
-                    kind="xml",
-                    splits=_archive_splits(inner, source=source, target=target),
-                    source=source,
-                    target=target,
-                )
+                return "xml", _archive_splits(inner, source=source, target=target)
     # Tokenized before cut: text that is cut again surely fits the codes.
-    for suffix in [f".{kind}"] if kind else [".tok", ".bpe", ".raw"]:
-        splits = _named_splits(folder, suffix, source=source, target=target)
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("tok", "bpe", "raw")
+    for named in kinds:
+        splits = _named_splits(folder, f".{named}", source=source, target=target)
         if "train" in splits:
-            return Corpus(
-                folder=folder,
-                kind=kind or _KINDS[suffix],
-                splits=splits,
-                codes=codes,
-                source=source,
-                target=target,
-            )
+            return named, splits
     splits = _named_splits(folder, "", source=source, target=target)
     if "train" in splits:
-        kind = kind or _sniff(splits["train"][0][0])
-        return Corpus(
-            folder=folder, kind=kind, splits=splits, codes=codes, source=source, target=target
-        )
-    wanted = f"train{f'.{kind}' if kind else ''}.{source}"
-    raise UserError(
-        f"--from {folder}: no {wanted} and .{target}, no tagged TED files, no binarized data"
-        f"{_hint(folder, wanted)}; name the files with --train-prefix"
-    )
+        return kind or _sniff(splits["train"][0][0]), splits
+    return None
 
 
 def read_lines(path: Path) -> list[str]:
@@ -165,9 +149,6 @@ def _read_side(corpus: Corpus, split: str, path: Path) -> list[str]:
     if corpus.kind != "xml":
         return lines
     return list(talk_text(lines) if split == "train" else segment_text(lines))
-
-
-_KINDS: Mapping[str, Kind] = {".tok": "tok", ".bpe": "bpe", ".raw": "raw"}
 
 
 def _sides(folder: Path, prefix: str, *, source: str, target: str, option: str) -> Sides:

@@ -226,6 +226,7 @@ def prepare_demo(data_root: Path, *, progress: Progress = silent) -> Manifest:
             partial,
             pieces,
             name=NAME,
+            kind="grammar",
             source="de",
             target="en",
             bpe=bpe,

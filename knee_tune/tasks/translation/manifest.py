@@ -26,6 +26,8 @@ class Manifest(Spec):
 
     format: int = 1
     name: str
+    kind: str
+    """What it was made from: "raw", "tok", "bpe", "xml", "binarized" or "grammar"."""
     source: str
     target: str
     lowercase: bool

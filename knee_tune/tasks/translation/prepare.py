@@ -43,6 +43,7 @@ RECIPE_VERSION = 1
 """Raised whenever the same input would give another set."""
 
 _CHECKED_LINES = 1000
+_SHARED = ("name", "kind", "pairs", "vocabulary", "dropped", "overlap", "fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,43 +101,37 @@ def prepare(
     _check_names(name=name, source=source, target=target)
     if bpe_codes is not None and bpe_codes < 1:
         raise UserError(f"--bpe-codes {bpe_codes}: must be 1 or more")
+    if codes is not None:
+        if bpe_codes is not None:
+            raise UserError("--codes and --bpe-codes: apply codes or learn them, not both")
+        if not codes.is_file():
+            raise UserError(f"--codes {codes}: no such file")
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
-    options: dict[str, Any] = {
+    request: dict[str, Any] = {
         "recipe": RECIPE_VERSION,
         "source": source,
         "target": target,
         "kind": kind,
+        "codes": codes and checksum(codes),
         "bpe_codes": bpe_codes,
         "joint_dictionary": joint_dictionary,
         "lowercase": lowercase,
     }
     folder = data_root / name
 
-    def summary(manifest: Manifest, kind: str, **more: Any) -> Prepared:
-        return Prepared(
-            folder=folder,
-            name=name,
-            kind=kind,
-            pairs=manifest.pairs,
-            vocabulary=manifest.vocabulary,
-            dropped=manifest.dropped,
-            overlap=manifest.overlap,
-            fingerprint=manifest.fingerprint,
-            seconds=time.monotonic() - began,
-            **more,
-        )
+    def prepared(manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()) -> Prepared:
+        shared = {key: getattr(manifest, key) for key in _SHARED}
+        seconds = time.monotonic() - began
+        return Prepared(folder=folder, seconds=seconds, reused=reused, warnings=warnings, **shared)
 
-    if from_path is None and any(prefixes.values()):
-        from_path = Path()
-    if from_path is None:
+    downloads = from_path is None and not any(prefixes.values())
+    if downloads:
         _check_downloadable(source, target)
-        request = options | {"archive": archive.md5 or archive.name}
+        request["archive"] = archive.md5 or archive.name
         if manifest := finished(folder, request, force=force):
-            return summary(manifest, "xml", reused=True)
+            return prepared(manifest, reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
-    else:
-        request = {}
-    with _unpacked(from_path) as input_folder:
+    with _unpacked(from_path or Path()) as input_folder:
         corpus = find_corpus(
             input_folder,
             source=source,
@@ -145,13 +140,12 @@ def prepare(
             prefixes={split: prefix for split, prefix in prefixes.items() if prefix},
             codes=codes,
         )
-        request = request or options | {
-            "files": {path.name: checksum(path) for path in sorted(set(corpus.files()))}
-        }
-        if manifest := finished(folder, request, force=force):
-            return summary(manifest, corpus.kind, reused=True)
+        if not downloads:
+            request["files"] = [checksum(path) for path in corpus.files()]
+            if manifest := finished(folder, request, force=force):
+                return prepared(manifest, reused=True)
         with new_folder(folder) as partial:
-            about: dict[str, Any] = {"name": name, "request": request}
+            about: dict[str, Any] = {"name": name, "kind": corpus.kind, "request": request}
             warnings: tuple[str, ...] = ()
             if corpus.kind == "binarized":
                 manifest = copy_binarized(partial, corpus, bpe=_given_codes(corpus), **about)
@@ -171,7 +165,7 @@ def prepare(
                     progress=progress,
                     **about,
                 )
-    return summary(manifest, corpus.kind, reused=False, warnings=warnings)
+    return prepared(manifest, reused=False, warnings=warnings)
 
 
 def _pieces(

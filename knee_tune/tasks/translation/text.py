@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from knee_tune.errors import UserError
+
 Progress = Callable[[str, float], None]
 """Told what is being done and which fraction of it (0 to 1) is done."""
 
@@ -33,7 +35,13 @@ class Moses:
 
     def __init__(self, language: str) -> None:
         # Imported here: its character tables take half a second to load.
-        from sacremoses import MosesDetokenizer, MosesTokenizer
+        try:
+            from sacremoses import MosesDetokenizer, MosesTokenizer
+        except ImportError:
+            raise UserError(
+                "sacremoses is missing: install the translation extra, "
+                "pip install 'knee-tune[translation]'"
+            ) from None
 
         self._tokenizer: Any = MosesTokenizer(lang=language)
         self._detokenizer: Any = MosesDetokenizer(lang=language)
