@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import psutil
@@ -139,9 +140,17 @@ def test_a_tracking_server_that_is_away() -> None:
     assert "--tracking-uri" in check.advice
 
 
-def test_bytecode_that_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_bytecode_that_is_not_written_hurts_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    spec = ModuleSpec("torch", None)
+    spec.cached = str(tmp_path if there else tmp_path / "missing.pyc")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert not doctor.check_bytecode().ok
+    assert doctor.check_bytecode().ok is there
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert doctor.check_bytecode().ok
 
 
 def test_prepared_data_is_listed(tmp_path: Path) -> None:
