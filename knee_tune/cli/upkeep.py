@@ -42,6 +42,10 @@ def prepare(
     bpe_codes: Annotated[
         int | None, typer.Option(help="BPE merges to learn. [codes beside the text, else 10,000]")
     ] = None,
+    codes: Annotated[Path | None, typer.Option(help="BPE codes to apply instead.")] = None,
+    joint_dictionary: Annotated[
+        bool, typer.Option("--joint-dictionary", help="One vocabulary for both languages.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made otherwise.")] = False,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -61,6 +65,8 @@ def prepare(
         "valid_prefix": valid_prefix,
         "test_prefix": test_prefix,
         "bpe_codes": bpe_codes,
+        "codes": codes,
+        "joint_dictionary": joint_dictionary,
         "force": force,
     }
     console = Console(highlight=False)
