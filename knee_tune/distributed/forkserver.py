@@ -129,7 +129,14 @@ class _Zygote:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it still listens; known as soon as it dies, unlike its exit status."""
+        try:
+            self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        return False  # it never writes: this is the end of the line
 
     def fork(self, line: socket.socket) -> None:
         """Fork a rank that lives on ``line``."""

@@ -1,5 +1,6 @@
 """What every group runner promises: the outcome, the root cause, and nobody left behind."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -204,7 +205,7 @@ def test_the_root_cause_comes_back_quickly(
 def test_a_hang_is_blamed_on_the_rank_that_hangs(
     forkserver: ForkserverRunner, plan: PlanFor, what: str, rank: int
 ) -> None:
-    outcome = failure(run(forkserver, plan(what=what, rank=rank, stall_timeout=1.5)))
+    outcome = failure(run(forkserver, plan(what=what, rank=rank, stall_timeout=2.0)))
     assert (outcome.kind, outcome.rank) == ("stalled", rank)
     assert f"rank {rank} gave no sign of life for" in outcome.message
     if what == "hang":
@@ -214,10 +215,10 @@ def test_a_hang_is_blamed_on_the_rank_that_hangs(
 
 def test_a_slow_driver_is_no_stall(forkserver: ForkserverRunner, plan: PlanFor) -> None:
     def slow(_: Report) -> Decision:
-        time.sleep(1.5)
+        time.sleep(3)
         return Decision(stop=False)
 
-    assert done(run(forkserver, plan(stall_timeout=1.0, steps=3), slow)).state == "complete"
+    assert done(run(forkserver, plan(stall_timeout=2.0, steps=3), slow)).state == "complete"
 
 
 @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
@@ -275,17 +276,17 @@ def test_a_warm_process_that_dies_is_replaced_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = _zygotes()
-    runner = ForkserverRunner("no_such_module:job", preload=["no_such_module"])
-    (zygote,) = _zygotes() - before
-    threading.Timer(0.3, zygote.kill).start()
-    assert failure(run(runner, plan())).kind == "launch"
+    with contextlib.closing(
+        ForkserverRunner("no_such_module:job", preload=["no_such_module"])
+    ) as runner:
+        (zygote,) = _zygotes() - before
+        threading.Timer(0.3, zygote.kill).start()
+        assert failure(run(runner, plan())).kind == "launch"
 
-    outcome = failure(run(runner, plan()))
-    assert outcome.kind == "exception"
-    assert "No module named 'no_such_module'" in outcome.message
-    assert len(list(tmp_path.glob("knee-tune-*"))) == 1
-
-    runner.close()
+        outcome = failure(run(runner, plan()))
+        assert outcome.kind == "exception"
+        assert "No module named 'no_such_module'" in outcome.message
+        assert len(list(tmp_path.glob("knee-tune-*"))) == 1
     assert list(tmp_path.glob("knee-tune-*")) == []
     assert _zygotes() == before
 
