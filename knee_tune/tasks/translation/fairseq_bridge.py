@@ -6,7 +6,7 @@ nothing of them ends up in a checkpoint.
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,19 @@ BATCH_MULTIPLE = 8
 """Sentences of a batch are a multiple of this where possible: fairseq-train's default."""
 
 
+class Transformer(TransformerModelBase):  # type: ignore[misc]
+    """fairseq's Transformer, whose state is loaded as any module's.
+
+    fairseq's own loading adds entries for old checkpoints: the tied output layer then comes twice.
+    """
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As ``nn.Module`` does it."""
+        return nn.Module.load_state_dict(self, state_dict, strict, assign)
+
+
 def load_task(folder: Path, source: str, target: str, recipe: TranslationRecipe) -> Any:
     """fairseq's translation task over a prepared set: its dictionaries; no sentences yet."""
     config = TranslationConfig(
@@ -88,7 +101,7 @@ def build_transformer(task: Any, recipe: TranslationRecipe) -> nn.Module:
         max_source_positions=recipe.max_source_positions,
         max_target_positions=recipe.max_target_positions,
     )
-    model: nn.Module = TransformerModelBase.build_model(config, task)
+    model: nn.Module = Transformer.build_model(config, task)
     # Its buffers are constants (position tables, versions): no need to send them at every step.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
         model, [name for name, _ in model.named_buffers()]
