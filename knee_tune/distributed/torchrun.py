@@ -77,7 +77,7 @@ class TorchrunRunner(GroupRunner):
         token = secrets.token_hex(16)
         with (
             _log(plan) as log,
-            tempfile.TemporaryDirectory(prefix="knee-tune-") as scratch,
+            tempfile.TemporaryDirectory(prefix="torchrun-", dir=plan.log_dir) as scratch,
             _listener(self._nnodes) as listener,
         ):
             port: int = listener.getsockname()[1]

@@ -135,13 +135,16 @@ def test_both_ranks_report_and_stop_at_the_step_of_the_decision(
         reports.append(report)
         return Decision(stop=report.step == 4)
 
-    outcome = done(run(runner, plan(), stop_at_4, on_progress=steps.append))
+    order = plan()
+    outcome = done(run(runner, order, stop_at_4, on_progress=steps.append))
 
     assert (outcome.state, outcome.step, outcome.result["ranks"]) == ("stopped", 4, [4, 4])
     assert [report.step for report in reports] == [2, 4]
     assert [report.metrics["total"] for report in reports] == [2 * (1 + 2), 4 * (1 + 2)]
     assert steps[0] == 1
     assert list(scratch.iterdir()) == []
+    logs = {path.name for path in order.log_dir.iterdir()} - {"torchrun.log"}
+    assert logs == {"rank-0.log", "rank-1.log"}
 
 
 @pytest.mark.parametrize("runner", ["forkserver", "torchrun"], indirect=True)
