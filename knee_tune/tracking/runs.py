@@ -4,8 +4,6 @@ Runs are found by a unique tag before they are created, metrics carry the time o
 delivering an event twice changes nothing.
 """
 
-import re
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException, RestException
 
 from knee_tune.specs.tracking import (
@@ -27,6 +25,7 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.tracking.entries import flatten, log_artifact, log_entries, mlflow_name
 from knee_tune.tracking.sender import RejectedError
 from knee_tune.tracking.store import MAX_PATIENCE, PATIENCE, artifact_root, patience, run_link
 
@@ -39,9 +38,6 @@ TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
-
-# What one call of ``log_batch`` takes.
-MAX_METRICS, MAX_TEXTS, MAX_VALUE = 900, 90, 5000
 
 
 @dataclass
@@ -102,11 +98,11 @@ class RunWriter:
                     self._report(study, event.key, reports.pop(event.key, []))
                     self._finish_trial(study, event, at)
                 case Attached():
-                    self._attach(self._run_id(study, event.key), event)
+                    log_artifact(self._client, self._run_id(study, event.key), event)
                 case StudyFinished():
                     run_id = self._run_id(study, None)
                     metrics = [Metric(k, v, at, 0) for k, v in event.metrics.items()]
-                    self._log(run_id, metrics=metrics, tags=event.tags)
+                    log_entries(self._client, run_id, metrics=metrics, tags=event.tags)
                     self._client.set_terminated(run_id, STUDY_STATUS[event.state], end_time=at)
         for key, pending in reports.items():
             self._report(study, key, pending)
@@ -182,7 +178,7 @@ class RunWriter:
         if event.reason:
             tags["knee.reason"] = event.reason
         metrics = [Metric(k, v, at, event.step) for k, v in event.metrics.items()]
-        self._log(run_id, metrics=metrics, tags=tags)
+        log_entries(self._client, run_id, metrics=metrics, tags=tags)
         self._client.set_terminated(run_id, TRIAL_STATUS[event.state], end_time=at)
 
     def _reopen(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -191,7 +187,7 @@ class RunWriter:
         if run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         new = {k: v for k, v in flatten(params).items() if k not in run.data.params}
-        self._log(run_id, params=new, tags=tags)
+        log_entries(self._client, run_id, params=new, tags=tags)
 
     def _report(
         self, study: StudyStarted, key: str, reports: Sequence[tuple[int, TrialReported]]
@@ -210,32 +206,10 @@ class RunWriter:
             if report.step in steps[run_id] | taken:
                 continue
             values = {**report.metrics, "lr": report.lr}
-            if len(batch) + len(values) > MAX_METRICS:
-                self._client.log_batch(run_id, metrics=batch, synchronous=True)
-                batch = []
-            batch += [Metric(_name(k), v, at, report.step) for k, v in values.items()]
+            batch += [Metric(mlflow_name(k), v, at, report.step) for k, v in values.items()]
             taken.add(report.step)
-        if batch:
-            self._client.log_batch(run_id, metrics=batch, synchronous=True)
+        log_entries(self._client, run_id, metrics=batch)
         steps[run_id] |= taken
-
-    def _attach(self, run_id: str, event: Attached) -> None:
-        folder, _, name = event.name.rpartition("/")
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / name
-            if event.file is not None:
-                if not event.file.is_file():
-                    raise RejectedError(f"{event.file} is gone")
-                path.symlink_to(event.file)
-            elif event.text is not None:
-                path.write_text(event.text)
-            else:
-                import plotly.io
-
-                plotly.io.write_html(
-                    event.figure, path, include_plotlyjs=event.offline or "cdn", auto_play=False
-                )
-            self._client.log_artifact(run_id, str(path), folder or None)
 
     def _run_id(
         self,
@@ -279,41 +253,10 @@ class RunWriter:
             self._client.delete_run(created)
         return str(oldest.info.run_id)
 
-    def _log(
-        self,
-        run_id: str,
-        *,
-        metrics: Sequence[Metric] = (),
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        all_params = [Param(_name(k), v[:MAX_VALUE]) for k, v in (params or {}).items()]
-        all_tags = [RunTag(_name(k), v[:MAX_VALUE]) for k, v in (tags or {}).items()]
-        for first in range(0, max(len(all_params), len(all_tags), 1), MAX_TEXTS):
-            part = slice(first, first + MAX_TEXTS)
-            self._client.log_batch(
-                run_id,
-                metrics=metrics if first == 0 else (),
-                params=all_params[part],
-                tags=all_tags[part],
-                synchronous=True,
-            )
-
 
 def run_key_of(study_uid: str, key: str | None) -> str:
     """The value of the tag ``knee.run_key`` of a trial, or of the study itself (None)."""
     return study_uid if key is None else f"{study_uid}/{key}"
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``{"recipe.model.dropout": "0.3"}``; None is left out."""
-    flat: dict[str, str] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        elif value is not None:
-            flat[f"{prefix}{name}"] = f"{value}"
-    return flat
 
 
 def _refused(error: Exception) -> bool:
@@ -321,8 +264,3 @@ def _refused(error: Exception) -> bool:
     if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
         return False
     return isinstance(error, RestException) or "API request" not in str(error)
-
-
-def _name(name: str) -> str:
-    """MLflow allows letters, digits, ``_-./`` and spaces in names."""
-    return re.sub(r"[^\w\-./ ]", "_", name)

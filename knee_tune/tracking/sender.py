@@ -77,6 +77,12 @@ class Sender:
         """Events not delivered yet."""
         return sum(box.remaining for box in self._boxes())
 
+    def wake(self) -> None:
+        """Deliver now instead of at the next interval; waits for nothing."""
+        with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
+
     def flush(self, timeout: float) -> int:
         """Deliver now; wait at most ``timeout`` seconds and two failures. What remains."""
         deadline = time.monotonic() + timeout

@@ -62,9 +62,7 @@ def artifact_root(home: Path, uri: str) -> str | None:
 
 def run_link(uri: str, *, experiment_id: str, run_id: str) -> RunLink:
     """The page of a run: on the server, else where ``mlflow ui`` would show it."""
-    return RunLink(
-        run_id=run_id, url=f"{_pages(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
-    )
+    return RunLink(run_id=run_id, url=f"{_pages(uri)}/#/experiments/{experiment_id}/runs/{run_id}")
 
 
 def model_url(uri: str, *, name: str, version: int) -> str:
@@ -82,9 +80,10 @@ def connect(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     for chatter in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
     if uri.startswith(_SQLITE):

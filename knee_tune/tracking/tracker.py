@@ -1,6 +1,7 @@
 """The tracker: what the driver talks to. It takes events, at once, and never waits for MLflow."""
 
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -88,12 +89,17 @@ class MlflowTracker:
 
     def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
         """See :class:`Tracker`."""
-        if self._study is None or not self._connected.wait(wait):
+        if self._study is None or self._sender is None:
+            return None
+        if wait:
+            self._sender.wake()
+        deadline = time.monotonic() + wait
+        if not self._connected.wait(wait) or self._writer is None:
             return None
         from knee_tune.tracking.runs import run_key_of
 
-        assert self._writer is not None
-        return self._writer.link(run_key_of(self._study.uid, key), wait=wait)
+        left = max(0.0, deadline - time.monotonic())
+        return self._writer.link(run_key_of(self._study.uid, key), wait=left)
 
     def flush(self, timeout: float = EXIT_PATIENCE) -> int:
         """See :class:`Tracker`."""

@@ -1,0 +1,234 @@
+"""The model registry: a study's winner as a model people can call with raw inputs."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knee_tune import __version__
+from knee_tune.errors import UserError
+from knee_tune.specs.tracking import RegisteredModel, TrainedModel
+from knee_tune.tasks.registry import task_entry
+from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience
+from knee_tune.tracking.tracker import send_leftovers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+WEIGHTS_HASH = "knee.weights_sha256"
+
+
+def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
+    """Put ``model`` into the registry as ``knee-tune-<task>``, alias ``champion``.
+
+    The champion before it becomes ``challenger``. A champion with the same run and weights stays
+    as it is. UserError if the trial's run is not in MLflow or the server does not answer.
+    """
+    with _one_line_errors(uri), patience(MAX_PATIENCE):
+        send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
+        client = connect(uri)
+        run = _source_run(client, model, uri)
+        name = f"knee-tune-{model.task}"
+        digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
+        champion = _by_alias(client, name, CHAMPION)
+        new = not (
+            champion
+            and champion.run_id == run.info.run_id
+            and champion.tags.get(WEIGHTS_HASH) == digest
+        )
+        if new or champion is None:
+            version = _create_version(client, model, run, name=name, digest=digest)
+            if champion is not None:
+                client.set_registered_model_alias(name, CHALLENGER, champion.version)
+            client.set_registered_model_alias(name, CHAMPION, version.version)
+        else:
+            version = champion
+    return RegisteredModel(
+        name=name,
+        version=int(version.version),
+        model_id=str(version.source).removeprefix("models:/"),
+        run_id=run.info.run_id,
+        uri=f"models:/{name}@{CHAMPION}",
+        url=model_url(uri, name=name, version=int(version.version)),
+        new=new,
+    )
+
+
+def _create_version(
+    client: "MlflowClient", model: TrainedModel, run: "Run", *, name: str, digest: str
+) -> "ModelVersion":
+    """Upload the model, tie it and its metrics to the run it comes from, add a version."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    tags = _tags(model) | {WEIGHTS_HASH: digest}
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=name,
+        source_run_id=run.info.run_id,
+        tags=tags,
+        params=run.data.params,
+        model_type="knee-tune",
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = _save(model, Path(scratch), run_id=run.info.run_id, logged=logged)
+            client.log_model_artifacts(logged.model_id, str(folder))
+    except Exception:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(f"{split}/{metric}", value, now, 0, model_id=logged.model_id)
+        for split, values in model.metrics.items()
+        for metric, value in values.items()
+    ]
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
+    client.finalize_logged_model(logged.model_id, "READY")
+    _ensure_registered(client, name, model.task)
+    with _as_default_store(client.tracking_uri):  # where MLflow looks for models:/<model id>
+        return client.create_model_version(
+            name,
+            source=f"models:/{logged.model_id}",
+            run_id=run.info.run_id,
+            model_id=logged.model_id,
+            tags=tags,
+            description=f"Trial {model.number} of study {model.study}: seed LR "
+            f"{model.seed_lr:g}, explore fraction {model.explore_fraction}",
+        )
+
+
+def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Path:
+    """The model's folder, tried out before anybody can get it: it loads and answers the same."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import Model, infer_signature
+
+    from knee_tune.tracking import serving
+
+    entry = task_entry(model.task)
+    task = entry.build(model.recipe, data_dir=model.data_dir, seed=model.seed)
+    artifacts = {serving.ORDER: scratch / "order.json", serving.WEIGHTS: model.weights}
+    order = {"task": model.task, "recipe": model.recipe, "seed": model.seed}
+    artifacts[serving.ORDER].write_text(json.dumps(order, indent=2))
+    for relative, source in task.assets().items():
+        artifacts[serving.ASSETS] = scratch / serving.ASSETS
+        target = artifacts[serving.ASSETS] / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+    served = serving.ServedTask()
+    served.load(artifacts)
+    examples = task.examples()
+    example: Any = examples if isinstance(examples[0], str) else np.asarray(examples)
+    answers = served.predict(None, example)
+    folder = scratch / "model"
+    extra = f"[{entry.extra}]" if entry.extra else ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # integers cannot be missing: they are not
+        signature = infer_signature(example, answers)
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=serving.__file__,
+        artifacts={name: str(path) for name, path in artifacts.items()},
+        signature=signature,
+        input_example=example,
+        pip_requirements=[f"knee-tune{extra}=={__version__}"],
+        mlflow_model=Model(
+            run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
+        ),
+    )
+    if list(mlflow.pyfunc.load_model(str(folder)).predict(example)) != answers:
+        raise RuntimeError(f"the saved model of {model.task} does not answer as the trained one")
+    return folder
+
+
+def _source_run(client: "MlflowClient", model: TrainedModel, uri: str) -> "Run":
+    from knee_tune.tracking.runs import RUN_KEY, run_key_of
+
+    if model.run_id is not None:
+        return client.get_run(model.run_id)
+    experiment = client.get_experiment_by_name(model.experiment)
+    if experiment is not None:
+        key = run_key_of(model.study_uid, model.key)
+        found = client.search_runs([experiment.experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
+        if found:
+            return found[0]
+    raise UserError(
+        f"--tracking-uri {uri}: it has no run of {model.key} of study {model.study}; "
+        "name the store that the study was tracked in"
+    )
+
+
+def _by_alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _ensure_registered(client: "MlflowClient", name: str, task: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description=f"Winners of knee-tune studies on {task}")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _tags(model: TrainedModel) -> dict[str, str]:
+    """What people look for in the registry; metrics by split, as in ``valid/accuracy``."""
+    facts = {
+        "optuna.study_name": model.study,
+        "optuna.trial_number": model.number,
+        "knee.task": model.task,
+        "knee.seed_lr": model.seed_lr,
+        "knee.explore_fraction": model.explore_fraction,
+        "knee.data_fingerprint": model.data_fingerprint,
+    }
+    scores = {
+        f"{split}/{metric}": f"{value:.6g}"
+        for split, values in model.metrics.items()
+        for metric, value in values.items()
+    }
+    return {name: f"{value}" for name, value in facts.items() if value is not None} | scores
+
+
+@contextmanager
+def _as_default_store(uri: str) -> Iterator[None]:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@contextmanager
+def _one_line_errors(uri: str) -> Iterator[None]:
+    """A server that is away is the person's problem to solve, so say it in one line."""
+    try:
+        yield
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException) or "API request" not in str(error):
+            raise
+        raise UserError(f"--tracking-uri {uri}: the tracking server does not answer") from error

@@ -1,0 +1,185 @@
+"""The winner of a study in a real registry, loaded the way people load it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import save_model
+
+from knee_tune import __version__
+from knee_tune.errors import UserError
+from knee_tune.specs.tracking import (
+    RegisteredModel,
+    StudyStarted,
+    TrainedModel,
+    TrialFinished,
+    TrialStarted,
+)
+from knee_tune.tasks import registry as tasks
+from knee_tune.tracking import open_tracker
+from knee_tune.tracking.registry import register
+from knee_tune.tracking.store import connect, local_store
+from tests.mlflow_stores import new_home
+
+TOY = tasks.TaskEntry(
+    recipe="tests.integration.toy_task:ToyRecipe",
+    task="tests.integration.toy_task:ToyTask",
+    extra="toy",
+)
+
+
+@pytest.fixture
+def home(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A home with two tracked trials; models load from its store, with pickle forbidden."""
+    home = new_home(tmp_path_factory, tmp_path)
+    tracker = open_tracker(home=home, uri=local_store(home))
+    for event in (
+        StudyStarted(uid="u", name="s", task="toy", experiment="e"),
+        TrialStarted(key="trial-0", name="trial 0", params={"epochs": 1}),
+        TrialFinished(key="trial-0", state="COMPLETE"),
+        TrialStarted(key="trial-1", name="trial 1"),
+        TrialFinished(key="trial-1", state="COMPLETE"),
+    ):
+        tracker.record(event)
+    assert tracker.close(timeout=60) == 0
+    monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, "toy": TOY})
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(local_store(home))
+    yield home
+    mlflow.set_tracking_uri(before)
+
+
+def trained(home: Path, task: str, *, seed: int, key: str = "trial-0") -> TrainedModel:
+    (home / "data" / "dict").mkdir(parents=True, exist_ok=True)
+    (home / "data" / "dict" / "words.txt").write_text("Laenge Wort")
+    recipe: dict[str, Any] = {}
+    torch.manual_seed(seed)
+    built = tasks.task_entry(task).build(recipe, data_dir=home / "data", seed=1)
+    weights = home / f"weights-{seed}.safetensors"
+    save_model(built.build_model(), str(weights))
+    return TrainedModel(
+        study_uid="u",
+        study="s",
+        task=task,
+        recipe=recipe,
+        seed=1,
+        data_dir=home / "data",
+        weights=weights,
+        key=key,
+        number=0,
+        seed_lr=0.05,
+        explore_fraction=0.5,
+        data_fingerprint="f0",
+        metrics={"valid": {"loss": 0.25}, "test": {"loss": 0.5}},
+        experiment="e",
+    )
+
+
+def put(home: Path, model: TrainedModel) -> RegisteredModel:
+    return register(model, home=home, uri=local_store(home))
+
+
+def champion(client: MlflowClient, name: str, alias: str = "champion") -> int:
+    return int(client.get_model_version_by_alias(name, alias).version)
+
+
+def test_the_champion_answers_sentences_from_its_own_files(home: Path) -> None:
+    model = trained(home, "toy", seed=1)
+    task = tasks.task_entry("toy").build({}, data_dir=home / "data", seed=1)
+    torch.manual_seed(1)
+    answers = task.predict(task.build_model(), ["Hallo", "Guten Tag"])
+
+    registered = put(home, model)
+    (home / "data" / "dict" / "words.txt").unlink()  # the model has its own copy
+    model.weights.unlink()
+    state = torch.get_rng_state()
+    loaded = mlflow.pyfunc.load_model("models:/knee-tune-toy@champion")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.predict(["Hallo", "Guten Tag"]) == answers
+
+    assert registered.uri == "models:/knee-tune-toy@champion"
+    folder = home / "artifacts" / "e" / "models" / registered.model_id / "artifacts"
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert requirements == [f"mlflow=={mlflow.__version__}", f"knee-tune[toy]=={__version__}"]
+    assert not list(folder.rglob("*.pkl"))
+    assert json.loads((folder / "artifacts" / "order.json").read_text())["task"] == "toy"
+    assert loaded.metadata.signature is not None
+    assert loaded.metadata.saved_input_example_info is not None
+
+
+def test_a_version_is_tied_to_its_run_and_its_numbers(home: Path) -> None:
+    registered = put(home, trained(home, "toy", seed=1))
+    client = connect(local_store(home))
+    run = client.get_run(registered.run_id)
+    assert run.data.tags["knee.run_key"] == "u/trial-0"
+    assert run.info.status == "FINISHED"
+    version = client.get_model_version_by_alias("knee-tune-toy", "champion")
+    assert version.run_id == registered.run_id
+    expected = {
+        "optuna.study_name": "s",
+        "optuna.trial_number": "0",
+        "knee.seed_lr": "0.05",
+        "knee.explore_fraction": "0.5",
+        "knee.data_fingerprint": "f0",
+        "valid/loss": "0.25",
+        "test/loss": "0.5",
+    }
+    assert expected.items() <= version.tags.items()
+    logged = client.get_logged_model(registered.model_id)
+    assert logged.source_run_id == registered.run_id
+    assert {m.key: m.value for m in logged.metrics or []} == {"valid/loss": 0.25, "test/loss": 0.5}
+    assert run.outputs is not None
+    assert [output.model_id for output in run.outputs.model_outputs] == [registered.model_id]
+
+
+def test_the_champion_before_becomes_challenger(home: Path) -> None:
+    client = connect(local_store(home))
+    first = put(home, trained(home, "toy", seed=1))
+    again = put(home, trained(home, "toy", seed=1))
+    assert (first.new, again.new) == (True, False)
+    assert again.version == first.version
+    second = put(home, trained(home, "toy", seed=2, key="trial-1"))
+
+    assert champion(client, "knee-tune-toy") == second.version
+    assert champion(client, "knee-tune-toy", "challenger") == first.version
+
+
+def test_a_trial_that_was_not_tracked_here_is_said_in_one_line(home: Path) -> None:
+    with pytest.raises(UserError, match="no run of trial-9 of study s"):
+        put(home, trained(home, "toy", seed=1, key="trial-9"))
+
+
+def test_digits_classify_in_a_fresh_process_with_pickle_forbidden(home: Path) -> None:
+    put(home, trained(home, "digits", seed=1))
+    script = """
+import sys, mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/knee-tune-digits@champion")
+images = np.tile(np.arange(64.0) % 17, (3, 1))
+print(model.predict(images), model.predict(pd.DataFrame(images)))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script, local_store(home)],
+        env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "UserWarning" not in answer.stderr
+    assert answer.returncode == 0, answer.stderr
+    task = tasks.task_entry("digits").build({}, data_dir=home, seed=1)
+    torch.manual_seed(1)
+    digits = task.predict(task.build_model(), list(np.tile(np.arange(64.0) % 17, (3, 1))))
+    assert answer.stdout.strip() == f"{digits} {digits}"

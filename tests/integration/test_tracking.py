@@ -1,0 +1,237 @@
+"""A study in a real MLflow store: the runs people will look at."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from knee_tune.errors import UserError
+from knee_tune.specs.tracking import (
+    Attached,
+    Event,
+    StudyFinished,
+    StudyStarted,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+)
+from knee_tune.tracking import open_tracker, resolve_tracking_uri, send_leftovers, ui_command
+from knee_tune.tracking.store import connect, local_store
+from tests.mlflow_stores import new_home
+
+STUDY = StudyStarted(
+    uid="4f1c",
+    name="knee-digits-30",
+    task="digits",
+    experiment="knee-tune-digits",
+    params={"recipe": {"epochs": 30, "model": {"hidden": [64, 64]}, "clip_norm": None}},
+    tags={"mlflow.source.git.commit": "abc", "mlflow.user": "ann", "knee.data_fingerprint": "f0"},
+    description="# A study",
+)
+
+
+def trial(number: int, **changes: object) -> TrialStarted:
+    start = TrialStarted(
+        key=f"trial-{number}",
+        name=f"trial {number}",
+        number=number,
+        seed_lr=0.05,
+        explore_fraction=0.5,
+        params={"recipe": {"epochs": 30}},
+    )
+    return start.model_copy(update=changes)
+
+
+def report(step: int, number: int = 0) -> TrialReported:
+    return TrialReported(
+        key=f"trial-{number}", step=step, lr=0.1 / step, metrics={"loss": 1 / step}
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_home(tmp_path_factory, tmp_path)
+
+
+@pytest.fixture
+def client(home: Path) -> MlflowClient:
+    return connect(local_store(home))
+
+
+def track(home: Path, *events: Event) -> None:
+    tracker = open_tracker(home=home, uri=local_store(home))
+    for event in events:
+        tracker.record(event)
+    assert tracker.close(timeout=60) == 0
+
+
+def runs(client: MlflowClient) -> dict[str, Run]:
+    experiment = client.get_experiment_by_name("knee-tune-digits")
+    assert experiment is not None
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_a_study_is_a_parent_run_with_a_child_per_trial(home: Path, client: MlflowClient) -> None:
+    log = home / "rank-0.log"
+    log.write_text("hello")
+    track(
+        home,
+        STUDY,
+        trial(0),
+        *map(report, range(1, 5)),
+        Attached(key="trial-0", name="logs/rank-0.log", file=log),
+        Attached(key="trial-0", name="curves.html", figure={"data": [{"y": [3, 2]}]}),
+        TrialFinished(key="trial-0", state="COMPLETE", step=4, metrics={"test/accuracy": 93.0}),
+        trial(1),
+        report(1, number=1),
+        TrialFinished(key="trial-1", state="PRUNED", reason="worse than the median"),
+        trial(2),
+        TrialFinished(key="trial-2", state="FAIL", reason="rank 1: out of memory"),
+        TrialStarted(key="cosine/0", name="cosine", schedule="cosine", seed_lr=0.05),
+        TrialFinished(key="cosine/0", state="COMPLETE"),
+        Attached(name="report.md", text="# Report"),
+        StudyFinished(metrics={"best/accuracy": 93.0}),
+    )
+    found = runs(client)
+    parent = found.pop("knee-digits-30")
+    assert {name: run.info.status for name, run in found.items()} == {
+        "trial 0": "FINISHED",
+        "trial 1": "KILLED",
+        "trial 2": "FAILED",
+        "cosine": "FINISHED",
+    }
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"recipe.epochs": "30", "recipe.model.hidden": "[64, 64]"}
+    assert parent.data.tags["mlflow.note.content"] == "# A study"
+    assert parent.data.tags["knee.data_fingerprint"] == "f0"
+    assert parent.data.metrics == {"best/accuracy": 93.0}
+
+    first = found["trial 0"]
+    expected = {
+        "mlflow.parentRunId": parent.info.run_id,
+        "mlflow.source.git.commit": "abc",
+        "mlflow.user": "ann",
+        "optuna.study_name": "knee-digits-30",
+        "optuna.trial_number": "0",
+        "optuna.state": "COMPLETE",
+        "knee.seed_lr": "0.05",
+        "knee.explore_fraction": "0.5",
+        "knee.schedule": "knee",
+    }
+    assert expected.items() <= first.data.tags.items()
+    assert first.data.params["recipe.epochs"] == "30"
+    assert first.data.metrics["test/accuracy"] == 93.0
+    curve = client.get_metric_history(first.info.run_id, "lr")
+    assert [(point.step, point.value) for point in curve] == [(n, 0.1 / n) for n in range(1, 5)]
+    assert found["trial 1"].data.tags["knee.reason"] == "worse than the median"
+    assert found["cosine"].data.tags["knee.schedule"] == "cosine"
+    assert "optuna.trial_number" not in found["cosine"].data.tags
+
+    artifacts = home / "artifacts" / "knee-tune-digits" / first.info.run_id / "artifacts"
+    assert (artifacts / "logs" / "rank-0.log").read_text() == "hello"
+    assert "Plotly.newPlot" in (artifacts / "curves.html").read_text()
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.md"]
+    assert not list((home / "outbox").rglob("*.jsonl"))
+
+
+def test_a_continued_study_and_a_retried_trial_keep_their_runs(
+    home: Path, client: MlflowClient
+) -> None:
+    track(home, STUDY, trial(0), report(1), report(2), StudyFinished(state="INTERRUPTED"))
+    before = {name: run.info.run_id for name, run in runs(client).items()}
+    assert runs(client)["knee-digits-30"].info.status == "KILLED"
+
+    other = STUDY.model_copy(update={"params": {"recipe": {"epochs": 99}, "trials": 5}})
+    retry = trial(7, key="trial-0", params={"recipe": {"epochs": 99}})
+    done = TrialFinished(key="trial-0", state="COMPLETE")
+    track(home, other, retry, report(2), report(3), done, StudyFinished())
+
+    found = runs(client)
+    assert {name: run.info.run_id for name, run in found.items()} == before
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert found["trial 0"].data.tags["optuna.trial_number"] == "7"
+    assert found["trial 0"].data.params["recipe.epochs"] == "30"  # immutable
+    assert found["knee-digits-30"].data.params["trials"] == "5"
+    curve = client.get_metric_history(found["trial 0"].info.run_id, "loss")
+    assert [point.step for point in curve] == [1, 2, 3]
+
+
+def test_links_lead_to_the_run(home: Path, client: MlflowClient) -> None:
+    tracker = open_tracker(home=home, uri=local_store(home))
+    tracker.record(STUDY)
+    tracker.record(trial(0))
+    link, parent = tracker.run_of("trial-0", wait=60), tracker.run_of(None, wait=60)
+    assert link is not None
+    assert parent is not None
+    run = client.get_run(link.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert link.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{link.run_id}")
+    tracker.close()
+
+
+def test_a_killed_driver_leaves_nothing_running(home: Path, client: MlflowClient) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from knee_tune.specs.tracking import StudyStarted, TrialStarted, TrialReported
+from knee_tune.tracking import open_tracker
+from knee_tune.tracking.store import local_store
+home = Path(sys.argv[1])
+tracker = open_tracker(home=home, uri=local_store(home))
+tracker.record(StudyStarted(uid="4f1c", name="knee-digits-30", task="digits",
+                            experiment="knee-tune-digits"))
+tracker.record(TrialStarted(key="trial-0", name="trial 0", number=0))
+assert tracker.run_of("trial-0", wait=60)
+tracker.record(TrialReported(key="trial-0", step=1, lr=0.1, metrics={"loss": 1.0}))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, str(home)], check=False)
+    assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
+
+    assert send_leftovers(home=home, uri=local_store(home), timeout=60) == 0
+    found = runs(client)
+    assert found["trial 0"].info.status == "FAILED"
+    assert found["trial 0"].data.tags["knee.reason"] == "the driver was killed"
+    assert found["trial 0"].data.metrics["loss"] == 1.0
+    assert found["knee-digits-30"].info.status == "KILLED"
+
+
+def test_nothing_loads_mlflow_before_it_is_needed(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from knee_tune.tracking import open_tracker, send_leftovers, registry
+home = Path(sys.argv[1])
+open_tracker(home=home, uri="http://127.0.0.1:9")
+assert send_leftovers(home=home, uri="http://127.0.0.1:9") == 0
+print("mlflow" in sys.modules, "torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False", "False"]
+
+
+def test_tracking_uri_comes_from_flag_environment_or_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert ui_command(f"sqlite:///{tmp_path}/mlflow.db") == (
+        f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert resolve_tracking_uri(tmp_path) == "http://server:5000"
+    assert resolve_tracking_uri(tmp_path, "none") is None
+    with pytest.raises(UserError, match=r"--tracking-uri \./mlruns"):
+        resolve_tracking_uri(tmp_path, "./mlruns")
+
+
+def test_drivers_that_start_together_create_one_store(tmp_path: Path) -> None:
+    """The schema takes seconds and must not be created twice, nor be seen half done."""
+    with ThreadPoolExecutor() as pool:
+        clients = list(pool.map(connect, [local_store(tmp_path)] * 2))
+    assert [len(client.search_experiments()) for client in clients] == [1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

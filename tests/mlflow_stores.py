@@ -1,0 +1,76 @@
+"""Real MLflow stores for tests: creating a schema takes 9 s, so it is done once and copied."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from knee_tune.tracking.store import connect, local_store
+
+
+def new_home(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
+    """A home whose MLflow store exists and is empty."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    template = common / "mlflow-template"
+    connect(local_store(template))
+    home = folder / "home"
+    home.mkdir()
+    shutil.copyfile(template / "mlflow.db", home / "mlflow.db")
+    return home
+
+
+class TrackingServer:
+    """``mlflow server`` in its own process group, on a store that outlives it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self._port)]
+        command += ["--backend-store-uri", local_store(self._home)]
+        command += ["--artifacts-destination", str(self._home / "served-artifacts")]
+        quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=os.environ | quick,
+                cwd=self._home,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise TimeoutError((self._home / "server.log").read_text())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and its workers."""
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Kill the server and its workers, if it runs."""
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None

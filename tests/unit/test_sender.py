@@ -1,0 +1,128 @@
+"""The sender delivers everything once the server takes it, and nobody waits for that."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from knee_tune.specs.tracking import (
+    Event,
+    Recorded,
+    StudyFinished,
+    StudyStarted,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+)
+from knee_tune.tracking.outbox import Outbox
+from knee_tune.tracking.sender import RejectedError, Sender
+
+STUDY = StudyStarted(uid="u", name="s", task="digits", experiment="e")
+
+
+class Server:
+    """Takes events unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.taken: list[Event] = []
+        self.fail_next = 0
+        self.refuse_step: int | None = None
+        self.hang = threading.Event()
+        self.hang.set()
+
+    def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
+        self.hang.wait()
+        if self.fail_next:
+            self.fail_next -= 1
+            raise ConnectionError("nobody there")
+        for recorded in events:
+            if getattr(recorded.event, "step", None) == self.refuse_step is not None:
+                raise RejectedError("not this one")
+        self.taken += [recorded.event for recorded in events]
+
+
+def report(step: int) -> TrialReported:
+    return TrialReported(key="trial-0", step=step, lr=0.1)
+
+
+def sender(server: Server, outbox: Outbox | None, *folders: Path) -> Sender:
+    return Sender(lambda: server, outbox=outbox, folders=folders, where="there", interval=0.01)
+
+
+def test_an_outage_delays_but_loses_nothing(tmp_path: Path) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.fail_next = 3
+    sending = sender(server, outbox)
+    for step in range(50):
+        outbox.append(report(step))
+
+    assert sending.flush(timeout=0) > 0
+    while sending.flush(timeout=5):
+        pass
+    assert server.taken == [STUDY, *map(report, range(50))]
+    assert sending.close(timeout=5) == 0
+    assert not outbox.path.exists()
+
+
+def test_a_server_that_is_down_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.fail_next = 10**6
+    sending = sender(server, outbox)
+
+    started = time.monotonic()
+    assert sending.close(timeout=60) == 1
+    assert time.monotonic() - started < 5
+    assert outbox.path.exists()
+
+
+def test_a_hung_server_holds_up_the_end_for_a_bounded_time(tmp_path: Path) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.hang.clear()
+    sending = sender(server, outbox)
+    outbox.append(report(1))
+
+    started = time.monotonic()
+    assert sending.close(timeout=0.3) == 2
+    assert time.monotonic() - started < 2
+
+    # The call that comes back at last must not touch the files, which may have a new owner.
+    server.hang.set()
+    revived = Server()
+    assert sender(revived, None, outbox.path.parent).close(timeout=5) == 0
+    assert revived.taken[:2] == [STUDY, report(1)]
+
+
+def test_one_refused_event_does_not_block_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.refuse_step = 3
+    for step in range(6):
+        outbox.append(report(step))
+    assert sender(server, outbox).close(timeout=5) == 0
+
+    assert server.taken == [STUDY, *(report(step) for step in range(6) if step != 3)]
+    assert '"step":3' in (outbox.path.parent / "rejected.log").read_text()
+    assert "refused an event" in caplog.text
+
+
+def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
+    dead = Outbox.create(tmp_path, STUDY)
+    for key in ("done", "open"):
+        dead.append(TrialStarted(key=key, name=key))
+    dead.append(TrialFinished(key="done", state="COMPLETE"))
+    dead.acknowledge(dead.pending(100))
+    dead.append(report(1))
+    dead.close()
+
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    assert sender(server, outbox, dead.path.parent).close(timeout=5) == 0
+    assert server.taken == [
+        report(1),
+        TrialFinished(key="open", state="FAIL", reason="the driver was killed"),
+        StudyFinished(state="INTERRUPTED"),
+        STUDY,
+    ]
+    assert list(dead.path.parent.iterdir()) == []
