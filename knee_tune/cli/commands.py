@@ -46,7 +46,7 @@ def run(
         str | None, typer.Option(help="A study from studies/ by name, or a path to a YAML file.")
     ] = None,
     study_name: Annotated[
-        str | None, typer.Option(help="Name to keep it under. [knee-TASK-BUDGET]")
+        str | None, typer.Option(help="Name to keep it under. (default: knee-TASK-BUDGET)")
     ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Trials of the whole study, finished ones included.")
@@ -70,7 +70,7 @@ def run(
         typer.Option(help="Train this baseline once, outside the search, and stop."),
     ] = None,
     seed_lr: Annotated[
-        float | None, typer.Option(min=0, help="Seed LR of --schedule. [the recipe's]")
+        float | None, typer.Option(min=0, help="Seed LR of --schedule. (default: the recipe's)")
     ] = None,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
     amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (GPU).")] = False,

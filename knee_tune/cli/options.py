@@ -13,7 +13,7 @@ HomeOption = Annotated[
 StorageOption = Annotated[
     str | None,
     typer.Option(
-        envvar="OPTUNA_STORAGE", help="Optuna storage, an SQLAlchemy URL. [HOME/optuna.db]"
+        envvar="OPTUNA_STORAGE", help="Optuna storage, an SQLAlchemy URL. (default: HOME/optuna.db)"
     ),
 ]
 TrackingOption = Annotated[
@@ -21,7 +21,7 @@ TrackingOption = Annotated[
     typer.Option(
         "--tracking-uri",
         envvar="MLFLOW_TRACKING_URI",
-        help="MLflow server or database; 'none' tracks nothing. [HOME/mlflow.db]",
+        help="MLflow server or database; 'none' tracks nothing. (default: HOME/mlflow.db)",
     ),
 ]
 StudyArgument = Annotated[

@@ -23,7 +23,8 @@ def prepare(
     from_path: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Folder or archive with the corpus. [downloaded where it is published]"
+            "--from",
+            help="Folder or archive with the corpus. (default: downloaded where it is published)",
         ),
     ] = None,
     name: Annotated[
@@ -40,7 +41,8 @@ def prepare(
     valid_prefix: Annotated[str | None, typer.Option(help="Of the validation text.")] = None,
     test_prefix: Annotated[str | None, typer.Option(help="Of the test text.")] = None,
     bpe_codes: Annotated[
-        int | None, typer.Option(help="BPE merges to learn. [codes beside the text, else 10,000]")
+        int | None,
+        typer.Option(help="BPE merges to learn. (default: codes beside the text, else 10,000)"),
     ] = None,
     codes: Annotated[Path | None, typer.Option(help="BPE codes to apply instead.")] = None,
     joint_dictionary: Annotated[
