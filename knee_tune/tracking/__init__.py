@@ -1,5 +1,6 @@
 """Tracking in MLflow, which this package alone imports, and never when it is itself imported."""
 
+from knee_tune.tracking.provenance import provenance
 from knee_tune.tracking.store import experiment_name, resolve_tracking_uri, ui_command
 from knee_tune.tracking.tracker import (
     MlflowTracker,
@@ -16,6 +17,7 @@ __all__ = [
     "Tracker",
     "experiment_name",
     "open_tracker",
+    "provenance",
     "resolve_tracking_uri",
     "send_leftovers",
     "ui_command",

@@ -5,10 +5,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from knee_tune import __version__
 from knee_tune.errors import UserError
 from knee_tune.specs.tracking import (
     Attached,
@@ -19,7 +21,13 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tracking import open_tracker, resolve_tracking_uri, send_leftovers, ui_command
+from knee_tune.tracking import (
+    open_tracker,
+    provenance,
+    resolve_tracking_uri,
+    send_leftovers,
+    ui_command,
+)
 from knee_tune.tracking.store import connect, local_store
 from tests.mlflow_stores import new_home
 
@@ -235,3 +243,11 @@ def test_drivers_that_start_together_create_one_store(tmp_path: Path) -> None:
         clients = list(pool.map(connect, [local_store(tmp_path)] * 2))
     assert [len(client.search_experiments()) for client in clients] == [1, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_provenance_names_commit_and_versions(repository: Path) -> None:
+    tags = provenance()
+    assert tags["version.knee-tune"] == __version__
+    assert tags["version.mlflow"] == mlflow.__version__
+    if (repository / ".git").exists():
+        assert len(tags["mlflow.source.git.commit"]) == 40
