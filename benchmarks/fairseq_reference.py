@@ -37,8 +37,9 @@ class Reference:
         OmegaConf.set_struct(config, False)
         config.common.seed = task.order_seed
         config.common.cpu = group.device.type == "cpu"
-        config.dataset.max_tokens = recipe.tokens_per_step // (group.world_size * recipe.accumulate)
-        config.dataset.required_batch_size_multiple = bridge.BATCH_MULTIPLE
+        max_tokens, multiple = task.batch_limits(group)
+        config.dataset.max_tokens = max_tokens
+        config.dataset.required_batch_size_multiple = multiple
         config.dataset.num_workers = 0
         config.optimization.clip_norm = recipe.clip_norm or 0.0
         config.optimization.lr = [lr]

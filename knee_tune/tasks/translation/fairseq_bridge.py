@@ -48,7 +48,7 @@ with _logging_untouched(), warnings.catch_warnings():
 
 BPE_MARK = "@@ "
 BATCH_MULTIPLE = 8
-"""Sentences of a batch are a multiple of this where possible: fairseq-train's default."""
+"""Sentences of a batch come in multiples of this: fairseq-train's default."""
 
 
 class Transformer(TransformerModelBase):  # type: ignore[misc]
@@ -131,6 +131,7 @@ def epoch_batches(
     dataset: FairseqDataset,
     *,
     max_tokens: int,
+    multiple: int,
     order_seed: int,
     shards: int,
     shard: int,
@@ -146,7 +147,7 @@ def epoch_batches(
         max_tokens=max_tokens,
         max_positions=task.max_positions(),
         ignore_invalid_inputs=True,
-        required_batch_size_multiple=BATCH_MULTIPLE,
+        required_batch_size_multiple=multiple,
         seed=order_seed,
         num_shards=shards,
         shard_id=shard,

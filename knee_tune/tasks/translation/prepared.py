@@ -28,8 +28,8 @@ def find_prepared(data_dir: Path, name: str) -> tuple[Path, Manifest]:
         ) from None
     except ValueError:
         raise UserError(
-            f"recipe.data={name}: {folder / MANIFEST} is damaged; "
-            "run 'knee-tune data prepare iwslt --force'"
+            f"recipe.data={name}: {folder / MANIFEST} is damaged or of another version; "
+            f"remove {folder} and prepare the data again"
         ) from None
 
 

@@ -176,21 +176,8 @@ class TranslationTask(Task[TranslationRecipe]):
         sample = dataset.collater([dataset[index] for index in indices])
         return Batch(on_device(sample, group.device), counts)
 
-    def _epochs(self, group: Group) -> Any:
-        """fairseq's batches of the training split, dealt to the ranks."""
-        place = (group.world_size, group.rank)
-        if place not in self._epochs_by_place:
-            self._epochs_by_place[place] = bridge.epoch_batches(
-                self._fairseq,
-                self._dataset("train"),
-                max_tokens=self._tokens_per_micro_batch(group),
-                order_seed=self.order_seed,
-                shards=group.world_size,
-                shard=group.rank,
-            )
-        return self._epochs_by_place[place]
-
-    def _tokens_per_micro_batch(self, group: Group) -> int:
+    def batch_limits(self, group: Group) -> tuple[int, int]:
+        """Most tokens of one rank's micro-batch, and the multiple its sentences come in."""
         shares = group.world_size * self.recipe.accumulate
         limit = self.recipe.tokens_per_step // shares
         sizes = self._dataset("train").sizes
@@ -201,7 +188,25 @@ class TranslationTask(Task[TranslationRecipe]):
                 f"{limit} tokens per step cannot hold the longest sentence of {self.recipe.data} "
                 f"({longest} tokens); set it to {longest * shares} or more"
             )
-        return limit
+        # Where a multiple of the longest sentences does not fit, fairseq silently drops some.
+        fits = limit >= bridge.BATCH_MULTIPLE * longest
+        return limit, bridge.BATCH_MULTIPLE if fits else 1
+
+    def _epochs(self, group: Group) -> Any:
+        """fairseq's batches of the training split, dealt to the ranks."""
+        place = (group.world_size, group.rank)
+        if place not in self._epochs_by_place:
+            limit, multiple = self.batch_limits(group)
+            self._epochs_by_place[place] = bridge.epoch_batches(
+                self._fairseq,
+                self._dataset("train"),
+                max_tokens=limit,
+                multiple=multiple,
+                order_seed=self.order_seed,
+                shards=group.world_size,
+                shard=group.rank,
+            )
+        return self._epochs_by_place[place]
 
     @property
     def order_seed(self) -> int:

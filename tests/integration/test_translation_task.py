@@ -1,0 +1,187 @@
+"""The translation task on the generated demo corpus: batches, metrics, serving, missing data."""
+
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("fairseq", reason="needs the translation extra")
+
+from knee_tune.distributed.group import Group
+from knee_tune.errors import UserError
+from knee_tune.tasks.translation.generation import tokenised_bleu
+from knee_tune.tasks.translation.prepared import find_prepared
+from knee_tune.tasks.translation.recipe import TranslationRecipe
+from knee_tune.tasks.translation.task import Batch, TranslationTask
+
+SIZE = {"encoder_layers": 1, "decoder_layers": 1, "embed_dim": 16, "ffn_dim": 32, "heads": 2}
+RECIPE: dict[str, Any] = {
+    "data": "demo.de-en",
+    "tokens_per_step": 1000,
+    "beam": 2,
+    "max_len_a": 1.0,
+    "max_len_b": 5,
+    "model": SIZE,
+}
+
+
+@pytest.fixture(scope="module")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    find_prepared(folder, "demo.de-en")
+    return folder
+
+
+def task(data_dir: Path, *, seed: int = 1, **changes: Any) -> TranslationTask:
+    recipe = TranslationRecipe.model_validate(RECIPE | changes)
+    return TranslationTask(recipe, data_dir=data_dir, seed=seed)
+
+
+def pairs(batches: list[Batch]) -> list[list[int]]:
+    """Which sentence pairs each micro-batch holds."""
+    return [batch.sample["id"].tolist() for batch in batches if batch.counts]
+
+
+def steps(of: TranslationTask, start: int, end: int, group: Group) -> list[list[list[int]]]:
+    return [pairs(list(step)) for step in islice(of.train_batches(start, group), end - start)]
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (2, 2), (3, 2)])
+def test_an_epoch_is_every_pair_once(ranks: int, accumulate: int, demo_data: Path) -> None:
+    found = task(demo_data, tokens_per_step=1200, accumulate=accumulate)
+    groups = [Group(rank, ranks) for rank in range(ranks)]
+    length = found.steps_per_epoch(groups[0])
+
+    epoch = [steps(found, 0, length, group) for group in groups]
+
+    seen = [pair for rank in epoch for step in rank for batch in step for pair in batch]
+    assert sorted(seen) == list(range(2000))
+    # Every rank runs as many forward passes, or gradients would wait for ever.
+    shapes = [[len(s) for s in islice(found.train_batches(0, g), length)] for g in groups]
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 2)])
+def test_starting_anywhere_gives_the_batches_of_the_uninterrupted_run(
+    ranks: int, accumulate: int, demo_data: Path
+) -> None:
+    group = Group(ranks - 1, ranks)
+    length = task(demo_data, accumulate=accumulate).steps_per_epoch(group)
+    whole = steps(task(demo_data, accumulate=accumulate), 0, 2 * length + 3, group)
+
+    for start in (1, length - 1, length, length + 1, 2 * length):
+        resumed = steps(task(demo_data, accumulate=accumulate), start, 2 * length + 3, group)
+        assert resumed == whole[start:]
+
+
+def test_order_changes_with_the_epoch_and_the_seed(demo_data: Path) -> None:
+    group = Group()
+    length = task(demo_data).steps_per_epoch(group)
+    two_epochs = steps(task(demo_data), 0, 2 * length, group)
+    assert two_epochs[:length] != two_epochs[length:]
+    assert two_epochs[:length] != steps(task(demo_data, seed=2), 0, length, group)
+
+
+def test_a_step_holds_the_tokens_of_the_recipe(demo_data: Path) -> None:
+    for ranks, accumulate in [(1, 1), (2, 2)]:
+        found = task(demo_data, tokens_per_step=2000, accumulate=accumulate)
+        per_micro_batch = 2000 // (ranks * accumulate)
+        for step in islice(found.train_batches(0, Group(0, ranks)), 20):
+            for batch in step:
+                rows, columns = batch.sample["target"].shape
+                width = max(columns, batch.sample["net_input"]["src_tokens"].shape[1])
+                assert rows * width <= per_micro_batch
+
+
+def test_the_loss_of_an_empty_share_is_nothing(demo_data: Path) -> None:
+    found = task(demo_data)
+    model = found.build_model()
+    (batch,) = next(found.train_batches(0, Group()))
+
+    loss, count = found.loss(model, Batch(batch.sample, counts=False))
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    assert (loss.item(), count) == (0.0, 0.0)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_validation_is_loss_perplexity_and_at_last_bleu(demo_data: Path) -> None:
+    found = task(demo_data, label_smoothing=0.0, valid_pairs=40)
+    model = found.build_model().eval()
+    with torch.no_grad():
+        curve = found.evaluate(model, Group(), split="valid", final=False)
+        final = found.evaluate(model, Group(), split="valid", final=True)
+
+    assert curve["ppl"] == pytest.approx(math.exp(curve["loss"]))  # no smoothing: the same
+    assert set(final) == {metric.name for metric in found.recipe.metrics}
+    assert {name: final[name] for name in curve} == curve
+    assert 0 <= final["bleu"] <= 100
+
+
+def test_bleu_is_corpus_bleu_on_the_given_tokens() -> None:
+    reference = "the old cat sleeps under the table , doesn &apos;t it ?"
+    assert tokenised_bleu([reference], [reference]) == pytest.approx(100)
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 quadruples; no brevity penalty.
+    expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert tokenised_bleu(["a b c d x"], ["a b c d e"]) == pytest.approx(expected)
+
+
+def test_a_served_model_needs_its_assets_only(demo_data: Path, tmp_path: Path) -> None:
+    trained = task(demo_data)
+    weights = trained.build_model().state_dict()
+    for name, path in trained.assets().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, tmp_path / name)
+    sentences = [*trained.examples(), ""]
+
+    served = task(tmp_path)
+    model = served.build_model().eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        translations = served.predict(model, sentences)
+
+    assert len(sentences) == 3
+    assert all(sentence[-1] in ".?!" for sentence in sentences[:2])  # raw text, detokenised
+    assert [bool(text) for text in translations] == [True, True, False]
+
+
+def test_the_state_of_a_model_loads_without_pickle(demo_data: Path, tmp_path: Path) -> None:
+    model = task(demo_data).build_model()
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    torch.load(tmp_path / "state.pt", weights_only=True)
+
+
+def test_missing_data_names_both_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data prepare iwslt.*--preset demo") as error:
+        task(tmp_path, data="iwslt14.de-en").describe()
+    assert "\n" not in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_step_too_small_for_the_longest_sentence(demo_data: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe.tokens_per_step=20: .*set it to \d+ or more"):
+        task(demo_data, tokens_per_step=20).steps_per_epoch(Group())
+
+
+def test_sharing_all_embeddings_needs_one_dictionary(demo_data: Path) -> None:
+    with pytest.raises(UserError, match="share_embeddings=all"):
+        task(demo_data, model=SIZE | {"share_embeddings": "all"}).build_model()
+
+
+def test_importing_fairseq_leaves_logging_alone() -> None:
+    code = """
+import logging, sys
+import knee_tune.tasks.translation.task
+root = logging.getLogger()
+sys.exit(f"{root} {root.handlers}" if root.handlers or root.level != logging.WARNING else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert logging.getLogger("fairseq").getEffectiveLevel() == logging.getLogger().level
