@@ -3,6 +3,7 @@
 import getpass
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,10 +29,8 @@ def provenance() -> dict[str, str]:
             tags[f"version.{library}"] = version(library)
         except PackageNotFoundError:
             continue
-    try:
+    with suppress(OSError, KeyError):  # a container's user id may have no name
         tags["mlflow.user"] = getpass.getuser()
-    except (OSError, KeyError):  # a container's user id may have no name
-        pass
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
     return tags
