@@ -1,15 +1,9 @@
 """A study that is open for training: its workshop, its Optuna study, its tracker."""
 
-import json
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-import knee_tune
 from knee_tune.app.home import Places
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.errors import UserError
@@ -17,14 +11,12 @@ from knee_tune.planning.planner import budget_steps
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import StudyStarted
-from knee_tune.tracking import Tracker, experiment_name, open_tracker
+from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 from knee_tune.tuning.pruners import make_pruner
+from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import Axis, make_sampler
 from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import Study, open_study, requeue
-
-PACKAGES = ("torch", "optuna", "mlflow", "fairseq-fixed", "numpy")
-"""Whose versions are recorded with a study."""
+from knee_tune.tuning.study import Study, open_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +49,10 @@ def open_for_training(
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
         }
-        storage = open_storage(places.storage_url, on_stale=requeue)
+        tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
+        storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
         study = open_study(storage, spec, recipe=recipe)
-        # A study that continues must not draw the same random trials again.
-        sampler_seed = spec.seed + len(study.get_trials(deepcopy=False))
-        study.sampler = make_sampler(spec.sampler, seed=sampler_seed, axes=axes)
+        study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
         total_steps = budget_steps(recipe, workshop.facts)
         study.pruner = make_pruner(spec.pruner, total_steps=total_steps)
         _refuse_other_data(study, workshop)
@@ -69,7 +60,7 @@ def open_for_training(
             places=places,
             workshop=workshop,
             study=study,
-            tracker=open_tracker(home=places.home.root, uri=places.tracking_uri),
+            tracker=tracker,
             axes=axes,
         )
         opened.tracker.record(_study_started(opened))
@@ -104,33 +95,10 @@ def _study_started(opened: OpenedStudy) -> StudyStarted:
             "parameters": workshop.facts.parameters,
         },
         tags={
+            **provenance(),
             "knee.preset": workshop.spec.preset,
             "knee.data_fingerprint": workshop.facts.data_fingerprint,
             "knee.device": placement.device,
             "knee.world_size": str(placement.world_size),
-            "knee.versions": json.dumps(versions()),
-            **_commit(),
         },
     )
-
-
-def versions() -> dict[str, Any]:
-    """Of Python, of knee-tune and of what decides results."""
-    found = {"python": platform.python_version(), "knee-tune": knee_tune.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> dict[str, str]:
-    """The commit of the working folder, if it is a checkout."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": commit.stdout.strip()}

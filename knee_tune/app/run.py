@@ -15,13 +15,13 @@ from knee_tune.app.workshop import GroupOptions
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
-from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
-from knee_tune.tuning.dashboard import write_study_note, write_trial_note
+from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
-from knee_tune.tuning.study import enqueue_default, study_record
+from knee_tune.tuning.study import study_record
 from knee_tune.tuning.trial import Search, TrialRun
 
 
@@ -123,23 +123,18 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
             schedule, key=run.key, checkpoint_dir=folder / run.key, slot=slot
         )
 
-    def after_trial(number: int) -> None:
-        record = study_record(study)
-        trial = next(trial for trial in record.trials if trial.number == number)
+    def after_trial(trial: TrialRecord) -> None:
         schedule = knee_schedule(
             workshop.recipe,
             workshop.facts,
             seed_lr=trial.seed_lr,
             explore_fraction=trial.explore_fraction,
         )
-        title = f"Trial {number}: seed LR {trial.seed_lr:g}, explore {trial.explore_fraction:.0%}"
+        point = f"seed LR {trial.seed_lr:g}, explore {trial.explore_fraction:.0%}"
+        title = f"Trial {trial.number}: {point}"
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
-        key = study.trials[number].user_attrs["key"]
-        opened.tracker.record(Attached(key=key, name="plots/curves.html", figure=figure))
-        write_trial_note(study, trial)
-        write_study_note(study, record)
+        opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
 
-    enqueue_default(study, seed_lr=workshop.recipe.seed_lr)
     Driver(
         Search(study=study, recipe=workshop.recipe, axes=opened.axes, plan=plan),
         runner=workshop.runner,
