@@ -12,6 +12,7 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import StudyStarted
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
+from knee_tune.tuning.preload import preload
 from knee_tune.tuning.pruners import make_pruner
 from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import Axis, make_sampler
@@ -44,7 +45,9 @@ def open_for_training(
     The tracker is left to the caller to close, who can say what it could not send.
     """
     places.home.create()
+    preloading = preload(sampler=spec.sampler)
     with open_workshop(places.home, spec, recipe, options) as workshop:
+        preloading.join()
         axes = {
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),

@@ -44,6 +44,9 @@ class TrialRecord(RunRecord):
     """One trial: a point of the search space."""
 
     number: int = Field(ge=0)
+    key: str = Field(
+        default="", description="names its checkpoints and its MLflow run, also after a retry"
+    )
     explore_fraction: float
 
 

@@ -5,27 +5,30 @@ from pathlib import Path
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
-from optuna_dashboard import run_server, save_note
 
-from knee_tune.specs.records import StudyRecord, TrialRecord
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.specs.records import StudyRecord
+from knee_tune.tuning.listeners import End
+from knee_tune.tuning.trial import TrialRun
 
 
-def write_trial_note(study: optuna.Study, record: TrialRecord) -> None:
-    """What a trial was and where its run is."""
+def write_trial_note(run: TrialRun, plan: TrainPlan, *, end: End, reason: str, url: str) -> None:
+    """What a trial was and where its MLflow run is (``url``, empty if it has none)."""
+    from optuna_dashboard import save_note  # slow
+
     lines = [
-        f"**Seed LR {record.seed_lr:g}, explore {record.explore_fraction:.0%}**: {record.state}"
+        f"**Seed LR {run.seed_lr:g}, explore {run.explore_fraction:.0%}**: {end}",
+        reason,
+        f"Steps trained: {run.steps_trained:,} of {plan.total_steps:,}",
+        f"[MLflow run]({url})" if url else "",
     ]
-    if record.reason:
-        lines.append(record.reason)
-    lines.append(f"Steps trained: {record.steps_trained:,} of {record.steps_budget:,}")
-    if record.run_url:
-        lines.append(f"[MLflow run]({record.run_url})")
-    trial = optuna.trial.Trial(study, study.trials[record.number]._trial_id)
-    save_note(trial, "\n\n".join(lines))
+    save_note(run.trial, "\n\n".join(filter(None, lines)))
 
 
 def write_study_note(study: optuna.Study, record: StudyRecord) -> None:
     """The state of the search, in words."""
+    from optuna_dashboard import save_note  # slow
+
     best, counts, steps = record.best, record.counts, record.steps
     lines = [f"# {record.name}", record.spec.description]
     if best is not None:
@@ -43,6 +46,8 @@ def write_study_note(study: optuna.Study, record: StudyRecord) -> None:
 
 def serve_dashboard(storage: BaseStorage, *, port: int, artifact_dir: Path) -> None:
     """Serve on 127.0.0.1 until interrupted; artifacts of trials come from ``artifact_dir``."""
+    from optuna_dashboard import run_server  # slow
+
     artifact_dir.mkdir(parents=True, exist_ok=True)
     run_server(
         storage,

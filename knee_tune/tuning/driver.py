@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Literal
 
@@ -17,19 +18,13 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.specs.tracking import (
-    TrialFinished,
-    TrialReported,
-    TrialStarted,
-)
+from knee_tune.specs.records import TrialRecord
+from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
+from knee_tune.tuning.dashboard import write_trial_note
 from knee_tune.tuning.listeners import End, Recorder, Watcher
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.study import (
-    continued_numbers,
-    driver_id,
-    fail_trials_of_dead_drivers,
-    requeue,
-)
+from knee_tune.tuning.recovery import current, give_back, recover, requeue
+from knee_tune.tuning.study import trial_record
 from knee_tune.tuning.trial import Search, TrialRun
 
 ATTEMPTS = 3
@@ -38,8 +33,20 @@ ATTEMPTS = 3
 FAILURES_IN_A_ROW = 3
 """Failed trials after which the driver stops: the next one would most likely fail too."""
 
+INTERRUPTED = "interrupted; the same command continues it"
+
 _TOLD: Mapping[End, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
     {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+)
+
+_SHARED_BY_TWINS = (
+    "key",
+    "checkpoint",
+    "plan",
+    "metrics",
+    "weights",
+    "mlflow_run_id",
+    "mlflow_run_url",
 )
 
 
@@ -62,18 +69,17 @@ class Driver:
         slots: int,
         tracker: Recorder,
         watcher: Watcher,
-        after_trial: Callable[[int], None],
+        after_trial: Callable[[TrialRecord], None],
     ) -> None:
         self._search, self._study = search, search.study
         self._runner, self._slots = runner, slots
         self._tracker, self._watcher, self._after_trial = tracker, watcher, after_trial
         self._asking = threading.Lock()
-        self._claimed = 0
         self._stop = threading.Event()
         self._failures_in_a_row = 0
 
     def run(self, *, trials: int, timeout: float | None = None) -> None:
-        """Train until the study has ``trials`` finished trials; start none after ``timeout`` s.
+        """Train until the study has ``trials`` trials; start none after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
         UserError when trial after trial fails.
@@ -85,77 +91,86 @@ class Driver:
             for slot in range(1, self._slots)
         ]
         with quiet_optuna():
-            self._bury_the_dead()
+            for trial in recover(self._study, self._tracker):
+                self._watcher.line(f"trial {trial.number}: its driver was killed; it is continued")
             for thread in others:
                 thread.start()
             self._drive(0, trials, deadline, errors)
-            for thread in others:
-                thread.join()
+            try:
+                for thread in others:
+                    thread.join()
+            except KeyboardInterrupt as error:
+                errors.append(error)
+                self._stop.set()
+                for thread in others:
+                    thread.join()
+            give_back(self._study, reason=INTERRUPTED)
         if errors:
             raise errors[0]
-
-    def _bury_the_dead(self) -> None:
-        """What a killed driver left running is told, and continued by this one."""
-        for trial in fail_trials_of_dead_drivers(self._study):
-            key = str(trial.user_attrs.get("key", f"trial-{trial.number:04d}"))
-            self._tracker.record(
-                TrialFinished(key=key, state="FAIL", reason=trial.user_attrs["reason"])
-            )
-            self._watcher.line(f"trial {trial.number}: its driver was killed; it is continued")
 
     def _drive(self, slot: int, trials: int, deadline: float, errors: list[BaseException]) -> None:
         """One slot's life: one trial after another until there is nothing left to do."""
         try:
-            while self._claim(trials) and time.monotonic() < deadline:
-                self._study.optimize(
-                    lambda trial: self._objective(trial, slot),
-                    n_trials=1,
-                    catch=(TrialFailedError,),
-                    callbacks=[lambda _, trial: self._after_trial(trial.number)],
-                )
+            while time.monotonic() < deadline and self._drive_one(slot, trials):
+                pass
         except BaseException as error:
             errors.append(error)
             self._stop.set()
 
-    def _claim(self, trials: int) -> bool:
-        """Whether this slot may ask for one more trial. Other drivers' running trials count."""
-        with self._asking:
-            known = self._study.get_trials(deepcopy=False)
-            continued = continued_numbers(known)
-            taken = sum(
-                trial.state != TrialState.WAITING and trial.number not in continued
-                for trial in known
-            )
-            if self._stop.is_set() or taken + self._claimed >= trials:
-                return False
-            self._claimed += 1
-            return True
+    def _drive_one(self, slot: int, trials: int) -> bool:
+        """Drive one more trial to its end; False if none is wanted.
 
-    def _objective(self, trial: optuna.Trial, slot: int) -> float:
-        run = TrialRun(trial, self._search)
-        with self._asking:
-            self._claimed -= 1
+        One slot asks at a time, until its trial has its parameters: so each one counts, and
+        samples beside, the trials of the others.
+        """
+        with ExitStack() as asking:
+            asking.enter_context(self._asking)
+            if self._stop.is_set() or self._count() >= trials:
+                return False
+
+            def objective(trial: optuna.Trial) -> float:
+                try:
+                    run = TrialRun(trial, self._search)
+                    asking.close()
+                    return self._objective(run, slot)
+                except (KeyboardInterrupt, StudyInterruptedError):
+                    known = self._study.get_trials(deepcopy=False)
+                    requeue(self._study, known[trial.number], counts=False)
+                    raise
+
+            self._study.optimize(
+                objective,
+                n_trials=1,
+                catch=(TrialFailedError,),
+                callbacks=[lambda study, trial: self._after_trial(trial_record(study, trial))],
+            )
+        return True
+
+    def _count(self) -> int:
+        """Trials that were asked for, by any driver."""
+        known = current(self._study.get_trials(deepcopy=False))
+        return sum(trial.state != TrialState.WAITING for trial in known)
+
+    def _objective(self, run: TrialRun, slot: int) -> float:
         twin = run.finished_twin()
         if twin is not None:
             return self._repeat(run, twin)
         plan = run.plan_for(slot)
-        self._start(run, plan)
         try:
+            self._start(run, plan)
             outcome = self._train(run, plan)
-        except (KeyboardInterrupt, StudyInterruptedError):
+        except BaseException as error:
             run.count_steps(None)
-            self._finish(run, "failed", reason="interrupted; the same command continues it")
-            requeue(self._study, run.frozen(), counts=False)
+            interrupted = isinstance(error, KeyboardInterrupt | StudyInterruptedError)
+            reason = INTERRUPTED if interrupted else f"{type(error).__name__}: {error}"
+            self._finish(run, plan, "failed", reason=reason)
             raise
         return self._tell(run, plan, outcome)
 
     def _start(self, run: TrialRun, plan: TrainPlan) -> None:
         run.note(
-            driver=driver_id(),
             key=run.key,
             checkpoint=str(plan.checkpoint_dir),
-            seed=plan.seed,
-            steps_budget=plan.total_steps,
             plan=plan.model_dump(mode="json"),
         )
         self._tracker.record(
@@ -191,6 +206,7 @@ class Driver:
 
     def _on_report(self, run: TrialRun, report: Report) -> Decision:
         self._raise_if_stopped()
+        run.saw_step(report.step)
         run.trial.report(run.comparable(report.metrics), report.step)
         metrics = dict(report.metrics)
         self._tracker.record(
@@ -212,7 +228,7 @@ class Driver:
     def _tell(self, run: TrialRun, plan: TrainPlan, outcome: Outcome) -> float:
         """The trial's value, or the exception by which Optuna tells its fate."""
         if isinstance(outcome, Failure):
-            self._finish(run, "failed", reason=outcome.message)
+            self._finish(run, plan, "failed", reason=outcome.message)
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= FAILURES_IN_A_ROW:
                 raise UserError(
@@ -221,28 +237,41 @@ class Driver:
                 )
             raise TrialFailedError(outcome.message)
         self._failures_in_a_row = 0
-        if outcome.state == "complete":
-            metrics: dict[str, float] = outcome.result["metrics"]
+        metrics: dict[str, float] = outcome.result.get("metrics", {})
+        if outcome.state == "stopped":
+            reason = f"pruned at step {outcome.step}"
+        elif outcome.state == "diverged":
+            reason = f"diverged: {outcome.reason}"
+        elif not all(map(math.isfinite, metrics.values())):
+            reason = "diverged: non-finite metric of the final evaluation"
+        else:
             run.note(metrics=metrics, weights=outcome.result["weights"])
-            self._finish(run, "complete", value=metrics[run.metric], metrics=metrics)
+            self._finish(run, plan, "complete", value=metrics[run.metric], metrics=metrics)
             return metrics[run.metric]
-        pruned = outcome.state == "stopped"
-        reason = f"pruned at step {outcome.step}" if pruned else f"diverged: {outcome.reason}"
-        self._finish(run, "pruned", reason=reason)
+        self._finish(run, plan, "pruned", reason=reason)
         raise optuna.TrialPruned(reason)
 
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
-        """The same seed LR, explore fraction and seed were trained before: nothing to train."""
-        run.note(**{**twin.user_attrs, "steps_trained": 0, "reason": f"same as {twin.number}"})
-        value = float(twin.values[0])
+        """The same training was done before, and would end the same way."""
+        reason = f"same as trial {twin.number}"
+        known = twin.user_attrs
+        shared = {name: known[name] for name in _SHARED_BY_TWINS if name in known}
+        run.note(**shared, steps_trained=0, reason=reason)
+        for step, reported in twin.intermediate_values.items():
+            run.trial.report(reported, step)
+        pruned = twin.state == TrialState.PRUNED
+        value = None if pruned else twin.value
         self._watcher.trial_finished(
-            run.number, "complete", value=value, reason=f"same as trial {twin.number}"
+            run.number, "pruned" if pruned else "complete", value=value, reason=reason
         )
+        if value is None:
+            raise optuna.TrialPruned(reason)
         return value
 
     def _finish(
         self,
         run: TrialRun,
+        plan: TrainPlan,
         end: End,
         *,
         value: float | None = None,
@@ -250,10 +279,12 @@ class Driver:
         reason: str = "",
     ) -> None:
         """Record the end everywhere but in Optuna's state, which Optuna itself writes next."""
-        run.note(reason=reason, steps_trained=run.steps_trained)
+        run.note(steps_trained=run.steps_trained, **({"reason": reason} if reason else {}))
         link = self._tracker.run_of(run.key)
         if link is not None:
             run.note(mlflow_run_id=link.run_id, mlflow_run_url=link.url)
+        url = link.url if link is not None else ""
+        write_trial_note(run, plan, end=end, reason=reason, url=url)
         self._tracker.record(
             TrialFinished(
                 key=run.key,

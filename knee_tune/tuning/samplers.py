@@ -1,13 +1,16 @@
 """Samplers that propose points of the search space's grid."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 STARTUP_TRIALS = 6
 """Random trials before a model of the surface is trusted."""
@@ -24,54 +27,73 @@ class Axis:
         """The range the points span, as samplers and viewers see it."""
         return FloatDistribution(self.points[0], self.points[-1], log=self.log)
 
+    def position(self, value: float) -> float:
+        """Where ``value`` lies between the first point (0) and the last (1), by ratio if log."""
+        first, last = self.points[0], self.points[-1]
+        if first == last:
+            return 0.0
+        if self.log:
+            return math.log(value / first) / math.log(last / first)
+        return (value - first) / (last - first)
+
     def snap(self, value: float) -> float:
         """The point nearest to ``value``, by ratio on a log axis."""
-        if self.log:
-            return min(self.points, key=lambda point: max(point / value, value / point))
-        return min(self.points, key=lambda point: abs(point - value))
+        return min(self.points, key=lambda point: abs(self.position(point) - self.position(value)))
 
 
 def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampler:
     """The sampler called ``name``, proposing points of ``axes`` only."""
-    samplers: dict[str, Callable[[], BaseSampler]] = {
-        "gp": lambda: GPSampler(
+    samplers: dict[str, Callable[[int], BaseSampler]] = {
+        "gp": lambda seed: GPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
-        "tpe": lambda: TPESampler(
+        "tpe": lambda seed: TPESampler(
             seed=seed,
             n_startup_trials=STARTUP_TRIALS,
             multivariate=True,
             constant_liar=True,
-            warn_independent_sampling=False,
         ),
-        "random": lambda: RandomSampler(seed=seed),
+        "random": lambda seed: RandomSampler(seed=seed),
     }
-    return SnappingSampler(samplers[name](), axes=axes)
+    return GridSnappingSampler(samplers[name], seed=seed, axes=axes)
 
 
-class SnappingSampler(BaseSampler):
-    """Any Optuna sampler, with some parameters snapped to the nearest point of a grid.
+class GridSnappingSampler(BaseSampler):
+    """Any Optuna sampler, its proposals moved to the nearest grid point not yet tried.
 
-    The snapped value is what Optuna stores, so every viewer shows the LR that was trained; and a
-    seed LR recurs, without which no trunk could be shared (DESIGN section 6).
+    What is stored is the grid point, so every viewer shows the LR that was trained, and seed LRs
+    recur. A point is tried twice only when none is left: the same training would come out the
+    same, and a model that learns nothing from pruned trials (GP) would propose theirs for ever.
+
+    Randomness is stateless: a proposal depends on the seed, the trial's number and the trials so
+    far. So a study that continues does not draw its first points again, and drivers that start
+    together draw different ones.
     """
 
-    def __init__(self, sampler: BaseSampler, *, axes: Mapping[str, Axis]) -> None:
-        self._sampler = sampler
-        self._axes = axes
+    def __init__(
+        self, make: Callable[[int], BaseSampler], *, seed: int, axes: Mapping[str, Axis]
+    ) -> None:
+        self._make, self._seed, self._axes = make, seed, axes
+        self._grid = list(product(*(axis.points for axis in axes.values())))
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The wrapped sampler's."""
-        return self._sampler.infer_relative_search_space(study, trial)
+        """Every axis: a point is always proposed as a whole."""
+        return {name: axis.distribution() for name, axis in self._axes.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The wrapped sampler's proposal, snapped."""
-        proposal = self._sampler.sample_relative(study, trial, search_space)
-        return {name: self._snap(name, value) for name, value in proposal.items()}
+        """The wrapped sampler's proposal, moved to the nearest grid point not yet tried."""
+        sampler = self._sampler_for(trial)
+        proposal = sampler.sample_relative(
+            study, trial, sampler.infer_relative_search_space(study, trial)
+        )
+        for name, distribution in search_space.items():
+            if name not in proposal:
+                proposal[name] = sampler.sample_independent(study, trial, name, distribution)
+        return dict(zip(self._axes, self._nearest_untried(study, trial, proposal), strict=True))
 
     def sample_independent(
         self,
@@ -80,28 +102,29 @@ class SnappingSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """The wrapped sampler's proposal, snapped."""
-        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
-        return self._snap(param_name, value)
+        """The wrapped sampler's; no parameter of the search itself comes this way."""
+        return self._sampler_for(trial).sample_independent(
+            study, trial, param_name, param_distribution
+        )
 
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Passed on."""
-        self._sampler.before_trial(study, trial)
+    def _sampler_for(self, trial: FrozenTrial) -> BaseSampler:
+        seed = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
+        return self._make(int(seed[0]))
 
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Passed on."""
-        self._sampler.after_trial(study, trial, state, values)
+    def _nearest_untried(
+        self, study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, float]
+    ) -> tuple[float, ...]:
+        tried = {
+            tuple(other.params.get(name) for name in self._axes)
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number
+        }
 
-    def reseed_rng(self) -> None:
-        """Passed on."""
-        self._sampler.reseed_rng()
+        def distance(point: tuple[float, ...]) -> float:
+            return math.dist(
+                [axis.position(at) for axis, at in zip(self._axes.values(), point, strict=True)],
+                [axis.position(proposal[name]) for name, axis in self._axes.items()],
+            )
 
-    def _snap(self, name: str, value: Any) -> Any:
-        axis = self._axes.get(name)
-        return value if axis is None else axis.snap(value)
+        free = [point for point in self._grid if point not in tried]
+        return min(free or self._grid, key=distance)

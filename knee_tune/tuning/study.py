@@ -1,14 +1,13 @@
 """One Optuna study as knee-tune keeps it: what is stored where, and what a trial's end means."""
 
 import json
-import os
-import socket
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
-import psutil
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -17,17 +16,22 @@ from knee_tune.errors import UserError
 from knee_tune.specs import records
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.records import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.study import StudySpec
 from knee_tune.tuning.quiet import quiet_optuna
+from knee_tune.tuning.recovery import KILLED, current, key_of
 
 Study = optuna.Study
 """What the rest of knee-tune passes around without importing Optuna."""
 
-RETRY_LIMIT = 2
-"""Times a trial is started again after its driver died."""
+MAKER_PATIENCE = 10.0
+"""Seconds for another driver to furnish a study it has just made."""
 
 FIXED_FIELDS = ("task", "recipe", "seed")
 """What may not change while a study lives: its trials would no longer be comparable."""
+
+PARAMETERS = ("seed_lr", "explore_fraction")
+"""What is searched."""
 
 BASELINE_PREFIX = "baseline:"
 """Study attributes that hold the runs of other schedules."""
@@ -42,29 +46,41 @@ _STATES: Mapping[TrialState, records.TrialState] = {
 
 
 def open_study(storage: BaseStorage, spec: StudySpec, *, recipe: Recipe) -> optuna.Study:
-    """The study of that name, made on first use.
+    """The study of that name, made on first use with the paper's default as its first trial.
 
     UserError if a study of that name was made with another task, recipe or seed.
     """
-    objective, watched = recipe.metric(recipe.objective), recipe.metric(recipe.watched)
     with quiet_optuna():
-        study = optuna.create_study(
-            storage=storage,
-            study_name=spec.name,
-            direction=objective.direction,
-            load_if_exists=True,
-        )
-        attributes = study.user_attrs
-        if "spec" not in attributes:
-            study.set_user_attr("key", uuid.uuid4().hex[:8])
-            study.set_user_attr("metric", f"valid_{objective.name}")
-            study.set_user_attr("watched", f"valid_{watched.name}")
-            study.set_user_attr("reported_sign", reported_sign(recipe))
-            study.set_metric_names([f"valid_{objective.name}"])
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=spec.name,
+                direction=recipe.metric(recipe.objective).direction,
+            )
+        except DuplicatedStudyError:
+            study = optuna.load_study(study_name=spec.name, storage=storage)
+            _await_maker(study)
+            _refuse_changes(spec_of(study), spec)
         else:
-            _refuse_changes(StudySpec.model_validate(attributes["spec"]), spec)
+            _furnish(study, recipe)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
+
+
+def _furnish(study: optuna.Study, recipe: Recipe) -> None:
+    study.set_user_attr("key", uuid.uuid4().hex[:8])
+    study.set_user_attr("metric", f"valid_{recipe.objective}")
+    study.set_user_attr("watched", f"valid_{recipe.watched}")
+    study.set_user_attr("reported_sign", reported_sign(recipe))
+    study.set_metric_names([f"valid_{recipe.objective}"])
+    study.enqueue_trial({"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION})
+
+
+def _await_maker(study: optuna.Study) -> None:
+    """Drivers may start together: the one that made the study furnishes it, the others wait."""
+    deadline = time.monotonic() + MAKER_PATIENCE
+    while "spec" not in study.user_attrs and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def reported_sign(recipe: Recipe) -> int:
@@ -99,85 +115,31 @@ def spec_of(study: optuna.Study) -> StudySpec:
     return StudySpec.model_validate(study.user_attrs["spec"])
 
 
-def enqueue_default(study: optuna.Study, *, seed_lr: float) -> None:
-    """The paper's default (the recipe's seed LR, 50 % explore) is the first trial of a study."""
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial({"seed_lr": seed_lr, "explore_fraction": 0.5}, skip_if_exists=True)
-
-
-def requeue(study: optuna.Study, trial: FrozenTrial, *, counts: bool = True) -> None:
-    """Put a trial that did not reach its end back into the queue, with its run and checkpoints.
-
-    ``counts`` is whether this uses up one of its retries (an interrupt does not).
-    """
-    retries = trial.user_attrs.get("retries", 0) + int(counts)
-    if retries > RETRY_LIMIT:
-        return
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={**trial.user_attrs, "retries": retries, "continues": trial.number},
-            system_attrs=dict(trial.system_attrs),
-            intermediate_values=trial.intermediate_values,
-        )
-    )
-
-
-def driver_id() -> dict[str, Any]:
-    """This process, so that another can tell whether it still lives."""
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": process.create_time()}
-
-
-def fail_trials_of_dead_drivers(study: optuna.Study) -> list[FrozenTrial]:
-    """Tell and requeue every running trial whose driver ran on this host and is gone.
-
-    Drivers on other hosts are judged by their heartbeat, which Optuna checks before every trial.
-    """
-    dead = [
-        trial
-        for trial in study.get_trials(states=(TrialState.RUNNING,))
-        if (driver := trial.user_attrs.get("driver")) is not None
-        and driver["host"] == socket.gethostname()
-        and not _lives(driver)
-    ]
-    for trial in dead:
-        study._storage.set_trial_user_attr(trial._trial_id, "reason", "its driver was killed")
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.number not in continued_numbers(study.trials):
-            requeue(study, trial)
-    return dead
-
-
-def continued_numbers(trials: Iterable[FrozenTrial]) -> set[int]:
-    """Numbers of the trials that did not reach their end and live on under another number."""
-    return {trial.user_attrs["continues"] for trial in trials if "continues" in trial.user_attrs}
-
-
 def study_record(study: optuna.Study) -> StudyRecord:
     """The study and its trials as reports read them; a continued trial appears once."""
-    spec = spec_of(study)
-    trials = study.get_trials(deepcopy=False)
-    continued = continued_numbers(trials)
+    spec, attrs = spec_of(study), study.user_attrs
     return StudyRecord(
         name=study.study_name,
         task=spec.task,
-        metric=study.user_attrs["metric"],
+        metric=attrs["metric"],
         direction="minimize" if study.direction == StudyDirection.MINIMIZE else "maximize",
         trials=tuple(
-            _trial_record(trial, study.user_attrs)
-            for trial in trials
-            if trial.number not in continued and trial.params
+            _trial_record(trial, attrs)
+            for trial in current(study.get_trials(deepcopy=False))
+            if len(trial.params) == len(PARAMETERS)
         ),
         spec=spec,
         baselines=tuple(
             BaselineRecord.model_validate(value)
-            for name, value in study.user_attrs.items()
+            for name, value in attrs.items()
             if name.startswith(BASELINE_PREFIX)
         ),
     )
+
+
+def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
+    """A trial as reports read it."""
+    return _trial_record(trial, study.user_attrs)
 
 
 def record_baseline(study: optuna.Study, record: BaselineRecord) -> None:
@@ -195,7 +157,10 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
     )
     started, ended = trial.datetime_start, trial.datetime_complete
     state = _STATES[trial.state]
+    plan = attrs.get("plan")
+    silent_death = KILLED if state == "failed" else ""  # Optuna takes no reason for a stale trial
     return TrialRecord(
+        key=key_of(trial),
         number=trial.number,
         seed_lr=trial.params["seed_lr"],
         explore_fraction=trial.params["explore_fraction"],
@@ -204,24 +169,15 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         metrics=attrs.get("metrics", {}),
         curve=curve,
         steps_trained=attrs.get("steps_trained", 0),
-        steps_budget=attrs.get("steps_budget", 0),
-        reason=attrs.get("reason", ""),
+        steps_budget=plan["schedule"]["total_steps"] if plan else 0,
+        reason=attrs.get("reason", silent_death),
         started=started.timestamp() if started else None,
         seconds=(ended - started).total_seconds() if started and ended else None,
         run_id=attrs.get("mlflow_run_id"),
         run_url=attrs.get("mlflow_run_url"),
         checkpoint=attrs.get("checkpoint"),
-        seed=attrs.get("seed"),
+        seed=plan["seed"] if plan else None,
     )
-
-
-def _lives(driver: dict[str, Any]) -> bool:
-    try:
-        started: float = psutil.Process(driver["pid"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    then: float = driver["started"]
-    return abs(started - then) < 1  # another process may have got its pid
 
 
 def _refuse_changes(old: StudySpec, new: StudySpec) -> None:

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.distributed.protocol import Done, Outcome
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.recipe import Recipe
+from knee_tune.tuning.recovery import driver_id, key_of
 from knee_tune.tuning.samplers import Axis
 from knee_tune.tuning.study import reported_sign
 
@@ -30,18 +31,18 @@ class TrialRun:
 
     def __init__(self, trial: optuna.Trial, search: Search) -> None:
         self.trial, self._search = trial, search
+        self.note(driver=driver_id())  # first of all: sampling may take seconds
         self.number = trial.number
         self.seed_lr = self._suggest("seed_lr")
         self.explore_fraction = self._suggest("explore_fraction")
-        self.key = str(trial.user_attrs.get("key", f"trial-{trial.number:04d}"))
-        """Names its checkpoints and its MLflow run, also after a retry got another number."""
+        self.key = key_of(trial)
         self.steps_trained = int(trial.user_attrs.get("steps_trained", 0))
         self._first_step: int | None = None
         self._last_step = 0
 
     def _suggest(self, name: str) -> float:
-        axis = self._search.axes[name]
-        return self.trial.suggest_float(name, axis.points[0], axis.points[-1], log=axis.log)
+        span = self._search.axes[name].distribution()
+        return self.trial.suggest_float(name, span.low, span.high, log=span.log)
 
     @property
     def metric(self) -> str:
@@ -58,9 +59,11 @@ class TrialRun:
         return reported_sign(recipe) * metrics[f"valid_{recipe.watched}"]
 
     def finished_twin(self) -> FrozenTrial | None:
-        """A complete trial with the same parameters, if there is one."""
-        complete = self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return next((other for other in complete if other.params == self.trial.params), None)
+        """A complete or pruned trial with the same parameters, if there is one."""
+        finished = self.trial.study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+        )
+        return next((other for other in finished if other.params == self.trial.params), None)
 
     def note(self, **attributes: Any) -> None:
         """Keep facts with the trial, where every viewer of the study finds them."""
@@ -80,7 +83,3 @@ class TrialRun:
         elif self._first_step is not None:
             self.steps_trained += self._last_step - self._first_step + 1
         self._first_step = None
-
-    def frozen(self) -> FrozenTrial:
-        """The trial as the storage has it."""
-        return self.trial.study.trials[self.number]
