@@ -27,7 +27,7 @@ $("${PYTHON:-python3}" --version 2>&1 || true); say which one: make setup PYTHON
         fail "$python cannot create virtual environments (Debian, Ubuntu: apt install python3-venv)"
 fi
 
-# fairseq-fixed is compiled here.
+# fairseq-fixed is compiled here, unless its index has a wheel for this Python.
 command -v "${CXX:-c++}" >/dev/null ||
     fail "a C++ compiler is needed (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
 $venv/bin/python -c 'import os, sysconfig as s, sys
