@@ -15,9 +15,9 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv with the pinned dependencies (PYTHON=... names the interpreter)
 
-$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+$(STAMP): pyproject.toml constraints.txt .ci/setup.sh
 	@rm -f $@
-	@tools/setup.sh
+	@.ci/setup.sh
 	@touch $@
 
 run: setup ## find seed LR and explore fraction of the embedded translation task, a few minutes
@@ -35,7 +35,7 @@ benchmarks: setup ## measure the figures of the README again
 	$(BIN)/python -m benchmarks
 
 constraints: setup ## pin anew what pyproject.toml asks for; UPGRADE=--upgrade takes newer versions
-	tools/pin.sh $(UPGRADE)
+	.ci/pin.sh $(UPGRADE)
 
 clean: ## remove the environment and every cache, but no study
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

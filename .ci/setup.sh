@@ -73,5 +73,5 @@ printf '[build_ext]\nparallel = %s\n' "$(getconf _NPROCESSORS_ONLN)" >"$quick/di
 # Proves that it works, and writes the bytecode of what every command imports.
 (
     unset PYTHONDONTWRITEBYTECODE
-    $venv/bin/python tools/try_imports.py
+    $venv/bin/python .ci/try_imports.py
 )
