@@ -44,14 +44,15 @@ def baseline_schedule(name: str, recipe: Recipe, facts: TaskFacts, *, seed_lr: f
     """One of the paper's baselines over the recipe's budget (appendix A).
 
     The step schedule is section 5.3.2's: a tenth after half of the budget and after three quarters.
-    One-cycle and step bring their own start; the others take the recipe's warmup.
+    One-cycle and step bring their own start; the others take the recipe's warmup. Budgets of one
+    or two steps have fewer boundaries.
     """
     total = budget_steps(recipe, facts)
     warmup = min(recipe.warmup_steps, total)
     match name:
         case "step":
-            halves = (total // 2, total * 3 // 4)
-            return StepDecay(seed_lr=seed_lr, total_steps=total, boundaries=halves)
+            boundaries = tuple(sorted({total // 2, total * 3 // 4} - {0}))
+            return StepDecay(seed_lr=seed_lr, total_steps=total, boundaries=boundaries)
         case "one_cycle":
             return OneCycle(seed_lr=seed_lr, total_steps=total)
         case "linear":

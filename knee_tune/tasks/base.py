@@ -17,8 +17,10 @@ R = TypeVar("R", bound=Recipe)
 class Task(ABC, Generic[R]):
     """A workload. Constructing one is cheap; data is read when it is first needed.
 
-    Randomness is stateless: the data order of an epoch comes from (seed, epoch); augmentation and
-    dropout are seeded by the loop per step. So model + optimizer + step is the whole state.
+    Randomness is stateless. ``train_batches`` draws order and augmentation from generators of its
+    own, started anew for every epoch (see :mod:`seeding`); what ``build_model`` and ``loss`` draw
+    (weights, dropout) comes from torch's global generators, which the loop seeds anew for every
+    step. So model + optimizer + step is the whole state.
     """
 
     def __init__(self, recipe: R, *, data_dir: Path, seed: int) -> None:
@@ -42,8 +44,9 @@ class Task(ABC, Generic[R]):
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Any]]:
         """This rank's micro-batches for every step after ``start_step``, for ever.
 
-        Each item holds ``recipe.accumulate`` micro-batches on ``group.device``. An empty
-        micro-batch is None.
+        Each item holds the micro-batches of one step, ``recipe.accumulate`` at most and as many
+        on every rank, on ``group.device``. One that is empty on this rank is still there; its
+        loss is a zero that is connected to the model, its count 0.
         """
 
     @abstractmethod
@@ -55,6 +58,8 @@ class Task(ABC, Generic[R]):
         self, model: nn.Module, group: Group, *, split: Split, final: bool
     ) -> Mapping[str, float]:
         """Metrics on ``split``, the same on every rank; ``final`` adds the dear ones (BLEU).
+
+        Draws nothing from torch's global generators, changes nothing in the model.
 
         The names are those of ``recipe.metrics``, without a split ("ppl", not "valid_ppl"). The
         model is already in eval mode and gradients are off.
@@ -71,4 +76,3 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def examples(self) -> list[Any]:
         """A few raw inputs for ``predict``: the registered model's input example."""
-

@@ -2,41 +2,43 @@
 
 ``<checkpoint_dir>/step-00001200/{state.pt, manifest.json}``. The manifest, written last, holds the
 checksum; the folder gets its name by a rename after everything is on disk. Whatever does not
-match its manifest is skipped with a warning, and the checkpoint before it is used.
+match its manifest is skipped with a warning, and the checkpoint before it is used. One process
+writes to a folder, rank 0 of the run that it belongs to.
 """
 
 import hashlib
 import json
 import os
+import pickle
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
+from torch import nn
 
 KEPT = 2
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
+
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError)
 
 
 def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any]) -> Path:
     """Write ``state`` (tensors, numbers, strings, and containers of them) as of ``step``."""
     directory.mkdir(parents=True, exist_ok=True)
-    target = directory / f"step-{step:08d}"
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
-    try:
-        torch.save(state, draft / "state.pt")
-        manifest = {"step": step, "sha256": _sha256(draft / "state.pt")}
-        (draft / "manifest.json").write_text(json.dumps(manifest))
-        for name in ("state.pt", "manifest.json", "."):
-            _sync(draft / name)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-        _sync(directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    target, draft = directory / f"step-{step:08d}", directory / ".draft"
+    shutil.rmtree(draft, ignore_errors=True)  # what a killed run left behind
+    draft.mkdir()
+    torch.save({"step": step, "state": state}, draft / "state.pt")
+    manifest = {"sha256": _sha256(draft / "state.pt")}
+    (draft / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("state.pt", "manifest.json", "."):
+        _sync(draft / name)
+    shutil.rmtree(target, ignore_errors=True)  # there if it was damaged
+    draft.rename(target)
+    _sync(directory)
     for old in _checkpoints(directory)[KEPT:]:
         shutil.rmtree(old)
     return target
@@ -51,11 +53,20 @@ def load_newest_checkpoint(
             manifest = json.loads((folder / "manifest.json").read_text())
             if _sha256(folder / "state.pt") != manifest["sha256"]:
                 raise ValueError("its checksum does not match its manifest")
-            state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
-            return int(manifest["step"]), state
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            saved = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+            return saved["step"], saved["state"]
+        except _DAMAGE as error:
             warnings.warn(f"skipping damaged checkpoint {folder}: {error}", stacklevel=2)
     return None
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write ``model``'s weights as a safetensors file, which appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    save_model(model, str(draft))
+    _sync(draft)
+    draft.replace(path)
 
 
 def _checkpoints(directory: Path) -> list[Path]:

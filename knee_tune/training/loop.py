@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done, Report
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
-from knee_tune.training.checkpoint import load_newest_checkpoint, save_checkpoint
+from knee_tune.training.checkpoint import (
+    load_newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from knee_tune.training.optimizer import build_optimizer, write_lr
 
 WEIGHTS = "weights.safetensors"
@@ -25,6 +30,10 @@ WEIGHTS = "weights.safetensors"
 
 FINITE_CHECK_STEPS = 50
 """Steps between two looks at the loss: a look waits for the GPU."""
+
+CHECKPOINT_SECONDS = 10.0
+"""Least time between two checkpoints of a run that goes on: training again for as long costs less
+than writing one after every evaluation of a small model."""
 
 
 class TrainingRun:
@@ -41,7 +50,7 @@ class TrainingRun:
         self.first_step = self.step
         self.replica = _replicate(self.model, group)
         self._train_sums = torch.zeros(2, dtype=torch.float64, device=group.device)
-        self._started = time.monotonic()
+        self._started = self._saved = time.monotonic()
 
     def run(self) -> Done:
         """Train to the last step, or until the driver says stop or the loss is lost."""
@@ -55,8 +64,12 @@ class TrainingRun:
                 metrics = self._measure()
                 if not all(map(math.isfinite, metrics.values())):
                     return self._done("diverged", reason="non-finite validation metric or loss")
-                self._save(metrics)
-                if self._stop_wanted(metrics):
+                # First tell, then save: a run that dies in between tells again what it told, but
+                # never leaves anything out.
+                stop = self._stop_wanted(metrics)
+                self._keep_best(metrics)
+                self._save(due=stop or self.step == self.plan.total_steps)
+                if stop:
                     return self._done("stopped")
             elif self.step % FINITE_CHECK_STEPS == 0 and not self._train_sums.isfinite().all():
                 return self._done("diverged", reason="non-finite training loss or gradient")
@@ -66,12 +79,12 @@ class TrainingRun:
         """One optimizer update; gradients are normalised by the global count, then clipped."""
         write_lr(self.optimizer, self.plan.schedule.lr(self.step))
         seed_step(self.group.device, self.plan.seed, self.group.rank, self.step)
-        self.replica.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         for index, batch in enumerate(micro_batches):
-            with self._sync_gradients(last=index == len(micro_batches) - 1), self._autocast():
-                loss, count = self.task.loss(self.replica, batch)
+            with self._sync_gradients(last=index == len(micro_batches) - 1):
+                with self._autocast():
+                    loss, count = self.task.loss(self.replica, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([loss.detach().double(), sums.new_full((), count)])
         sums = self.group.sum_tensor(sums)
@@ -81,21 +94,39 @@ class TrainingRun:
         self._train_sums += sums
 
     def _scale_and_clip(self, scale: Tensor) -> Tensor:
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        for parameter in parameters:
-            parameter.grad.mul_(scale)  # type: ignore[union-attr]
-        limit = self.task.recipe.clip_norm or math.inf
-        return nn.utils.clip_grad_norm_(parameters, limit)
+        """The norm that the scaled gradient has before it is clipped."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, scale.float())
+        norm = nn.utils.get_total_norm(gradients)
+        if self.task.recipe.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.task.recipe.clip_norm, norm
+            )
+        return norm
 
     def _measure(self) -> dict[str, float]:
         """Validation metrics, the mean training loss since the last look, and the LR."""
         loss, count = self._train_sums.tolist()
         self._train_sums.zero_()
+        self._share_buffers()
+        metrics = evaluate(self.task, self.model, self.group, split="valid", final=False)
+        self.replica.train()
         return {
             "lr": self.plan.schedule.lr(self.step),
             "train_loss": loss / max(1.0, count),
-            **evaluate(self.task, self.model, self.group, split="valid", final=False),
+            **metrics,
         }
+
+    def _share_buffers(self) -> None:
+        """Give every rank rank 0's BatchNorm statistics, which each of them gathered on its own.
+
+        They are the ones that are saved and that the next step starts from on every rank.
+        """
+        if (
+            isinstance(self.replica, DistributedDataParallel)
+            and self.replica.will_sync_module_buffers()  # type: ignore[no-untyped-call]
+        ):
+            self.replica._sync_buffers()  # type: ignore[no-untyped-call]
 
     def _stop_wanted(self, metrics: Mapping[str, float]) -> bool:
         stop = False
@@ -122,36 +153,47 @@ class TrainingRun:
     def _weights(self) -> Path:
         return self.plan.checkpoint_dir / WEIGHTS
 
-    def _save(self, metrics: Mapping[str, float]) -> None:
-        """Keep the best weights, then write the checkpoint a retry starts from."""
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
         recipe = self.task.recipe
         watched = metrics[f"valid_{recipe.watched}"]
         if self.best is None or recipe.metric(recipe.watched).better(watched, self.best):
             self.best = watched
             if recipe.keep == "best":
                 self._save_weights()
-        if self.group.leads:
+
+    def _save(self, *, due: bool) -> None:
+        """Write the checkpoint that a retry starts from, if it is ``due`` or the last one is old.
+
+        The randomness of a step follows from its number, so this is the whole state.
+        """
+        if not self.group.leads:
+            return
+        if due or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "best": self.best,
             }
             save_checkpoint(self.plan.checkpoint_dir, step=self.step, state=state)
+            self._saved = time.monotonic()
 
     def _save_weights(self) -> None:
         if self.group.leads:
-            self.plan.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            draft = self._weights.with_suffix(".draft")
-            save_model(self.model, str(draft))
-            draft.replace(self._weights)
+            save_weights(self._weights, self.model)
 
     def _load(self) -> None:
+        """Go to the newest checkpoint, if there is one; the same on every rank."""
         found = load_newest_checkpoint(self.plan.checkpoint_dir, device=self.group.device)
         if found is not None:
             self.step, state = found
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best = state["best"]
+        if len(set(self.group.gather(self.step))) > 1:
+            raise UserError(
+                f"{self.plan.checkpoint_dir}: the ranks find different checkpoints in this folder; "
+                "put it on a file system that all their machines share"
+            )
 
     def _sync_gradients(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once per step, in the backward pass of its last micro-batch."""
@@ -160,8 +202,9 @@ class TrainingRun:
         return cast(AbstractContextManager[None], self.replica.no_sync())
 
     def _autocast(self) -> AbstractContextManager[None]:
-        enabled = self.plan.placement.amp
-        return torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=enabled)
+        if not self.plan.placement.amp:
+            return nullcontext()
+        return torch.autocast(self.group.device.type, dtype=torch.bfloat16)
 
     def _done(
         self, state: Literal["complete", "stopped", "diverged"], *, reason: str = "", **result: Any
