@@ -1,0 +1,453 @@
+"""One training run from plan to weights: resumed, measured, stopped, lost. With 1 and 2 ranks."""
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, load_model
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from knee_tune.distributed.forkserver import ForkserverRunner
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import Channel, Decision, Done, Failure, Outcome, Report
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import (
+    DescribePlan,
+    Placement,
+    Plan,
+    Schedule,
+    TaskFacts,
+    TestPlan,
+    TrainPlan,
+)
+from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
+from knee_tune.tasks.registry import TASKS, task_entry
+from knee_tune.training import loop, worker
+from knee_tune.training.checkpoint import load_newest_checkpoint
+from tests.integration import batchnorm
+
+STEPS = 24
+RECIPE: dict[str, Any] = {"batch_size": 100, "model": {"hidden": [24], "dropout": 0.2}}
+KNEE = Knee(seed_lr=0.2, total_steps=STEPS, warmup_steps=4, explore_steps=10)
+EVALUATIONS = [8, 16, 24]
+
+OnReport = Callable[[Report], bool]
+"""What the driver does with a report; True to stop."""
+
+
+def never(_: Report) -> bool:
+    return False
+
+
+def stop_at(step: int) -> OnReport:
+    return lambda report: report.step == step
+
+
+# Two ways to run a plan
+
+
+class DirectLine(Channel):
+    """A line to a driver in the same process."""
+
+    def __init__(self, on_report: OnReport) -> None:
+        self.on_report = on_report
+
+    def report(self, report: Report) -> Decision:
+        return Decision(stop=self.on_report(Report.model_validate_json(report.model_dump_json())))
+
+    def progress(self, step: int) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def forkserver() -> Iterator[ForkserverRunner]:
+    runner = ForkserverRunner(
+        "tests.integration.batchnorm:run_job",
+        preload=["tests.integration.batchnorm", "sklearn.datasets"],
+    )
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(TASKS, "batchnorm", batchnorm.ENTRY)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+RunPlan = Callable[..., tuple[Outcome, list[Report]]]
+"""Runs a plan; its outcome and what was reported."""
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> RunPlan:
+    """One rank in this process, or two forked ones, as the plan wants it."""
+
+    def run_plan(plan: Plan, on_report: OnReport = never) -> tuple[Outcome, list[Report]]:
+        reports: list[Report] = []
+
+        def listen(report: Report) -> bool:
+            reports.append(report)
+            return on_report(report)
+
+        if plan.placement.world_size == 1:
+            return worker.run_job(plan, Group(), DirectLine(listen)), reports
+        runner: ForkserverRunner = request.getfixturevalue("forkserver")
+        outcome = runner.run(
+            plan,
+            on_report=lambda report: Decision(stop=listen(report)),
+            on_line=lambda text: None,
+            on_progress=lambda step: None,
+        )
+        return outcome, reports
+
+    return run_plan
+
+
+MakePlan = Callable[..., TrainPlan]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> MakePlan:
+    """A plan of :data:`STEPS` steps in a folder of its own; keywords change its recipe."""
+
+    def make(
+        folder: str = "run",
+        *,
+        task: str = "digits",
+        ranks: int = 1,
+        schedule: Schedule = KNEE,
+        every: int = 8,
+        amp: bool = False,
+        **recipe: Any,
+    ) -> TrainPlan:
+        return TrainPlan(
+            task=task,
+            recipe={**RECIPE, **recipe},
+            seed=5,
+            data_dir=tmp_path,
+            placement=Placement(world_size=ranks, stall_timeout=60, amp=amp),
+            log_dir=tmp_path / folder / "logs",
+            schedule=schedule,
+            steps_per_evaluation=every,
+            checkpoint_dir=tmp_path / folder,
+        )
+
+    return make
+
+
+def done(outcome: Outcome) -> Done:
+    assert isinstance(outcome, Done), outcome
+    return outcome
+
+
+def end_of(plan: TrainPlan) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """All that a finished run leaves behind: step, model and optimizer, kept weights."""
+    found = load_newest_checkpoint(plan.checkpoint_dir, device=torch.device("cpu"))
+    assert found is not None
+    return *found, load_file(plan.checkpoint_dir / loop.WEIGHTS)
+
+
+def measured(reports: Sequence[Report]) -> dict[int, Mapping[str, float]]:
+    """Metrics by step. A step that is told twice is told the same."""
+    metrics: dict[int, Mapping[str, float]] = {}
+    for report in reports:
+        assert metrics.setdefault(report.step, report.metrics) == report.metrics
+    return metrics
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are equal bit for bit."""
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+# Resuming
+
+VARIANTS = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param({}, id="1 rank"),
+        pytest.param({"task": "batchnorm", "keep": "best"}, id="1 rank, BatchNorm"),
+        pytest.param({"optimizer": {"name": "adam"}, "accumulate": 2}, id="1 rank, Adam"),
+        pytest.param({"optimizer": {"name": "radam"}, "clip_norm": 1.0}, id="1 rank, RAdam"),
+        pytest.param({"ranks": 2, "accumulate": 2}, id="2 ranks"),
+        pytest.param({"ranks": 2, "task": "batchnorm", "keep": "best"}, id="2 ranks, BatchNorm"),
+    ],
+)
+
+
+@VARIANTS
+def test_a_resumed_run_is_the_uninterrupted_one(
+    variant: dict[str, Any], plan: MakePlan, run: RunPlan
+) -> None:
+    whole, broken = plan("whole", **variant), plan("broken", **variant)
+    outcome, reports = run(whole)
+
+    first, told = run(broken, stop_at(8))
+    assert done(first).model_dump(exclude={"result"}) == {
+        "type": "done",
+        "state": "stopped",
+        "step": 8,
+        "steps_trained": 8,
+        "reason": "",
+    }
+    second, told_then = run(broken)
+
+    assert (done(second).step, done(second).steps_trained) == (STEPS, STEPS - 8)
+    assert done(second).state == done(outcome).state == "complete"
+    assert done(second).result["metrics"] == done(outcome).result["metrics"]
+    assert measured(told + told_then) == measured(reports)
+    assert list(measured(reports)) == EVALUATIONS
+    assert same(end_of(broken), end_of(whole))
+
+
+def test_buffers_are_in_the_state(plan: MakePlan, run: RunPlan) -> None:
+    ours = plan(task="batchnorm")
+    run(ours)
+
+    _, state, weights = end_of(ours)
+    assert state["model"]["1.num_batches_tracked"] == STEPS
+    assert weights["1.running_mean"].abs().sum() > 0
+
+
+def test_a_killed_group_goes_on_from_its_checkpoint(plan: MakePlan, run: RunPlan) -> None:
+    whole, broken = plan("whole", ranks=2), plan("broken", ranks=2)
+    _, reports = run(whole)
+    _, told = run(broken, stop_at(8))
+
+    def kill(report: Report) -> bool:
+        if report.step == 16:
+            _ranks()[-1].kill()
+        return False
+
+    outcome, told_then = run(broken, kill)
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.rank) == ("signal", 1)
+
+    outcome, told_last = run(broken)
+    assert done(outcome).steps_trained == STEPS - 8  # what came after step 8 was not saved
+    assert [report.step for report in told_last] == [16, 24]
+    assert measured(told + told_then + told_last) == measured(reports)
+    assert same(end_of(broken), end_of(whole))
+
+
+def _ranks() -> list[psutil.Process]:
+    ranks = [rank for helper in psutil.Process().children() for rank in helper.children()]
+    return sorted(ranks, key=lambda rank: rank.pid)
+
+
+def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> None:
+    whole, broken = plan("whole"), plan("broken")
+    run(whole)
+    for step in (8, 16):
+        run(broken, stop_at(step))
+    (broken.checkpoint_dir / "step-00000016" / "manifest.json").write_text("")
+
+    with pytest.warns(UserWarning, match="skipping damaged checkpoint"):
+        outcome, _ = run(broken)
+
+    assert done(outcome).steps_trained == STEPS - 8
+    assert same(end_of(broken), end_of(whole))
+
+
+def test_a_finished_run_is_measured_again_only(plan: MakePlan, run: RunPlan) -> None:
+    outcome, _ = run(plan())
+    again, told = run(plan())
+
+    assert told == []
+    assert done(again).steps_trained == 0
+    assert done(again).result == done(outcome).result
+
+
+@pytest.mark.parametrize(
+    ("seconds", "saved"), [(0.0, ["step-00000008"]), (math.inf, [])], ids=["old", "young"]
+)
+def test_checkpoints_while_it_goes_on(
+    seconds: float,
+    saved: list[str],
+    plan: MakePlan,
+    run: RunPlan,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that goes on is saved only where the last checkpoint is old enough."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    ours = plan()
+    found: list[list[str]] = []
+
+    def look(_: Report) -> bool:
+        found.append([path.name for path in ours.checkpoint_dir.glob("step-*")])
+        return False
+
+    run(ours, look)
+
+    assert found[:2] == [[], saved]
+    assert end_of(ours)[0] == STEPS
+
+
+def test_ranks_must_see_the_same_checkpoints(plan: MakePlan) -> None:
+    class Elsewhere(Group):
+        """As if another rank's folder held a checkpoint of step 8."""
+
+        def gather(self, value: object) -> list[object]:
+            return [value, 8]
+
+    with pytest.raises(UserError, match="file system that all their machines share"):
+        worker.run_job(plan(), Elsewhere(), DirectLine(never))
+
+
+# The arithmetic of a step
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 3}, {"ranks": 2}], ids=str)
+def test_how_a_batch_is_cut_does_not_matter(
+    changes: dict[str, Any], plan: MakePlan, run: RunPlan
+) -> None:
+    model = {"hidden": [24], "dropout": 0.0}
+    whole = plan("whole", clip_norm=0.5, model=model)
+    cut = plan("cut", clip_norm=0.5, model=model, **changes)
+    _, reports = run(whole)
+    _, told = run(cut)
+
+    for ours, theirs in zip(measured(told).values(), measured(reports).values(), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for name, weights in end_of(whole)[2].items():
+        torch.testing.assert_close(end_of(cut)[2][name], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [KNEE, Cosine(seed_lr=0.1, total_steps=STEPS)])
+def test_every_step_has_the_lr_of_the_schedule(
+    schedule: Schedule, plan: MakePlan, run: RunPlan
+) -> None:
+    written: list[float] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: written.extend(group["lr"] for group in optimizer.param_groups)
+    )
+    try:
+        run(plan(schedule=schedule), stop_at(16))
+        _, told = run(plan(schedule=schedule))
+    finally:
+        hook.remove()
+
+    assert written == learning_rates(schedule)
+    assert [report.metrics["lr"] for report in told] == [schedule.lr(24)]
+
+
+def test_bf16_is_for_the_forward_pass_alone(plan: MakePlan, run: RunPlan) -> None:
+    """Weights and metrics stay float32, near those of a run without."""
+    _, reports = run(plan("full"))
+    _, told = run(plan("half", amp=True))
+
+    assert all(weight.dtype == torch.float32 for weight in end_of(plan("half"))[2].values())
+    ours, theirs = told[0].metrics["train_loss"], reports[0].metrics["train_loss"]
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+# What is measured and kept
+
+
+@pytest.mark.parametrize(("every", "steps"), [(10, [10, 20, 24]), (100, [24])])
+def test_the_last_step_is_evaluated(
+    every: int, steps: list[int], plan: MakePlan, run: RunPlan
+) -> None:
+    outcome, reports = run(plan(every=every))
+
+    assert [report.step for report in reports] == steps
+    assert {report.total_steps for report in reports} == {STEPS}
+    assert reports[-1].metrics.keys() == {"lr", "train_loss", "valid_loss", "valid_accuracy"}
+    assert done(outcome).result["metrics"].keys() == {"valid_loss", "valid_accuracy"}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_final_metrics_are_those_of_the_kept_weights(
+    keep: str, ranks: int, plan: MakePlan, run: RunPlan
+) -> None:
+    rough = Constant(seed_lr=2.0, total_steps=STEPS)
+    ours = plan(task="batchnorm", keep=keep, ranks=ranks, schedule=rough, every=1)
+    outcome, reports = run(ours)
+    best = max(reports, key=lambda report: report.metrics["valid_accuracy"])
+    assert best.step < STEPS  # or this test would show nothing
+
+    kept = best if keep == "best" else reports[-1]
+    final = done(outcome).result["metrics"]
+    assert final == {name: kept.metrics[name] for name in final}
+    assert done(outcome).result["weights"] == str(ours.checkpoint_dir / loop.WEIGHTS)
+
+
+def test_a_stopped_run_has_no_result(plan: MakePlan, run: RunPlan) -> None:
+    outcome, reports = run(plan(ranks=2), stop_at(16))
+
+    assert (done(outcome).state, done(outcome).step) == ("stopped", 16)
+    assert done(outcome).result == {}
+    assert [report.step for report in reports] == [8, 16]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("every", "ends"), [(8, 8), (1000, loop.FINITE_CHECK_STEPS)])
+def test_a_lost_loss_ends_the_run(
+    every: int, ends: int, ranks: int, plan: MakePlan, run: RunPlan
+) -> None:
+    wild = Constant(seed_lr=1e20, total_steps=1000)
+    outcome, reports = run(plan(ranks=ranks, schedule=wild, every=every))
+
+    assert (done(outcome).state, done(outcome).step) == ("diverged", ends)
+    assert "non-finite" in done(outcome).reason
+    assert reports == []
+
+
+# The other jobs
+
+
+def test_the_entry_is_the_job() -> None:
+    module, _, function = worker.ENTRY.partition(":")
+
+    assert getattr(importlib.import_module(module), function) is worker.run_job
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_describe(ranks: int, plan: MakePlan, run: RunPlan) -> None:
+    ours = plan(ranks=ranks)
+    order = DescribePlan(**ours.model_dump(include=set(DescribePlan.model_fields) - {"job"}))
+    outcome, _ = run(order)
+
+    facts = TaskFacts.model_validate(done(outcome).result)
+    assert facts.steps_per_epoch == 8
+    assert facts.parameters == 64 * 24 + 24 + 24 * 10 + 10
+    assert facts.examples == {"train": 800, "valid": 900, "test": 97}
+    assert facts.data_fingerprint
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_test(ranks: int, plan: MakePlan, run: RunPlan) -> None:
+    ours = plan(task="batchnorm", ranks=ranks)
+    outcome, _ = run(ours)
+    weights = Path(done(outcome).result["weights"])
+    shared = set(TestPlan.model_fields) - {"job", "weights"}
+    order = TestPlan(**ours.model_dump(include=shared), weights=weights)
+    outcome, reports = run(order)
+
+    task = task_entry("batchnorm").build(ours.recipe, data_dir=ours.data_dir, seed=0)
+    model = task.build_model()
+    load_model(model, weights)
+    expected = loop.evaluate(task, model, Group(), split="test", final=True)
+    assert done(outcome).result == {"metrics": pytest.approx(expected, rel=1e-6)}
+    assert reports == []
