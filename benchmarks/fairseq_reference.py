@@ -20,7 +20,7 @@ from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training.optimizer import build_optimizer
 
 
-class WrappedOptimizer(FairseqOptimizer):
+class WrappedOptimizer(FairseqOptimizer):  # type: ignore[misc]
     """Any torch optimizer, as fairseq's Trainer wants to see it."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

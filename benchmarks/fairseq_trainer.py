@@ -21,7 +21,8 @@ import torch
 from knee_tune.distributed.group import Group
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.schedules import Constant
-from knee_tune.tasks.registry import task_entry
+from knee_tune.tasks.translation.recipe import TranslationRecipe
+from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training.loop import TrainingRun
 
 LR = 1e-3
@@ -93,7 +94,10 @@ def _contenders(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """One step of ours, one step of fairseq's."""
     recipe = {"data": "demo.de-en", **changes}
-    ours, fairseqs = (task_entry("iwslt").build(recipe, data_dir=folder, seed=1) for _ in range(2))
+    ours, fairseqs = (
+        TranslationTask(TranslationRecipe.model_validate(recipe), data_dir=folder, seed=1)
+        for _ in range(2)
+    )
     from benchmarks.fairseq_reference import Reference  # after the task: it quietens fairseq
 
     plan = TrainPlan(

@@ -13,22 +13,26 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+pytest.importorskip("fairseq", reason="needs the translation extra")
+
 from knee_tune.distributed.group import Group
 from knee_tune.planning.plan import Placement, TrainPlan
 from knee_tune.schedules import Constant
-from knee_tune.tasks.registry import task_entry
 from knee_tune.tasks.translation.prepared import find_prepared
+from knee_tune.tasks.translation.recipe import TranslationRecipe
+from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training import loop
-
-pytest.importorskip("fairseq", reason="needs the translation extra")
 
 STEPS = 50
 LR = 0.01
 SIZE = {"encoder_layers": 1, "decoder_layers": 1, "embed_dim": 16, "ffn_dim": 32, "heads": 2}
 RECIPE = {"data": "demo.de-en", "tokens_per_step": 1200, "model": SIZE}
 ALONE: list[dict[str, Any]] = [{"clip_norm": 0.5}, {"accumulate": 3}]
+# The first deals 138 batches to two ranks, the second 67: its epoch ends with an empty share.
+# Not both at once: where an empty share follows a full one in the same step, fairseq forgets the
+# tokens of the full one when it normalises (it sets the rank's whole count to 0). We count them.
 TOGETHER: list[dict[str, Any]] = [
-    {"clip_norm": 0.5, "accumulate": 2},
+    {"clip_norm": 0.5, "accumulate": 2, "tokens_per_step": 1280},
     {"clip_norm": None, "optimizer": {"name": "sgd"}},
 ]
 
@@ -38,7 +42,7 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two ranks trained, ours and fairseq's: importing fairseq takes time."""
     folder = tmp_path_factory.mktemp("parameters")
     find_prepared(folder, "demo.de-en")
-    mp.spawn(_rank, (folder,), nprocs=2)
+    mp.spawn(_rank, (folder,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     return folder
 
 
@@ -91,7 +95,8 @@ def _train_both(changes: dict[str, Any], group: Group, folder: Path) -> list[dic
         checkpoint_dir=folder / "checkpoints",
     )
     ours, fairseqs = (
-        task_entry("iwslt").build(recipe, data_dir=folder, seed=plan.seed) for _ in range(2)
+        TranslationTask(TranslationRecipe.model_validate(recipe), data_dir=folder, seed=plan.seed)
+        for _ in range(2)
     )
     run = loop.TrainingRun(ours, plan, group, mock.Mock())
     model = fairseqs.build_model()
