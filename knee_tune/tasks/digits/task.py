@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,8 +107,6 @@ class DigitsTask(Task[DigitsRecipe]):
 
     @cached_property
     def _splits(self) -> dict[str, Examples]:
-        from sklearn.datasets import load_digits  # slow to import; ranks that serve never need it
-
         images, labels = load_digits(return_X_y=True)
         order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
         x = torch.from_numpy((images / 16).astype(np.float32)[order])

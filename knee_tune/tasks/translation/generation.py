@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from sacrebleu import corpus_bleu
 
 from knee_tune.tasks.translation import fairseq_bridge as bridge
 
@@ -50,6 +51,4 @@ def tokenised_bleu(hypotheses: list[str], references: list[str]) -> float:
     The convention of fairseq's IWSLT'14 recipe; scores with sacreBLEU's own tokeniser (13a) on
     detokenised text are not comparable.
     """
-    from sacrebleu import corpus_bleu  # slow to import, used once per run
-
     return float(corpus_bleu(hypotheses, [references], tokenize="none", force=True).score)

@@ -1,0 +1,163 @@
+"""What driving a trial costs beside training it.
+
+    python -m benchmarks.orchestration [--repeats 3] [--epochs 240]
+
+Side by side, in turn, on one machine: a digits training by the bare loop in this process, and the
+same training as a trial of a real study (forked rank, channel, Optuna on SQLite, MLflow on SQLite).
+Then the time from asking for a group of two ranks to its first step, by the forkserver and by a
+fresh torchrun.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from knee_tune.app.home import Home, Places
+from knee_tune.app.opened import OpenedStudy, open_for_training
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.run import StudyStart, run_study
+from knee_tune.app.workshop import GroupOptions
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import Decision, Report
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.planner import knee_schedule
+from knee_tune.training.worker import run_job
+from knee_tune.tuning.listeners import End, Watcher
+
+
+class _Nobody:
+    """A channel and a watcher that leads nowhere, but takes the time."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = 0.0
+
+    def report(self, report: Report) -> Decision:
+        return Decision(stop=False)
+
+    def progress(self, step: int) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+        self.started = time.perf_counter()
+
+    def trial_progressed(self, number: int, step: int) -> None:
+        pass
+
+    def trial_reported(self, number: int, report: Report) -> None:
+        pass
+
+    def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
+        self.ended = time.perf_counter()
+
+
+def bare_loop(request: StudyRequest, folder: Path) -> float:
+    """Seconds of the training alone, in this process."""
+    with _opened(request, folder, GroupOptions()) as opened:
+        plan = _plan(opened, folder)
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    run_job(plan, Group(), _Nobody())
+    return time.perf_counter() - began
+
+
+def driven_trial(request: StudyRequest, folder: Path) -> float:
+    """Seconds of the same training as a trial: from its start to its end in the study."""
+    nobody = _Nobody()
+
+    @contextmanager
+    def watch(_: StudyStart) -> Iterator[Watcher]:
+        yield nobody
+
+    run_study(request, _places(folder), GroupOptions(), timeout=None, register=False, watch=watch)
+    return nobody.ended - nobody.started
+
+
+def first_steps(
+    request: StudyRequest, folder: Path, options: GroupOptions, runs: int
+) -> list[float]:
+    """Seconds from asking for a group to its first step; the first group warms up, uncounted."""
+    seconds = []
+    with _opened(request, folder, options) as opened:
+        for run in range(runs + 1):
+            plan = _plan(opened, folder / str(run))
+            steps: list[float] = []
+            began = time.perf_counter()
+
+            def first(_: int, steps: list[float] = steps) -> None:
+                steps.append(time.perf_counter())
+
+            opened.workshop.runner.run(
+                plan,
+                on_report=lambda report: Decision(stop=True),
+                on_line=lambda text: None,
+                on_progress=first,
+            )
+            seconds.append(steps[0] - began)
+    return seconds[1:]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=240)
+    chosen = parser.parse_args()
+    settings = (f"recipe.epochs={chosen.epochs}", "recipe.model.hidden=[512,512]")
+    request = StudyRequest(task="digits", trials=1, settings=settings)
+    bare, driven = [], []
+    for _ in range(chosen.repeats):
+        bare.append(_in_fresh_folder(bare_loop, request))
+        driven.append(_in_fresh_folder(driven_trial, request))
+    ratio = statistics.median(d / b for d, b in zip(driven, bare, strict=True))
+    print(f"one digits trial, {chosen.epochs} evaluations, one rank (median of {chosen.repeats})")
+    print(f"  bare loop    {statistics.median(bare):7.2f} s")
+    print(f"  driven trial {statistics.median(driven):7.2f} s, ratio {ratio:.3f}")
+
+    quick = StudyRequest(task="digits", trials=1, nproc=2, settings=("recipe.epochs=1",))
+    print("from asking for two ranks to their first step (median)")
+    for runner, runs in (("forkserver", 15), ("torchrun", 3)):
+        with tempfile.TemporaryDirectory() as folder:
+            options = GroupOptions(nproc=2, runner=runner)  # type: ignore[arg-type]
+            seconds = first_steps(quick, Path(folder), options, runs)
+        print(f"  {runner:10} {statistics.median(seconds):7.2f} s, max {max(seconds):.2f} s")
+
+
+def _in_fresh_folder(
+    measure: Callable[[StudyRequest, Path], float], request: StudyRequest
+) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(request, Path(folder))
+
+
+def _places(folder: Path) -> Places:
+    home = Home(folder)
+    return Places.of(home, storage=home.optuna_url, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+@contextmanager
+def _opened(request: StudyRequest, folder: Path, options: GroupOptions) -> Iterator[OpenedStudy]:
+    spec, recipe = request.resolve()
+    home = Home(folder)
+    places = Places.of(home, storage=home.optuna_url, tracking_uri="none")
+    with open_for_training(spec, recipe, places, options) as opened:
+        yield opened
+
+
+def _plan(opened: OpenedStudy, folder: Path) -> TrainPlan:
+    workshop = opened.workshop
+    lr = workshop.recipe.seed_lr
+    schedule = knee_schedule(workshop.recipe, workshop.facts, seed_lr=lr, explore_fraction=0.5)
+    return workshop.train_plan(schedule, key="bench", checkpoint_dir=folder / "checkpoints")
+
+
+if __name__ == "__main__":
+    main()
