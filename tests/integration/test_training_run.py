@@ -393,6 +393,22 @@ def test_final_metrics_are_those_of_the_kept_weights(
     assert done(outcome).result["weights"] == str(ours.checkpoint_dir / loop.WEIGHTS)
 
 
+def test_a_resumed_run_knows_its_best(plan: MakePlan, run: RunPlan) -> None:
+    rough = Constant(seed_lr=2.0, total_steps=STEPS)
+    whole, broken = (
+        plan(folder, keep="best", schedule=rough, every=1) for folder in ("whole", "broken")
+    )
+    outcome, reports = run(whole)
+    best = max(reports, key=lambda report: report.metrics["valid_accuracy"])
+    assert best.step < STEPS - 1
+
+    run(broken, stop_at(best.step))
+    resumed, _ = run(broken)
+
+    assert done(resumed).result["metrics"] == done(outcome).result["metrics"]
+    assert same(end_of(broken), end_of(whole))
+
+
 def test_a_stopped_run_has_no_result(plan: MakePlan, run: RunPlan) -> None:
     outcome, reports = run(plan(ranks=2), stop_at(16))
 
