@@ -16,7 +16,7 @@ from knee_tune.tuning.preload import preload
 from knee_tune.tuning.pruners import make_pruner
 from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import Axis, make_sampler
-from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.storage import check_storage_url, open_storage
 from knee_tune.tuning.study import Study, open_study
 
 
@@ -44,6 +44,7 @@ def open_for_training(
 
     The tracker is left to the caller to close, who can say what it could not send.
     """
+    check_storage_url(places.storage_url)
     places.home.create()
     preloading = preload(sampler=spec.sampler)
     with open_workshop(places.home, spec, recipe, options) as workshop:

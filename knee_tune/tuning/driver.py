@@ -92,7 +92,7 @@ class Driver:
         ]
         with quiet_optuna():
             for trial in recover(self._study, self._tracker):
-                self._watcher.line(f"trial {trial.number}: its driver was killed; it is continued")
+                self._watcher.line(f"trial {trial.number}: its driver was killed")
             for thread in others:
                 thread.start()
             self._drive(0, trials, deadline, errors)

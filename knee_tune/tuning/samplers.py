@@ -108,7 +108,7 @@ class GridSnappingSampler(BaseSampler):
         )
 
     def _sampler_for(self, trial: FrozenTrial) -> BaseSampler:
-        seed = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
+        seed = np.random.SeedSequence([trial.number, self._seed]).generate_state(1)
         return self._make(int(seed[0]))
 
     def _nearest_untried(

@@ -19,13 +19,30 @@ GRACE_SECONDS = 60
 OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
 
+def check_storage_url(url: str) -> None:
+    """UserError if ``url`` is no SQLAlchemy URL or its database driver is not installed."""
+    try:
+        make_url(url).get_dialect().import_dbapi()
+    except ArgumentError:
+        raise UserError(
+            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
+            "or postgresql+psycopg://user@host/name"
+        ) from None
+    except (ImportError, NoSuchModuleError) as error:
+        raise UserError(
+            f"--storage {_shown(url)}: its database driver is not installed ({error}); "
+            "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
+        ) from error
+
+
 def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
     """The storage at an SQLAlchemy URL, with heartbeats; SQLite in WAL mode.
 
     ``on_stale`` is called with every trial whose driver stopped beating.
     UserError if nothing can be opened there.
     """
-    is_sqlite = _backend(url) == "sqlite"
+    check_storage_url(url)
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
     try:
         with quiet_optuna():
             storage = RDBStorage(
@@ -35,11 +52,6 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=on_stale,
             )
-    except (ImportError, NoSuchModuleError) as error:
-        raise UserError(
-            f"--storage {_shown(url)}: its database driver is not installed ({error}); "
-            "for PostgreSQL: pip install 'knee-tune[postgresql]'"
-        ) from error
     except OperationalError as error:
         raise UserError(
             f"--storage {_shown(url)}: cannot be opened ({error.orig}); "
@@ -48,16 +60,6 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
     if is_sqlite:
         _use_wal(storage.engine)
     return storage
-
-
-def _backend(url: str) -> str:
-    try:
-        return make_url(url).get_backend_name()
-    except ArgumentError:
-        raise UserError(
-            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
-            "or postgresql+psycopg://user@host/name"
-        ) from None
 
 
 def _shown(url: str) -> str:

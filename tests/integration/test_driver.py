@@ -1,0 +1,493 @@
+"""The driver with a real study in SQLite and real training, ranks replaced by this process."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import optuna
+import psutil
+import pytest
+import torch
+from optuna.pruners import NopPruner, ThresholdPruner
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy import text
+
+from knee_tune.app.request import StudyRequest
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import Channel, Decision, Done, Failure, Outcome, Report
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import Plan, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.planning.planner import knee_schedule, train_plan
+from knee_tune.specs.records import StudyRecord, TrialRecord
+from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
+from knee_tune.training import loop
+from knee_tune.training.worker import run_job
+from knee_tune.tuning.driver import Driver
+from knee_tune.tuning.recovery import driver_id, stale_trial_callback
+from knee_tune.tuning.samplers import Axis, make_sampler
+from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.study import open_study, study_record
+from knee_tune.tuning.trial import Search, TrialRun
+from tests.recording import Recording
+
+EPOCHS, STEPS_PER_EPOCH = 3, 50
+BUDGET = EPOCHS * STEPS_PER_EPOCH
+FACTS = TaskFacts(steps_per_epoch=STEPS_PER_EPOCH, data_fingerprint="", parameters=0, examples={})
+
+What = Callable[[int], None]
+"""Called with the step at every sign of life of a training run; what it raises ends the run."""
+
+
+class Died(Exception):
+    """A rank's end, with the cause that a group runner would name."""
+
+    def __init__(self, kind: str) -> None:
+        self.failure = Failure.model_validate({"kind": kind, "rank": 1, "message": f"died: {kind}"})
+
+
+class InProcess:
+    """Trains a plan right here. ``faults`` are what happens to the 1st, 2nd, ... training run."""
+
+    def __init__(self, *faults: What | None) -> None:
+        self.faults: Iterator[What | None] = iter(faults)
+        self.plans: list[TrainPlan] = []
+        self.reports: list[list[int]] = []
+        """The steps that each training run reported."""
+        self._asking = threading.Lock()
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        on_report: Callable[[Report], Decision],
+        on_line: Callable[[str], None],
+        on_progress: Callable[[int], None],
+    ) -> Outcome:
+        assert isinstance(plan, TrainPlan)
+        with self._asking:
+            fault = next(self.faults, None) or (lambda step: None)
+            self.plans.append(plan)
+            self.reports.append([])
+            reported = self.reports[-1]
+
+        class Line(Channel):
+            def report(self, report: Report) -> Decision:
+                reported.append(report.step)
+                return on_report(report)
+
+            def progress(self, step: int) -> None:
+                on_progress(step)
+                fault(step)
+
+            def line(self, text: str) -> None:
+                on_line(text)
+
+        try:
+            return self.outcome(run_job(plan, Group(), Line()))
+        except Died as death:
+            return death.failure
+
+    def outcome(self, done: Done) -> Outcome:
+        return done
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class Watching:
+    """Remembers how trials ended and the lines it was given."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.ends: list[tuple[int, str, str]] = []
+
+    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+        """Not of interest."""
+
+    def trial_progressed(self, number: int, step: int) -> None:
+        """Not of interest."""
+
+    def trial_reported(self, number: int, report: Report) -> None:
+        """Not of interest."""
+
+    def trial_finished(self, number: int, end: str, *, value: float | None, reason: str) -> None:
+        self.ends.append((number, end, reason))
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Workbench:
+    """One study of digits in a folder, to be driven again and again."""
+
+    def __init__(self, home: Path, **request: Any) -> None:
+        self.home, self.recording, self.watching = home, Recording(), Watching()
+        self.after: list[TrialRecord] = []
+        spec, recipe = StudyRequest(
+            task="digits",
+            name="it",
+            sampler="random",
+            settings=(f"recipe.epochs={EPOCHS}", *request.pop("settings", ())),
+        ).resolve()
+        self.spec, self.recipe = spec, recipe
+        self.storage: RDBStorage = open_storage(
+            f"sqlite:///{home}/optuna.db", on_stale=stale_trial_callback(self.recording)
+        )
+        self.axes = {
+            "seed_lr": Axis(spec.seed_lrs, log=True),
+            "explore_fraction": Axis(spec.explore_fractions),
+        }
+        self.study = open_study(self.storage, spec, recipe=recipe)
+        self.study.sampler = make_sampler("random", seed=1, axes=self.axes)
+        self.study.pruner = NopPruner()
+
+    def drive(self, runner: InProcess | None = None, *, trials: int, slots: int = 1) -> InProcess:
+        runner = runner or InProcess()
+        self.driver(runner, slots=slots).run(trials=trials)
+        return runner
+
+    def driver(self, runner: InProcess, *, slots: int = 1) -> Driver:
+        return Driver(
+            Search(study=self.study, recipe=self.recipe, axes=self.axes, plan=self._plan),
+            runner=runner,
+            slots=slots,
+            tracker=self.recording,
+            watcher=self.watching,
+            after_trial=self.after.append,
+        )
+
+    def _plan(self, run: TrialRun, slot: int) -> TrainPlan:
+        return train_plan(
+            TaskOrder(
+                task="digits",
+                recipe=self.spec.recipe,
+                seed=self.spec.seed,
+                data_dir=self.home,
+                log_dir=self.home / "logs",
+            ),
+            self.recipe,
+            FACTS,
+            schedule=knee_schedule(
+                self.recipe, FACTS, seed_lr=run.seed_lr, explore_fraction=run.explore_fraction
+            ),
+            checkpoint_dir=self.home / run.key,
+        )
+
+    @property
+    def record(self) -> StudyRecord:
+        return study_record(self.study)
+
+    @property
+    def states(self) -> list[str]:
+        return [trial.state for trial in self.record.trials]
+
+
+@pytest.fixture(autouse=True)
+def _train_as_a_rank_does(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, but a checkpoint at every evaluation, which trials of seconds do not get."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def at(step: int, error: BaseException | type[BaseException]) -> What:
+    """An error at one step."""
+
+    def happen(now: int) -> None:
+        if now == step:
+            raise error
+
+    return happen
+
+
+def assert_nothing_is_left(bench: Workbench) -> None:
+    """No trial is running or queued."""
+    assert not bench.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+def test_a_study_from_its_first_trial_to_its_last(bench: Workbench) -> None:
+    runner = bench.drive(trials=3)
+    first, *others = bench.record.trials
+    assert (first.seed_lr, first.explore_fraction) == (0.05, 0.5)  # the paper's default
+    assert bench.states == ["complete"] * 3
+    assert {(t.seed_lr, t.explore_fraction) for t in others}.isdisjoint({(0.05, 0.5)})
+    for trial, plan in zip(bench.record.trials, runner.plans, strict=True):
+        assert plan.schedule.seed_lr == trial.seed_lr
+        assert trial.value == trial.metrics["valid_accuracy"] > 5
+        assert [evaluation.step for evaluation in trial.curve] == [50, 100, 150]
+        assert trial.steps_trained == trial.steps_budget == BUDGET
+        assert trial.run_id == f"run-of-{trial.key}"
+        assert Path(bench.study.trials[trial.number].user_attrs["weights"]).is_file()
+    assert [trial.number for trial in bench.after] == [0, 1, 2]
+    assert bench.record.steps.trained == bench.record.steps.independent == 3 * BUDGET
+
+
+def test_what_is_tracked_of_a_trial(bench: Workbench) -> None:
+    bench.drive(trials=1)
+    (started,) = bench.recording.of_kind(TrialStarted)
+    reports = bench.recording.of_kind(TrialReported)
+    (finished,) = bench.recording.of_kind(TrialFinished)
+    assert (started.number, started.seed_lr, started.explore_fraction) == (0, 0.05, 0.5)
+    assert [report.step for report in reports] == [50, 100, 150]
+    assert reports[0].lr == 0.05
+    assert {"train_loss", "valid_loss", "valid_accuracy"} == reports[0].metrics.keys()
+    assert finished.state == "COMPLETE"
+    assert finished.metrics["final_valid_accuracy"] == bench.record.trials[0].value
+    assert started.key == finished.key == "trial-0000"
+    assert {report.key for report in reports} == {started.key}
+
+
+def test_a_pruned_trial_is_told_with_its_reason(bench: Workbench) -> None:
+    bench.study.pruner = ThresholdPruner(lower=101, n_warmup_steps=60)
+    runner = bench.drive(trials=1)
+    (trial,) = bench.record.trials
+    assert (trial.state, trial.reason) == ("pruned", "pruned at step 100")
+    assert runner.reports == [[50, 100]]
+    assert trial.steps_trained == 100
+    assert bench.recording.of_kind(TrialFinished)[0].state == "PRUNED"
+    assert bench.watching.ends == [(0, "pruned", "pruned at step 100")]
+
+
+def test_a_trial_is_never_pruned_by_its_last_evaluation(bench: Workbench) -> None:
+    bench.study.pruner = ThresholdPruner(lower=101, n_warmup_steps=BUDGET)
+    bench.drive(trials=1)
+    assert bench.states == ["complete"]
+
+
+def test_a_loss_that_is_lost_is_no_failure(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, settings=("space.seed_lr={values: [0.05, 1e9]}",))
+    bench.study.enqueue_trial({"seed_lr": 1e9, "explore_fraction": 0.5})
+    bench.drive(trials=2)
+    trial = bench.record.trials[1]
+    assert trial.state == "pruned"
+    assert trial.reason.startswith("diverged: non-finite")
+    assert bench.recording.of_kind(TrialFinished)[1].reason == trial.reason
+
+
+def test_a_final_metric_that_is_not_finite_is_no_value(bench: Workbench) -> None:
+    class Overflowing(InProcess):
+        def outcome(self, done: Done) -> Outcome:
+            metrics = {**done.result["metrics"], "valid_loss": float("inf")}
+            return done.model_copy(update={"result": {**done.result, "metrics": metrics}})
+
+    bench.drive(Overflowing(), trials=1)
+    (trial,) = bench.record.trials
+    assert (trial.state, trial.value) == ("pruned", None)
+    assert trial.reason == "diverged: non-finite metric of the final evaluation"
+
+
+@pytest.mark.parametrize("kind", get_args(Failure.model_fields["kind"].annotation))
+def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
+    bench: Workbench, kind: str
+) -> None:
+    runner = bench.drive(InProcess(at(60, Died(kind)), at(110, Died(kind))), trials=1)
+    (trial,) = bench.record.trials
+    assert trial.state == "complete"
+    assert runner.reports == [[50], [100], [150]]
+    assert [evaluation.step for evaluation in trial.curve] == [50, 100, 150]
+    assert trial.steps_trained == 60 + 60 + 50  # lost steps are counted
+    assert [line.partition(";")[0] for line in bench.watching.lines] == [
+        f"trial 0: died: {kind}"
+    ] * 2
+
+
+def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_on(
+    bench: Workbench,
+) -> None:
+    runner = bench.drive(InProcess(*[at(60, Died("signal"))] * 3), trials=2)
+    failed, complete = bench.record.trials
+    assert (failed.state, failed.reason) == ("failed", "died: signal")
+    assert complete.state == "complete"
+    assert len(runner.plans) == 4
+    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL", "COMPLETE"]
+    assert_nothing_is_left(bench)
+
+
+def test_three_failed_trials_in_a_row_stop_the_study(bench: Workbench) -> None:
+    runner = InProcess(*[at(10, Died("out_of_memory"))] * 99)
+    with pytest.raises(UserError, match=r"^study it: 3 trials in a row failed, .*out_of_memory"):
+        bench.drive(runner, trials=20)
+    assert bench.states == ["failed"] * 3
+    assert_nothing_is_left(bench)
+
+
+def test_failures_that_are_not_in_a_row_do_not_stop_the_study(bench: Workbench) -> None:
+    dies, lives = [at(10, Died("exit"))] * 3, [None]
+    bench.drive(InProcess(*dies, *dies, *lives, *dies, *dies, *lives), trials=6)
+    assert bench.states == ["failed", "failed", "complete"] * 2
+
+
+def test_a_mistake_of_our_own_is_told_and_raised(bench: Workbench) -> None:
+    with pytest.raises(ZeroDivisionError):
+        bench.drive(InProcess(at(60, ZeroDivisionError("by zero"))), trials=2)
+    (trial,) = bench.record.trials
+    assert (trial.state, trial.reason) == ("failed", "ZeroDivisionError: by zero")
+    assert bench.recording.of_kind(TrialFinished)[0].state == "FAIL"
+
+
+def test_the_same_parameters_are_not_trained_twice(bench: Workbench) -> None:
+    bench.drive(trials=1)
+    bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
+    again = bench.drive(trials=2)
+    first, second = bench.record.trials
+    assert again.plans == []
+    assert (second.state, second.value, second.curve) == ("complete", first.value, first.curve)
+    assert (second.steps_trained, second.reason) == (0, "same as trial 0")
+    assert second.key == first.key
+    assert bench.record.best == first
+
+
+def test_what_was_pruned_is_pruned_again_without_training(bench: Workbench) -> None:
+    bench.study.pruner = ThresholdPruner(lower=101)
+    bench.drive(trials=1)
+    bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
+    assert bench.drive(trials=2).plans == []
+    first, second = bench.record.trials
+    assert (second.state, second.curve) == ("pruned", first.curve)
+
+
+def test_trials_are_counted_over_all_commands(bench: Workbench) -> None:
+    assert len(bench.drive(trials=2).plans) == 2
+    assert len(bench.drive(trials=2).plans) == 0
+    assert len(bench.drive(trials=3).plans) == 1
+    bench.study.enqueue_trial({"seed_lr": 0.005, "explore_fraction": 0.5})
+    assert len(bench.drive(trials=3).plans) == 0
+    assert len(bench.drive(trials=4).plans) == 1
+    assert bench.record.trials[3].seed_lr == 0.005
+
+
+def test_slots_train_at_the_same_time_and_not_more_than_wanted(bench: Workbench) -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def meet(step: int) -> None:
+        if step == 1:
+            together.wait()
+
+    runner = bench.drive(InProcess(meet, meet), trials=2, slots=2)  # two trials: one for each slot
+    assert len({plan.checkpoint_dir for plan in runner.plans}) == 2
+    bench.drive(trials=5, slots=2)
+    assert bench.states == ["complete"] * 5
+    assert len({(trial.seed_lr, trial.explore_fraction) for trial in bench.record.trials}) == 5
+
+
+def test_no_trial_is_started_after_the_timeout(bench: Workbench) -> None:
+    runner = InProcess(lambda step: time.sleep(0.01))
+    bench.driver(runner).run(trials=9, timeout=1.0)
+    assert bench.states == ["complete"]
+    bench.driver(runner).run(trials=9, timeout=0.0)
+    assert bench.states == ["complete"]
+
+
+def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(None, at(60, KeyboardInterrupt)), trials=3)
+    assert not bench.study.get_trials(states=(TrialState.RUNNING,))
+    told = bench.recording.of_kind(TrialFinished)[-1]
+    assert (told.state, told.reason) == ("FAIL", "interrupted; the same command continues it")
+
+    runner = bench.drive(trials=3)
+    assert runner.plans[0].checkpoint_dir.name == "trial-0001"
+    assert runner.reports[0] == [100, 150]
+    assert bench.states == ["complete"] * 3
+    continued = bench.record.trials[1]
+    assert (continued.number, continued.key) == (2, "trial-0001")
+    assert continued.steps_trained == 60 + 100
+    assert [evaluation.step for evaluation in continued.curve] == [50, 100, 150]
+    assert continued.reason == ""
+    keys = [event.key for event in bench.recording.of_kind(TrialStarted)]
+    assert keys == ["trial-0000", "trial-0001", "trial-0001", "trial-0003"]
+
+
+def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
+    bench.drive(trials=1)
+    assert bench.states == ["complete"]
+    assert bench.record.trials[0].steps_trained == 4 * 10 + BUDGET
+
+
+def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
+    """Ctrl-C reaches the main thread, which has trained its last trial and waits for the other."""
+    main_is_done = threading.Event()
+
+    def interrupt_late(step: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            return
+        if step == 60:
+            assert main_is_done.wait(60)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+        elif step > 60:
+            time.sleep(0.02)
+
+    class Runner(InProcess):
+        def outcome(self, done: Done) -> Outcome:
+            main_is_done.set()
+            return done
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(Runner(interrupt_late, interrupt_late), trials=2, slots=2)
+    assert sorted(bench.states) == ["complete", "waiting"]
+    bench.drive(trials=2)
+    assert bench.states == ["complete"] * 2
+
+
+def test_the_trial_of_a_killed_driver_is_continued(bench: Workbench) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        driver = {
+            **driver_id(),
+            "pid": process.pid,
+            "started": psutil.Process(process.pid).create_time(),
+        }
+        leave_running(bench, driver)
+        assert bench.drive(trials=1).plans == []  # it lives
+        process.kill()
+    runner = bench.drive(trials=1)
+    assert runner.reports == [[100, 150]]
+    assert bench.states == ["complete"]
+    assert bench.record.trials[0].key == "trial-0000"
+    assert [event.reason for event in bench.recording.of_kind(TrialFinished)] == [
+        "its driver was killed",
+        "",
+    ]
+    assert bench.watching.lines == ["trial 1: its driver was killed"]
+
+
+def test_a_driver_on_another_host_is_dead_when_its_heart_stops(bench: Workbench) -> None:
+    trial = leave_running(bench, {"host": "another", "pid": 1, "started": 0.0})
+    bench.storage.record_heartbeat(trial._trial_id)
+    assert bench.drive(trials=1).plans == []  # it beats
+    with bench.storage.engine.begin() as connection:
+        connection.execute(text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"))
+    runner = bench.drive(trials=1)
+    assert runner.reports == [[100, 150]]
+    assert bench.states == ["complete"]
+    assert bench.recording.of_kind(TrialFinished)[0].reason == "its driver was killed"
+
+
+def leave_running(bench: Workbench, driver: Mapping[str, Any]) -> optuna.Trial:
+    """The first trial as a driver leaves it that is killed after an evaluation."""
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+    bench.recording.events.clear()
+    bench.watching.lines.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna: ask alone does not beat
+        trial = bench.study.ask()
+    trial.set_user_attr("driver", driver)
+    return trial

@@ -1,0 +1,122 @@
+"""Samplers propose points of the grid, and every point once."""
+
+from collections.abc import Sequence
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from knee_tune.tuning.quiet import quiet_optuna
+from knee_tune.tuning.samplers import Axis, make_sampler
+
+AXES = {
+    "seed_lr": Axis((0.001, 0.003, 0.01, 0.03, 0.1), log=True),
+    "explore_fraction": Axis((0.0, 0.3, 0.5, 0.6, 0.9)),
+}
+GRID = {(lr, fraction) for lr in AXES["seed_lr"].points for fraction in (0.0, 0.3, 0.5, 0.6, 0.9)}
+
+Point = tuple[float, float]
+
+
+def suggest(trial: optuna.Trial) -> Point:
+    lr, fraction = (
+        trial.suggest_float(name, axis.points[0], axis.points[-1], log=axis.log)
+        for name, axis in AXES.items()
+    )
+    return lr, fraction
+
+
+def study(name: str, *, seed: int = 1, known: Sequence[Point] = ()) -> optuna.Study:
+    """A study that knows the values of some points: the nearer to (0.01, 0.6), the better."""
+    study = optuna.create_study(sampler=make_sampler(name, seed=seed, axes=AXES))
+    for lr, fraction in known:
+        study.add_trial(
+            optuna.create_trial(
+                params={"seed_lr": lr, "explore_fraction": fraction},
+                distributions={name: axis.distribution() for name, axis in AXES.items()},
+                value=value_at((lr, fraction)),
+            )
+        )
+    return study
+
+
+def value_at(point: Point) -> float:
+    lr, fraction = (axis.position(at) for axis, at in zip(AXES.values(), point, strict=True))
+    return (lr - 0.5) ** 2 + (fraction - 0.67) ** 2
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "point"),
+    [
+        (Axis((1.0, 2.0, 4.0), log=True), 2.7, 2.0),
+        (Axis((1.0, 2.0, 4.0), log=True), 2.9, 4.0),
+        (Axis((1.0, 2.0, 4.0)), 2.9, 2.0),
+        (Axis((0.3,)), 0.7, 0.3),
+        (Axis((0.3,), log=True), 0.7, 0.3),
+    ],
+)
+def test_a_value_snaps_to_the_nearest_point_by_ratio_on_a_log_axis(
+    axis: Axis, value: float, point: float
+) -> None:
+    assert axis.snap(value) == point
+
+
+@pytest.mark.parametrize("name", ["gp", "tpe", "random"])
+def test_every_proposal_is_a_grid_point_not_yet_tried(name: str) -> None:
+    asked = study(name)
+    seen: list[Point] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        point = suggest(trial)
+        seen.append(point)
+        if len(seen) % 3 == 0:
+            raise optuna.TrialPruned  # of which a Gaussian process learns nothing
+        return value_at(point)
+
+    with quiet_optuna():
+        asked.optimize(objective, n_trials=len(GRID))
+    assert set(seen) == GRID  # so none came twice, past the random start of the models too
+    assert [tuple(trial.params.values()) for trial in asked.trials] == seen  # and that is stored
+
+
+@pytest.mark.parametrize("name", ["gp", "tpe"])
+def test_a_model_proposes_the_neighbours_of_the_best_points(name: str) -> None:
+    known = [(0.001, 0.0), (0.1, 0.9), (0.01, 0.9), (0.001, 0.9), (0.01, 0.3), (0.1, 0.0)]
+    with quiet_optuna():
+        proposed = [suggest(study(name, seed=seed, known=known).ask()) for seed in range(5)]
+    values = sorted(value_at(point) for point in proposed)
+    every = sorted(value_at(point) for point in GRID - set(known))
+    assert values[len(values) // 2] < every[len(every) // 3]
+
+
+def test_a_point_comes_again_once_none_is_left() -> None:
+    proposed = suggest(study("random", known=sorted(GRID)).ask())
+    assert proposed in GRID
+
+
+def test_points_that_run_or_wait_or_failed_are_not_proposed() -> None:
+    left = (0.03, 0.3)
+    others = sorted(GRID - {left})
+    asked = study("random", known=others[3:])
+    for (lr, fraction), state in zip(
+        others, (TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL), strict=False
+    ):
+        asked.add_trial(
+            optuna.create_trial(
+                state=state,
+                params={"seed_lr": lr, "explore_fraction": fraction},
+                distributions={name: axis.distribution() for name, axis in AXES.items()},
+            )
+        )
+    asked.sampler = make_sampler("random", seed=7, axes=AXES)
+    trial = optuna.Trial(asked, asked._storage.create_new_trial(asked._study_id))
+    assert suggest(trial) == left
+
+
+def test_a_proposal_depends_on_the_seed_and_the_trials_so_far_only() -> None:
+    first, again, other = (study("random", seed=seed) for seed in (1, 1, 2))
+    points = [suggest(first.ask()) for _ in range(6)]
+    assert [suggest(again.ask()) for _ in range(3)] == points[:3]
+    again.sampler = make_sampler("random", seed=1, axes=AXES)  # another process continues
+    assert [suggest(again.ask()) for _ in range(3)] == points[3:]
+    assert [suggest(other.ask()) for _ in range(6)] != points

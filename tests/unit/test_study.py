@@ -1,0 +1,309 @@
+"""A study as knee-tune keeps it: made once, continued, recovered, read."""
+
+import socket
+import threading
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.app.request import StudyRequest
+from knee_tune.errors import UserError
+from knee_tune.specs.records import BaselineRecord, Evaluation
+from knee_tune.specs.tracking import TrialFinished
+from knee_tune.tuning.recovery import (
+    RETRY_LIMIT,
+    current,
+    driver_id,
+    give_back,
+    key_of,
+    recover,
+    requeue,
+)
+from knee_tune.tuning.study import (
+    load_study,
+    open_study,
+    record_baseline,
+    reported_sign,
+    spec_of,
+    study_record,
+)
+from tests.recording import Recording
+
+POINT = {"seed_lr": 0.05, "explore_fraction": 0.5}
+DEAD = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
+"""A driver whose pid now belongs to a process that started at another time."""
+
+
+def opened(storage: InMemoryStorage | None = None, **request: Any) -> optuna.Study:
+    spec, recipe = StudyRequest(task="digits", preset="quick", **request).resolve()
+    return open_study(storage or InMemoryStorage(), spec, recipe=recipe)
+
+
+def ask(study: optuna.Study, **attributes: Any) -> optuna.Trial:
+    trial = study.ask()
+    for name, (low, high) in {"seed_lr": (0.005, 0.128), "explore_fraction": (0, 0.8)}.items():
+        trial.suggest_float(name, low, high, log=name == "seed_lr")
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    return trial
+
+
+def plan(total_steps: int) -> dict[str, Any]:
+    return {"schedule": {"total_steps": total_steps}, "seed": 1}
+
+
+def test_the_first_trial_of_a_study_is_the_papers_default() -> None:
+    assert ask(opened()).params == POINT
+
+
+def test_a_study_is_made_once_and_continued() -> None:
+    storage = InMemoryStorage()
+    made = opened(storage)
+    again = opened(storage, trials=30, sampler="tpe")
+    assert again.user_attrs["key"] == made.user_attrs["key"]
+    assert len(again.trials) == 1  # the default is not queued a second time
+    assert spec_of(again).trials == 30
+
+
+def test_drivers_that_start_together_make_one_study() -> None:
+    storage, keys = InMemoryStorage(), list[str]()
+    threads = [
+        threading.Thread(target=lambda: keys.append(opened(storage).user_attrs["key"]))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 4
+    assert len(set(keys)) == 1
+    assert len(study_record(load_study(storage, "knee-digits-quick")).trials) == 0
+    assert len(load_study(storage, "knee-digits-quick").trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": 2}, "it was made with seed=1, not 2"),
+        ({"settings": ("recipe.epochs=7",)}, "it was made with recipe.epochs=6, not 7"),
+        (
+            {"settings": ("recipe.model.hidden=[8]",)},
+            "it was made with recipe.model.hidden=[64, 64], not [8]",
+        ),
+    ],
+)
+def test_trials_that_could_not_be_compared_are_refused(change: dict[str, Any], line: str) -> None:
+    storage = InMemoryStorage()
+    name = opened(storage).study_name
+    with pytest.raises(UserError) as refusal:
+        opened(storage, name=name, **change)
+    assert str(refusal.value) == f"study {name}: {line}; choose another --study-name"
+
+
+def test_another_task_under_the_same_name_is_refused() -> None:
+    storage = InMemoryStorage()
+    opened(storage, name="mine")
+    spec, recipe = StudyRequest(task="iwslt", preset="demo", name="mine").resolve()
+    with pytest.raises(UserError, match='made with task="digits", not "iwslt"; choose another'):
+        open_study(storage, spec, recipe=recipe)
+
+
+def test_an_unknown_study_names_the_known_ones() -> None:
+    storage = InMemoryStorage()
+    opened(storage, name="mine")
+    with pytest.raises(UserError, match=r"^study yours: not in this storage; there are: mine$"):
+        load_study(storage, "yours")
+
+
+def test_a_study_of_somebody_else_is_not_touched() -> None:
+    study = optuna.create_study(study_name="theirs")
+    with pytest.raises(UserError, match=r"^study theirs: it was not made by knee-tune$"):
+        study_record(study)
+
+
+def test_a_requeued_trial_keeps_parameters_curve_and_run() -> None:
+    study = opened()
+    trial = ask(study, driver=DEAD, mlflow_run_id="abc", steps_trained=70, reason="it broke")
+    trial.report(50.0, step=50)
+    study.tell(trial, state=TrialState.FAIL)
+    requeue(study, study.trials[0])
+    waiting = study.trials[1]
+    assert waiting.state == TrialState.WAITING
+    assert waiting.params == POINT
+    assert waiting.intermediate_values == {50: 50.0}
+    assert waiting.user_attrs == {
+        "mlflow_run_id": "abc",
+        "steps_trained": 70,
+        "key": key_of(study.trials[0]),
+        "retries": 1,
+        "continues": 0,
+    }
+    assert study.ask().number == 1  # it is the next one
+
+
+def test_a_trial_that_was_queued_but_not_begun_keeps_its_point() -> None:
+    study = opened()
+    study.tell(study.ask(), state=TrialState.FAIL)  # interrupted before it had its parameters
+    requeue(study, study.trials[0], counts=False)
+    assert ask(study).params == POINT
+
+
+def test_a_trial_is_retried_a_limited_number_of_times_after_deaths_and_not_after_interrupts() -> (
+    None
+):
+    study = opened()
+    for counts in (False, True, False, *[True] * RETRY_LIMIT):
+        trial = ask(study)
+        study.tell(trial, state=TrialState.FAIL)
+        requeue(study, study.trials[trial.number], counts=counts)
+    assert not study.get_trials(states=(TrialState.WAITING,))
+    assert len({key_of(trial) for trial in study.trials}) == 1
+
+
+def test_a_continued_trial_is_counted_once() -> None:
+    study = opened()
+    for _ in range(2):
+        trial = ask(study)
+        study.tell(trial, state=TrialState.FAIL)
+        requeue(study, study.trials[trial.number])
+    study.tell(ask(study, plan=plan(300), metrics={"valid_accuracy": 70.0}), 70.0)
+    record = study_record(study)
+    assert [(trial.number, trial.state) for trial in record.trials] == [(2, "complete")]
+    assert record.counts.failed == 0
+    assert [trial.number for trial in current(study.trials)] == [2]
+
+
+def test_only_trials_of_dead_drivers_are_recovered() -> None:
+    study, recording = opened(), Recording()
+    dead, alive, elsewhere = (
+        ask(study, driver=driver)
+        for driver in (DEAD, driver_id(), {"host": "another", "pid": 1, "started": 0.0})
+    )
+    starting = study.ask()  # another driver is about to sign it
+    assert [trial.number for trial in recover(study, recording)] == [dead.number]
+    states = {trial.number: trial.state for trial in study.trials}
+    assert states == {
+        dead.number: TrialState.FAIL,
+        alive.number: TrialState.RUNNING,
+        elsewhere.number: TrialState.RUNNING,
+        starting.number: TrialState.RUNNING,
+        4: TrialState.WAITING,
+    }
+    assert study.trials[dead.number].user_attrs["reason"] == "its driver was killed"
+    assert recording.events == [
+        TrialFinished(key="trial-0000", state="FAIL", reason="its driver was killed")
+    ]
+
+
+def test_a_driver_with_another_pid_is_dead() -> None:
+    study = opened()
+    gone = next(pid for pid in range(2**22 - 1, 1, -1) if not psutil.pid_exists(pid))
+    trial = ask(study, driver={**driver_id(), "pid": gone})
+    assert [dead.number for dead in recover(study, Recording())] == [trial.number]
+
+
+def test_a_driver_gives_back_its_own_trials_at_no_cost() -> None:
+    study = opened()
+    ask(study, driver=driver_id())
+    other = ask(study, driver=DEAD)
+    give_back(study, reason="interrupted")
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].user_attrs["reason"] == "interrupted"
+    assert study.trials[other.number].state == TrialState.RUNNING
+    assert study.trials[2].user_attrs["retries"] == 0
+
+
+def test_two_drivers_that_find_the_same_dead_trial_continue_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = opened()
+    ask(study, driver=DEAD)
+    seen = study.get_trials(states=(TrialState.RUNNING,))
+    recover(study, Recording())
+
+    def stale_view(**_: Any) -> list[FrozenTrial]:
+        return seen
+
+    monkeypatch.setattr(study, "get_trials", stale_view)
+    assert recover(study, Recording()) == []
+    monkeypatch.undo()
+    assert len(study.trials) == 2
+
+
+def test_a_trial_as_reports_read_it() -> None:
+    study = opened()
+    trial = ask(
+        study,
+        plan=plan(300),
+        metrics={"valid_accuracy": 70.5, "valid_loss": 1.5},
+        steps_trained=350,
+        mlflow_run_id="abc",
+        mlflow_run_url="http://x/abc",
+        checkpoint="/checkpoints/trial-0000",
+    )
+    trial.report(60.0, step=150)
+    trial.report(70.0, step=300)
+    study.tell(trial, 70.5)
+    (record,) = study_record(study).trials
+    assert (record.number, record.key, record.state) == (0, "trial-0000", "complete")
+    assert (record.seed_lr, record.explore_fraction, record.value) == (0.05, 0.5, 70.5)
+    assert record.curve == (
+        Evaluation(step=150, metrics={"valid_accuracy": 60.0}),
+        Evaluation(step=300, metrics={"valid_accuracy": 70.0}),
+    )
+    assert (record.steps_trained, record.steps_budget, record.seed) == (350, 300, 1)
+    assert (record.run_id, record.run_url) == ("abc", "http://x/abc")
+    assert record.checkpoint == "/checkpoints/trial-0000"
+    assert record.seconds is not None
+
+
+def test_a_pruned_trial_has_no_value_and_a_stale_one_has_a_reason() -> None:
+    study = opened()
+    pruned = ask(study, reason="pruned at step 150", plan=plan(300))
+    pruned.report(10.0, step=150)
+    study.tell(pruned, state=TrialState.PRUNED)
+    study.tell(ask(study), state=TrialState.FAIL)  # as Optuna tells a driver that stops beating
+    first, second = study_record(study).trials
+    assert (first.state, first.value, first.reason) == ("pruned", None, "pruned at step 150")
+    assert (second.state, second.reason) == ("failed", "its driver was killed")
+
+
+def test_a_trial_between_its_two_parameters_does_not_disturb_a_reader() -> None:
+    study = opened()
+    study.ask().suggest_float("seed_lr", 0.005, 0.128, log=True)
+    assert study_record(study).trials == ()
+
+
+@pytest.mark.parametrize(
+    ("objective", "sign", "direction"), [("accuracy", 1, "maximize"), ("loss", -1, "minimize")]
+)
+def test_what_is_reported_improves_in_the_direction_of_the_objective(
+    objective: str, sign: int, direction: str
+) -> None:
+    """digits watches the accuracy; a study of the loss is told the negative accuracy."""
+    study = opened(settings=(f"recipe.objective={objective}",))
+    trial = ask(study)
+    trial.report(sign * 60.0, step=50)
+    record = study_record(study)
+    assert reported_sign(opened_recipe(objective)) == sign
+    assert record.direction == direction
+    assert record.metric == f"valid_{objective}"
+    assert record.trials[0].curve == (Evaluation(step=50, metrics={"valid_accuracy": 60.0}),)
+
+
+def opened_recipe(objective: str) -> Any:
+    return StudyRequest(task="digits", settings=(f"recipe.objective={objective}",)).resolve()[1]
+
+
+def test_a_baseline_is_kept_once_per_schedule_and_seed_lr() -> None:
+    study = opened()
+    for value in (60.0, 61.0):
+        record_baseline(
+            study, BaselineRecord(schedule="cosine", seed_lr=0.05, state="complete", value=value)
+        )
+    (baseline,) = study_record(study).baselines
+    assert baseline.value == 61.0
