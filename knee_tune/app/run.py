@@ -12,6 +12,7 @@ from knee_tune.app.opened import OpenedStudy, open_for_training
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
 from knee_tune.app.workshop import GroupOptions
+from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
@@ -134,6 +135,8 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         title = f"Trial {trial.number}: {point}"
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
+        if trial.state == "complete":  # its LR is zero: nothing can go on from here
+            discard_checkpoints(folder / trial.key)
 
     Driver(
         Search(study=study, recipe=workshop.recipe, axes=opened.axes, plan=plan),

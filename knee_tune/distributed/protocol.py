@@ -1,6 +1,6 @@
 """The seam between the driver and a worker group: a plan goes in, reports and an outcome come out.
 
-Everything that crosses is JSON, never pickle (DESIGN section 4).
+Everything that crosses is JSON, never pickle.
 """
 
 from collections.abc import Callable

@@ -26,6 +26,7 @@ class Preset(Spec):
     recipe: dict[str, Any] = Field(default_factory=dict, description="over the class's defaults")
     space: dict[str, Any] = Field(default_factory=dict, description="over the file's ``space``")
     trials: int = Field(default=20, gt=0)
+    nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
 
 
 class SpaceFile(Spec):
@@ -147,7 +148,12 @@ def _settings_of(
             "recipe": to_jsonable_python(defaults),
             "space": file["space"],
         },
-        {"recipe": chosen.recipe, "space": chosen.space, "trials": chosen.trials},
+        {
+            "recipe": chosen.recipe,
+            "space": chosen.space,
+            "trials": chosen.trials,
+            "nproc": chosen.nproc,
+        },
     )
 
 

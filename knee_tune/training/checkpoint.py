@@ -19,6 +19,12 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from knee_tune.planning.checkpoint_folder import (
+    checkpoint_path,
+    checkpoint_paths,
+    discard_checkpoints,
+)
+
 KEPT = 2
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
 
@@ -28,7 +34,7 @@ _DAMAGE = (OSError, ValueError, TypeError, LookupError, RuntimeError, pickle.Unp
 def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any]) -> Path:
     """Write ``state`` (tensors, numbers, strings, and containers of them) as of ``step``."""
     directory.mkdir(parents=True, exist_ok=True)
-    target, draft = directory / f"step-{step:08d}", directory / ".draft"
+    target, draft = checkpoint_path(directory, step=step), directory / ".draft"
     shutil.rmtree(draft, ignore_errors=True)  # what a killed run left behind
     draft.mkdir()
     torch.save({"step": step, "state": state}, draft / "state.pt")
@@ -39,8 +45,7 @@ def save_checkpoint(directory: Path, *, step: int, state: dict[str, Any]) -> Pat
     shutil.rmtree(target, ignore_errors=True)  # there if it was damaged
     draft.rename(target)
     _sync(directory)
-    for old in _checkpoints(directory)[KEPT:]:
-        shutil.rmtree(old)
+    discard_checkpoints(directory, keep=KEPT)
     return target
 
 
@@ -48,7 +53,7 @@ def load_newest_checkpoint(
     directory: Path, *, device: torch.device
 ) -> tuple[int, dict[str, Any]] | None:
     """Step and state of the newest sound checkpoint in ``directory``; None if there is none."""
-    for folder in _checkpoints(directory):
+    for folder in checkpoint_paths(directory):
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             if _sha256(folder / "state.pt") != manifest["sha256"]:
@@ -67,11 +72,6 @@ def save_weights(path: Path, model: nn.Module) -> None:
     save_model(model, str(draft))
     _sync(draft)
     draft.replace(path)
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(directory.glob("step-*"), reverse=True)
 
 
 def _sha256(path: Path) -> str:

@@ -46,6 +46,9 @@ with _logging_untouched(), warnings.catch_warnings():
     from fairseq.sequence_generator import SequenceGenerator
     from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+# What fairseq's decoder passes as masks is right, only of two types.
+warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
+
 BPE_MARK = "@@ "
 BATCH_MULTIPLE = 8
 """Sentences of a batch come in multiples of this: fairseq-train's default."""

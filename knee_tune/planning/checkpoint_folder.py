@@ -1,0 +1,20 @@
+"""Where a run's checkpoints are, for those who only need to find or delete them."""
+
+import shutil
+from pathlib import Path
+
+
+def checkpoint_path(directory: Path, *, step: int) -> Path:
+    """The folder of one checkpoint."""
+    return directory / f"step-{step:08d}"
+
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """Every checkpoint in ``directory``, the newest first, sound or not."""
+    return sorted(directory.glob("step-*"), reverse=True)
+
+
+def discard_checkpoints(directory: Path, *, keep: int = 0) -> None:
+    """Delete all but the ``keep`` newest; the kept weights beside them stay."""
+    for old in checkpoint_paths(directory)[keep:]:
+        shutil.rmtree(old)
