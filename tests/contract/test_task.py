@@ -36,11 +36,11 @@ class Case:
 
 
 def _another_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn import datasets
+    from knee_tune.tasks.digits import task
 
-    images, labels = datasets.load_digits(return_X_y=True)
+    images, labels = task.load_digits(return_X_y=True)
     images[100, 20] += 1
-    monkeypatch.setattr(datasets, "load_digits", lambda return_X_y: (images, labels))  # noqa: N803
+    monkeypatch.setattr(task, "load_digits", lambda return_X_y: (images, labels))  # noqa: N803
 
 
 def _another_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
