@@ -26,7 +26,7 @@ from knee_tune.planning.planner import train_plan
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
-from knee_tune.training.worker import ENTRY
+from knee_tune.training import ENTRY
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -6,6 +6,9 @@ import typer
 
 from knee_tune.errors import UserError
 
+INTERRUPTED = 130
+"""Exit code of a command that was ended by Ctrl-C or SIGTERM."""
+
 
 def main() -> None:
     """Run the command line; bad input gets one line and exit code 2."""
@@ -16,6 +19,7 @@ def main() -> None:
     except UserError as error:
         typer.secho(f"knee-tune: {error}", err=True, fg="red")
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; the same command continues", err=True)
-        sys.exit(130)
+    except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
+        if end.code == INTERRUPTED:
+            typer.secho("interrupted; the same command continues", err=True)
+        raise

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from knee_tune.cli.watch import STYLES
-
 if TYPE_CHECKING:
     from knee_tune.app.home import Places
     from knee_tune.app.look import TaskInfo
@@ -17,6 +15,9 @@ if TYPE_CHECKING:
     from knee_tune.doctor import Check
     from knee_tune.specs.records import BaselineRecord, StudyRecord
     from knee_tune.specs.tracking import RegisteredModel
+
+STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+"""Colours of the states of trials."""
 
 
 def print_start(console: Console, start: "StudyStart") -> None:

@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from knee_tune.app.run import StudyStart
+from knee_tune.cli.summary import STYLES
 from knee_tune.distributed.protocol import Report
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.tuning.listeners import End, Watcher
 
 SHOWN_TRIALS = 16
 """Rows of the live table; older trials scroll away."""
-
-STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 
 
 @contextmanager

@@ -9,9 +9,6 @@ from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, Tra
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.loop import TrainingRun, evaluate
 
-ENTRY = "knee_tune.training.worker:run_job"
-"""What a group runner is given to call on every rank."""
-
 
 def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
     """Do the plan's job on this rank; the answer of rank 0 becomes the group's outcome."""

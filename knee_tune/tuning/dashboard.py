@@ -12,15 +12,15 @@ from knee_tune.tuning.listeners import End
 from knee_tune.tuning.trial import TrialRun
 
 
-def write_trial_note(run: TrialRun, plan: TrainPlan, *, end: End, reason: str, url: str) -> None:
-    """What a trial was and where its MLflow run is (``url``, empty if it has none)."""
+def write_trial_note(run: TrialRun, plan: TrainPlan, *, end: End, reason: str) -> None:
+    """What a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
     lines = [
         f"**Seed LR {run.seed_lr:g}, explore {run.explore_fraction:.0%}**: {end}",
         reason,
         f"Steps trained: {run.steps_trained:,} of {plan.total_steps:,}",
-        f"[MLflow run]({url})" if url else "",
+        f"[MLflow run]({run.url})" if run.url else "",
     ]
     save_note(run.trial, "\n\n".join(filter(None, lines)))
 

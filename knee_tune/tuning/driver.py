@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Literal
@@ -86,24 +87,20 @@ class Driver:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         errors: list[BaseException] = []
-        others = [
-            threading.Thread(target=self._drive, args=(slot, trials, deadline, errors))
-            for slot in range(1, self._slots)
-        ]
-        with quiet_optuna():
+        with quiet_optuna(), ThreadPoolExecutor(max_workers=self._slots) as pool:
             for trial in recover(self._study, self._tracker):
                 self._watcher.line(f"trial {trial.number}: its driver was killed")
-            for thread in others:
-                thread.start()
-            self._drive(0, trials, deadline, errors)
+            others = [
+                pool.submit(self._drive, slot, trials, deadline, errors)
+                for slot in range(1, self._slots)
+            ]
+            self._drive(0, trials, deadline, errors)  # in this thread, where Ctrl-C arrives
             try:
-                for thread in others:
-                    thread.join()
+                wait(others)
             except KeyboardInterrupt as error:
                 errors.append(error)
                 self._stop.set()
-                for thread in others:
-                    thread.join()
+                wait(others)
             give_back(self._study, reason=INTERRUPTED)
         if errors:
             raise errors[0]
@@ -212,9 +209,16 @@ class Driver:
         self._tracker.record(
             TrialReported(key=run.key, step=report.step, lr=metrics.pop("lr"), metrics=metrics)
         )
+        self._note_run(run)
         self._watcher.trial_reported(run.number, report)
         at_the_end = report.step == report.total_steps
         return Decision(stop=not at_the_end and run.trial.should_prune())
+
+    def _note_run(self, run: TrialRun) -> None:
+        """Note a trial's MLflow run once it is known; training never waits for it."""
+        if run.url is None and (link := self._tracker.run_of(run.key)) is not None:
+            run.url = link.url
+            run.note(mlflow_run_id=link.run_id, mlflow_run_url=link.url)
 
     def _on_progress(self, run: TrialRun, step: int) -> None:
         self._raise_if_stopped()
@@ -280,11 +284,8 @@ class Driver:
     ) -> None:
         """Record the end everywhere but in Optuna's state, which Optuna itself writes next."""
         run.note(steps_trained=run.steps_trained, **({"reason": reason} if reason else {}))
-        link = self._tracker.run_of(run.key)
-        if link is not None:
-            run.note(mlflow_run_id=link.run_id, mlflow_run_url=link.url)
-        url = link.url if link is not None else ""
-        write_trial_note(run, plan, end=end, reason=reason, url=url)
+        self._note_run(run)
+        write_trial_note(run, plan, end=end, reason=reason)
         self._tracker.record(
             TrialFinished(
                 key=run.key,

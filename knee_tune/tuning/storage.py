@@ -23,16 +23,16 @@ def check_storage_url(url: str) -> None:
     """UserError if ``url`` is no SQLAlchemy URL or its database driver is not installed."""
     try:
         make_url(url).get_dialect().import_dbapi()
-    except ArgumentError:
-        raise UserError(
-            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
-            "or postgresql+psycopg://user@host/name"
-        ) from None
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
             f"--storage {_shown(url)}: its database driver is not installed ({error}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
+    except ArgumentError:
+        raise UserError(
+            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
+            "or postgresql+psycopg://user@host/name"
+        ) from None
 
 
 def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:

@@ -37,6 +37,8 @@ class TrialRun:
         self.explore_fraction = self._suggest("explore_fraction")
         self.key = key_of(trial)
         self.steps_trained = int(trial.user_attrs.get("steps_trained", 0))
+        self.url: str | None = trial.user_attrs.get("mlflow_run_url")
+        """Of its MLflow run, once that is known."""
         self._first_step: int | None = None
         self._last_step = 0
 

@@ -28,7 +28,7 @@ from knee_tune.planning.plan import (
 )
 from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
-from knee_tune.training import loop, worker
+from knee_tune.training import ENTRY, loop, worker
 from knee_tune.training.checkpoint import load_newest_checkpoint
 from tests.integration import batchnorm
 
@@ -434,7 +434,7 @@ def test_a_lost_loss_ends_the_run(
 
 
 def test_the_entry_is_the_job() -> None:
-    module, _, function = worker.ENTRY.partition(":")
+    module, _, function = ENTRY.partition(":")
 
     assert getattr(importlib.import_module(module), function) is worker.run_job
 
