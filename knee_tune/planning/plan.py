@@ -67,9 +67,12 @@ class TrainPlan(TaskOrder):
         return self.schedule.total_steps
 
     def evaluation_steps(self) -> list[int]:
-        """The steps after which validation runs; the last step is always one of them."""
-        every = range(self.steps_per_evaluation, self.total_steps, self.steps_per_evaluation)
-        return [*every, self.total_steps]
+        """The steps after which validation runs.
+
+        The last step is always one of them; one that would come just before it is left out.
+        """
+        every = self.steps_per_evaluation
+        return [*range(every, self.total_steps - (every - 1) // 2, every), self.total_steps]
 
 
 class TestPlan(TaskOrder):

@@ -120,9 +120,11 @@ def plan(*, epochs: int, steps_per_epoch: int, evaluations_per_epoch: int = 1) -
 
 @pytest.mark.parametrize(
     ("per_epoch", "evaluations"),
-    [(1, [10, 20, 25]), (2, [5, 10, 15, 20, 25]), (3, [3, 6, 9, 12, 15, 18, 21, 24, 25])],
+    [(1, [10, 20, 25]), (2, [5, 10, 15, 20, 25]), (3, [3, 6, 9, 12, 15, 18, 21, 25])],
 )
-def test_the_last_step_is_always_evaluated(per_epoch: int, evaluations: list[int]) -> None:
+def test_the_last_step_is_always_evaluated_and_none_just_before_it(
+    per_epoch: int, evaluations: list[int]
+) -> None:
     whole = plan(epochs=5, steps_per_epoch=10, evaluations_per_epoch=per_epoch)
     shorter = whole.model_copy(update={"schedule": Constant(seed_lr=0.1, total_steps=25)})
 
