@@ -1,0 +1,371 @@
+"""The command line as people use it: real processes, ranks, databases and signals."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from tests.mlflow_stores import new_home
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+QUICK = ("run", "--task", "digits", "--preset", "quick")
+TINY = (*QUICK, "--nproc", "2", "--sampler", "random", "--set", "recipe.batch_size=16")
+
+FINISHED = (
+    *TINY,
+    *("--study-name", "mine", "--set", "recipe.epochs=2"),
+    *("--set", "space.seed_lr={values: [0.05, 1.0e+9]}"),
+    *("--set", "space.explore_fraction={values: [0.0, 0.5]}"),
+)
+"""A study of four points, two of which are sure to diverge."""
+
+LONG = (
+    *TINY,
+    *("--study-name", "long", "--set", "recipe.epochs=16"),
+    *("--pruner", "none", "--trials", "2", "--no-register"),
+)
+"""Trials that are long enough to be killed half-way."""
+
+NAME = "mine"
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Ours, without anybody's studies and servers."""
+    settings = ("KNEE_TUNE_", "OPTUNA_", "MLFLOW_", "FORCE_COLOR", "CLICOLOR_FORCE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    return kept | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "160"} | extra
+
+
+def knee_tune(
+    *arguments: str | Path, expect: int = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "knee_tune", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@contextmanager
+def running(
+    *arguments: str | Path, until: str
+) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A command that has just printed ``until``, and all its descendants."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "knee_tune", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    family: list[psutil.Process] = []
+    try:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if until in line:
+                break
+        else:
+            pytest.fail("".join(seen))
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield process, family
+    finally:
+        process.kill()
+        process.wait()
+        for member in family:
+            if member.is_running():
+                member.kill()
+
+
+def trial_states(home: Path) -> list[TrialState]:
+    loaded = optuna.load_study(study_name="long", storage=f"sqlite:///{home}/optuna.db")
+    return [trial.state for trial in loaded.trials]
+
+
+def runs(home: Path) -> dict[str, str]:
+    """Status of every MLflow run by its name."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        return dict(database.execute("SELECT name, status FROM runs"))
+
+
+def parents(home: Path) -> set[str]:
+    """Names of the runs that have child runs."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        rows = database.execute(
+            "SELECT DISTINCT runs.name FROM tags JOIN runs ON runs.run_uuid = tags.value "
+            "WHERE tags.key = 'mlflow.parentRunId'"
+        )
+        return {name for (name,) in rows}
+
+
+def status(home: Path, *arguments: str) -> dict[str, Any]:
+    printed: dict[str, Any] = json.loads(
+        knee_tune("status", "--json", "--home", home, *arguments).stdout
+    )
+    return printed
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one finished study: made by one command, continued by a second."""
+    home = new_home(tmp_path_factory, tmp_path_factory.mktemp("finished"))
+    first = knee_tune(*FINISHED, "--trials", "2", "--no-register", "--home", home)
+    assert "0 of 2 trials done" in first.stdout
+    assert first.stdout.count("seed LR 0.05, explore 50%, 100 steps") == 1
+    second = knee_tune(*FINISHED, "--trials", "4", "--home", home)
+    assert "2 of 4 trials done" in second.stdout
+    assert second.stdout.count("%, 100 steps") == 2  # two more were started
+    for said in ("best: seed LR 0.05", "knee-tune dashboard", "mlflow ui", "knee-tune register"):
+        assert said in second.stdout
+    return home
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A home without a study."""
+    return new_home(tmp_path_factory, tmp_path)
+
+
+def test_status_says_how_the_study_stands(home: Path) -> None:
+    printed = status(home)
+    assert list(printed) == ["study", "counts", "best", "steps"]
+    assert printed["study"] == NAME
+    assert printed["counts"] == {"complete": 2, "pruned": 2, "failed": 0, "running": 0}
+    assert list(printed["best"]) == ["trial", "seed_lr", "explore_fraction", "value", "metric"]
+    assert (printed["best"]["seed_lr"], printed["best"]["metric"]) == (0.05, "valid_accuracy")
+    assert list(printed["steps"]) == ["trained", "independent"]
+    assert 200 <= printed["steps"]["trained"] < printed["steps"]["independent"] == 400
+    table = knee_tune("status", NAME, "--home", home).stdout
+    assert table.count("pruned diverged: non-finite") == 2
+
+
+def test_best_is_the_best_of_the_status(home: Path) -> None:
+    assert json.loads(knee_tune("best", "--json", "--home", home).stdout) == status(home)["best"]
+    assert knee_tune("best", "--home", home).stdout.startswith("seed LR 0.05, explore ")
+
+
+def test_every_trial_is_a_run_below_the_run_of_its_study(home: Path) -> None:
+    states = runs(home)
+    study, *others = parents(home)
+    assert not others
+    assert states.pop(study) == "FINISHED"
+    trials = [states[f"trial {number}"] for number in range(4)]
+    assert sorted(trials) == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
+    assert trials[0] == "FINISHED"
+
+
+def test_the_registered_model_classifies_without_pickle(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.datasets import load_digits
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+
+    store = f"sqlite:///{home}/mlflow.db"
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    try:
+        model = mlflow.pyfunc.load_model("models:/knee-tune-digits@champion")
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    images, labels = load_digits(return_X_y=True)
+    right = [said == meant for said, meant in zip(model.predict(images), labels, strict=True)]
+    assert sum(right) / len(right) > 0.3
+
+
+def test_a_replay_gives_the_same_bits(home: Path) -> None:
+    before = runs(home)
+    assert "the same, bit for bit" in knee_tune("replay", NAME, "--home", home).stdout
+    assert runs(home) == before
+
+
+def test_a_baseline_stands_beside_the_study(home: Path) -> None:
+    knee_tune(*FINISHED, "--schedule", "cosine", "--home", home, MLFLOW_EXPERIMENT_NAME="mine")
+    assert (
+        "baseline cosine, seed LR 0.05: valid_accuracy "
+        in knee_tune("status", "--home", home).stdout
+    )
+    assert sum(status(home)["counts"].values()) == 4  # it is no trial
+    with sqlite3.connect(home / "mlflow.db") as database:
+        experiments = {name for (name,) in database.execute("SELECT name FROM experiments")}
+    assert {"mine", "knee-tune-digits"} <= experiments
+
+
+def test_registering_again_changes_nothing(home: Path) -> None:
+    assert "already the champion" in knee_tune("register", "--home", home).stdout
+
+
+def test_ctrl_c_leaves_nothing_running_and_the_same_command_continues(fresh: Path) -> None:
+    with running(*LONG, "--home", fresh, until="trial 1: step") as (process, family):
+        os.killpg(process.pid, signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, rest
+        assert rest.strip().endswith("interrupted; the same command continues")
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert trial_states(fresh) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    assert "RUNNING" not in runs(fresh).values()
+    assert status(fresh)["counts"] == {"complete": 1, "pruned": 0, "failed": 0, "running": 0}
+
+    again = knee_tune(*LONG, "--home", fresh).stdout
+    assert "1 of 2 trials done" in again
+    assert status(fresh)["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+    assert set(runs(fresh).values()) == {"FINISHED"}
+    assert len(runs(fresh)) == 3  # the continued trial is still one run
+    *_, last = optuna.load_study(study_name="long", storage=f"sqlite:///{fresh}/optuna.db").trials
+    with sqlite3.connect(fresh / "mlflow.db") as database:
+        (run,) = database.execute("SELECT run_uuid FROM runs WHERE name = 'trial 1'")
+    assert last.user_attrs["mlflow_run_id"] == run[0]
+    assert run[0] in last.user_attrs["mlflow_run_url"]
+
+
+def test_a_killed_driver_takes_its_ranks_along_and_the_same_command_puts_all_right(
+    fresh: Path,
+) -> None:
+    with running(*LONG, "--home", fresh, until="trial 0: step") as (process, family):
+        assert len(family) >= 3  # a warm process and two ranks
+        process.kill()
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert trial_states(fresh) == [TrialState.RUNNING]
+    again = knee_tune(*LONG, "--home", fresh).stdout
+    assert "trial 0: its driver was killed" in again
+    assert trial_states(fresh) == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert status(fresh)["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+    assert set(runs(fresh).values()) == {"FINISHED"}
+
+
+def test_a_killed_rank_costs_a_trial_nothing_but_time(fresh: Path) -> None:
+    with running(*LONG, "--home", fresh, until="trial 0: step") as (process, _):
+        ranks = [
+            rank for child in psutil.Process(process.pid).children() for rank in child.children()
+        ]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        rest, _ = process.communicate(timeout=170)
+        assert process.returncode == 0, rest
+    assert "SIGKILL" in rest
+    assert "starting again from its newest checkpoint (1 of 2)" in rest
+    assert status(fresh)["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--task", "digit"), ("--task digit:", "digits, iwslt")),
+        (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
+        (
+            (*QUICK, "--set", "recipe.epoch=2"),
+            ("--set recipe.epoch=2", "did you mean 'epochs'"),
+        ),
+        ((*QUICK, "--set", "recipe.epochs=0"), ("--set recipe.epochs=0", "greater than 0")),
+        ((*QUICK, "--set", "recipe.epochs"), ("--set recipe.epochs", "expected FIELD=VALUE")),
+        (("run", "--study", "digits-defualt"), ("digits-defualt", "'digits-default'")),
+        (("run", "--study", "no/such.yaml"), ("no/such.yaml", "no such file")),
+        ((*QUICK, "--sampler", "best"), ("sampler", "best", "gp")),
+        ((*QUICK, "--storage", "postgresql+nosuch://u:secret@h/d"), ("--storage", "u:***@h")),
+        ((*QUICK, "--storage", "optuna.db"), ("--storage optuna.db", "sqlite:///")),
+        ((*QUICK, "--tracking-uri", "ftp://x"), ("--tracking-uri ftp://x", "none")),
+        (("run",), ("--task", "--study")),
+        (("status",), ("there is no study in it",)),
+        (("best",), ("there is no study in it",)),
+        (("replay", "mine"), ("there is no study in it",)),
+        (("register", "mine"), ("there is no study in it",)),
+        (("dashboard",), ("there is no study in it",)),
+    ],
+    ids=lambda value: "-".join(value)[-40:] if isinstance(value, tuple) else None,
+)
+def test_a_mistake_gets_one_line_and_makes_nothing(
+    arguments: tuple[str, ...], said: tuple[str, ...], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    complains(*arguments, "--home", str(home), said=said)
+    assert not list(tmp_path.iterdir())
+
+
+def complains(*arguments: str, said: tuple[str, ...], **extra: str) -> None:
+    """Exit code 2 and one line on standard error, without a traceback."""
+    done = knee_tune(*arguments, expect=2, **extra)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("knee-tune: ")
+    for word in said:
+        assert word in line
+
+
+def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    complains(*QUICK, "--home", f"{tmp_path}/file/home", said=(f"--home {tmp_path}/file/home",))
+
+
+def test_what_the_study_does_not_have_is_named(home: Path) -> None:
+    complains("status", "yours", "--home", str(home), said=("study yours", NAME))
+    complains("replay", "--trial", "9", "--home", str(home), said=(NAME, "no trial 9"))
+    complains("dashboard", "yours", "--home", str(home), said=("study yours", NAME))
+
+
+def test_a_study_continues_with_its_own_recipe_only(home: Path) -> None:
+    complains(
+        *FINISHED, "--set", "recipe.epochs=3", "--home", str(home),
+        said=(NAME, "recipe.epochs=2, not 3", "--study-name"),
+    )  # fmt: skip
+
+
+def test_the_environment_names_places_and_flags_win(home: Path, tmp_path: Path) -> None:
+    tracked_nowhere = {"KNEE_TUNE_HOME": str(home), "MLFLOW_TRACKING_URI": "none"}
+    elsewhere, storage = str(tmp_path / "none"), f"sqlite:///{home}/optuna.db"
+    assert NAME in knee_tune("status", KNEE_TUNE_HOME=str(home)).stdout
+    assert NAME in knee_tune("status", "--home", elsewhere, OPTUNA_STORAGE=storage).stdout
+    complains("status", "--home", elsewhere, said=(elsewhere,), KNEE_TUNE_HOME=str(home))
+    assert (
+        NAME
+        in knee_tune("status", "--storage", storage, OPTUNA_STORAGE="sqlite:////no/such.db").stdout
+    )
+    complains("register", said=("--tracking-uri none",), **tracked_nowhere)
+    mlflow = f"sqlite:///{home}/mlflow.db"
+    assert knee_tune("register", "--tracking-uri", mlflow, expect=0, **tracked_nowhere).stdout
+
+
+COMMANDS = ("run", "status", "best", "register", "replay", "dashboard", "tasks", "doctor")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "data", "data prepare"])
+def test_every_command_explains_itself(command: str) -> None:
+    assert "Usage: " in knee_tune(*command.split(), "--help").stdout
+
+
+def test_tasks_are_listed_with_their_presets() -> None:
+    printed = json.loads(knee_tune("tasks", "--json").stdout)
+    presets = {task["name"]: set(task["presets"]) for task in printed["tasks"]}
+    assert presets["digits"] >= {"default", "quick"}
+    assert presets["iwslt"] >= {"paper", "short", "demo"}
+    assert "quick: 6 epochs and 8 trials" in knee_tune("tasks").stdout
+
+
+def test_a_study_needs_no_tracking(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = knee_tune(*FINISHED, "--trials", "1", "--home", home, "--tracking-uri", "none")
+    assert "best: seed LR 0.05" in done.stdout
+    assert not (home / "mlflow.db").exists()
