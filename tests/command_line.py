@@ -1,0 +1,32 @@
+"""Commands as people give them: real processes, with nobody's settings."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Ours, without anybody's studies and servers."""
+    settings = ("KNEE_TUNE_", "OPTUNA_", "MLFLOW_", "FORCE_COLOR", "CLICOLOR_FORCE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    return kept | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "160"} | extra
+
+
+def knee_tune(
+    *arguments: str | Path, expect: int = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "knee_tune", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done

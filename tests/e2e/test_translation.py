@@ -1,0 +1,97 @@
+"""The main job, from text to a registered translator: two ranks, real databases, tiny models."""
+
+import json
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import environment, knee_tune
+from tests.mlflow_stores import new_home
+
+pytest.importorskip("fairseq", reason="fairseq is not installed")
+
+TINY = (
+    *("--set", "recipe.epochs=1", "--set", "recipe.evaluations_per_epoch=2"),
+    *("--set", "recipe.model.encoder_layers=1", "--set", "recipe.model.decoder_layers=1"),
+    *("--set", "recipe.model.embed_dim=16", "--set", "recipe.model.ffn_dim=16"),
+    *("--set", "recipe.model.heads=2", "--set", "recipe.beam=1"),
+    *("--sampler", "random", "--pruner", "none", "--trials", "2"),
+)
+
+TRANSLATE = """
+import json, mlflow, sys
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/knee-tune-iwslt@champion")
+print(json.dumps(model.predict(["Der Hund schläft .", "Guten Morgen !"])))
+"""
+
+
+def translations(home: Path) -> list[str]:
+    """What the champion makes of two sentences, in a fresh process where pickle is forbidden."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRANSLATE, f"sqlite:///{home}/mlflow.db"],
+        env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"),
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=True,
+    )
+    answers: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def check_finished_study(home: Path, name: str) -> None:
+    status = json.loads(knee_tune("status", name, "--json", "--home", home).stdout)
+    assert status["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+    assert status["best"]["metric"] == "valid_ppl"
+    assert status["steps"]["trained"] == status["steps"]["independent"] > 0
+    answers = translations(home)
+    assert len(answers) == 2
+    assert all(isinstance(answer, str) for answer in answers)
+
+
+@pytest.mark.timeout(400)
+def test_embedded_demo(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """Needs nothing but itself: this runs everywhere."""
+    home = new_home(tmp_path_factory, tmp_path)
+    done = knee_tune("run", "--task", "iwslt", "--preset", "demo", *TINY, "--home", home)
+
+    assert "2 ranks on cpu" in done.stdout
+    assert "registered knee-tune-iwslt version 1" in done.stdout
+    check_finished_study(home, "knee-iwslt-demo-1ep")
+
+
+@pytest.mark.timeout(400)
+def test_real_sample(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, shared: Path
+) -> None:
+    """A few hundred real sentences, from tokenized text on."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split, lines in (("train", 800), ("valid", 60), ("test", 40)):
+        for language in ("de", "en"):
+            name = f"{split}.tok.{language}"
+            with (shared / "data" / "iwslt14-sample" / name).open() as text:
+                (corpus / name).write_text("".join(islice(text, lines)))
+    home = new_home(tmp_path_factory, tmp_path)
+    data = str(tmp_path / "data")
+    prepared = knee_tune(
+        *("data", "prepare", "iwslt", "--from", corpus, "--bpe-codes", "300", "--json"),
+        *("--name", "iwslt14-sample", "--home", home),
+        KNEE_TUNE_DATA=data,
+    )
+    assert json.loads(prepared.stdout)["pairs"] == {"train": 800, "valid": 60, "test": 40}
+
+    knee_tune("run", "--study", "iwslt-sample", *TINY, "--home", home, KNEE_TUNE_DATA=data)
+    check_finished_study(home, "iwslt-sample")
+
+
+def test_without_data_both_ways_out_are_named(tmp_path: Path) -> None:
+    """The full corpus is neither here nor embedded."""
+    done = knee_tune("run", "--task", "iwslt", "--home", tmp_path, expect=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert "data prepare iwslt" in line
+    assert "--preset demo" in line
