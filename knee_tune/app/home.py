@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import UserError
-from knee_tune.tracking import resolve_tracking_uri, ui_command
+from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,12 @@ class Places:
     def ui_command(self) -> str | None:
         """How to look at the tracked runs."""
         return None if self.tracking_uri is None else ui_command(self.tracking_uri)
+
+    def options(self, *, tracking: bool = False) -> str:
+        """What another command needs to find the same places."""
+        options = [f"--home {self.home.root}"]
+        if self.storage_url != self.home.optuna_url:
+            options.append(f"--storage {self.storage_url}")
+        if tracking and self.tracking_uri != local_store(self.home.root):
+            options.append(f"--tracking-uri {self.tracking_uri}")
+        return " ".join(options)

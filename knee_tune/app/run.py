@@ -12,6 +12,7 @@ from knee_tune.app.opened import OpenedStudy, open_for_training
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
 from knee_tune.app.workshop import GroupOptions
+from knee_tune.errors import UserError
 from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import budget_steps, knee_schedule
@@ -50,8 +51,8 @@ class RunSummary:
 
     record: StudyRecord
     registered: RegisteredModel | None
-    notice: str | None
-    """What could not be sent to the tracking server yet."""
+    notices: tuple[str, ...]
+    """What could not be done yet, because the tracking server did not answer."""
 
 
 Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
@@ -73,15 +74,15 @@ def run_study(
     spec, recipe = request.resolve()
     with open_for_training(spec, recipe, places, options) as opened:
         ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
-        registered = None
+        registered, notices = None, []
         try:
             with interruptible(), watch(study_start(opened)) as watcher:
                 _drive(opened, watcher, timeout=timeout)
                 if register and places.tracking_uri and study_record(opened.study).best:
-                    opened.tracker.flush()
-                    registered = register_study(
-                        places, spec.name, number=None, on_line=watcher.line
-                    )
+                    try:
+                        registered = _register(opened, watcher)
+                    except UserError as error:  # the study is done, whatever the registry says
+                        notices.append(f"not registered: {error}")
             ended = "COMPLETE"
         except KeyboardInterrupt:
             ended = "INTERRUPTED"
@@ -91,8 +92,9 @@ def run_study(
             write_study_note(opened.study, record)
             opened.tracker.record(_finished(record, ended))
             remaining = opened.tracker.close()
-        notice = unsent_notice(remaining, places.tracking_uri or "")
-        return RunSummary(record=record, registered=registered, notice=notice)
+        if notice := unsent_notice(remaining, places.tracking_uri or ""):
+            notices.append(notice)
+        return RunSummary(record=record, registered=registered, notices=tuple(notices))
 
 
 @contextmanager
@@ -146,6 +148,18 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         watcher=watcher,
         after_trial=after_trial,
     ).run(trials=workshop.spec.trials, timeout=timeout)
+
+
+def _register(opened: OpenedStudy, watcher: Watcher) -> RegisteredModel:
+    if opened.tracker.flush():
+        raise UserError("the tracking server does not answer; knee-tune register does it later")
+    return register_study(
+        opened.places,
+        opened.study.study_name,
+        number=None,
+        on_line=watcher.line,
+        workshop=opened.workshop,
+    )
 
 
 def study_start(opened: OpenedStudy) -> StudyStart:

@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.app.home import Places
-from knee_tune.app.workshop import GroupOptions, open_workshop
+from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
@@ -23,10 +24,16 @@ TEST_PREFIX = "test:"
 
 
 def register_study(
-    places: Places, name: str, *, number: int | None, on_line: Callable[[str], None]
+    places: Places,
+    name: str,
+    *,
+    number: int | None,
+    on_line: Callable[[str], None],
+    workshop: Workshop | None = None,
 ) -> RegisteredModel:
     """Register a study's best trial, or the one of that number.
 
+    ``workshop``: the one that is open already, if any; else one is opened for the test split.
     UserError if the study or trial is unknown, not complete, or its weights are gone.
     """
     study = load_study(open_storage(places.storage_url), name)
@@ -46,11 +53,15 @@ def register_study(
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
     test = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}")
     if test is None:
-        on_line(f"evaluating trial {trial.number} once on the test split")
-        recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
-        with open_workshop(places.home, spec, recipe, GroupOptions()) as workshop:
+        with ExitStack() as stack:
+            if workshop is None:
+                recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+                opening = open_workshop(places.home, spec, recipe, GroupOptions(nproc=spec.nproc))
+                workshop = stack.enter_context(opening)
             test = workshop.test(weights, key=attrs["key"])
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
+    shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
+    on_line(f"trial {trial.number} on the test split: {shown}")
     on_line(f"registering trial {trial.number} as knee-tune-{spec.task}")
     return register(
         TrainedModel(

@@ -37,12 +37,14 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
     print_status(console, record)
     if summary.registered is not None:
         print_registered(console, summary.registered)
-    if summary.notice:
-        console.print(f"[yellow]{summary.notice}[/]", soft_wrap=True)
-    root = places.home.root
+    for notice in summary.notices:
+        console.print(notice, style="yellow", markup=False, soft_wrap=True)
     console.print("\nLook at it:")
-    commands = [f"knee-tune dashboard {record.name} --home {root}", places.ui_command]
-    commands.append(f"knee-tune register {record.name} --home {root}")
+    commands = (
+        f"knee-tune dashboard {record.name} {places.options()}",
+        places.ui_command,
+        f"knee-tune register {record.name} {places.options(tracking=True)}",
+    )
     for command in filter(None, commands):
         console.print(f"  {command}", soft_wrap=True, markup=False)
 

@@ -1,7 +1,12 @@
 """Tracking in MLflow, which this package alone imports, and never when it is itself imported."""
 
 from knee_tune.tracking.provenance import provenance
-from knee_tune.tracking.store import experiment_name, resolve_tracking_uri, ui_command
+from knee_tune.tracking.store import (
+    experiment_name,
+    local_store,
+    resolve_tracking_uri,
+    ui_command,
+)
 from knee_tune.tracking.tracker import (
     MlflowTracker,
     NullTracker,
@@ -16,6 +21,7 @@ __all__ = [
     "NullTracker",
     "Tracker",
     "experiment_name",
+    "local_store",
     "open_tracker",
     "provenance",
     "resolve_tracking_uri",
