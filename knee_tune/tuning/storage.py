@@ -1,5 +1,6 @@
 """Optuna's storage: opened the way many writers and a killed driver need it."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,13 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from knee_tune.errors import UserError
 from knee_tune.tuning.quiet import quiet_optuna
@@ -44,22 +51,40 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
     check_storage_url(url)
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
     try:
-        with quiet_optuna():
-            storage = RDBStorage(
+        storage = _make_tables(
+            lambda: RDBStorage(
                 url,
                 engine_kwargs={"connect_args": {"timeout": 60}} if is_sqlite else None,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=on_stale,
             )
+        )
     except OperationalError as error:
+        cause = " ".join(str(error.orig).split())
         raise UserError(
-            f"--storage {_shown(url)}: cannot be opened ({error.orig}); "
+            f"--storage {_shown(url)}: cannot be opened ({cause}); "
             "is the folder there, or the server up?"
         ) from error
     if is_sqlite:
         _use_wal(storage.engine)
     return storage
+
+
+def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
+    """Open a storage whose tables another driver may be making at this very moment."""
+    for wait in (0.2, 0.5, 1.0, 2.0):
+        try:
+            with quiet_optuna():
+                return open_it()
+        except (IntegrityError, ProgrammingError):
+            time.sleep(wait)
+        except OperationalError as error:
+            if not any(sign in str(error.orig) for sign in ("already exists", "locked")):
+                raise
+            time.sleep(wait)
+    with quiet_optuna():
+        return open_it()
 
 
 def _shown(url: str) -> str:

@@ -1,0 +1,76 @@
+"""Several drivers on one study in PostgreSQL.
+
+Runs where ``KNEE_TUNE_TEST_POSTGRESQL`` names a database, as in
+``postgresql+psycopg://user@127.0.0.1:5432/optuna``; it leaves a study of its own name in there.
+"""
+
+import json
+import os
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from tests.e2e.test_cli import TINY, complains, knee_tune, running
+
+TRIALS = 6
+
+
+@pytest.fixture
+def url() -> str:
+    """The database to test with."""
+    named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
+    if not named:
+        pytest.skip("KNEE_TUNE_TEST_POSTGRESQL names no PostgreSQL database")
+    return named
+
+
+@pytest.fixture
+def command(url: str, tmp_path: Path) -> tuple[str, ...]:
+    """The same command for every driver."""
+    return (
+        *TINY,
+        *("--set", "recipe.epochs=8", "--pruner", "none", "--trials", str(TRIALS)),
+        *("--study-name", f"test-{uuid.uuid4().hex[:8]}", "--storage", url),
+        *("--tracking-uri", "none", "--home", str(tmp_path / "home")),
+    )
+
+
+def trials(command: tuple[str, ...]) -> list[FrozenTrial]:
+    name = command[command.index("--study-name") + 1]
+    storage = command[command.index("--storage") + 1]
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def test_two_drivers_that_start_together_share_one_study(command: tuple[str, ...]) -> None:
+    with ThreadPoolExecutor() as pool:
+        drivers = [pool.submit(knee_tune, *command) for _ in range(2)]
+        outputs = [driver.result().stdout for driver in drivers]
+    done = trials(command)
+    assert Counter(trial.state for trial in done) == {TrialState.COMPLETE: TRIALS}
+    assert len({tuple(trial.params.values()) for trial in done}) == TRIALS
+    assert done[0].params == {"seed_lr": 0.05, "explore_fraction": 0.5}
+    assert len({trial.user_attrs["driver"]["pid"] for trial in done}) == 2
+    assert all(output.count("complete, valid_accuracy") for output in outputs)
+
+
+def test_a_second_driver_continues_what_the_first_left(command: tuple[str, ...]) -> None:
+    with running(*command, until="trial 1: step") as (process, family):
+        process.kill()
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert "trial 1: its driver was killed" in knee_tune(*command).stdout
+    states = [trial.state for trial in trials(command)]
+    assert Counter(states) == {TrialState.COMPLETE: TRIALS, TrialState.FAIL: 1}
+    name, storage = (command[command.index(option) + 1] for option in ("--study-name", "--storage"))
+    printed = json.loads(knee_tune("status", name, "--storage", storage, "--json").stdout)
+    assert printed["counts"] == {"complete": TRIALS, "pruned": 0, "failed": 0, "running": 0}
+
+
+def test_a_server_that_is_not_there_is_named(url: str, tmp_path: Path) -> None:
+    nowhere = "postgresql+psycopg://knee:secret@127.0.0.1:1/optuna"
+    complains("status", "--storage", nowhere, said=("--storage", "knee:***@", "server up"))
