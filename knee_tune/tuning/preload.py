@@ -8,13 +8,14 @@ def preload(*, sampler: str) -> threading.Thread:
     """Import in the background what the trials will need; join it before importing anything else.
 
     Optuna Dashboard (notes) takes about 2 s, torch (which the GP sampler uses) as long again; the
-    warm process of the worker groups takes longer to start than both.
+    warm process of the worker groups takes longer to start than both. One thread is fastest for the
+    sampler's small matrices, and leaves the others to the ranks.
     """
-    modules = ["optuna_dashboard", *(["torch"] if sampler == "gp" else [])]
 
     def load() -> None:
-        for module in modules:
-            importlib.import_module(module)
+        importlib.import_module("optuna_dashboard")
+        if sampler == "gp":
+            importlib.import_module("torch").set_num_threads(1)
 
     thread = threading.Thread(target=load, daemon=True, name="preload")
     thread.start()
