@@ -1,6 +1,9 @@
 """Where studies are kept: the home folder, and the storage and tracking that may be elsewhere."""
 
 import os
+import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +76,26 @@ class Places:
 
     @property
     def ui_command(self) -> str | None:
-        """How to look at the tracked runs."""
-        return None if self.tracking_uri is None else ui_command(self.tracking_uri)
+        """How to look at the tracked runs: a command, or a server's address."""
+        if self.tracking_uri is None:
+            return None
+        command = ui_command(self.tracking_uri)
+        return command.replace("mlflow", _program("mlflow"), 1) if " " in command else command
 
-    def options(self, *, tracking: bool = False) -> str:
-        """What another command needs to find the same places."""
-        options = [f"--home {self.home.root}"]
+    def command(self, *words: str, tracking: bool = False) -> str:
+        """A knee-tune command on the same places, ready to be typed in this folder."""
+        options = ["--home", str(self.home.root)]
         if self.storage_url != self.home.optuna_url:
-            options.append(f"--storage {self.storage_url}")
+            options += ["--storage", self.storage_url]
         if tracking and self.tracking_uri != local_store(self.home.root):
-            options.append(f"--tracking-uri {self.tracking_uri}")
-        return " ".join(options)
+            options += ["--tracking-uri", str(self.tracking_uri)]
+        return shlex.join([_program("knee-tune"), *words, *options])
+
+
+def _program(name: str) -> str:
+    """How a program of this environment is called from here: by path if it is not on the PATH."""
+    beside = Path(sys.executable).parent / name
+    if shutil.which(name) or not beside.exists():
+        return name
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

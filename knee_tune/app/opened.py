@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from knee_tune.app.home import Places
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.errors import UserError
+from knee_tune.planning.plan import Placement
 from knee_tune.planning.planner import budget_steps
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
@@ -49,6 +50,9 @@ def open_for_training(
     preloading = preload(sampler=spec.sampler)
     with open_workshop(places.home, spec, recipe, options) as workshop:
         preloading.join()
+        placement = (
+            workshop.placement()
+        )  # refuses what this machine has not, before a study is made
         axes = {
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
@@ -67,7 +71,7 @@ def open_for_training(
             tracker=tracker,
             axes=axes,
         )
-        opened.tracker.record(_study_started(opened))
+        opened.tracker.record(_study_started(opened, placement))
         yield opened
 
 
@@ -82,9 +86,8 @@ def _refuse_other_data(study: Study, workshop: Workshop) -> None:
     study.set_user_attr("data_fingerprint", fingerprint)
 
 
-def _study_started(opened: OpenedStudy) -> StudyStarted:
+def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
     workshop = opened.workshop
-    placement = workshop.placement()
     return StudyStarted(
         uid=opened.uid,
         name=workshop.spec.name,

@@ -43,6 +43,8 @@ class StudyStart:
     device: str
     world_size: int
     slots: int
+    gpus: int
+    """On this machine, used or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +90,12 @@ def run_study(
             ended = "INTERRUPTED"
             raise
         finally:
-            record = study_record(opened.study)
-            write_study_note(opened.study, record)
-            opened.tracker.record(_finished(record, ended))
-            remaining = opened.tracker.close()
+            try:
+                record = study_record(opened.study)
+                write_study_note(opened.study, record)
+                opened.tracker.record(_finished(record, ended))
+            finally:
+                remaining = opened.tracker.close()
         if notice := unsent_notice(remaining, places.tracking_uri or ""):
             notices.append(notice)
         return RunSummary(record=record, registered=registered, notices=tuple(notices))
@@ -180,6 +184,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         device=placement.device,
         world_size=placement.world_size,
         slots=workshop.options.slots,
+        gpus=workshop.facts.gpus,
     )
 
 

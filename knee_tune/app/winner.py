@@ -56,7 +56,7 @@ def register_study(
         with ExitStack() as stack:
             if workshop is None:
                 recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
-                opening = open_workshop(places.home, spec, recipe, GroupOptions(nproc=spec.nproc))
+                opening = open_workshop(places.home, spec, recipe, GroupOptions())
                 workshop = stack.enter_context(opening)
             test = workshop.test(weights, key=attrs["key"])
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
@@ -116,20 +116,21 @@ def replay(
     if trial is None or trial.state != "complete":
         raise UserError(f"study {name}: only a complete trial can be replayed")
     spec = spec_of(study)
-    recorded = study.trials[trial.number].user_attrs["plan"]
     folder = places.home.root.absolute() / "replays" / f"{name}-{trial.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
-    plan = TrainPlan.model_validate(
-        {**recorded, "checkpoint_dir": folder, "log_dir": folder / "logs"}
-    )
+    recorded = TrainPlan.model_validate(study.trials[trial.number].user_attrs["plan"])
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
-    options = GroupOptions(nproc=plan.placement.world_size, device=plan.placement.device)
+    before = recorded.placement
+    options = GroupOptions(nproc=before.world_size, device=before.device, amp=before.amp)
 
     def reported(report: Report) -> Decision:
         on_report(report)
         return Decision(stop=False)
 
     with open_workshop(places.home, spec, recipe, options) as workshop:
+        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
+            raise UserError(f"study {name}: its data has changed since, so nothing can be replayed")
+        plan = workshop.train_plan(recorded.schedule, key="replay", checkpoint_dir=folder)
         outcome = workshop.runner.run(
             plan, on_report=reported, on_line=on_line, on_progress=lambda step: None
         )

@@ -36,6 +36,8 @@ class GroupOptions:
     """How worker groups are made: the same for every trial of a command."""
 
     nproc: int = 1
+    nproc_asked: bool = True
+    """False: a preset's choice, which may move to the CPU where there are too few GPUs."""
     slots: int = 1
     runner: Literal["forkserver", "torchrun"] = "forkserver"
     nnodes: int = 1
@@ -43,6 +45,21 @@ class GroupOptions:
     device: Device = "auto"
     amp: bool = False
     stall_timeout: float = 600.0
+
+    def check(self) -> None:
+        """UserError for options that contradict each other."""
+        if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):
+            raise UserError("--nnodes, --launcher: only --runner torchrun spans machines; add it")
+        if self.nnodes > 1 and tuple(self.launcher) == ("torchrun",):
+            raise UserError(
+                f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
+                "does, as in --launcher 'srun torchrun'"
+            )
+        if self.nproc % self.nnodes:
+            raise UserError(
+                f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
+                "the ranks of all machines"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +100,7 @@ def open_workshop(
 
     UserError if the task's data or libraries are missing, or there are too few devices.
     """
+    options.check()
     entry = task_entry(spec.task)
     module = entry.task.partition(":")[0]
     runner: GroupRunner
@@ -109,7 +127,7 @@ def run_quietly(runner: GroupRunner, plan: Plan) -> dict[str, Any]:
         on_progress=lambda step: None,
     )
     if not isinstance(outcome, Done):
-        raise UserError(f"task {plan.task}: {outcome.message}")
+        raise UserError(f"task {plan.task}: {outcome.message}; its log: {plan.log_dir}")
     return outcome.result
 
 
@@ -126,16 +144,17 @@ def _order(home: Home, spec: StudySpec, placement: Placement, key: str) -> TaskO
 
 def _placement(options: GroupOptions, facts: TaskFacts, slot: int) -> Placement:
     device = options.device
-    if device == "auto":
-        device = "cuda" if facts.gpus else "cpu"
     local = options.nproc // options.nnodes
+    needed = local * options.slots
+    if device == "auto":
+        enough = needed <= facts.gpus
+        device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
     devices = None
     if device == "cuda":
-        if local * options.slots > facts.gpus:
+        if needed > facts.gpus:
             raise UserError(
-                f"--nproc {options.nproc} --concurrency {options.slots}: needs "
-                f"{local * options.slots} GPUs on this machine, which has {facts.gpus}; lower one "
-                "of them, or --device cpu"
+                f"--nproc {options.nproc} --concurrency {options.slots}: needs {needed} GPUs on "
+                f"this machine, which has {facts.gpus}; lower one of them, or --device cpu"
             )
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         every = named.split(",") if named else [str(index) for index in range(facts.gpus)]

@@ -2,7 +2,7 @@
 
 import json as json_module
 import shlex
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -70,7 +70,7 @@ def run(
         typer.Option(help="Train this baseline once, outside the search, and stop."),
     ] = None,
     seed_lr: Annotated[
-        float | None, typer.Option(min=0, help="Seed LR of --schedule. (default: the recipe's)")
+        float | None, typer.Option(min=1e-12, help="Seed LR of --schedule. (default: the recipe's)")
     ] = None,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
     amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (GPU).")] = False,
@@ -98,7 +98,8 @@ def run(
     from knee_tune.app.run import run_study
     from knee_tune.app.workshop import GroupOptions
     from knee_tune.cli.summary import print_baseline, print_start, print_summary
-    from knee_tune.cli.watch import watching
+    from knee_tune.cli.watch import PlainWatcher, watching
+    from knee_tune.errors import UserError
 
     request = StudyRequest(
         task=task,
@@ -112,10 +113,13 @@ def run(
         nproc=nproc,
         settings=tuple(settings or ()),
     )
+    if schedule is None and seed_lr is not None:
+        raise UserError("--seed-lr: goes with --schedule; for a study: --set recipe.seed_lr=VALUE")
     console = Console(highlight=False)
     spec, _ = request.resolve()
     options = GroupOptions(
         nproc=spec.nproc,
+        nproc_asked=nproc is not None,
         slots=concurrency,
         runner=runner.value,
         nnodes=nnodes,
@@ -129,6 +133,8 @@ def run(
 
     def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
         print_start(console, start)
+        if schedule is not None:  # one training needs no table
+            return nullcontext(PlainWatcher(console, start))
         return watching(console, start)
 
     if schedule is not None:

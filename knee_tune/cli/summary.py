@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from knee_tune.app.home import Places
@@ -28,6 +30,8 @@ def print_start(console: Console, start: "StudyStart") -> None:
         f"{start.parameters:,} parameters, {start.total_steps:,} steps per trial, {ranks} on "
         f"{start.device}{slots}; {start.finished} of {start.trials} trials done"
     )
+    if start.device == "cpu" and start.gpus:
+        console.print(f"(too few GPUs for {ranks}{slots}: {start.gpus}; --nproc 1 would use one)")
 
 
 def print_summary(console: Console, summary: "RunSummary", places: "Places") -> None:
@@ -40,11 +44,9 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
     for notice in summary.notices:
         console.print(notice, style="yellow", markup=False, soft_wrap=True)
     console.print("\nLook at it:")
-    commands = (
-        f"knee-tune dashboard {record.name} {places.options()}",
-        places.ui_command,
-        f"knee-tune register {record.name} {places.options(tracking=True)}",
-    )
+    commands = [places.command("dashboard", record.name), places.ui_command]
+    if places.tracking_uri is not None:
+        commands.append(places.command("register", record.name, tracking=True))
     for command in filter(None, commands):
         console.print(f"  {command}", soft_wrap=True, markup=False)
 
@@ -58,19 +60,16 @@ def print_status(console: Console, record: "StudyRecord") -> None:
     best = record.best
     for trial in record.trials:
         mark = "bold" if best is not None and trial.number == best.number else ""
-        state = (
-            f"[{STYLES.get(trial.state, '')}]{trial.state}[/]"
-            if trial.state in STYLES
-            else trial.state
-        )
-        note = f" [dim]{trial.reason}[/]" if trial.reason and trial.state != "complete" else ""
+        state = Text(trial.state, style=STYLES.get(trial.state, ""))
+        if trial.reason and trial.state != "complete":
+            state.append(f" {trial.reason}", style="dim")
         table.add_row(
             str(trial.number),
             f"{trial.seed_lr:g}",
             f"{trial.explore_fraction:.0%}",
             "" if trial.value is None else f"{trial.value:.4g}",
             f"{trial.steps_trained:,}",
-            state + note,
+            state,
             style=mark,
         )
     console.print(table)
@@ -138,7 +137,7 @@ def print_prepared(console: Console, prepared: "PreparedSet") -> None:
     if prepared.dropped:
         console.print(f"{prepared.dropped:,} training pairs left out by cleaning")
     for warning in prepared.warnings:
-        console.print(f"[yellow]{warning}[/]", soft_wrap=True)
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
     console.print(f"in {prepared.folder}", soft_wrap=True)
     console.print(f"train on it: knee-tune run --task iwslt --set recipe.data={prepared.name}")
 
@@ -147,6 +146,6 @@ def print_checks(console: Console, checks: "Sequence[Check]") -> None:
     """One line per finding; advice below what is amiss."""
     for check in checks:
         mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
-        console.print(f"{mark}[bold]{check.name}[/]: {check.detail}", soft_wrap=True)
+        console.print(f"{mark}[bold]{check.name}[/]: {escape(check.detail)}", soft_wrap=True)
         if not check.ok and check.advice:
-            console.print(f"      {check.advice}", soft_wrap=True)
+            console.print(f"      {check.advice}", markup=False, soft_wrap=True)
