@@ -1,12 +1,13 @@
 """The outbox: whatever is to be tracked goes first into a local file, one JSON line per event.
 
-``<home>/outbox/<study>/<time>-<pid>.jsonl`` belongs to one driver process, which holds a lock on
-it; ``.ack`` beside it has the position up to which MLflow has everything. A line is in the
+``<home>/outbox/<store>/<study>/<time>-<pid>.jsonl`` belongs to one driver process, which holds a
+lock on it; ``.ack`` beside it has the position up to which MLflow has everything. A line is in the
 kernel's hands when :meth:`Outbox.append` returns, so a killed driver loses nothing. A file whose
-owner is dead has a free lock: the next driver adopts it.
+owner is dead has a free lock: the next driver that tracks in the same store adopts it.
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from knee_tune.specs.tracking import Event, Recorded, StudyStarted
+from knee_tune.tracking.store import without_password
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,9 @@ class Outbox:
         self._remaining = sum(1 for _ in self._lines(self._acknowledged))
 
     @classmethod
-    def create(cls, home: Path, study: StudyStarted) -> Self:
-        """A new outbox whose first line is ``study``."""
-        folder = study_folder(home, study.name)
+    def create(cls, root: Path, study: StudyStarted) -> Self:
+        """A new outbox below ``root`` (see :func:`outbox_root`) whose first line is ``study``."""
+        folder = study_folder(root, study.name)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{time.time_ns()}-{os.getpid()}"
         draft = folder / f"{name}.draft"
@@ -172,9 +174,18 @@ class Outbox:
             return 0
 
 
-def study_folder(home: Path, study_name: str) -> Path:
-    """Where the outboxes of a study are."""
-    return home / "outbox" / quote(study_name, safe="")
+def outbox_root(home: Path, uri: str) -> Path:
+    """Where everything waits that is meant for the tracking URI ``uri``, and for no other.
+
+    A new password does not make it another store.
+    """
+    store = without_password(uri).rstrip("/")
+    return home / "outbox" / hashlib.sha256(store.encode()).hexdigest()[:12]
+
+
+def study_folder(root: Path, study_name: str) -> Path:
+    """Where the outboxes of a study are, below ``root``."""
+    return root / quote(study_name, safe="")
 
 
 def another_driver_lives(folder: Path, *, ours: Collection[Path]) -> bool:

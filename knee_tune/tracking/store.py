@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ def resolve_tracking_uri(home: Path, uri: str | None = None) -> str | None:
 def local_store(home: Path) -> str:
     """The tracking URI of the store in ``home``."""
     return f"{_SQLITE}{home.absolute() / 'mlflow.db'}"
+
+
+def without_password(uri: str) -> str:
+    """``uri`` as people may see it: ``http://ann:secret@server`` becomes ``http://ann@server``."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1@", uri)
 
 
 def experiment_name(task: str) -> str:

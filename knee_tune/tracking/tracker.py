@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from knee_tune.specs.tracking import Event, RunLink, StudyStarted
-from knee_tune.tracking.outbox import Outbox, study_folder
+from knee_tune.tracking.outbox import Outbox, outbox_root, study_folder
 from knee_tune.tracking.sender import Sender
-from knee_tune.tracking.store import connect
+from knee_tune.tracking.store import connect, without_password
 
 if TYPE_CHECKING:
     from knee_tune.tracking.runs import RunWriter
@@ -76,12 +76,13 @@ class MlflowTracker:
             self._outbox.append(event)
         elif isinstance(event, StudyStarted):
             self._study = event
-            self._outbox = Outbox.create(self._home, event)
+            root = outbox_root(self._home, self._uri)
+            self._outbox = Outbox.create(root, event)
             self._sender = Sender(
                 self._connect,
                 outbox=self._outbox,
-                folders=[study_folder(self._home, event.name)],
-                where=self._uri,
+                folders=[study_folder(root, event.name)],
+                where=without_password(self._uri),
                 interval=self._interval,
             )
         else:
@@ -121,14 +122,19 @@ def open_tracker(*, home: Path, uri: str | None) -> Tracker:
 
 
 def send_leftovers(*, home: Path, uri: str, timeout: float = EXIT_PATIENCE) -> int:
-    """Send what earlier commands could not, of all studies in ``home``; what still remains.
+    """Send what earlier commands could not send to ``uri``, of all studies; what still remains.
 
     Imports no MLflow when nothing is left over. Outboxes of living drivers are left alone.
     """
-    folders = sorted(path for path in (home / "outbox").glob("*") if path.is_dir())
+    folders = sorted(path for path in outbox_root(home, uri).glob("*") if path.is_dir())
     if not any(next(folder.glob("*.jsonl"), None) for folder in folders):
         return 0
-    sender = Sender(lambda: _connect_writer(uri, home), outbox=None, folders=folders, where=uri)
+    sender = Sender(
+        lambda: _connect_writer(uri, home),
+        outbox=None,
+        folders=folders,
+        where=without_password(uri),
+    )
     return sender.close(timeout)
 
 
@@ -136,7 +142,8 @@ def unsent_notice(remaining: int, uri: str) -> str | None:
     """The line to show when :meth:`Tracker.close` left something; None if it did not."""
     if not remaining:
         return None
-    return f"{remaining} tracking events could not be sent to {uri}; the next command sends them"
+    where = without_password(uri)
+    return f"{remaining} tracking events could not be sent to {where}; the next command sends them"
 
 
 def _connect_writer(uri: str, home: Path) -> "RunWriter":

@@ -19,7 +19,8 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tracking import MlflowTracker
+from knee_tune.tracking import MlflowTracker, send_leftovers, unsent_notice
+from knee_tune.tracking.store import local_store
 from tests.mlflow_stores import TrackingServer, new_home
 
 STUDY = StudyStarted(uid="77", name="s", task="digits", experiment="knee-tune-digits")
@@ -106,27 +107,28 @@ def test_an_unreliable_server_costs_nothing_and_loses_nothing(
 
 
 def test_a_dead_server_gets_everything_with_the_next_command(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    server: TrackingServer, tmp_path: Path
 ) -> None:
-    """The store itself stands in for the server that is back."""
-    from knee_tune.tracking import send_leftovers, unsent_notice
-    from knee_tune.tracking.store import connect, local_store
-
-    home = new_home(tmp_path_factory, tmp_path)
-    dead = "http://127.0.0.1:9"
-    driver = Driver(MlflowTracker(home=home, uri=dead))
+    server.kill()
+    home = tmp_path / "driver"
+    driver = Driver(MlflowTracker(home=home, uri=server.uri))
     driver.record(STUDY)
     driver.train(0)
     started = time.monotonic()
     remaining = driver.tracker.close()
     assert time.monotonic() - started < 12
     assert remaining == STEPS + 4
-    assert unsent_notice(remaining, dead) == (
-        f"{remaining} tracking events could not be sent to {dead}; the next command sends them"
+    assert unsent_notice(remaining, server.uri) == (
+        f"{remaining} tracking events could not be sent to {server.uri}; "
+        "the next command sends them"
     )
 
-    assert send_leftovers(home=home, uri=local_store(home), timeout=60) == 0
-    client = connect(local_store(home))
+    assert send_leftovers(home=home, uri=local_store(home)) == 0  # not meant for this store
+    assert not (home / "mlflow.db").exists()
+    server.start()
+    assert send_leftovers(home=home, uri=server.uri, timeout=60) == 0
+    assert not list(home.rglob("*.jsonl"))
+    client = MlflowClient(tracking_uri=server.uri)
     experiment = client.get_experiment_by_name("knee-tune-digits")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "run_name = 'trial-0'")

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from knee_tune.specs.tracking import Event, Recorded, StudyStarted, TrialReported
-from knee_tune.tracking.outbox import Outbox, another_driver_lives, study_folder
+from knee_tune.tracking.outbox import Outbox, another_driver_lives, outbox_root, study_folder
 
 STUDY = StudyStarted(uid="u", name="a/study", task="digits", experiment="e")
 
@@ -55,6 +55,17 @@ def test_a_living_driver_keeps_its_outbox(tmp_path: Path) -> None:
     second.close()
     assert not another_driver_lives(folder, ours=[first.path])
     assert [orphan.path for orphan in Outbox.adopt(folder)] == [second.path]
+
+
+def test_every_store_has_outboxes_of_its_own(tmp_path: Path) -> None:
+    uris = ("http://mlflow", "http://mlflow:5000", "sqlite:////home/mlflow.db")
+    assert len({outbox_root(tmp_path, uri) for uri in uris}) == 3
+    same = {
+        outbox_root(tmp_path, f"postgresql://ann{password}@db/mlflow{slash}")
+        for password in ("", ":old", ":n@w")
+        for slash in ("", "/")
+    }
+    assert len(same) == 1
 
 
 def test_half_a_line_is_not_an_event(tmp_path: Path) -> None:
