@@ -1,10 +1,13 @@
 """What one rank knows about its group, and the collectives a job needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+
+
+def _say_nothing() -> None: ...
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,8 @@ class Group:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    alive: Callable[[], None] = field(default=_say_nothing, compare=False, repr=False)
+    """Give a sign of life; cheap enough to call at every batch of an evaluation."""
 
     @property
     def leads(self) -> bool:

@@ -59,7 +59,8 @@ class Task(ABC, Generic[R]):
     ) -> Mapping[str, float]:
         """Metrics on ``split``, the same on every rank; ``final`` adds the dear ones (BLEU).
 
-        Draws nothing from torch's global generators, changes nothing in the model.
+        Draws nothing from torch's global generators, changes nothing in the model, and calls
+        ``group.alive`` at every batch: a rank without a sign of life counts as hung.
 
         The names are those of ``recipe.metrics``, without a split ("ppl", not "valid_ppl"). The
         model is already in eval mode and gradients are off.

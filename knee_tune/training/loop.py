@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -40,7 +41,8 @@ class TrainingRun:
     """One rank's share of one training run, from its newest checkpoint to its last step."""
 
     def __init__(self, task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> None:
-        self.task, self.plan, self.group, self.channel = task, plan, group, channel
+        self.task, self.plan, self.channel = task, plan, channel
+        self.group = replace(group, alive=lambda: channel.progress(self.step))
         torch.manual_seed(stream_seed(plan.seed, "model"))
         self.model = task.build_model().to(group.device)
         self.optimizer = build_optimizer(task.recipe.optimizer, self.model)
@@ -62,8 +64,8 @@ class TrainingRun:
             self.channel.progress(self.step)
             if self.step in evaluations:
                 metrics = self._measure()
-                if not all(map(math.isfinite, metrics.values())):
-                    return self._done("diverged", reason="non-finite validation metric or loss")
+                if lost := non_finite(metrics):
+                    return self._done("diverged", reason=f"non-finite {lost}")
                 # First tell, then save: a run that dies in between tells again what it told, but
                 # never leaves anything out.
                 stop = self._stop_wanted(metrics)
@@ -147,6 +149,8 @@ class TrainingRun:
         self.group.barrier()
         load_model(self.model, self._weights)
         metrics = evaluate(self.task, self.model, self.group, split="valid", final=True)
+        if lost := non_finite(metrics):
+            return self._done("diverged", reason=f"non-finite {lost} of the final evaluation")
         return self._done("complete", metrics=metrics, weights=str(self._weights))
 
     @property
@@ -223,6 +227,11 @@ def evaluate(
     with torch.no_grad():
         metrics = task.evaluate(model, group, split=split, final=final)
     return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def non_finite(metrics: Mapping[str, float]) -> str:
+    """Names of the metrics that are no numbers to go by (and that JSON cannot hold)."""
+    return ", ".join(name for name, value in metrics.items() if not math.isfinite(value))
 
 
 def _replicate(model: nn.Module, group: Group) -> nn.Module:

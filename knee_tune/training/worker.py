@@ -1,13 +1,16 @@
 """The entry of every rank: one plan in, one job done."""
 
+from dataclasses import replace
+
 import torch
 from safetensors.torch import load_model
 
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
 from knee_tune.tasks.registry import task_entry
-from knee_tune.training.loop import TrainingRun, evaluate
+from knee_tune.training.loop import TrainingRun, evaluate, non_finite
 
 
 def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
@@ -19,7 +22,12 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
         case TestPlan():
             model = task.build_model().to(group.device)
             load_model(model, plan.weights)
-            metrics = evaluate(task, model, group, split="test", final=True)
+            watched = replace(group, alive=lambda: channel.progress(0))
+            metrics = evaluate(task, model, watched, split="test", final=True)
+            if lost := non_finite(metrics):
+                raise UserError(
+                    f"{plan.weights}: non-finite {lost} with these weights; choose another trial"
+                )
             return Done(state="complete", result={"metrics": metrics})
         case DescribePlan():
             fingerprint, examples = task.describe()

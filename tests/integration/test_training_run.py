@@ -30,7 +30,7 @@ from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import ENTRY, loop, worker
 from knee_tune.training.checkpoint import load_newest_checkpoint
-from tests.integration import batchnorm
+from tests.integration import odd_tasks
 
 STEPS = 24
 RECIPE: dict[str, Any] = {"batch_size": 100, "model": {"hidden": [24], "dropout": 0.2}}
@@ -71,8 +71,8 @@ class DirectLine(Channel):
 @pytest.fixture(scope="module")
 def forkserver() -> Iterator[ForkserverRunner]:
     runner = ForkserverRunner(
-        "tests.integration.batchnorm:run_job",
-        preload=["tests.integration.batchnorm", "sklearn.datasets"],
+        "tests.integration.odd_tasks:run_job",
+        preload=["tests.integration.odd_tasks", "sklearn.datasets"],
     )
     yield runner
     runner.close()
@@ -80,7 +80,8 @@ def forkserver() -> Iterator[ForkserverRunner]:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(TASKS, "batchnorm", batchnorm.ENTRY)
+    for name, entry in odd_tasks.ENTRIES.items():
+        monkeypatch.setitem(TASKS, name, entry)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -131,6 +132,7 @@ def plan(tmp_path: Path) -> MakePlan:
         schedule: Schedule = KNEE,
         every: int = 8,
         amp: bool = False,
+        stall_timeout: float = 60,
         **recipe: Any,
     ) -> TrainPlan:
         return TrainPlan(
@@ -138,7 +140,7 @@ def plan(tmp_path: Path) -> MakePlan:
             recipe={**RECIPE, **recipe},
             seed=5,
             data_dir=tmp_path,
-            placement=Placement(world_size=ranks, stall_timeout=60, amp=amp),
+            placement=Placement(world_size=ranks, stall_timeout=stall_timeout, amp=amp),
             log_dir=tmp_path / folder / "logs",
             schedule=schedule,
             steps_per_evaluation=every,
@@ -430,6 +432,20 @@ def test_a_lost_loss_ends_the_run(
     assert reports == []
 
 
+def test_a_run_with_a_lost_final_metric_has_diverged(plan: MakePlan, run: RunPlan) -> None:
+    outcome, reports = run(plan(task="lost", ranks=2))
+
+    assert (done(outcome).state, done(outcome).step) == ("diverged", STEPS)
+    assert done(outcome).reason == "non-finite valid_loss of the final evaluation"
+    assert [report.step for report in reports] == EVALUATIONS
+
+
+def test_a_long_evaluation_is_no_stall(plan: MakePlan, run: RunPlan) -> None:
+    outcome, _ = run(plan(task="slow", ranks=2, stall_timeout=3))
+
+    assert done(outcome).state == "complete"
+
+
 # The other jobs
 
 
@@ -467,3 +483,14 @@ def test_test(ranks: int, plan: MakePlan, run: RunPlan) -> None:
     expected = loop.evaluate(task, model, Group(), split="test", final=True)
     assert done(outcome).result == {"metrics": pytest.approx(expected, rel=1e-6)}
     assert reports == []
+
+
+def test_test_of_weights_that_are_no_good(plan: MakePlan, run: RunPlan) -> None:
+    ours = plan(task="digits")
+    outcome, _ = run(ours)
+    weights = Path(done(outcome).result["weights"])
+    shared = set(TestPlan.model_fields) - {"job", "weights", "task"}
+    order = TestPlan(**ours.model_dump(include=shared), task="lost", weights=weights)
+
+    with pytest.raises(UserError, match=r"weights\.safetensors: non-finite test_loss"):
+        run(order)

@@ -126,6 +126,24 @@ def test_validation_is_loss_perplexity_and_at_last_bleu(demo_data: Path) -> None
     assert 0 <= final["bleu"] <= 100
 
 
+def test_evaluating_gives_signs_of_life(demo_data: Path) -> None:
+    """At every batch that is measured and at every batch that is translated."""
+    found = task(demo_data, valid_pairs=40, evaluation_tokens=100)
+    model = found.build_model().eval()
+    signs: list[int] = []
+
+    def count(*, final: bool) -> int:
+        signs.clear()
+        group = Group(alive=lambda: signs.append(1))
+        with torch.no_grad():
+            found.evaluate(model, group, split="valid", final=final)
+        return len(signs)
+
+    measured = count(final=False)
+    assert measured > 3
+    assert count(final=True) == 2 * measured
+
+
 def test_bleu_is_corpus_bleu_on_the_given_tokens() -> None:
     reference = "the old cat sleeps under the table , doesn &apos;t it ?"
     assert tokenised_bleu([reference], [reference]) == pytest.approx(100)

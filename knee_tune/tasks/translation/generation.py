@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from sacrebleu import corpus_bleu
 
+from knee_tune.distributed.group import Group
 from knee_tune.tasks.translation import fairseq_bridge as bridge
 
 
@@ -28,12 +29,13 @@ def translate(
     task: Any,
     dataset: Any,
     batches: Iterable[list[int]],
-    device: torch.device,
+    group: Group,
 ) -> Iterator[tuple[int, str, str]]:
     """(index in ``dataset``, best translation, reference or "") of every sentence, as words."""
     target = task.target_dictionary
     for indices in batches:
-        sample = on_device(dataset.collater([dataset[index] for index in indices]), device)
+        group.alive()
+        sample = on_device(dataset.collater([dataset[index] for index in indices]), group.device)
         hypotheses = generator(sample)
         references = sample["target"]
         for row, index in enumerate(sample["id"].tolist()):

@@ -96,6 +96,7 @@ class TranslationTask(Task[TranslationRecipe]):
         )
         sums = torch.zeros(3, dtype=torch.float64, device=group.device)
         for indices in batches[group.rank :: group.world_size]:
+            group.alive()
             batch = self._collate(dataset, indices, group)
             loss, nll, tokens = self._losses(model, batch.sample)
             sums += torch.stack([loss.double(), nll.double(), sums.new_tensor(tokens)])
@@ -165,7 +166,7 @@ class TranslationTask(Task[TranslationRecipe]):
         )
         generator = bridge.build_generator(self._fairseq, self.recipe, model)
         mine = batches[group.rank :: group.world_size]
-        return translate(generator, self._fairseq, dataset, mine, group.device)
+        return translate(generator, self._fairseq, dataset, mine, group)
 
     def _limit(self, split: Split) -> int | None:
         return self.recipe.valid_pairs if split == "valid" else None
