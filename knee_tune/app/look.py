@@ -11,7 +11,7 @@ from knee_tune.specs.resolve import read_space
 from knee_tune.specs.strict_yaml import read_document
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.tuning.dashboard import serve_dashboard
-from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.storage import open_storage, refuse_missing
 from knee_tune.tuning.study import load_study, study_names, study_record
 
 
@@ -20,7 +20,7 @@ def look_at(places: Places, name: str | None) -> StudyRecord:
 
     UserError if it does not exist, or if there are several and none was named.
     """
-    _refuse_missing(places)
+    refuse_missing(places.storage_url)
     storage = open_storage(places.storage_url)
     if name is None:
         names = study_names(storage)
@@ -67,7 +67,7 @@ def serve(places: Places, name: str | None, *, port: int, on_line: Callable[[str
     ``on_line`` is told the address; with a ``name``, the page of that study. UserError if the
     study does not exist or the port is taken.
     """
-    _refuse_missing(places)
+    refuse_missing(places.storage_url)
     storage = open_storage(places.storage_url)
     page = ""
     if name is not None:
@@ -78,10 +78,3 @@ def serve(places: Places, name: str | None, *, port: int, on_line: Callable[[str
         serve_dashboard(storage, port=port, artifact_dir=places.home.dashboard_artifacts)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; choose another port") from error
-
-
-def _refuse_missing(places: Places) -> None:
-    """Looking must not create a storage."""
-    root = places.home.root
-    if places.storage_url == places.home.optuna_url and not (root / "optuna.db").is_file():
-        raise UserError(f"--home {root}: there is no study in it; is it the right folder?")

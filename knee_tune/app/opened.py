@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from knee_tune.app.home import Places
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
-from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement
 from knee_tune.planning.planner import budget_steps
 from knee_tune.specs.recipe import Recipe
@@ -59,11 +58,12 @@ def open_for_training(
         }
         tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
         storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
-        study = open_study(storage, spec, recipe=recipe)
+        study = open_study(
+            storage, spec, recipe=recipe, data_fingerprint=workshop.facts.data_fingerprint
+        )
         study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
         total_steps = budget_steps(recipe, workshop.facts)
         study.pruner = make_pruner(spec.pruner, total_steps=total_steps)
-        _refuse_other_data(study, workshop)
         opened = OpenedStudy(
             places=places,
             workshop=workshop,
@@ -73,17 +73,6 @@ def open_for_training(
         )
         opened.tracker.record(_study_started(opened, placement))
         yield opened
-
-
-def _refuse_other_data(study: Study, workshop: Workshop) -> None:
-    fingerprint = workshop.facts.data_fingerprint
-    known = study.user_attrs.setdefault("data_fingerprint", fingerprint)
-    if known != fingerprint:
-        raise UserError(
-            f"study {study.study_name}: its trials were trained on other data (fingerprint "
-            f"{known}, now {fingerprint}); choose another --study-name"
-        )
-    study.set_user_attr("data_fingerprint", fingerprint)
 
 
 def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:

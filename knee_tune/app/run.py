@@ -23,6 +23,7 @@ from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.storage import asking_lock
 from knee_tune.tuning.study import study_record
 from knee_tune.tuning.trial import Search, TrialRun
 
@@ -145,7 +146,13 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
             discard_checkpoints(folder / trial.key)
 
     Driver(
-        Search(study=study, recipe=workshop.recipe, axes=opened.axes, plan=plan),
+        Search(
+            study=study,
+            recipe=workshop.recipe,
+            axes=opened.axes,
+            plan=plan,
+            asking=asking_lock(opened.places.storage_url),
+        ),
         runner=workshop.runner,
         slots=workshop.options.slots,
         tracker=opened.tracker,

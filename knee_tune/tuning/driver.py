@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
@@ -38,16 +39,6 @@ INTERRUPTED = "interrupted; the same command continues it"
 
 _TOLD: Mapping[End, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
     {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-)
-
-_SHARED_BY_TWINS = (
-    "key",
-    "checkpoint",
-    "plan",
-    "metrics",
-    "weights",
-    "mlflow_run_id",
-    "mlflow_run_url",
 )
 
 
@@ -120,12 +111,15 @@ class Driver:
         One slot asks at a time, until its trial has its parameters: so each one counts, and
         samples beside, the trials of the others.
         """
+        taken_over = False
         with ExitStack() as asking:
             asking.enter_context(self._asking)
+            asking.enter_context(self._search.asking)
             if self._stop.is_set() or self._count() >= trials:
                 return False
 
             def objective(trial: optuna.Trial) -> float:
+                nonlocal taken_over
                 try:
                     run = TrialRun(trial, self._search)
                     asking.close()
@@ -134,13 +128,23 @@ class Driver:
                     known = self._study.get_trials(deepcopy=False)
                     requeue(self._study, known[trial.number], counts=False)
                     raise
+                except UpdateFinishedTrialError:
+                    taken_over = True
+                    raise
 
-            self._study.optimize(
-                objective,
-                n_trials=1,
-                catch=(TrialFailedError,),
-                callbacks=[lambda study, trial: self._after_trial(trial_record(study, trial))],
-            )
+            try:
+                self._study.optimize(
+                    objective,
+                    n_trials=1,
+                    catch=(TrialFailedError,),
+                    callbacks=[lambda study, trial: self._after_trial(trial_record(study, trial))],
+                )
+            except (UpdateFinishedTrialError, ValueError):  # Optuna cannot tell a told trial either
+                if not taken_over:
+                    raise
+                self._watcher.line(
+                    "this driver was silent for so long that another one took over its trial"
+                )
         return True
 
     def _count(self) -> int:
@@ -258,11 +262,7 @@ class Driver:
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
         """The same training was done before, and would end the same way."""
         reason = f"same as trial {twin.number}"
-        known = twin.user_attrs
-        shared = {name: known[name] for name in _SHARED_BY_TWINS if name in known}
-        run.note(**shared, steps_trained=0, reason=reason)
-        for step, reported in twin.intermediate_values.items():
-            run.trial.report(reported, step)
+        run.copy(twin, reason=reason)
         pruned = twin.state == TrialState.PRUNED
         value = None if pruned else twin.value
         self._watcher.trial_finished(

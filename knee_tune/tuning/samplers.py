@@ -87,9 +87,9 @@ class GridSnappingSampler(BaseSampler):
     ) -> dict[str, Any]:
         """The wrapped sampler's proposal, moved to the nearest grid point not yet tried."""
         sampler = self._sampler_for(trial)
-        proposal = sampler.sample_relative(
-            study, trial, sampler.infer_relative_search_space(study, trial)
-        )
+        # Our own space, not the one all trials so far have in common: that shrinks when a study
+        # continues with a wider one.
+        proposal = sampler.sample_relative(study, trial, search_space)
         for name, distribution in search_space.items():
             if name not in proposal:
                 proposal[name] = sampler.sample_independent(study, trial, name, distribution)

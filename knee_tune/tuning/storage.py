@@ -2,26 +2,26 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    IntegrityError,
-    NoSuchModuleError,
-    OperationalError,
-    ProgrammingError,
-)
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from knee_tune.errors import UserError
 from knee_tune.tuning.quiet import quiet_optuna
 
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
+
+_SQLITE_ENGINE = {"connect_args": {"timeout": 60}}
+_SERVER_ENGINE = {"pool_pre_ping": True}  # a connection may be dropped between two reports
 
 OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -54,21 +54,48 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
         storage = _make_tables(
             lambda: RDBStorage(
                 url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if is_sqlite else None,
+                engine_kwargs=_SQLITE_ENGINE if is_sqlite else _SERVER_ENGINE,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=on_stale,
             )
         )
-    except OperationalError as error:
+    except DatabaseError as error:
         cause = " ".join(str(error.orig).split())
         raise UserError(
             f"--storage {_shown(url)}: cannot be opened ({cause}); "
             "is the folder there, or the server up?"
         ) from error
+    except RuntimeError as error:  # tables of another Optuna version
+        raise UserError(f"--storage {_shown(url)}: {' '.join(str(error).split())}") from error
     if is_sqlite:
         _use_wal(storage.engine)
     return storage
+
+
+def refuse_missing(url: str) -> None:
+    """UserError if ``url`` is an SQLite file that is not there: looking must not make one."""
+    check_storage_url(url)
+    file = _sqlite_file(url)
+    if file is not None and not file.is_file():
+        raise UserError(
+            f"{file.parent}: there is no study in it (no {file.name}); check --home and --storage"
+        )
+
+
+def asking_lock(url: str) -> AbstractContextManager[object]:
+    """Held while a driver asks for a trial, against other drivers of this machine.
+
+    Optuna takes a queued trial with SELECT ... FOR UPDATE, which SQLite ignores: two drivers could
+    get the same one. Database servers see to it themselves.
+    """
+    file = _sqlite_file(url)
+    return nullcontext() if file is None else FileLock(f"{file}.asking")
+
+
+def _sqlite_file(url: str) -> Path | None:
+    parts = make_url(url)
+    return Path(parts.database) if parts.get_backend_name() == "sqlite" and parts.database else None
 
 
 def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:

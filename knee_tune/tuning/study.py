@@ -27,7 +27,7 @@ Study = optuna.Study
 MAKER_PATIENCE = 10.0
 """Seconds for another driver to furnish a study it has just made."""
 
-FIXED_FIELDS = ("task", "recipe", "seed")
+FIXED_FIELDS = ("task", "recipe", "seed", "nproc")
 """What may not change while a study lives: its trials would no longer be comparable."""
 
 PARAMETERS = ("seed_lr", "explore_fraction")
@@ -45,10 +45,12 @@ _STATES: Mapping[TrialState, records.TrialState] = {
 }
 
 
-def open_study(storage: BaseStorage, spec: StudySpec, *, recipe: Recipe) -> optuna.Study:
+def open_study(
+    storage: BaseStorage, spec: StudySpec, *, recipe: Recipe, data_fingerprint: str
+) -> optuna.Study:
     """The study of that name, made on first use with the paper's default as its first trial.
 
-    UserError if a study of that name was made with another task, recipe or seed.
+    UserError if a study of that name was made with another task, recipe, seed, world size or data.
     """
     with quiet_optuna():
         try:
@@ -60,24 +62,31 @@ def open_study(storage: BaseStorage, spec: StudySpec, *, recipe: Recipe) -> optu
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=spec.name, storage=storage)
             _await_maker(study)
+        if "spec" in study.user_attrs:
             _refuse_changes(spec_of(study), spec)
+            _refuse_other_data(study, data_fingerprint)
         else:
-            _furnish(study, recipe)
+            _furnish(study, recipe, data_fingerprint)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
 
 
-def _furnish(study: optuna.Study, recipe: Recipe) -> None:
+def _furnish(study: optuna.Study, recipe: Recipe, data_fingerprint: str) -> None:
     study.set_user_attr("key", uuid.uuid4().hex[:8])
+    study.set_user_attr("data_fingerprint", data_fingerprint)
     study.set_user_attr("metric", f"valid_{recipe.objective}")
     study.set_user_attr("watched", f"valid_{recipe.watched}")
     study.set_user_attr("reported_sign", reported_sign(recipe))
     study.set_metric_names([f"valid_{recipe.objective}"])
-    study.enqueue_trial({"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION})
+    default = {"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION}
+    study.enqueue_trial(default, skip_if_exists=True)
 
 
 def _await_maker(study: optuna.Study) -> None:
-    """Drivers may start together: the one that made the study furnishes it, the others wait."""
+    """Drivers may start together: the one that made the study furnishes it, the others wait.
+
+    If it was killed in between, one that waited in vain does it.
+    """
     deadline = time.monotonic() + MAKER_PATIENCE
     while "spec" not in study.user_attrs and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -188,6 +197,15 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
                 f"study {new.name}: it was made with {path}={json.dumps(was)}, not "
                 f"{json.dumps(now)}; choose another --study-name"
             )
+
+
+def _refuse_other_data(study: optuna.Study, fingerprint: str) -> None:
+    known = study.user_attrs["data_fingerprint"]
+    if known != fingerprint:
+        raise UserError(
+            f"study {study.study_name}: its trials were trained on other data (fingerprint "
+            f"{known[:12]}, now {fingerprint[:12]}); choose another --study-name"
+        )
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -1,7 +1,8 @@
 """One Optuna trial on its way through the driver: its parameters, its notes, its steps."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -14,6 +15,16 @@ from knee_tune.tuning.recovery import driver_id, key_of
 from knee_tune.tuning.samplers import Axis
 from knee_tune.tuning.study import reported_sign
 
+_SHARED_BY_TWINS = (
+    "key",
+    "checkpoint",
+    "plan",
+    "metrics",
+    "weights",
+    "mlflow_run_id",
+    "mlflow_run_url",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
@@ -24,6 +35,8 @@ class Search:
     axes: Mapping[str, Axis]
     plan: Callable[["TrialRun", int], TrainPlan]
     """A trial's plan on the devices of a slot."""
+    asking: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Held while a trial is asked for, against other drivers (see ``storage.asking_lock``)."""
 
 
 class TrialRun:
@@ -66,6 +79,14 @@ class TrialRun:
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
         )
         return next((other for other in finished if other.params == self.trial.params), None)
+
+    def copy(self, twin: FrozenTrial, *, reason: str) -> None:
+        """Take over what ``twin`` measured; no step is trained for it."""
+        known = twin.user_attrs
+        shared = {name: known[name] for name in _SHARED_BY_TWINS if name in known}
+        self.note(**shared, steps_trained=0, reason=reason)
+        for step, reported in twin.intermediate_values.items():
+            self.trial.report(reported, step)
 
     def note(self, **attributes: Any) -> None:
         """Keep facts with the trial, where every viewer of the study finds them."""

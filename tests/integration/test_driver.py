@@ -144,7 +144,7 @@ class Workbench:
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
         }
-        self.study = open_study(self.storage, spec, recipe=recipe)
+        self.study = open_study(self.storage, spec, recipe=recipe, data_fingerprint="data")
         self.study.sampler = make_sampler("random", seed=1, axes=self.axes)
         self.study.pruner = NopPruner()
 

@@ -40,7 +40,7 @@ DEAD = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
 
 def opened(storage: InMemoryStorage | None = None, **request: Any) -> optuna.Study:
     spec, recipe = StudyRequest(task="digits", preset="quick", **request).resolve()
-    return open_study(storage or InMemoryStorage(), spec, recipe=recipe)
+    return open_study(storage or InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
 
 
 def ask(study: optuna.Study, **attributes: Any) -> optuna.Trial:
@@ -109,7 +109,7 @@ def test_another_task_under_the_same_name_is_refused() -> None:
     opened(storage, name="mine")
     spec, recipe = StudyRequest(task="iwslt", preset="demo", name="mine").resolve()
     with pytest.raises(UserError, match='made with task="digits", not "iwslt"; choose another'):
-        open_study(storage, spec, recipe=recipe)
+        open_study(storage, spec, recipe=recipe, data_fingerprint="data")
 
 
 def test_an_unknown_study_names_the_known_ones() -> None:
