@@ -16,11 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done, Report
 from knee_tune.errors import UserError
+from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import (
     load_newest_checkpoint,
+    run_fingerprint,
     save_checkpoint,
     save_weights,
 )
@@ -178,7 +180,8 @@ class TrainingRun:
                 "optimizer": self.optimizer.state_dict(),
                 "best": self.best,
             }
-            save_checkpoint(self.plan.checkpoint_dir, step=self.step, state=state)
+            run = run_fingerprint(self.plan)
+            save_checkpoint(self.plan.checkpoint_dir, run=run, step=self.step, state=state)
             self._saved = time.monotonic()
 
     def _save_weights(self) -> None:
@@ -187,7 +190,8 @@ class TrainingRun:
 
     def _load(self) -> None:
         """Go to the newest checkpoint, if there is one; the same on every rank."""
-        found = load_newest_checkpoint(self.plan.checkpoint_dir, device=self.group.device)
+        folder = self.plan.checkpoint_dir
+        found = load_newest_checkpoint(folder, run=run_fingerprint(self.plan))
         if found is not None:
             self.step, state = found
             self.model.load_state_dict(state["model"])
@@ -195,9 +199,11 @@ class TrainingRun:
             self.best = state["best"]
         if len(set(self.group.gather(self.step))) > 1:
             raise UserError(
-                f"{self.plan.checkpoint_dir}: the ranks find different checkpoints in this folder; "
+                f"{folder}: the ranks find different checkpoints in this folder; "
                 "put it on a file system that all their machines share"
             )
+        if found is None and self.group.leads:
+            discard_checkpoints(folder)  # of no use, and of higher steps than those to come
 
     def _sync_gradients(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once per step, in the backward pass of its last micro-batch."""

@@ -29,7 +29,7 @@ from knee_tune.planning.plan import (
 from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import ENTRY, loop, worker
-from knee_tune.training.checkpoint import load_newest_checkpoint
+from knee_tune.training.checkpoint import load_newest_checkpoint, run_fingerprint
 from tests.integration import odd_tasks
 
 STEPS = 24
@@ -157,7 +157,7 @@ def done(outcome: Outcome) -> Done:
 
 def end_of(plan: TrainPlan) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """All that a finished run leaves behind: step, model and optimizer, kept weights."""
-    found = load_newest_checkpoint(plan.checkpoint_dir, device=torch.device("cpu"))
+    found = load_newest_checkpoint(plan.checkpoint_dir, run=run_fingerprint(plan))
     assert found is not None
     return *found, load_file(plan.checkpoint_dir / loop.WEIGHTS)
 
@@ -268,6 +268,33 @@ def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> N
 
     assert done(outcome).steps_trained == STEPS - 8
     assert same(end_of(broken), end_of(whole))
+
+
+@pytest.mark.filterwarnings("ignore:not resuming from")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ranks": 2},
+        {"batch_size": 80},
+        {"schedule": Cosine(seed_lr=0.2, total_steps=STEPS)},
+    ],
+    ids=["world size", "recipe", "schedule"],
+)
+def test_another_run_in_the_same_folder_starts_afresh(
+    changes: dict[str, Any], plan: MakePlan, run: RunPlan
+) -> None:
+    alone, after = plan("alone", **changes), plan("shared", **changes)
+    outcome, reports = run(alone)
+    run(plan("shared"))
+
+    _, told = run(after, stop_at(8))
+    assert [path.name for path in after.checkpoint_dir.glob("step-*")] == ["step-00000008"]
+    resumed, told_then = run(after)
+
+    assert done(resumed).steps_trained == STEPS - 8
+    assert done(resumed).result["metrics"] == done(outcome).result["metrics"]
+    assert measured(told + told_then) == measured(reports)
+    assert same(end_of(after), end_of(alone))
 
 
 def test_a_finished_run_is_measured_again_only(plan: MakePlan, run: RunPlan) -> None:

@@ -12,15 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.schedules import Cosine
 from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (
     KEPT,
     load_newest_checkpoint,
+    run_fingerprint,
     save_checkpoint,
     save_weights,
 )
 
-CPU = torch.device("cpu")
+RUN = "a run"
 
 
 def state(number: float) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def state(number: float) -> dict[str, Any]:
 
 def newest(folder: Path) -> tuple[int, float] | None:
     """Step and number of the newest checkpoint."""
-    found = load_newest_checkpoint(folder, device=CPU)
+    found = load_newest_checkpoint(folder, run=RUN)
     if found is None:
         return None
     step, saved = found
@@ -42,9 +45,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
     model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path / "new", step=7, state={"optimizer": optimizer.state_dict()})
+    save_checkpoint(tmp_path / "new", run=RUN, step=7, state={"optimizer": optimizer.state_dict()})
 
-    found = load_newest_checkpoint(tmp_path / "new", device=CPU)
+    found = load_newest_checkpoint(tmp_path / "new", run=RUN)
 
     assert found is not None
     assert found[0] == 7
@@ -55,6 +58,44 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
             assert torch.equal(loaded["state"][index][name], value)
 
 
+def test_another_runs_checkpoint_is_not_loaded(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, run=RUN, step=5, state=state(5))
+    save_checkpoint(tmp_path, run="another run", step=10, state=state(10))
+
+    with pytest.warns(UserWarning, match="not resuming from .*step-00000010"):
+        assert newest(tmp_path) == (5, 5)
+
+
+def test_where_a_run_is_does_not_tell_it_apart(tmp_path: Path) -> None:
+    plan = TrainPlan(
+        task="digits",
+        recipe={"batch_size": 16, "label_noise": 0.2},
+        seed=1,
+        data_dir=tmp_path,
+        log_dir=tmp_path,
+        schedule=Cosine(seed_lr=0.1, total_steps=10),
+        steps_per_evaluation=5,
+        checkpoint_dir=tmp_path,
+    )
+
+    def fingerprint(**changes: Any) -> str:
+        return run_fingerprint(plan.model_copy(update=changes))
+
+    again = TrainPlan.model_validate_json(plan.model_dump_json())
+    assert run_fingerprint(again) == run_fingerprint(plan)
+    elsewhere = {"data_dir": tmp_path / "moved", "log_dir": tmp_path / "moved"}
+    assert fingerprint(**elsewhere) == run_fingerprint(plan)
+    assert fingerprint(placement=Placement(device="cuda")) == run_fingerprint(plan)
+    others = {
+        fingerprint(seed=2),
+        fingerprint(placement=Placement(world_size=2)),
+        fingerprint(recipe={"batch_size": 16, "label_noise": 0.1}),
+        fingerprint(schedule=Cosine(seed_lr=0.2, total_steps=10)),
+        run_fingerprint(plan),
+    }
+    assert len(others) == 5
+
+
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     assert newest(tmp_path / "missing") is None
@@ -62,7 +103,7 @@ def test_no_checkpoint_yet(tmp_path: Path) -> None:
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 99_999_999, 15):
-        save_checkpoint(tmp_path, step=step, state=state(step))
+        save_checkpoint(tmp_path, run=RUN, step=step, state=state(step))
         if step == 10:
             assert newest(tmp_path) == (10, 10)
 
@@ -73,7 +114,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
 def test_a_run_killed_while_writing_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_checkpoint(tmp_path, step=1, state=state(1))
+    save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
 
     class KilledError(Exception):
         pass
@@ -85,11 +126,11 @@ def test_a_run_killed_while_writing_leaves_no_checkpoint(
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, part, killed)
             with pytest.raises(KilledError):
-                save_checkpoint(tmp_path, step=2, state=state(2))
+                save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
         assert (tmp_path / ".draft").exists()
         assert newest(tmp_path) == (1, 1)
 
-    save_checkpoint(tmp_path, step=2, state=state(2))
+    save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
     assert newest(tmp_path) == (2, 2)
     assert not (tmp_path / ".draft").exists()
 
@@ -124,19 +165,19 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_one_is_skipped(damage: Callable[[Path], Any], tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, step=1, state=state(1))
-    damage(save_checkpoint(tmp_path, step=2, state=state(2)))
+    save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
+    damage(save_checkpoint(tmp_path, run=RUN, step=2, state=state(2)))
 
     with pytest.warns(UserWarning, match="skipping damaged checkpoint .*step-00000002"):
         assert newest(tmp_path) == (1, 1)
 
-    save_checkpoint(tmp_path, step=2, state=state(2.5))
+    save_checkpoint(tmp_path, run=RUN, step=2, state=state(2.5))
     assert newest(tmp_path) == (2, 2.5)
 
 
 def test_all_damaged(tmp_path: Path) -> None:
     for step in (1, 2):
-        truncate(save_checkpoint(tmp_path, step=step, state=state(step)))
+        truncate(save_checkpoint(tmp_path, run=RUN, step=step, state=state(step)))
 
     with pytest.warns(UserWarning, match="skipping") as warnings:
         assert newest(tmp_path) is None
@@ -154,8 +195,8 @@ class Attack:
 
 
 def test_loading_never_runs_code(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, step=1, state=state(1))
-    save_checkpoint(tmp_path, step=2, state={"best": Attack(tmp_path / "attacked")})
+    save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
+    save_checkpoint(tmp_path, run=RUN, step=2, state={"best": Attack(tmp_path / "attacked")})
 
     with pytest.warns(UserWarning, match="skipping"):
         assert newest(tmp_path) == (1, 1)
@@ -163,7 +204,7 @@ def test_loading_never_runs_code(tmp_path: Path) -> None:
 
 
 def test_a_saved_state_names_no_classes_but_tensors(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path, step=1, state=state(1))
+    folder = save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
     with zipfile.ZipFile(folder / "state.pt") as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         content = archive.read(pickled)
