@@ -15,7 +15,7 @@ from knee_tune import __version__
 from knee_tune.errors import UserError
 from knee_tune.specs.tracking import RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience
+from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, without_password
 from knee_tune.tracking.tracker import send_leftovers
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
     """Put ``model`` into the registry as ``knee-tune-<task>``, alias ``champion``.
 
     The champion before it becomes ``challenger``. A champion with the same run and weights stays
-    as it is. UserError if the trial's run is not in MLflow or the server does not answer.
+    as it is. UserError if the trial's run is not in MLflow, the server does not answer or refuses,
+    or the saved model does not answer as the trained one.
     """
     with _one_line_errors(uri), patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
@@ -149,7 +150,10 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
         ),
     )
     if list(mlflow.pyfunc.load_model(str(folder)).predict(example)) != answers:
-        raise RuntimeError(f"the saved model of {model.task} does not answer as the trained one")
+        raise UserError(
+            f"{model.weights}: the model of {model.task} saved from it does not answer as the "
+            "trained one; report this with the trial's recipe"
+        )
     return folder
 
 
@@ -165,8 +169,8 @@ def _source_run(client: "MlflowClient", model: TrainedModel, uri: str) -> "Run":
         if found:
             return found[0]
     raise UserError(
-        f"--tracking-uri {uri}: it has no run of {model.key} of study {model.study}; "
-        "name the store that the study was tracked in"
+        f"--tracking-uri {without_password(uri)}: it has no run of {model.key} of study "
+        f"{model.study}; name the store that the study was tracked in"
     )
 
 
@@ -223,12 +227,13 @@ def _as_default_store(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(uri: str) -> Iterator[None]:
-    """A server that is away is the person's problem to solve, so say it in one line."""
+    """What a registry refuses or a store cannot do is the person's to solve: said in one line."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         yield
-    except Exception as error:
-        from mlflow.exceptions import MlflowException
-
-        if not isinstance(error, MlflowException) or "API request" not in str(error):
-            raise
-        raise UserError(f"--tracking-uri {uri}: the tracking server does not answer") from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        lines = f"{error}".splitlines() or [type(error).__name__]
+        reason = "the tracking server does not answer" if "API request" in lines[0] else lines[0]
+        raise UserError(f"--tracking-uri {without_password(uri)}: {reason[:200]}") from error

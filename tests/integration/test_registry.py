@@ -161,6 +161,27 @@ def test_a_trial_that_was_not_tracked_here_is_said_in_one_line(home: Path) -> No
         put(home, trained(home, "toy", seed=1, key="trial-9"))
 
 
+def test_a_run_that_was_deleted_is_said_in_one_line(home: Path) -> None:
+    client = connect(local_store(home))
+    model = trained(home, "toy", seed=1)
+    run_id = put(home, model).run_id
+    client.delete_run(run_id)
+    other = trained(home, "toy", seed=2).model_copy(update={"run_id": run_id})
+    with pytest.raises(UserError, match=r"--tracking-uri sqlite:.*deleted") as refusal:
+        put(home, other)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_database_that_is_down_is_said_in_one_line(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # of its own, up to 100 s
+    (tmp_path / "down.db").mkdir()
+    with pytest.raises(UserError, match=r"--tracking-uri sqlite:.*down\.db: ") as refusal:
+        register(trained(home, "toy", seed=1), home=home, uri=f"sqlite:///{tmp_path}/down.db")
+    assert "\n" not in str(refusal.value)
+
+
 def test_digits_classify_in_a_fresh_process_with_pickle_forbidden(home: Path) -> None:
     put(home, trained(home, "digits", seed=1))
     script = """
