@@ -188,6 +188,11 @@ def study_folder(root: Path, study_name: str) -> Path:
     return root / quote(study_name, safe="")
 
 
+def study_folders(root: Path) -> list[Path]:
+    """Where the outboxes of all studies are, below ``root``."""
+    return sorted(path for path in root.glob("*") if path.is_dir())
+
+
 def another_driver_lives(folder: Path, *, ours: Collection[Path]) -> bool:
     """Whether another process holds an outbox in ``folder``; ``ours`` are held by this one."""
     for path in folder.glob("*.jsonl"):

@@ -43,10 +43,11 @@ class Delivery(Protocol):
 
 
 class Sender:
-    """Delivers ``outbox`` every ``interval`` seconds, what dead drivers left behind first.
+    """Delivers ``outbox`` every ``interval`` seconds, and what dead drivers left behind.
 
     ``connect`` runs in the thread, so it may be slow. ``folders`` are searched once for
-    outboxes to adopt.
+    outboxes to adopt. Those of the same study go first, since they tell what happened before;
+    those of other studies make room for ``outbox`` again and again.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class Sender:
         self._connect = connect
         self._delivery: Delivery | None = None
         self._outbox = outbox
-        self._folders = list(folders)
+        ours = outbox.path.parent if outbox else None
+        self._folders = sorted(folders, key=lambda folder: folder != ours)
         self._orphans: list[Outbox] = []
         self._where = where
         self._interval = interval
@@ -157,6 +159,8 @@ class Sender:
             self._delivery = self._connect()
         while self._orphans:
             orphan = self._orphans[0]
+            if self._outbox and orphan.path.parent != self._outbox.path.parent:
+                self._deliver(self._outbox)
             self._deliver(orphan)
             self._bury(orphan)
             self._orphans = self._orphans[1:]

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from knee_tune.specs.tracking import Event, RunLink, StudyStarted
-from knee_tune.tracking.outbox import Outbox, outbox_root, study_folder
+from knee_tune.specs.tracking import Event, RunLink, StudyStarted, TrialStarted
+from knee_tune.tracking.outbox import Outbox, outbox_root, study_folders
 from knee_tune.tracking.sender import Sender
 from knee_tune.tracking.store import connect, without_password
 
@@ -36,7 +36,7 @@ class Tracker(Protocol):
         ...
 
     def close(self, timeout: float = EXIT_PATIENCE) -> int:
-        """Flush and stop. What remains is sent by the next command; see :func:`unsent_notice`."""
+        """Flush and stop. What remains is sent by the next run; see :func:`unsent_notice`."""
         ...
 
 
@@ -72,8 +72,10 @@ class MlflowTracker:
 
     def record(self, event: Event) -> None:
         """See :class:`Tracker`."""
-        if self._outbox is not None:
+        if self._outbox is not None and self._sender is not None:
             self._outbox.append(event)
+            if isinstance(event, TrialStarted):  # its link is asked for; reports go in batches
+                self._sender.wake()
         elif isinstance(event, StudyStarted):
             self._study = event
             root = outbox_root(self._home, self._uri)
@@ -81,7 +83,7 @@ class MlflowTracker:
             self._sender = Sender(
                 self._connect,
                 outbox=self._outbox,
-                folders=[study_folder(root, event.name)],
+                folders=study_folders(root),
                 where=without_password(self._uri),
                 interval=self._interval,
             )
@@ -126,7 +128,7 @@ def send_leftovers(*, home: Path, uri: str, timeout: float = EXIT_PATIENCE) -> i
 
     Imports no MLflow when nothing is left over. Outboxes of living drivers are left alone.
     """
-    folders = sorted(path for path in outbox_root(home, uri).glob("*") if path.is_dir())
+    folders = study_folders(outbox_root(home, uri))
     if not any(next(folder.glob("*.jsonl"), None) for folder in folders):
         return 0
     sender = Sender(
@@ -143,7 +145,7 @@ def unsent_notice(remaining: int, uri: str) -> str | None:
     if not remaining:
         return None
     where = without_password(uri)
-    return f"{remaining} tracking events could not be sent to {where}; the next command sends them"
+    return f"{remaining} tracking events could not be sent to {where}; the next run sends them"
 
 
 def _connect_writer(uri: str, home: Path) -> "RunWriter":

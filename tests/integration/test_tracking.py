@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from knee_tune.specs.tracking import (
     TrialStarted,
 )
 from knee_tune.tracking import (
+    MlflowTracker,
     open_tracker,
     provenance,
     resolve_tracking_uri,
     send_leftovers,
     ui_command,
 )
+from knee_tune.tracking.outbox import Outbox, outbox_root
 from knee_tune.tracking.store import connect, local_store
 from tests.mlflow_stores import new_home
 
@@ -179,6 +182,32 @@ def test_links_lead_to_the_run(home: Path, client: MlflowClient) -> None:
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
     assert link.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{link.run_id}")
     tracker.close()
+
+
+def test_a_link_does_not_wait_for_the_next_batch(home: Path, client: MlflowClient) -> None:
+    tracker = MlflowTracker(home=home, uri=local_store(home), interval=600)
+    tracker.record(STUDY)
+    assert tracker.flush(timeout=60) == 0
+    tracker.record(trial(0))
+    deadline = time.monotonic() + 30
+    while tracker.run_of("trial-0") is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert tracker.run_of("trial-0") is not None
+    tracker.close()
+
+
+def test_the_next_run_sends_what_other_studies_left(home: Path, client: MlflowClient) -> None:
+    left = Outbox.create(outbox_root(home, local_store(home)), STUDY)
+    left.append(trial(0))
+    left.close()
+
+    other = STUDY.model_copy(update={"uid": "2", "name": "other"})
+    track(home, other, StudyFinished())
+    assert {name: run.info.status for name, run in runs(client).items()} == {
+        "knee-digits-30": "KILLED",
+        "trial 0": "FAILED",
+        "other": "FINISHED",
+    }
 
 
 def test_a_killed_driver_leaves_nothing_running(home: Path, client: MlflowClient) -> None:

@@ -119,8 +119,7 @@ def test_a_dead_server_gets_everything_with_the_next_command(
     assert time.monotonic() - started < 12
     assert remaining == STEPS + 4
     assert unsent_notice(remaining, server.uri) == (
-        f"{remaining} tracking events could not be sent to {server.uri}; "
-        "the next command sends them"
+        f"{remaining} tracking events could not be sent to {server.uri}; the next run sends them"
     )
 
     assert send_leftovers(home=home, uri=local_store(home)) == 0  # not meant for this store

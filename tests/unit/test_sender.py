@@ -16,7 +16,7 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tracking.outbox import Outbox
+from knee_tune.tracking.outbox import Outbox, study_folders
 from knee_tune.tracking.sender import RejectedError, Sender
 
 STUDY = StudyStarted(uid="u", name="s", task="digits", experiment="e")
@@ -106,6 +106,19 @@ def test_one_refused_event_does_not_block_the_others(
     assert server.taken == [STUDY, *(report(step) for step in range(6) if step != 3)]
     assert '"step":3' in (outbox.path.parent / "rejected.log").read_text()
     assert "refused an event" in caplog.text
+
+
+def test_leftovers_of_other_studies_go_too_but_hold_up_nothing(tmp_path: Path) -> None:
+    other, earlier = STUDY.model_copy(update={"uid": "o", "name": "a"}), Server()
+    for study in (other, STUDY):
+        left = Outbox.create(tmp_path, study)
+        left.append(StudyFinished())
+        left.close()
+
+    outbox = Outbox.create(tmp_path, STUDY)
+    assert sender(earlier, outbox, *study_folders(tmp_path)).close(timeout=5) == 0
+    assert earlier.taken == [STUDY, StudyFinished(), STUDY, other, StudyFinished()]
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
