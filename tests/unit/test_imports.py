@@ -21,7 +21,7 @@ LAYERS = (
     {"distributed"},
     {"tasks"},
     {"training"},
-    {"tuning", "tracking", "analysis", "reporting"},
+    {"tuning", "tracking", "reporting"},
     {"doctor"},
     {"app"},
     {"cli"},
