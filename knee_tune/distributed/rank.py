@@ -31,6 +31,7 @@ from knee_tune.distributed.protocol import (
     Report,
 )
 from knee_tune.distributed.wire import Order, Ready, Started, Whereabouts, Wire
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import Plan
 
 Job = Callable[[Plan, Group, Channel], Done]
@@ -201,9 +202,11 @@ def _failure(rank: int, error: BaseException) -> Failure:
         "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
     first_line = str(error).strip().split("\n", 1)[0]
+    # What people can put right is about their input, not about a rank.
+    origin = "" if isinstance(error, UserError) else f"rank {rank}: {type(error).__name__}: "
     return Failure(
         kind="out_of_memory" if memory else "exception",
         rank=rank,
-        message=f"rank {rank}: {type(error).__name__}: {first_line}",
+        message=f"{origin}{first_line}",
         traceback="".join(traceback.format_exception(error)),
     )

@@ -29,18 +29,36 @@ class TaskEntry:
         """That function: keyword-only, ``data_root`` and the task's own options."""
         if self.prepare is None:
             return None
-        loaded: Callable[..., Any] = _load(self.prepare)
+        loaded: Callable[..., Any] = self._load(self.prepare)
         return loaded
 
     def recipe_type(self) -> type[Recipe]:
-        """The recipe class; imports no torch."""
-        loaded: type[Recipe] = _load(self.recipe)
+        """The recipe class; imports no torch. UserError if one of its libraries is missing."""
+        loaded: type[Recipe] = self._load(self.recipe)
         return loaded
 
     def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
-        """The task with this recipe; imports torch and the task's libraries."""
-        task_type: type[Task[Any]] = _load(self.task)
+        """The task with this recipe; imports torch and the task's libraries.
+
+        UserError if one of them is missing.
+        """
+        task_type: type[Task[Any]] = self._load(self.task)
         return task_type(self.recipe_type().model_validate(recipe), data_dir=data_dir, seed=seed)
+
+    def _load(self, reference: str) -> Any:
+        module, _, attribute = reference.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            missing = str(error.name)
+            if missing.partition(".")[0] == "knee_tune":
+                raise  # a mistake of ours
+            name = next((name for name, entry in TASKS.items() if entry is self), self.task)
+            extra = f"[{self.extra}]" if self.extra else ""
+            raise UserError(
+                f"task {name}: {missing} is not installed; "
+                f"pip install 'knee-tune{extra}' (README, Install)"
+            ) from error
 
 
 TASKS: Mapping[str, TaskEntry] = {
@@ -64,8 +82,3 @@ def task_entry(name: str) -> TaskEntry:
     except KeyError:
         known = ", ".join(TASKS)
         raise UserError(f"--task {name}: no such task; the tasks are {known}") from None
-
-
-def _load(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name)

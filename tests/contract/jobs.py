@@ -15,6 +15,7 @@ import torch
 
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done, Report
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import Plan
 
 EVENT_STEP = 3
@@ -58,6 +59,8 @@ def _happen(what: str, channel: Channel) -> None:
             pass
         case "exception":
             raise ValueError("no such luck\nand more of it")
+        case "user error":
+            raise UserError("recipe.data=x: no such data; prepare it\nand more of it")
         case "cuda out of memory":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         case "memory error":

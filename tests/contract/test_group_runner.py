@@ -183,6 +183,7 @@ def test_a_group_sees_only_its_own_devices(forkserver: ForkserverRunner, plan: P
     ("what", "kind", "message"),
     [
         ("exception", "exception", "rank {}: ValueError: no such luck"),
+        ("user error", "exception", "recipe.data=x: no such data; prepare it"),
         ("sys.exit", "exception", "rank {}: SystemExit: enough"),
         ("exit", "exit", "rank {} exited with code 3 before its job was done"),
         ("exit 0", "exit", "rank {} exited with code 0 before its job was done"),
@@ -234,6 +235,14 @@ def test_an_error_of_the_driver_ends_the_group_and_propagates(
     with pytest.raises(error, match="in the driver"):
         run(forkserver, plan(), broken)
     assert done(run(forkserver, plan())).state == "complete"
+
+
+def test_a_module_that_cannot_be_preloaded_stops_nothing(plan: PlanFor) -> None:
+    runner = ForkserverRunner("tests.contract.jobs:job", preload=["no_such_library.task"])
+    try:
+        assert done(run(runner, plan())).state == "complete"
+    finally:
+        runner.close()
 
 
 def test_ctrl_c_does_not_reach_the_ranks(forkserver: ForkserverRunner, plan: PlanFor) -> None:

@@ -3,7 +3,7 @@
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from knee_tune.distributed.group import Group
+from knee_tune.errors import UserError
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.loop import evaluate
@@ -304,3 +305,18 @@ def test_every_task_names_its_parts(name: str) -> None:
     assert entry.recipe_type().metrics
     module, _, class_name = entry.task.partition(":")
     assert issubclass(getattr(importlib.import_module(module), class_name), Task)
+
+
+def test_a_missing_library_is_named_with_the_way_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needy_task.py").write_text("import no_such_library.models\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    needy = replace(TASKS["iwslt"], task="needy_task:Task")
+    monkeypatch.setitem(TASKS, "needy", needy)  # type: ignore[arg-type]
+
+    with pytest.raises(
+        UserError, match=r"^task needy: no_such_library is not installed; "
+    ) as error:
+        needy.build({}, data_dir=tmp_path, seed=1)
+    assert "pip install 'knee-tune[translation]'" in str(error.value)
