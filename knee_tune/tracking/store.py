@@ -30,18 +30,19 @@ _SQLITE = "sqlite:///"
 
 
 def resolve_tracking_uri(home: Path, uri: str | None = None) -> str | None:
-    """Flag, else ``MLFLOW_TRACKING_URI``, else ``<home>/mlflow.db``; None for ``none``.
+    """``uri``, else ``<home>/mlflow.db``; None for ``none``.
 
+    The command line is where ``MLFLOW_TRACKING_URI`` counts, as the default of its flag.
     UserError for a scheme that MLflow 3 does not serve (file stores are refused).
     """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(home)
+    chosen = uri or local_store(home)
     if chosen == "none":
         return None
     scheme = chosen.partition(":")[0].partition("+")[0]
     if scheme not in SCHEMES:
         raise UserError(
-            f"--tracking-uri {chosen}: use http(s)://SERVER, {_SQLITE}FILE, another database, "
-            "or none"
+            f"--tracking-uri {without_password(chosen)}: use http(s)://SERVER, {_SQLITE}FILE, "
+            "another database, or none"
         )
     return chosen
 

@@ -252,15 +252,12 @@ print("mlflow" in sys.modules, "torch" in sys.modules)
     assert answer.stdout.split() == ["False", "False"]
 
 
-def test_tracking_uri_comes_from_flag_environment_or_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tracking_goes_where_it_is_told_or_into_the_home(tmp_path: Path) -> None:
     assert resolve_tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert ui_command(f"sqlite:///{tmp_path}/mlflow.db") == (
         f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
     )
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert resolve_tracking_uri(tmp_path) == "http://server:5000"
+    assert resolve_tracking_uri(tmp_path, "http://server:5000") == "http://server:5000"
     assert resolve_tracking_uri(tmp_path, "none") is None
     with pytest.raises(UserError, match=r"--tracking-uri \./mlruns"):
         resolve_tracking_uri(tmp_path, "./mlruns")
