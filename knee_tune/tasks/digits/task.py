@@ -99,7 +99,8 @@ class DigitsTask(Task[DigitsRecipe]):
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[int]:
         """The digit on each image: 64 pixel values 0..16, row by row, as scikit-learn has them."""
         pixels = torch.as_tensor(np.asarray(inputs, dtype=np.float32)).reshape(-1, SIDE * SIDE)
-        return [int(digit) for digit in model(pixels / 16).argmax(1)]
+        pixels = pixels.to(next(model.parameters()).device)
+        return [int(digit) for digit in model(pixels / 16).argmax(1).tolist()]
 
     def examples(self) -> list[list[float]]:
         """Two images of the test split, in scikit-learn's units."""
