@@ -254,10 +254,10 @@ def _hint(folder: Path, wanted: str) -> str:
 
 
 def split_off(
-    source: list[str], target: list[str], *, offset: int = 0
+    source: list[str], target: list[str]
 ) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
     """(rest, held out) of a parallel text: every 23rd pair is held out, as in the recipe."""
-    rest, held_out = every(zip(source, target, strict=True), 23, offset=offset)
+    rest, held_out = every(zip(source, target, strict=True), 23)
     return _unzip(rest), _unzip(held_out)
 
 

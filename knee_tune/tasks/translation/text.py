@@ -129,12 +129,12 @@ class Cleaning:
         )
 
 
-def every(items: Iterable[Item], n: int, *, offset: int = 0) -> tuple[list[Item], list[Item]]:
-    """``items`` as (the rest, every ``n``-th one): numbers n, 2n, ... shifted by ``offset``."""
+def every(items: Iterable[Item], n: int) -> tuple[list[Item], list[Item]]:
+    """``items`` as (the rest, every ``n``-th one): numbers n, 2n, ..."""
     rest: list[Item] = []
     picked: list[Item] = []
     for number, item in enumerate(items, start=1):
-        (picked if number % n == offset % n else rest).append(item)
+        (rest if number % n else picked).append(item)
     return rest, picked
 
 
