@@ -184,6 +184,19 @@ def test_missing_data_names_both_ways_out(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("same_size", [True, False])
+def test_data_changed_after_their_preparation_are_refused(
+    same_size: bool, demo_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo_data / "demo.de-en", tmp_path / "demo.de-en")
+    file = tmp_path / "demo.de-en" / "valid.de-en.en.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[::-1] if same_size else content[:-2])
+
+    with pytest.raises(UserError, match=r"valid\.de-en\.en\.bin: .* changed .*prepare .*--force"):
+        task(tmp_path).describe()
+
+
 def test_a_step_too_small_for_the_longest_sentence(demo_data: Path) -> None:
     with pytest.raises(UserError, match=r"recipe.tokens_per_step=20: .*set it to \d+ or more"):
         task(demo_data, tokens_per_step=20).steps_per_epoch(Group())

@@ -36,7 +36,7 @@ def finished(folder: Path, request: Mapping[str, Any], *, force: bool = False) -
         raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
     if force:
         return None
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, verify=True)
     if manifest.request != request:
         raise UserError(
             f"{folder} was prepared from other data or with other options: "

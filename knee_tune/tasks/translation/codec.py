@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from knee_tune.tasks.translation.bpe import Bpe
-from knee_tune.tasks.translation.manifest import CODES, MANIFEST, Manifest
+from knee_tune.tasks.translation.manifest import CODES, read_manifest
 from knee_tune.tasks.translation.text import moses
 
 
@@ -11,8 +11,7 @@ class Codec:
     """The text processing of one prepared set; reads its manifest and its BPE codes only."""
 
     def __init__(self, folder: Path) -> None:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        manifest = Manifest.model_validate_json(text)
+        manifest = read_manifest(folder)
         self._lowercase = manifest.lowercase
         self._source = moses(manifest.source)
         self._target = moses(manifest.target)

@@ -27,10 +27,9 @@ from knee_tune.tasks.translation.lexicon import (
     Noun,
     Verb,
 )
-from knee_tune.tasks.translation.manifest import Manifest
+from knee_tune.tasks.translation.manifest import DEMO, Manifest
 from knee_tune.tasks.translation.text import Progress, silent
 
-NAME = "demo.de-en"
 PAIRS = {"train": 2000, "valid": 300, "test": 300}
 MERGES = 600
 SEED = 1
@@ -209,7 +208,7 @@ def generate(seed: int = SEED) -> dict[str, Text]:
 
 def prepare_demo(data_root: Path, *, progress: Progress = silent) -> Manifest:
     """The prepared set ``demo.de-en`` below ``data_root``; does nothing if it is there."""
-    folder = data_root / NAME
+    folder = data_root / DEMO
     request = {"generator": VERSION, "seed": SEED, "pairs": PAIRS, "merges": MERGES}
     if manifest := finished(folder, request):
         return manifest
@@ -225,7 +224,7 @@ def prepare_demo(data_root: Path, *, progress: Progress = silent) -> Manifest:
         return write_text(
             partial,
             pieces,
-            name=NAME,
+            name=DEMO,
             kind="grammar",
             source="de",
             target="en",

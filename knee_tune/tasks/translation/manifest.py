@@ -12,6 +12,10 @@ from knee_tune.specs.base import Spec
 
 MANIFEST = "manifest.json"
 CODES = "bpe.codes"
+DEMO = "demo.de-en"
+"""The set that needs no download: it is generated, on first use."""
+
+_AGAIN = "run 'knee-tune data prepare ... --force', or remove the folder to have the demo made anew"
 
 
 class FileRecord(Spec):
@@ -67,28 +71,35 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
-    """The manifest of the set in ``folder``; ``verify`` also checks every checksum.
+    """The manifest of the set in ``folder``; UserError if there is no finished set.
 
-    UserError if there is no finished set, or if a file is missing or has another size.
+    ``verify`` looks at the files too: UserError if one is missing or not as it was prepared.
+    Without it they need not be there: a served model has those of :func:`asset_names` only.
     """
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder}: no prepared data here; run 'knee-tune data prepare'") from None
+        raise UserError(
+            f"{folder}: no prepared data here; run 'knee-tune data prepare iwslt', "
+            "or use '--preset demo', which needs none"
+        ) from None
     except ValueError:
-        raise UserError(f"{path}: damaged; prepare the data again with --force") from None
-    for name, record in manifest.files.items():
+        raise UserError(f"{path}: damaged or of another version; {_AGAIN}") from None
+    for name, record in manifest.files.items() if verify else ():
         file = folder / name
         if (
             not file.is_file()
             or file.stat().st_size != record.bytes
-            or (verify and checksum(file) != record.sha256)
+            or checksum(file) != record.sha256
         ):
-            raise UserError(
-                f"{file}: missing or changed since it was prepared; prepare again with --force"
-            )
+            raise UserError(f"{file}: missing or changed since it was prepared; {_AGAIN}")
     return manifest
+
+
+def asset_names(manifest: Manifest) -> list[str]:
+    """The files of a prepared set that translating raw sentences needs."""
+    return [f"dict.{manifest.source}.txt", f"dict.{manifest.target}.txt", CODES, MANIFEST]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -19,8 +19,8 @@ from knee_tune.tasks.seeding import stream_seed
 from knee_tune.tasks.translation import fairseq_bridge as bridge
 from knee_tune.tasks.translation.codec import Codec
 from knee_tune.tasks.translation.generation import on_device, tokenised_bleu, translate
-from knee_tune.tasks.translation.manifest import Manifest
-from knee_tune.tasks.translation.prepared import asset_names, find_prepared
+from knee_tune.tasks.translation.manifest import Manifest, asset_names, read_manifest
+from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 
 GENERATED_TOGETHER = 128
@@ -43,8 +43,9 @@ class TranslationTask(Task[TranslationRecipe]):
     """Sentence pairs of a prepared set (see :mod:`prepared`)."""
 
     def describe(self) -> tuple[str, dict[str, int]]:
-        """Fingerprint and pairs per split, as the set's preparation wrote them down."""
-        _, manifest = self._prepared
+        """Fingerprint and pairs per split; UserError if a file is not as it was prepared."""
+        folder, _ = self._prepared
+        manifest = read_manifest(folder, verify=True)
         return manifest.fingerprint, dict(manifest.pairs)
 
     def steps_per_epoch(self, group: Group) -> int:
