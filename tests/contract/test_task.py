@@ -37,11 +37,14 @@ class Case:
 
 
 def _another_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from knee_tune.tasks.digits import task
+    from sklearn.datasets import load_digits
 
-    images, labels = task.load_digits(return_X_y=True)
+    images, labels = load_digits(return_X_y=True)
     images[100, 20] += 1
-    monkeypatch.setattr(task, "load_digits", lambda return_X_y: (images, labels))  # noqa: N803
+    monkeypatch.setattr(
+        "knee_tune.tasks.digits.task.load_digits",
+        lambda return_X_y: (images, labels),  # noqa: N803
+    )
 
 
 def _another_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
