@@ -316,7 +316,7 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(
     (tmp_path / "needy_task.py").write_text("import no_such_library.models\n")
     monkeypatch.syspath_prepend(tmp_path)
     needy = replace(TASKS["iwslt"], task="needy_task:Task")
-    monkeypatch.setitem(TASKS, "needy", needy)  # type: ignore[arg-type]
+    monkeypatch.setitem(TASKS, "needy", needy)
 
     with pytest.raises(
         UserError, match=r"^task needy: no_such_library is not installed; "
