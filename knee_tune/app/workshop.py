@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from knee_tune.app.home import Home
 from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.protocol import Decision, Done, GroupRunner
+from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner
 from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import (
@@ -127,8 +127,15 @@ def run_quietly(runner: GroupRunner, plan: Plan) -> dict[str, Any]:
         on_progress=lambda step: None,
     )
     if not isinstance(outcome, Done):
-        raise UserError(f"task {plan.task}: {outcome.message}; its log: {plan.log_dir}")
+        raise UserError(_shown(outcome, plan))
     return outcome.result
+
+
+def _shown(failure: Failure, plan: Plan) -> str:
+    """What people can put right in its own words; anything else with the place of its traceback."""
+    if failure.kind == "user_error":
+        return failure.message
+    return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
 
 
 def _order(home: Home, spec: StudySpec, placement: Placement, key: str) -> TaskOrder:

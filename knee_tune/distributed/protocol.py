@@ -46,7 +46,7 @@ class Failure(Spec):
     """Why a rank or a group died: the root cause, not its echoes on other ranks."""
 
     type: Literal["failure"] = "failure"
-    kind: Literal["exception", "out_of_memory", "exit", "signal", "stalled", "launch"]
+    kind: Literal["user_error", "exception", "out_of_memory", "exit", "signal", "stalled", "launch"]
     rank: int
     message: str = Field(description="one line")
     traceback: str = ""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -202,10 +203,14 @@ def _failure(rank: int, error: BaseException) -> Failure:
         "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
     first_line = str(error).strip().split("\n", 1)[0]
-    # What people can put right is about their input, not about a rank.
-    origin = "" if isinstance(error, UserError) else f"rank {rank}: {type(error).__name__}: "
+    kind: Literal["user_error", "out_of_memory", "exception"]
+    if isinstance(error, UserError):  # it is about the input, not about a rank
+        kind, origin = "user_error", ""
+    else:
+        kind = "out_of_memory" if memory else "exception"
+        origin = f"rank {rank}: {type(error).__name__}: "
     return Failure(
-        kind="out_of_memory" if memory else "exception",
+        kind=kind,
         rank=rank,
         message=f"{origin}{first_line}",
         traceback="".join(traceback.format_exception(error)),

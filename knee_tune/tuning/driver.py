@@ -196,8 +196,8 @@ class Driver:
                 on_progress=lambda step: self._on_progress(run, step),
             )
             run.count_steps(outcome)
-            if isinstance(outcome, Done):
-                break
+            if isinstance(outcome, Done) or outcome.kind == "user_error":
+                break  # what people must put right comes out the same again
             if attempt < ATTEMPTS:
                 self._watcher.line(
                     f"trial {run.number}: {outcome.message}; "
