@@ -16,9 +16,8 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
+from tests.command_line import REPOSITORY, environment, knee_tune
 from tests.mlflow_stores import new_home
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 QUICK = ("run", "--task", "digits", "--preset", "quick")
 TINY = (*QUICK, "--nproc", "2", "--sampler", "random", "--set", "recipe.batch_size=16")
@@ -39,30 +38,6 @@ LONG = (
 """Trials that are long enough to be killed half-way."""
 
 NAME = "mine"
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """Ours, without anybody's studies and servers."""
-    settings = ("KNEE_TUNE_", "OPTUNA_", "MLFLOW_", "FORCE_COLOR", "CLICOLOR_FORCE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    return kept | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "160"} | extra
-
-
-def knee_tune(
-    *arguments: str | Path, expect: int = 0, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "knee_tune", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
 
 
 @contextmanager
