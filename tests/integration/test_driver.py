@@ -290,7 +290,10 @@ def test_a_final_metric_that_is_not_finite_is_no_value(bench: Workbench) -> None
     assert trial.reason == "diverged: non-finite metric of the final evaluation"
 
 
-@pytest.mark.parametrize("kind", get_args(Failure.model_fields["kind"].annotation))
+CRASHES = sorted({*get_args(Failure.model_fields["kind"].annotation)} - {"user_error"})
+
+
+@pytest.mark.parametrize("kind", CRASHES)
 def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
     bench: Workbench, kind: str
 ) -> None:
@@ -303,6 +306,13 @@ def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
     assert [line.partition(";")[0] for line in bench.watching.lines] == [
         f"trial 0: died: {kind}"
     ] * 2
+
+
+def test_what_people_must_put_right_is_not_tried_again(bench: Workbench) -> None:
+    runner = bench.drive(InProcess(at(60, Died("user_error"))), trials=1)
+    (trial,) = bench.record.trials
+    assert (trial.state, trial.reason) == ("failed", "died: user_error")
+    assert len(runner.plans) == 1
 
 
 def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_on(
