@@ -160,14 +160,12 @@ def test_the_registered_model_classifies_without_pickle(
     import mlflow
 
     store = f"sqlite:///{home}/mlflow.db"
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
     try:
         model = mlflow.pyfunc.load_model("models:/knee-tune-digits@champion")
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(before)
     images, labels = load_digits(return_X_y=True)
     right = [said == meant for said, meant in zip(model.predict(images), labels, strict=True)]
     assert sum(right) / len(right) > 0.3

@@ -393,7 +393,7 @@ def test_bf16_is_for_the_forward_pass_alone(plan: MakePlan, run: RunPlan) -> Non
 # What is measured and kept
 
 
-@pytest.mark.parametrize(("every", "steps"), [(10, [10, 20, 24]), (100, [24])])
+@pytest.mark.parametrize(("every", "steps"), [(10, [10, 24]), (8, [8, 16, 24]), (100, [24])])
 def test_the_last_step_is_evaluated(
     every: int, steps: list[int], plan: MakePlan, run: RunPlan
 ) -> None:
