@@ -93,9 +93,10 @@ class Places:
 
 
 def _program(name: str) -> str:
-    """How a program of this environment is called from here: by path if it is not on the PATH."""
+    """How a program of this environment is called from here: by path unless the PATH leads to it."""
     beside = Path(sys.executable).parent / name
-    if shutil.which(name) or not beside.exists():
+    found = shutil.which(name)
+    if not beside.exists() or (found and Path(found) == beside):
         return name
     here = Path.cwd()
     return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

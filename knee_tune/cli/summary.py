@@ -62,7 +62,7 @@ def print_status(console: Console, record: "StudyRecord") -> None:
         mark = "bold" if best is not None and trial.number == best.number else ""
         state = Text(trial.state, style=STYLES.get(trial.state, ""))
         if trial.reason and trial.state != "complete":
-            state.append(f" {trial.reason}", style="dim")
+            state.append(f" {trial.reason.removeprefix(trial.state).strip()}", style="dim")
         table.add_row(
             str(trial.number),
             f"{trial.seed_lr:g}",
