@@ -93,7 +93,7 @@ class Places:
 
 
 def _program(name: str) -> str:
-    """How a program of this environment is called from here: by path unless the PATH leads to it."""
+    """What to type for a program of this environment: a path, unless the PATH leads to it."""
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)
     if not beside.exists() or (found and Path(found) == beside):
