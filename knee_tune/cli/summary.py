@@ -22,6 +22,15 @@ STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "
 """Colours of the states of trials."""
 
 
+def fate(state: str, reason: str) -> Text:
+    """How a trial stands or ended, and why: ``pruned at step 123``, ``failed: rank 1 was ...``."""
+    text = Text(state, style=STYLES.get(state, ""))
+    if reason and state != "complete":
+        rest = reason.removeprefix(state)
+        text.append(rest if rest != reason else f": {reason}", style="dim")
+    return text
+
+
 def print_start(console: Console, start: "StudyStart") -> None:
     """What is about to be trained."""
     ranks = "1 rank" if start.world_size == 1 else f"{start.world_size} ranks"
@@ -60,9 +69,7 @@ def print_status(console: Console, record: "StudyRecord") -> None:
     best = record.best
     for trial in record.trials:
         mark = "bold" if best is not None and trial.number == best.number else ""
-        state = Text(trial.state, style=STYLES.get(trial.state, ""))
-        if trial.reason and trial.state != "complete":
-            state.append(f" {trial.reason.removeprefix(trial.state).strip()}", style="dim")
+        state = fate(trial.state, trial.reason)
         table.add_row(
             str(trial.number),
             f"{trial.seed_lr:g}",

@@ -10,10 +10,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from knee_tune.app.run import StudyStart
-from knee_tune.cli.summary import STYLES
+from knee_tune.cli.summary import fate
 from knee_tune.distributed.protocol import Report
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.tuning.listeners import End, Watcher
@@ -59,10 +58,10 @@ class PlainWatcher:
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
         """How it ended."""
-        parts: list[str] = [end]
+        parts = [fate(end, reason).plain]
         if value is not None:
             parts.append(f"{self._start.metric} {value:.4g}")
-        if reason:
+        if reason and end == "complete":
             parts.append(reason)
         self.line(f"trial {number}: {', '.join(parts)}")
 
@@ -176,9 +175,7 @@ class LiveWatcher:
             ]
             if self._start.metric != self._start.watched:
                 cells.append("" if row.value is None else f"{row.value:.4g}")
-            state = Text(row.state, style=STYLES[row.state])
-            if row.reason and row.state != "complete":
-                state.append(f"  {row.reason}", style="dim")
+            state = fate(row.state, row.reason)
             seconds = (row.ended or time.monotonic()) - row.started
             table.add_row(*cells, state, _duration(seconds))
         return table
