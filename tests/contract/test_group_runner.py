@@ -183,7 +183,7 @@ def test_a_group_sees_only_its_own_devices(forkserver: ForkserverRunner, plan: P
     ("what", "kind", "message"),
     [
         ("exception", "exception", "rank {}: ValueError: no such luck"),
-        ("user error", "exception", "recipe.data=x: no such data; prepare it"),
+        ("user error", "user_error", "recipe.data=x: no such data; prepare it"),
         ("sys.exit", "exception", "rank {}: SystemExit: enough"),
         ("exit", "exit", "rank {} exited with code 3 before its job was done"),
         ("exit 0", "exit", "rank {} exited with code 0 before its job was done"),
@@ -201,7 +201,9 @@ def test_the_root_cause_comes_back_quickly(
     outcome = failure(run(forkserver, plan(what=what, rank=rank)))
     assert (outcome.kind, outcome.rank) == (kind, rank)
     assert outcome.message.startswith(message.format(rank))
-    assert ("jobs.py" in outcome.traceback) == (kind in {"exception", "out_of_memory"})
+    assert ("jobs.py" in outcome.traceback) == (
+        kind in {"user_error", "exception", "out_of_memory"}
+    )
     assert time.monotonic() - began < 5
 
 
