@@ -1,8 +1,7 @@
 """``knee-tune run --schedule NAME``: a schedule of the paper's baselines, outside the search."""
 
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from knee_tune.app.home import Places
@@ -25,7 +24,7 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.listeners import TOLD, Watcher
 from knee_tune.tuning.study import record_baseline
 
 
@@ -112,17 +111,12 @@ def _train(
     )
     tracker.record(Attached(key=key, name="plots/curves.html", figure=figure))
     final = {f"final_{name}": value for name, value in record.metrics.items()}
-    state = _TOLD[record.state]
+    state = TOLD[record.state]
     tracker.record(TrialFinished(key=key, state=state, metrics=final, reason=record.reason))
     record_baseline(study, record)
     if record.state != "failed":  # a failed one goes on from its newest checkpoint
         discard_checkpoints(folder)
     return record
-
-
-_TOLD: Mapping[str, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
-    {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-)
 
 
 def _record(

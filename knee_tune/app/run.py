@@ -17,6 +17,7 @@ from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
+from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
@@ -120,24 +121,21 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
     workshop, study = opened.workshop, opened.study
     folder = opened.places.home.checkpoints(study.study_name, study.user_attrs["key"])
 
-    def plan(run: TrialRun, slot: int) -> TrainPlan:
-        schedule = knee_schedule(
-            workshop.recipe,
-            workshop.facts,
-            seed_lr=run.seed_lr,
-            explore_fraction=run.explore_fraction,
-        )
-        return workshop.train_plan(
-            schedule, key=run.key, checkpoint_dir=folder / run.key, slot=slot
-        )
-
-    def after_trial(trial: TrialRecord) -> None:
-        schedule = knee_schedule(
+    def schedule_of(trial: TrialRun | TrialRecord) -> Knee:
+        return knee_schedule(
             workshop.recipe,
             workshop.facts,
             seed_lr=trial.seed_lr,
             explore_fraction=trial.explore_fraction,
         )
+
+    def plan(run: TrialRun, slot: int) -> TrainPlan:
+        return workshop.train_plan(
+            schedule_of(run), key=run.key, checkpoint_dir=folder / run.key, slot=slot
+        )
+
+    def after_trial(trial: TrialRecord) -> None:
+        schedule = schedule_of(trial)
         point = f"seed LR {trial.seed_lr:g}, explore {trial.explore_fraction:.0%}"
         title = f"Trial {trial.number}: {point}"
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)

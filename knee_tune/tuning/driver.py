@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -23,7 +22,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.records import TrialRecord
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning.dashboard import write_trial_note
-from knee_tune.tuning.listeners import End, Recorder, Watcher
+from knee_tune.tuning.listeners import TOLD, End, Recorder, Watcher
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import current, give_back, recover, requeue
 from knee_tune.tuning.study import trial_record
@@ -36,10 +35,6 @@ FAILURES_IN_A_ROW = 3
 """Failed trials after which the driver stops: the next one would most likely fail too."""
 
 INTERRUPTED = "interrupted; the same command continues it"
-
-_TOLD: Mapping[End, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
-    {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-)
 
 
 class TrialFailedError(Exception):
@@ -289,7 +284,7 @@ class Driver:
         self._tracker.record(
             TrialFinished(
                 key=run.key,
-                state=_TOLD[end],
+                state=TOLD[end],
                 metrics={f"final_{name}": number for name, number in metrics.items()},
                 reason=reason,
             )

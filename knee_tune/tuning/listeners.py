@@ -1,5 +1,7 @@
 """Who is told what happens in a study: the tracking records it, a watcher shows it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from knee_tune.distributed.protocol import Report
@@ -7,6 +9,11 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.tracking import Event, RunLink
 
 End = Literal["complete", "pruned", "failed"]
+
+TOLD: Mapping[str, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
+    {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+)
+"""Each :data:`End` as the tracking is told it."""
 
 
 class Recorder(Protocol):
