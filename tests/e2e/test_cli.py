@@ -133,7 +133,7 @@ def test_status_says_how_the_study_stands(home: Path) -> None:
     assert list(printed["steps"]) == ["trained", "independent"]
     assert 200 <= printed["steps"]["trained"] < printed["steps"]["independent"] == 400
     table = knee_tune("status", NAME, "--home", home).stdout
-    assert table.count("pruned diverged: non-finite") == 2
+    assert table.count("pruned: diverged: non-finite") == 2
 
 
 def test_best_is_the_best_of_the_status(home: Path) -> None:
