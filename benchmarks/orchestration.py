@@ -156,7 +156,7 @@ def _plan(opened: OpenedStudy, folder: Path) -> TrainPlan:
     workshop = opened.workshop
     lr = workshop.recipe.seed_lr
     schedule = knee_schedule(workshop.recipe, workshop.facts, seed_lr=lr, explore_fraction=0.5)
-    return workshop.train_plan(schedule, key="bench", checkpoint_dir=folder / "checkpoints")
+    return workshop.solitary_plan(schedule, log_key="bench", checkpoint_dir=folder / "checkpoints")
 
 
 if __name__ == "__main__":

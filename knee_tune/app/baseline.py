@@ -67,8 +67,7 @@ def _train(
     recipe = workshop.recipe
     schedule = baseline_schedule(schedule_name, recipe, workshop.facts, seed_lr=seed_lr)
     key = f"baseline-{schedule_name}-{seed_lr:g}"
-    folder = opened.places.home.checkpoints(study.study_name, study.user_attrs["key"]) / key
-    plan = workshop.train_plan(schedule, key=key, checkpoint_dir=folder)
+    plan = workshop.train_plan(schedule, log_key=key)
     curve: list[Evaluation] = []
     started = time.time()
     watched = f"valid_{recipe.watched}"
@@ -115,7 +114,7 @@ def _train(
     tracker.record(TrialFinished(key=key, state=state, metrics=final, reason=record.reason))
     record_baseline(study, record)
     if record.state != "failed":  # a failed one goes on from its newest checkpoint
-        discard_checkpoints(folder)
+        discard_checkpoints(plan.checkpoint_dir)
     return record
 
 

@@ -13,7 +13,7 @@ from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
 
 @dataclass(frozen=True)
 class Home:
-    """``<root>/{optuna.db, mlflow.db, artifacts, checkpoints, logs, data}``.
+    """``<root>/{optuna.db, mlflow.db, artifacts, checkpoints, trunks, logs, data}``.
 
     Making one touches nothing; a command that is going to write calls :meth:`create`.
     """
@@ -35,9 +35,15 @@ class Home:
         """Files that Optuna Dashboard shows."""
         return self.root.absolute() / "artifacts" / "optuna"
 
-    def checkpoints(self, study: str, key: str) -> Path:
-        """Checkpoints of a study. Its key keeps a new study of an old name away from old ones."""
-        return self.root.absolute() / "checkpoints" / f"{study}-{key}"
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints and kept weights, a folder per training run (see ``planning/keys.py``)."""
+        return self.root.absolute() / "checkpoints"
+
+    @property
+    def trunks(self) -> Path:
+        """Trunk checkpoints, a folder per trunk."""
+        return self.root.absolute() / "trunks"
 
     def logs(self, study: str) -> Path:
         """What the ranks of a study printed."""

@@ -63,7 +63,7 @@ def open_for_training(
         )
         study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
         total_steps = budget_steps(recipe, workshop.facts)
-        study.pruner = make_pruner(spec.pruner, total_steps=total_steps)
+        study.pruner = make_pruner(spec.acting_pruner, total_steps=total_steps)
         opened = OpenedStudy(
             places=places,
             workshop=workshop,

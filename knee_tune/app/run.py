@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -119,7 +120,6 @@ def interruptible() -> Iterator[None]:
 
 def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> None:
     workshop, study = opened.workshop, opened.study
-    folder = opened.places.home.checkpoints(study.study_name, study.user_attrs["key"])
 
     def schedule_of(trial: TrialRun | TrialRecord) -> Knee:
         return knee_schedule(
@@ -130,9 +130,7 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         )
 
     def plan(run: TrialRun, slot: int) -> TrainPlan:
-        return workshop.train_plan(
-            schedule_of(run), key=run.key, checkpoint_dir=folder / run.key, slot=slot
-        )
+        return workshop.train_plan(schedule_of(run), log_key=run.key, slot=slot)
 
     def after_trial(trial: TrialRecord) -> None:
         schedule = schedule_of(trial)
@@ -140,8 +138,8 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         title = f"Trial {trial.number}: {point}"
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
-        if trial.state == "complete":  # its LR is zero: nothing can go on from here
-            discard_checkpoints(folder / trial.key)
+        if trial.state == "complete" and trial.checkpoint:  # its LR is zero: nothing goes on here
+            discard_checkpoints(Path(trial.checkpoint))
 
     Driver(
         Search(

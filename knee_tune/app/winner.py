@@ -130,7 +130,7 @@ def replay(
     with open_workshop(places.home, spec, recipe, options) as workshop:
         if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
             raise UserError(f"study {name}: its data has changed since, so nothing can be replayed")
-        plan = workshop.train_plan(recorded.schedule, key="replay", checkpoint_dir=folder)
+        plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
         outcome = workshop.runner.run(
             plan, on_report=reported, on_line=on_line, on_progress=lambda step: None
         )

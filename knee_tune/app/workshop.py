@@ -12,6 +12,7 @@ from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner
 from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.errors import UserError
+from knee_tune.planning.keys import run_key
 from knee_tune.planning.plan import (
     DescribePlan,
     Placement,
@@ -22,7 +23,7 @@ from knee_tune.planning.plan import (
     TestPlan,
     TrainPlan,
 )
-from knee_tune.planning.planner import train_plan
+from knee_tune.planning.planner import on_trunk, steps_per_evaluation, train_plan
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
@@ -45,6 +46,8 @@ class GroupOptions:
     device: Device = "auto"
     amp: bool = False
     stall_timeout: float = 600.0
+    trunk_cache: int = 20_000_000_000
+    """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
 
     def check(self) -> None:
         """UserError for options that contradict each other."""
@@ -78,18 +81,45 @@ class Workshop:
         return _placement(self.options, self.facts, slot)
 
     def train_plan(
-        self, schedule: Schedule, *, key: str, checkpoint_dir: Path, slot: int = 0
+        self, schedule: Schedule, *, log_key: str, seed: int | None = None, slot: int = 0
     ) -> TrainPlan:
-        """The complete order for one run of this task."""
-        order = _order(self.home, self.spec, self.placement(slot), key)
-        return train_plan(
-            order, self.recipe, self.facts, schedule=schedule, checkpoint_dir=checkpoint_dir
+        """The order for one run of this task, a branch of its trunk where it has one.
+
+        Its checkpoints lie under its :func:`run_key`: the same run, asked for by any trial, study
+        or command of this home, is found again. ``seed``: the study's own if None.
+        """
+        order = self._order(log_key, seed=seed, slot=slot)
+        every = steps_per_evaluation(self.recipe, self.facts)
+        key = run_key(order, self.facts, schedule=schedule, steps_per_evaluation=every)
+        folder = self.home.checkpoints / key
+        plan = train_plan(order, self.recipe, self.facts, schedule=schedule, checkpoint_dir=folder)
+        if not self.options.trunk_cache:
+            return plan
+        return on_trunk(
+            plan,
+            self.recipe,
+            self.facts,
+            trunks=self.home.trunks,
+            explore_fractions=self.spec.explore_fractions,
         )
+
+    def solitary_plan(self, schedule: Schedule, *, log_key: str, checkpoint_dir: Path) -> TrainPlan:
+        """The order for one run that shares nothing with any other."""
+        return train_plan(
+            self._order(log_key),
+            self.recipe,
+            self.facts,
+            schedule=schedule,
+            checkpoint_dir=checkpoint_dir,
+        )
+
+    def _order(self, log_key: str, *, seed: int | None = None, slot: int = 0) -> TaskOrder:
+        return _order(self.home, self.spec, self.placement(slot), log_key, seed=seed)
 
     def test(self, weights: Path, *, key: str) -> dict[str, float]:
         """Metrics of finished weights on the test split; UserError if that fails."""
-        order = _order(self.home, self.spec, self.placement(), key)
-        return dict(run_quietly(self.runner, TestPlan(**dict(order), weights=weights))["metrics"])
+        plan = TestPlan(**dict(self._order(key)), weights=weights)
+        return dict(run_quietly(self.runner, plan)["metrics"])
 
 
 @contextmanager
@@ -138,14 +168,16 @@ def _shown(failure: Failure, plan: Plan) -> str:
     return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
 
 
-def _order(home: Home, spec: StudySpec, placement: Placement, key: str) -> TaskOrder:
+def _order(
+    home: Home, spec: StudySpec, placement: Placement, log_key: str, *, seed: int | None = None
+) -> TaskOrder:
     return TaskOrder(
         task=spec.task,
         recipe=spec.recipe,
-        seed=spec.seed,
+        seed=spec.seed if seed is None else seed,
         data_dir=home.data,
         placement=placement,
-        log_dir=home.logs(spec.name) / key,
+        log_dir=home.logs(spec.name) / log_key,
     )
 
 

@@ -58,9 +58,14 @@ class Done(Spec):
     type: Literal["done"] = "done"
     state: Literal["complete", "stopped", "diverged"]
     step: int = Field(default=0, description="last step trained")
-    steps_trained: int = Field(default=0, description="steps this attempt trained itself")
+    first_step: int = Field(default=0, description="the step whose state this attempt started from")
     reason: str = ""
     result: dict[str, Any] = Field(default_factory=dict, description="final metrics, or facts")
+
+    @property
+    def steps_trained(self) -> int:
+        """Steps that this attempt trained itself."""
+        return self.step - self.first_step
 
 
 Message = Annotated[Report | Progress | Line | Failure | Done, Field(discriminator="type")]

@@ -53,6 +53,16 @@ class DescribePlan(TaskOrder):
     job: Literal["describe"] = "describe"
 
 
+class TrunkPlan(Spec):
+    """Where a run's trunk is kept, and which of its states are worth keeping."""
+
+    key: str = Field(description="see :func:`knee_tune.planning.keys.trunk_key`")
+    folder: Path = Field(description="starts from the highest sound knot in here")
+    knots: tuple[int, ...] = Field(
+        description="steps after which the state is saved, ascending; none beyond the run's knee"
+    )
+
+
 class TrainPlan(TaskOrder):
     """Train one run. Everything that decides its result is in here."""
 
@@ -60,6 +70,7 @@ class TrainPlan(TaskOrder):
     schedule: Schedule
     steps_per_evaluation: int = Field(gt=0)
     checkpoint_dir: Path = Field(description="resumes from the newest sound checkpoint in here")
+    trunk: TrunkPlan | None = Field(default=None, description="None: shares nothing")
 
     @property
     def total_steps(self) -> int:
@@ -94,4 +105,6 @@ class TaskFacts(Spec):
     data_fingerprint: str
     parameters: int
     examples: dict[str, int] = Field(description="examples per split")
+    code: str = Field(default="", description="fingerprint of the code that trains")
+    threads: int = Field(default=1, gt=0, description="CPU threads of a rank")
     gpus: int = Field(default=0, description="CUDA devices that the worker group could see")

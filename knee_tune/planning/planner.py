@@ -1,8 +1,10 @@
 """From a trial's two numbers to the plan of its training run."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from knee_tune.planning.plan import Schedule, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.planning.keys import shared_knots, trunk_key
+from knee_tune.planning.plan import Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import (
     Constant,
     Cosine,
@@ -66,13 +68,45 @@ def baseline_schedule(name: str, recipe: Recipe, facts: TaskFacts, *, seed_lr: f
     raise ValueError(f"no baseline schedule is called {name!r}")
 
 
+def steps_per_evaluation(recipe: Recipe, facts: TaskFacts) -> int:
+    """Steps from one validation to the next."""
+    return max(1, facts.steps_per_epoch // recipe.evaluations_per_epoch)
+
+
 def train_plan(
     order: TaskOrder, recipe: Recipe, facts: TaskFacts, *, schedule: Schedule, checkpoint_dir: Path
 ) -> TrainPlan:
-    """The complete order for one run."""
+    """The complete order for one run that shares nothing (see :func:`on_trunk`)."""
     return TrainPlan(
         **dict(order),
         schedule=schedule,
-        steps_per_evaluation=max(1, facts.steps_per_epoch // recipe.evaluations_per_epoch),
+        steps_per_evaluation=steps_per_evaluation(recipe, facts),
         checkpoint_dir=checkpoint_dir,
     )
+
+
+def on_trunk(
+    plan: TrainPlan,
+    recipe: Recipe,
+    facts: TaskFacts,
+    *,
+    trunks: Path,
+    explore_fractions: Iterable[float],
+) -> TrainPlan:
+    """``plan`` as a branch of its trunk below ``trunks``; unchanged if it is no Knee schedule.
+
+    The trunk's state is kept at the knees of all ``explore_fractions`` that it passes, where the
+    other branches leave it.
+    """
+    knee = plan.schedule
+    if not isinstance(knee, Knee):
+        return plan
+    every = plan.steps_per_evaluation
+    key = trunk_key(plan, facts, schedule=knee, steps_per_evaluation=every)
+    knees = (
+        knee_schedule(recipe, facts, seed_lr=knee.seed_lr, explore_fraction=fraction).knee_step
+        for fraction in explore_fractions
+    )
+    knots = shared_knots(knee, knees, plan.evaluation_steps(), every=every)
+    trunk = TrunkPlan(key=key, folder=trunks / key, knots=knots)
+    return plan.model_copy(update={"trunk": trunk})

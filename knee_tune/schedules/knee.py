@@ -23,9 +23,14 @@ class Knee:
     def __post_init__(self) -> None:
         check_budget(self)
 
+    @property
+    def knee_step(self) -> int:
+        """The last step before the decay: warmup and explore together."""
+        return self.warmup_steps + self.explore_steps
+
     def lr(self, step: int) -> float:
         """LR of update ``step`` = 1..total_steps."""
-        knee = self.warmup_steps + self.explore_steps
+        knee = self.knee_step
         if step <= self.warmup_steps:
             return self.seed_lr * step / self.warmup_steps
         if step <= knee:

@@ -7,8 +7,12 @@ from pydantic import Field, model_validator
 from knee_tune.specs.base import Spec
 from knee_tune.specs.space import SearchSpace
 
-Sampler = Literal["gp", "tpe", "random"]
-Pruner = Literal["median", "none"]
+Sampler = Literal["gp", "tpe", "grid", "random"]
+Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
+Goal = Literal["best", "ridge"]
+
+FRESH_SEEDS = 1_000_000
+"""Distance from a study's seed to those that confirm its winner: never used in a search."""
 
 StudyName = Annotated[
     str,
@@ -52,6 +56,25 @@ class ReferenceTable(Spec):
     rows: tuple[ReferenceRow, ...] = Field(min_length=1)
 
 
+class Confirm(Spec):
+    """How the winner of a search is confirmed: the top candidates, and the paper's default, are
+    trained again with random seeds that the search did not use."""
+
+    candidates: int = Field(gt=0)
+    seeds: int = Field(gt=1, description="an interval needs two")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """``3:5`` is three candidates with five seeds."""
+        if not isinstance(value, str):
+            return value
+        candidates, colon, seeds = value.partition(":")
+        if not (colon and candidates.isdecimal() and seeds.isdecimal()):
+            raise ValueError("must be CANDIDATES:SEEDS, as in 3:5")
+        return {"candidates": int(candidates), "seeds": int(seeds)}
+
+
 class StudySpec(Spec):
     """One study, resolved: presets, study file, ``--set`` and flags are already merged.
 
@@ -68,12 +91,40 @@ class StudySpec(Spec):
     space: SearchSpace
     trials: int = Field(default=20, gt=0, description="trials of the whole study")
     sampler: Sampler = "gp"
-    pruner: Pruner = "median"
+    pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
+    goal: Goal = Field(
+        default="best",
+        description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
+    )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
+    replicates: int = Field(default=1, gt=0, le=1000, description="random seeds of every trial")
+    confirm: Confirm | None = Field(default=None, description="after the search")
     nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
     reference: tuple[ReferenceTable, ...] = Field(
         default=(), description="published numbers shown beside the study's own"
     )
+
+    @model_validator(mode="after")
+    def _ridges_are_not_pruned(self) -> Self:
+        if self.goal == "ridge" and self.pruner not in (None, "none"):
+            raise ValueError(f"pruner {self.pruner} would bias the ridge: use none with goal ridge")
+        return self
+
+    @property
+    def acting_pruner(self) -> Pruner:
+        """The pruner that was chosen, or the goal's own."""
+        return self.pruner or ("none" if self.goal == "ridge" else "knee")
+
+    @property
+    def replicate_seeds(self) -> tuple[int, ...]:
+        """The random seeds that every trial of the search is trained with."""
+        return tuple(range(self.seed, self.seed + self.replicates))
+
+    @property
+    def confirmation_seeds(self) -> tuple[int, ...]:
+        """The random seeds that confirm the winner; empty if none were asked for."""
+        first = self.seed + FRESH_SEEDS
+        return tuple(range(first, first + (self.confirm.seeds if self.confirm else 0)))
 
     @property
     def seed_lrs(self) -> tuple[float, ...]:

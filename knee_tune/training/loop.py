@@ -219,9 +219,8 @@ class TrainingRun:
     def _done(
         self, state: Literal["complete", "stopped", "diverged"], *, reason: str = "", **result: Any
     ) -> Done:
-        trained = self.step - self.first_step
         return Done(
-            state=state, step=self.step, steps_trained=trained, reason=reason, result=result
+            state=state, step=self.step, first_step=self.first_step, reason=reason, result=result
         )
 
 

@@ -27,7 +27,7 @@ Study = optuna.Study
 MAKER_PATIENCE = 10.0
 """Seconds for another driver to furnish a study it has just made."""
 
-FIXED_FIELDS = ("task", "recipe", "seed", "nproc")
+FIXED_FIELDS = ("task", "recipe", "seed", "nproc", "replicates")
 """What may not change while a study lives: its trials would no longer be comparable."""
 
 PARAMETERS = ("seed_lr", "explore_fraction")

@@ -50,7 +50,7 @@ def job(plan: Plan, group: Group, channel: Channel) -> Done:
         "threads": torch.get_num_threads(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
-    return Done(state="complete", step=steps, steps_trained=steps, result=result)
+    return Done(state="complete", step=steps, result=result)
 
 
 def _happen(what: str, channel: Channel) -> None:

@@ -1,0 +1,82 @@
+"""What makes two training runs, or the trunks of two runs, the same.
+
+A key names everything that decides the bits of a result, so what was trained under it is never
+trained again. A trunk's key leaves out the budget and the explore fraction: warmup and explore do
+not depend on them, so one trunk serves every fraction and every budget.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from knee_tune.planning.plan import Schedule, TaskFacts, TaskOrder
+from knee_tune.schedules import Knee
+
+_DECIDED_BY_THE_SCHEDULE = ("epochs", "seed_lr", "warmup_steps")
+"""Fields of a recipe that training reads from its schedule."""
+
+
+def run_key(
+    order: TaskOrder, facts: TaskFacts, *, schedule: Schedule, steps_per_evaluation: int
+) -> str:
+    """Names a training run: equal keys, equal results."""
+    parts = _parts(order, facts, steps_per_evaluation) | {"schedule": _dumped(schedule)}
+    return f"{order.task}-{_hash(parts)}"
+
+
+def trunk_key(
+    order: TaskOrder, facts: TaskFacts, *, schedule: Knee, steps_per_evaluation: int
+) -> str:
+    """Names a trunk: runs of equal keys have the same state at every step up to their knees."""
+    parts = _parts(order, facts, steps_per_evaluation) | {
+        "seed_lr": schedule.seed_lr,
+        "warmup_steps": schedule.warmup_steps,
+    }
+    return f"{order.task}-{_hash(parts)}"
+
+
+def shared_knots(
+    schedule: Knee, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
+) -> tuple[int, ...]:
+    """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same.
+
+    Near its end a budget shifts its evaluations (see ``TrainPlan.evaluation_steps``), and what is
+    measured and kept is part of a run's state.
+    """
+    measured = list(evaluation_steps)
+    own = schedule.knee_step
+    return tuple(
+        knot
+        for knot in sorted({*knees, own})
+        if 0 < knot <= own
+        and [step for step in measured if step <= knot] == list(range(every, knot + 1, every))
+    )
+
+
+def _parts(order: TaskOrder, facts: TaskFacts, steps_per_evaluation: int) -> dict[str, Any]:
+    recipe = {
+        name: value for name, value in order.recipe.items() if name not in _DECIDED_BY_THE_SCHEDULE
+    }
+    placement = order.placement
+    return {
+        "task": order.task,
+        "recipe": recipe,
+        "seed": order.seed,
+        "world_size": placement.world_size,
+        "device": placement.device,
+        "amp": placement.amp,
+        "code": facts.code,
+        "threads": facts.threads,
+        "data": facts.data_fingerprint,
+        "steps_per_epoch": facts.steps_per_epoch,
+        "steps_per_evaluation": steps_per_evaluation,
+    }
+
+
+def _dumped(schedule: Schedule) -> dict[str, Any]:
+    return {name: getattr(schedule, name) for name in schedule.__dataclass_fields__}
+
+
+def _hash(parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
