@@ -21,7 +21,10 @@ class StudyRequest:
     trials: int | None = None
     sampler: str | None = None
     pruner: str | None = None
+    goal: str | None = None
     seed: int | None = None
+    replicates: int | None = None
+    confirm: str | None = None
     nproc: int | None = None
     settings: tuple[str, ...] = ()
 
@@ -40,6 +43,9 @@ class StudyRequest:
             trials=self.trials,
             sampler=self.sampler,
             pruner=self.pruner,
+            goal=self.goal,
             seed=self.seed,
+            replicates=self.replicates,
+            confirm=self.confirm,
             nproc=self.nproc,
         )

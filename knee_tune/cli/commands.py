@@ -56,8 +56,14 @@ def run(
     ] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one trial.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Trials trained at the same time.")] = 1,
-    sampler: Annotated[str | None, typer.Option(help="gp, tpe or random.")] = None,
-    pruner: Annotated[str | None, typer.Option(help="median or none.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="gp, tpe, grid or random.")] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="knee, median, percentile, hyperband or none.")
+    ] = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(help="best: the best point; ridge: the best fraction of every seed LR."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Random seed of the sampler and of every trial.")
     ] = None,
@@ -109,6 +115,7 @@ def run(
         trials=trials,
         sampler=sampler,
         pruner=pruner,
+        goal=goal,
         seed=seed,
         nproc=nproc,
         settings=tuple(settings or ()),

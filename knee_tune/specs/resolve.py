@@ -50,7 +50,10 @@ def resolve_study(
     trials: int | None = None,
     sampler: str | None = None,
     pruner: str | None = None,
+    goal: str | None = None,
     seed: int | None = None,
+    replicates: int | None = None,
+    confirm: str | None = None,
     nproc: int | None = None,
 ) -> tuple[StudySpec, Recipe]:
     """The study that files and options describe, and its typed recipe.
@@ -64,7 +67,10 @@ def resolve_study(
         "--trials": ("trials", trials),
         "--sampler": ("sampler", sampler),
         "--pruner": ("pruner", pruner),
+        "--goal": ("goal", goal),
         "--seed": ("seed", seed),
+        "--replicates": ("replicates", replicates),
+        "--confirm": ("confirm", confirm),
         "--nproc": ("nproc", nproc),
     }
     overrides = [parse_override(text) for text in settings] + [
