@@ -14,6 +14,7 @@ class Metric(Spec):
 
     name: str
     direction: Direction
+    percent: bool = Field(default=False, description="measured in percent, 0 to 100")
 
     def better(self, new: float, old: float) -> bool:
         """Whether ``new`` is strictly better than ``old``."""

@@ -23,7 +23,7 @@ class DigitsRecipe(Recipe):
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="loss", direction="minimize"),
-        Metric(name="accuracy", direction="maximize"),
+        Metric(name="accuracy", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "accuracy"
 

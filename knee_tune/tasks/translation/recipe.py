@@ -46,7 +46,7 @@ class TranslationRecipe(Recipe):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="loss", direction="minimize"),
         Metric(name="ppl", direction="minimize"),
-        Metric(name="bleu", direction="maximize"),
+        Metric(name="bleu", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "ppl"
 
