@@ -12,10 +12,11 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import StudyStarted
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
+from knee_tune.tuning.points import Axis
 from knee_tune.tuning.preload import preload
 from knee_tune.tuning.pruners import make_pruner
 from knee_tune.tuning.recovery import stale_trial_callback
-from knee_tune.tuning.samplers import Axis, make_sampler
+from knee_tune.tuning.samplers import make_sampler
 from knee_tune.tuning.storage import check_storage_url, open_storage
 from knee_tune.tuning.study import Study, open_study
 
@@ -63,7 +64,9 @@ def open_for_training(
         )
         study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
         total_steps = budget_steps(recipe, workshop.facts)
-        study.pruner = make_pruner(spec.acting_pruner, total_steps=total_steps)
+        study.pruner = make_pruner(
+            spec.acting_pruner, total_steps=total_steps, replicates=spec.replicates
+        )
         opened = OpenedStudy(
             places=places,
             workshop=workshop,

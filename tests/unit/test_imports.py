@@ -22,7 +22,7 @@ LAYERS = (
     {"tasks"},
     {"training"},
     {"tuning", "tracking", "reporting"},
-    {"doctor"},
+    {"doctor", "pruners"},
     {"app"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,203 @@
+"""KneePruner: prunes a trial by comparing it with others where their schedules agree."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.schedules import Knee
+from knee_tune.tuning.pruners import alignment
+
+SCHEDULE = "schedule"
+"""The trial's user attribute with the four numbers of its Knee schedule."""
+
+REPLICATES = "replicates"
+"""The trial's user attribute with its number of replicates; one if it has none."""
+
+_NUMBERS = ("seed_lr", "total_steps", "warmup_steps", "explore_steps")
+
+
+class KneePruner(BasePruner):
+    """Prunes trials of Knee schedules, never for exploring longer than others.
+
+    A trial is pruned when, in its decay, its value misses the best ``percentile`` % of what
+    complete trials had
+
+    - ``align="lr"``: when their LR had come down to the same value. It acts once the LR is at most
+      ``max_lr_fraction`` of ``max_seed_lr``, and compares with trials whose seed LR is not below
+      the current LR.
+    - ``align="progress"``: when they had the same share of their decay behind them. It acts once
+      that share is ``min_progress``.
+
+    A value between two evaluations of a comparator is interpolated. Compared are trials of the same
+    budget and number of replicates, and means over the same replicates. Warmup, explore phase and
+    last evaluation are never pruned for being worse. A NaN prunes, wherever it is reported but at
+    the end. Failed, running and pruned trials are no comparators.
+
+    It must know each trial's schedule: see :meth:`describe`. A trial without one is never pruned,
+    and warns.
+
+    ``percentile`` has the meaning of :class:`optuna.pruners.PercentilePruner`: 10 keeps the best
+    10 %, 50 keeps the better half, 100 prunes only what is worse than all. Nothing is pruned before
+    ``n_startup_trials`` comparable trials are complete, and where fewer than ``n_min_trials`` of
+    them have a value to compare with.
+
+    ``max_seed_lr`` is the largest seed LR that the study may try. Without it, it is the upper bound
+    of the trial's parameter ``param`` if that is the schedule's seed LR, otherwise the largest seed
+    LR among the complete trials and this one.
+    """
+
+    def __init__(
+        self,
+        *,
+        align: Literal["lr", "progress"] = "lr",
+        percentile: float = 10.0,
+        n_startup_trials: int = 6,
+        n_min_trials: int = 4,
+        max_lr_fraction: float = 0.25,
+        min_progress: float = 0.3,
+        max_seed_lr: float | None = None,
+        param: str = "seed_lr",
+    ) -> None:
+        _check(align in ("lr", "progress"), "align", align, "'lr' or 'progress'")
+        _check(0 <= percentile <= 100, "percentile", percentile, "between 0 and 100")
+        _check(n_startup_trials >= 0, "n_startup_trials", n_startup_trials, "at least 0")
+        _check(n_min_trials >= 1, "n_min_trials", n_min_trials, "at least 1")
+        _check(0 < max_lr_fraction <= 1, "max_lr_fraction", max_lr_fraction, "in (0, 1]")
+        _check(0 <= min_progress < 1, "min_progress", min_progress, "in [0, 1)")
+        usable = max_seed_lr is None or 0 < max_seed_lr < math.inf
+        _check(usable, "max_seed_lr", max_seed_lr, "positive and finite, or None")
+        self._align, self._percentile = align, percentile
+        self._n_startup_trials, self._n_min_trials = n_startup_trials, n_min_trials
+        self._max_lr_fraction, self._min_progress = max_lr_fraction, min_progress
+        self._max_seed_lr, self._param = max_seed_lr, param
+
+    @staticmethod
+    def describe(trial: optuna.Trial, schedule: Knee, *, replicates: int = 1) -> None:
+        """Tell the pruner a trial's schedule, before the trial's first report.
+
+        Report at the schedule's own steps 1..total_steps. With ``replicates`` > 1, report replicate
+        r = 0, 1, .. at step r * total_steps + step, the mean over replicates 0..r at that step.
+        """
+        _check(replicates >= 1, "replicates", replicates, "at least 1")
+        trial.set_user_attr(SCHEDULE, {name: getattr(schedule, name) for name in _NUMBERS})
+        trial.set_user_attr(REPLICATES, replicates)
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial should end here; Optuna asks, by ``trial.should_prune()``."""
+        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+        at = trial.last_step
+        if at is None:
+            return False
+        described = _describe(trial)
+        if described is None:
+            warnings.warn(
+                f"trial {trial.number} is never pruned: KneePruner does not know its schedule; "
+                "call KneePruner.describe(trial, schedule) before the first report",
+                stacklevel=3,
+            )
+            return False
+        schedule, replicates = described
+        value = sign * trial.intermediate_values[at]
+        if at >= replicates * schedule.total_steps:
+            return False  # it is over anyway
+        if math.isnan(value):
+            return True
+        replicate, step = alignment.locate(at, total_steps=schedule.total_steps)
+        if step <= schedule.knee_step:
+            return False
+        peers = _peers(study, described)
+        if len(peers) < self._n_startup_trials or not self._acts(trial, schedule, step, peers):
+            return False
+        others = [
+            sign * other
+            for peer in peers
+            if (other := self._value_of(peer, schedule, replicate, step)) is not None
+        ]
+        return len(others) >= self._n_min_trials and alignment.is_outside(
+            value, others, percentile=self._percentile
+        )
+
+    def _acts(
+        self, trial: FrozenTrial, schedule: Knee, step: int, peers: Sequence["_Peer"]
+    ) -> bool:
+        if self._align == "progress":
+            return alignment.decay_progress(schedule, step) >= self._min_progress
+        highest = (
+            self._max_seed_lr
+            or _upper_bound(trial, self._param, schedule.seed_lr)
+            or max([schedule.seed_lr, *(peer.schedule.seed_lr for peer in peers)])
+        )
+        return schedule.lr(step) <= self._max_lr_fraction * highest
+
+    def _value_of(self, peer: "_Peer", schedule: Knee, replicate: int, step: int) -> float | None:
+        """A peer's value where it was as far as this trial is now."""
+        if self._align == "progress":
+            progress = alignment.decay_progress(schedule, step)
+            same = alignment.step_at_progress(peer.schedule, progress)
+        else:
+            same = alignment.step_at_lr(peer.schedule, schedule.lr(step))
+        if same is None:
+            return None
+        return alignment.value_at(
+            peer.reports, same, replicate=replicate, total_steps=schedule.total_steps
+        )
+
+
+class _Described(NamedTuple):
+    schedule: Knee
+    replicates: int
+
+
+class _Peer(NamedTuple):
+    """A complete trial of the same budget and replicates."""
+
+    schedule: Knee
+    reports: Mapping[int, float]
+
+
+def _describe(trial: FrozenTrial) -> _Described | None:
+    """The trial's schedule and replicates; None if its attributes do not give them."""
+    numbers: Any = trial.user_attrs.get(SCHEDULE)
+    replicates = trial.user_attrs.get(REPLICATES, 1)
+    try:
+        schedule = Knee(**{name: numbers[name] for name in _NUMBERS})
+    except (KeyError, TypeError, ValueError):  # another schedule's, or somebody's own attribute
+        return None
+    return _Described(schedule, replicates) if isinstance(replicates, int) else None
+
+
+def _peers(study: optuna.Study, described: _Described) -> list[_Peer]:
+    known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [
+        _Peer(other.schedule, trial.intermediate_values)
+        for trial in known
+        if (other := _describe(trial)) is not None
+        and other.schedule.total_steps == described.schedule.total_steps
+        and other.replicates == described.replicates
+    ]
+
+
+def _upper_bound(trial: FrozenTrial, param: str, seed_lr: float) -> float | None:
+    """The largest seed LR that may be tried; None if the parameter is not the seed LR."""
+    value = trial.params.get(param)
+    if not isinstance(value, int | float) or not math.isclose(value, seed_lr):
+        return None
+    match trial.distributions[param]:
+        case FloatDistribution(high=high) | IntDistribution(high=high):
+            return float(high)
+        case CategoricalDistribution(choices=choices):
+            return max(float(choice) for choice in choices if isinstance(choice, int | float))
+        case _:
+            return None
+
+
+def _check(right: bool, name: str, value: Any, wanted: str) -> None:
+    if not right:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
