@@ -21,6 +21,7 @@ LAYERS = (
     {"distributed"},
     {"tasks"},
     {"training"},
+    {"runs"},
     {"tuning", "tracking", "reporting"},
     {"doctor", "pruners"},
     {"app"},

@@ -1,0 +1,231 @@
+"""Trains a run once: answers it from its record, shares its trunk, starts it again if it dies."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Outcome, Report
+from knee_tune.planning.checkpoint_folder import (
+    checkpoint_path,
+    checkpoint_paths,
+    discard_checkpoints,
+)
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.runs.ledger import read_record, write_record
+from knee_tune.runs.locks import file_lock, held_once
+from knee_tune.runs.trunks import TrunkStore
+from knee_tune.specs.steps import StepCount
+
+ATTEMPTS = 3
+"""Times one run is started: once, and twice more from its newest checkpoint."""
+
+NO_STEPS = StepCount()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended, and what that cost."""
+
+    outcome: Outcome
+    steps: StepCount
+    """Including what was counted before."""
+    answered: bool = False
+    """From its record: nothing was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listener:
+    """Whom to tell about a run."""
+
+    on_report: Callable[[Report], Decision]
+    on_line: Callable[[str], None]
+    on_progress: Callable[[int], None]
+    on_steps: Callable[[StepCount], None]
+
+
+def _ignore(steps: StepCount) -> None: ...
+
+
+class Trainer:
+    """Has a group runner train runs, each of them once, in any number of threads and drivers.
+
+    A run's checkpoint folder is named after everything that decides its result
+    (``planning/keys.py``), so one driver at a time works in it, and what it leaves there serves
+    the next. ``trunks``: None if none are kept.
+    """
+
+    def __init__(self, runner: GroupRunner, *, trunks: TrunkStore | None) -> None:
+        self._runner, self._trunks = runner, trunks
+
+    def train(
+        self,
+        plan: TrainPlan,
+        *,
+        steps: StepCount = NO_STEPS,
+        on_report: Callable[[Report], Decision],
+        on_line: Callable[[str], None],
+        on_progress: Callable[[int], None],
+        on_steps: Callable[[StepCount], None] = _ignore,
+    ) -> RunResult:
+        """Train ``plan`` to its end, which another driver may be doing already: then wait for it.
+
+        ``steps``: counted for this run before. ``on_steps`` gets the new count after every
+        attempt, also after one that ended in an exception. ``on_progress`` is called while there
+        is nothing to do but wait, too. Reports that answer from a record or from a checkpoint
+        come again; only those of new steps decide anything. What a callback raises ends the run
+        and propagates; no lock stays held.
+        """
+        listener = _Listener(
+            on_report=on_report, on_line=on_line, on_progress=on_progress, on_steps=on_steps
+        )
+        folder = plan.checkpoint_dir
+        lock = file_lock(folder.with_name(f"{folder.name}.lock"))
+        wait = _Wait(listener, step=steps.reached, why=f"another driver is training {folder.name}")
+        with held_once(lock, unless=lambda: False, meanwhile=wait):
+            return _answered(plan, steps, listener) or self._train(plan, steps, listener)
+
+    def _train(self, plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult:
+        """Train, and train again from the newest checkpoint if the group dies."""
+        reports: dict[int, Report] = {}
+        self._use_trunk(plan, listener)
+        for attempt in range(1, ATTEMPTS + 1):
+            outcome, steps = self._attempt(plan, steps, reports, listener)
+            if isinstance(outcome, Done) or outcome.kind == "user_error":
+                break  # what people must put right comes out the same again
+            if attempt < ATTEMPTS:
+                listener.on_line(
+                    f"{plan.log_dir.name}: {outcome.message}; "
+                    f"starting again from its newest checkpoint ({attempt} of {ATTEMPTS - 1})"
+                )
+        if isinstance(outcome, Done):
+            _record(plan, outcome, reports, listener)
+        self._shrink(listener)
+        return RunResult(outcome=outcome, steps=steps)
+
+    def _attempt(
+        self,
+        plan: TrainPlan,
+        steps: StepCount,
+        reports: dict[int, Report],
+        listener: _Listener,
+    ) -> tuple[Outcome, StepCount]:
+        """One start of the group: its outcome, and the steps with its own among them.
+
+        An attempt that did not come back is counted by its signs of life: the first step it gave
+        tells where it started. Reports do not, for it repeats those of earlier steps.
+        """
+        first: int | None = None
+        last = 0
+        outcome: Outcome | None = None
+
+        def see(step: int) -> None:
+            nonlocal last
+            last = max(last, step)
+            passed(step)
+
+        def on_report(report: Report) -> Decision:
+            reports[report.step] = report
+            see(report.step)
+            return listener.on_report(report)
+
+        def on_progress(step: int) -> None:
+            nonlocal first
+            first = step - 1 if first is None and step else first
+            see(step)
+            listener.on_progress(step)
+
+        with self._trunk_alone(plan, steps, listener) as passed:
+            try:
+                outcome = self._runner.run(
+                    plan, on_report=on_report, on_line=listener.on_line, on_progress=on_progress
+                )
+            finally:
+                if isinstance(outcome, Done):
+                    steps = steps.after(first=outcome.first_step, last=outcome.step)
+                elif first is not None:
+                    steps = steps.after(first=first, last=last)
+                listener.on_steps(steps)
+        return outcome, steps
+
+    @contextmanager
+    def _trunk_alone(
+        self, plan: TrainPlan, steps: StepCount, listener: _Listener
+    ) -> Iterator[Callable[[int], None]]:
+        """Nobody else trains this trunk until the run, which tells its steps, has passed it.
+
+        That ends where the run leaves the trunk for good, and there is no need for it if the
+        state at that step is known, or becomes known while we wait.
+        """
+        if self._trunks is None or plan.trunk is None or not plan.trunk.knots:
+            yield lambda step: None
+            return
+        trunk, leaves = plan.trunk, plan.trunk.knots[-1]
+        lock = self._trunks.lock(trunk.key)
+
+        def known() -> bool:
+            return checkpoint_path(trunk.folder, step=leaves).is_dir() or any(
+                path >= checkpoint_path(plan.checkpoint_dir, step=leaves)
+                for path in checkpoint_paths(plan.checkpoint_dir)
+            )
+
+        def passed(step: int) -> None:
+            if step > leaves and lock.is_locked:
+                self._shrink(listener)
+                lock.release()
+
+        wait = _Wait(listener, step=steps.reached, why="another run is training its trunk")
+        with held_once(lock, unless=known, meanwhile=wait):
+            yield passed
+
+    def _use_trunk(self, plan: TrainPlan, listener: _Listener) -> None:
+        if self._trunks is not None and plan.trunk is not None:
+            try:
+                self._trunks.use(plan)
+            except OSError as error:
+                listener.on_line(f"{self._trunks.root}: its use is not noted: {error}")
+
+    def _shrink(self, listener: _Listener) -> None:
+        if self._trunks is not None:
+            try:
+                self._trunks.shrink()
+            except OSError as error:
+                listener.on_line(f"{self._trunks.root}: cannot be kept within its limit: {error}")
+
+
+class _Wait:
+    """What to do while there is nothing to do: say why, once, and let interrupts through."""
+
+    def __init__(self, listener: _Listener, *, step: int, why: str) -> None:
+        self._listener, self._step, self._why = listener, step, why
+        self._said = False
+
+    def __call__(self) -> None:
+        if not self._said:
+            self._listener.on_line(f"waiting: {self._why}")
+            self._said = True
+        self._listener.on_progress(self._step)
+
+
+def _answered(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult | None:
+    """The result of a run that was trained before, told as if it were trained now."""
+    record = read_record(plan, on_line=listener.on_line)
+    if record is None:
+        return None
+    outcome = record.answer(plan)
+    steps = steps.after(first=outcome.step, last=outcome.step)
+    listener.on_steps(steps)
+    for report in record.reports:
+        listener.on_report(report)  # how it ended is known: there is nothing to decide
+    return RunResult(outcome=outcome, steps=steps, answered=True)
+
+
+def _record(
+    plan: TrainPlan, outcome: Done, reports: dict[int, Report], listener: _Listener
+) -> None:
+    """Keep what the next one who wants this run needs to know, and no more."""
+    curve = [report for step, report in sorted(reports.items()) if step <= outcome.step]
+    try:
+        if write_record(plan, outcome, curve):
+            discard_checkpoints(plan.checkpoint_dir)
+    except OSError as error:
+        listener.on_line(f"{plan.checkpoint_dir}: the run is not recorded: {error}")

@@ -1,0 +1,182 @@
+"""The trunk store: checkpoints that many runs start from, below one folder.
+
+``<root>/<trunk key>/step-00001200/`` are written by ranks (``training/checkpoint.py``), and
+``<root>/<trunk key>/trunk.json``, which says what it is a trunk of, by drivers. Everything may
+vanish at any time: a run then starts from a lower checkpoint.
+"""
+
+import shutil
+import uuid
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from filelock import FileLock
+
+from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.runs.eviction import Knot, to_drop
+from knee_tune.runs.locks import file_lock, try_lock
+from knee_tune.runs.trunk_notes import StoreNote, TrunkNote, read_note, write_note
+from knee_tune.schedules import Knee
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkEntry:
+    """One trunk with its checkpoints."""
+
+    key: str
+    note: TrunkNote | None
+    """None if it is lost; the trunk serves all the same."""
+    used: datetime
+    """When a run used it last."""
+    sizes: dict[int, int]
+    """Bytes of the checkpoint of each step, ascending."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleared:
+    """What :meth:`TrunkStore.clear` did."""
+
+    removed: tuple[TrunkEntry, ...]
+    in_use: tuple[TrunkEntry, ...]
+    """Asked for too, but left: a run is training them."""
+
+
+class TrunkStore:
+    """The trunks below ``root``, which may take ``limit`` bytes. Making one touches nothing."""
+
+    def __init__(self, root: Path, *, limit: int) -> None:
+        self.root, self.limit = root, limit
+
+    def lock(self, key: str) -> FileLock:
+        """Held by the one run that trains this trunk on."""
+        return file_lock(self.root / f"{key}.lock")
+
+    def use(self, plan: TrainPlan) -> None:
+        """Note that a run is about to start from its trunk, and to add to it."""
+        schedule = plan.schedule
+        if plan.trunk is None or not isinstance(schedule, Knee):
+            return
+        now = datetime.now(UTC)
+        with self._alone():
+            uses = self.note.uses + 1
+            write_note(self._note_path, StoreNote(uses=uses, limit=self.limit))
+            path = self.root / plan.trunk.key / "trunk.json"
+            known = read_note(path, TrunkNote)
+            note = TrunkNote(
+                task=plan.task,
+                seed_lr=schedule.seed_lr,
+                warmup_steps=schedule.warmup_steps,
+                seed=plan.seed,
+                world_size=plan.placement.world_size,
+                made=known.made if known else now,
+                used=now,
+                use=uses,
+            )
+            write_note(path, note)
+
+    @property
+    def note(self) -> StoreNote:
+        """What the store knows as a whole."""
+        return read_note(self._note_path, StoreNote) or StoreNote()
+
+    def entries(self) -> list[TrunkEntry]:
+        """Every trunk, the one used last first."""
+        found = [_entry(path) for path in self.root.glob("[!.]*") if path.is_dir()]
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+    def shrink(self) -> int:
+        """Drop checkpoints until the store is within its limit; how many were dropped.
+
+        A trunk that is being trained is left alone.
+        """
+        with self._alone(), ExitStack() as locks:
+            entries = self.entries()
+            if sum(entry.size for entry in entries) <= self.limit:
+                return 0
+            uses = self.note.uses
+            knots = []
+            for entry in entries:
+                lock = self.lock(entry.key)
+                locks.callback(lock.release)
+                idle = uses - entry.note.use if entry.note else uses
+                in_use = not try_lock(lock)
+                knots += [
+                    Knot(trunk=entry.key, step=step, size=size, idle=idle, in_use=in_use)
+                    for step, size in entry.sizes.items()
+                ]
+            dropped = to_drop(knots, limit=self.limit)
+            for knot in dropped:
+                self._remove(checkpoint_path(self.root / knot.trunk, step=knot.step))
+            return len(dropped)
+
+    def clear(self, *, task: str | None = None, older_than: timedelta | None = None) -> Cleared:
+        """Remove the trunks of ``task`` that no run used for ``older_than`` (None: any)."""
+        since = datetime.now(UTC) - (older_than or timedelta())
+        removed, in_use = [], []
+        with self._alone():
+            for entry in self.entries():
+                of_task = task is None or (entry.note is not None and entry.note.task == task)
+                if not of_task or entry.used > since:
+                    continue
+                lock = self.lock(entry.key)
+                if not try_lock(lock):
+                    in_use.append(entry)
+                    continue
+                try:
+                    self._remove(self.root / entry.key)
+                finally:
+                    lock.release()
+                removed.append(entry)
+        return Cleared(removed=tuple(removed), in_use=tuple(in_use))
+
+    @property
+    def _note_path(self) -> Path:
+        return self.root / "store.json"
+
+    def _alone(self) -> FileLock:
+        """Held by whoever counts a use or removes something: for a moment."""
+        return file_lock(self.root / ".lock")
+
+    def _remove(self, folder: Path) -> None:
+        """Delete a folder that others may be reading: it is gone at once, or not at all."""
+        trash = self.root / ".trash"
+        trash.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            folder.rename(trash / uuid.uuid4().hex)
+        shutil.rmtree(trash, ignore_errors=True)  # with what a killed driver left in it
+
+
+def _entry(folder: Path) -> TrunkEntry:
+    note = read_note(folder / "trunk.json", TrunkNote)
+    sizes = {}
+    for path in reversed(checkpoint_paths(folder)):
+        step = path.name.partition("-")[2]
+        if step.isdigit():
+            sizes[int(step)] = _size(path)
+    return TrunkEntry(
+        key=folder.name, note=note, used=note.used if note else _changed(folder), sizes=sizes
+    )
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
+
+
+def _changed(folder: Path) -> datetime:
+    try:
+        return datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return datetime.now(UTC)
