@@ -25,6 +25,7 @@ from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.recovery import requeue_failed
 from knee_tune.tuning.storage import asking_lock
 from knee_tune.tuning.study import study_record
 from knee_tune.tuning.trial import Search, TrialRun
@@ -141,20 +142,24 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         if trial.state == "complete" and trial.checkpoint:  # its LR is zero: nothing goes on here
             discard_checkpoints(Path(trial.checkpoint))
 
+    asking = asking_lock(opened.places.storage_url)
+    if workshop.spec.sampler == "grid":
+        with asking:
+            requeue_failed(study)
     Driver(
         Search(
             study=study,
             recipe=workshop.recipe,
             axes=opened.axes,
             plan=plan,
-            asking=asking_lock(opened.places.storage_url),
+            asking=asking,
         ),
         runner=workshop.runner,
         slots=workshop.options.slots,
         tracker=opened.tracker,
         watcher=watcher,
         after_trial=after_trial,
-    ).run(trials=workshop.spec.trials, timeout=timeout)
+    ).run(trials=workshop.spec.limit, timeout=timeout)
 
 
 def _register(opened: OpenedStudy, watcher: Watcher) -> RegisteredModel:
@@ -180,7 +185,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         preset=workshop.spec.preset,
         metric=f"valid_{workshop.recipe.objective}",
         watched=f"valid_{workshop.recipe.watched}",
-        trials=workshop.spec.trials,
+        trials=min(workshop.spec.trials, workshop.spec.size),
         finished=counts.complete + counts.pruned + counts.failed,
         total_steps=budget_steps(workshop.recipe, workshop.facts),
         parameters=workshop.facts.parameters,

@@ -96,7 +96,10 @@ def resolve_study(
     described = merge(base, written)
     if study_file is not None:
         _validated(described, recipes, space, in_study)
-    return _validated(merge(described, asked), recipes, space, in_options)
+    study, recipe = _validated(merge(described, asked), recipes, space, in_options)
+    if study.sampler == "grid" and "trials" not in {**written, **asked}:
+        study = study.model_copy(update={"trials": study.size})
+    return study, recipe
 
 
 def read_space(file: Document, recipe_type: Callable[[str], type[Recipe]]) -> SpaceFile:
@@ -181,7 +184,7 @@ def _validated(
     if recipe is None or study is None:
         refuse([*problems, *more], place)
     try:
-        study.space.size(recipe.seed_lr)
+        study.space.seed_lr.points(recipe.seed_lr)
     except ValueError as error:
         refuse([Problem(path=(*prefix, "space", "seed_lr"), what=str(error))], place)
     return study, recipe

@@ -39,31 +39,32 @@ class SeedLRSpace(Spec):
         )
         return self
 
-    def points(self, default: float) -> tuple[float, ...]:
-        """The seed LRs, ascending; ``default`` (the recipe's own) is always one of them.
+    def points(self, anchor: float) -> tuple[float, ...]:
+        """The seed LRs, ascending.
 
-        The log grid is anchored at ``default``: its points are ``default * 10 ** (i / per_decade)``
-        within low..high, rounded to three significant digits so that they can be read and typed
-        again. So the bounds themselves are points only where they lie on that grid. ValueError if
-        none lies between them.
+        The log grid is anchored at ``anchor`` (the recipe's own seed LR): its points are
+        ``anchor * 10 ** (i / per_decade)`` within low..high, rounded to three significant digits so
+        that they can be read and typed again. So the bounds themselves are points only where they
+        lie on that grid. ValueError if none lies between them.
         """
         if self.values is not None:
-            return tuple(sorted({*self.values, default}))
+            return self.values
         assert self.low is not None, "_one_form has seen to it"
         assert self.high is not None
         per_decade = self.per_decade or DEFAULT_PER_DECADE
-        first = math.floor(per_decade * math.log10(self.low / default))
-        last = math.ceil(per_decade * math.log10(self.high / default))
+        first = math.floor(per_decade * math.log10(self.low / anchor))
+        last = math.ceil(per_decade * math.log10(self.high / anchor))
         grid = (
-            float(f"{default * 10 ** (i / per_decade):.3g}") for i in range(first, last + 1) if i
+            float(f"{anchor * 10 ** (i / per_decade):.3g}") if i else anchor
+            for i in range(first, last + 1)
         )
-        points = {lr for lr in grid if self.low <= lr <= self.high}
-        if not points and not self.low <= default <= self.high:
+        points = sorted({lr for lr in grid if self.low <= lr <= self.high})
+        if not points:
             raise ValueError(
                 f"no point of the grid lies between low and high; with per_decade={per_decade} "
-                f"its points are {default:g} * 10 ** (i / {per_decade})"
+                f"its points are {anchor:g} * 10 ** (i / {per_decade})"
             )
-        return tuple(sorted({default, *points}))
+        return tuple(points)
 
 
 class ExploreFractionSpace(Spec):
@@ -82,15 +83,14 @@ class ExploreFractionSpace(Spec):
         return self
 
     def points(self) -> tuple[float, ...]:
-        """The explore fractions, ascending; the paper's default 0.5 is always one of them."""
+        """The explore fractions, ascending."""
         if self.values is not None:
-            return tuple(sorted({*self.values, DEFAULT_EXPLORE_FRACTION}))
+            return self.values
         assert self.low is not None, "_one_form has seen to it"
         assert self.high is not None
         assert self.step is not None
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        grid = (round(self.low + i * self.step, 6) for i in range(count))
-        return tuple(sorted({DEFAULT_EXPLORE_FRACTION, *grid}))
+        return tuple(round(self.low + i * self.step, 6) for i in range(count))
 
 
 class SearchSpace(Spec):
@@ -98,18 +98,6 @@ class SearchSpace(Spec):
 
     seed_lr: SeedLRSpace
     explore_fraction: ExploreFractionSpace
-
-    def seed_lrs(self, default: float) -> tuple[float, ...]:
-        """The seed LRs that may be tried, ascending, with the recipe's ``default`` among them."""
-        return self.seed_lr.points(default)
-
-    def explore_fractions(self) -> tuple[float, ...]:
-        """The explore fractions that may be tried, ascending, with the default 0.5 among them."""
-        return self.explore_fraction.points()
-
-    def size(self, default: float) -> int:
-        """How many different trials there are."""
-        return len(self.seed_lrs(default)) * len(self.explore_fractions())
 
 
 def _check_form(

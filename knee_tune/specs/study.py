@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from knee_tune.specs.base import Spec
-from knee_tune.specs.space import SearchSpace
+from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, SearchSpace
 
 Sampler = Literal["gp", "tpe", "grid", "random"]
 Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
@@ -89,13 +89,15 @@ class StudySpec(Spec):
     preset: str
     recipe: dict[str, Any]
     space: SearchSpace
-    trials: int = Field(default=20, gt=0, description="trials of the whole study")
+    trials: int = Field(
+        default=20, gt=0, description="of the whole study; a grid has all its points unless told"
+    )
     sampler: Sampler = "gp"
-    pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
     goal: Goal = Field(
         default="best",
         description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
     )
+    pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
     replicates: int = Field(default=1, gt=0, le=1000, description="random seeds of every trial")
     confirm: Confirm | None = Field(default=None, description="after the search")
@@ -104,11 +106,12 @@ class StudySpec(Spec):
         default=(), description="published numbers shown beside the study's own"
     )
 
-    @model_validator(mode="after")
-    def _ridges_are_not_pruned(self) -> Self:
-        if self.goal == "ridge" and self.pruner not in (None, "none"):
-            raise ValueError(f"pruner {self.pruner} would bias the ridge: use none with goal ridge")
-        return self
+    @field_validator("pruner")
+    @classmethod
+    def _ridges_are_not_pruned(cls, pruner: Pruner | None, info: ValidationInfo) -> Pruner | None:
+        if info.data.get("goal") == "ridge" and pruner not in (None, "none"):
+            raise ValueError("pruning would bias the ridge: use none with goal ridge")
+        return pruner
 
     @property
     def acting_pruner(self) -> Pruner:
@@ -127,11 +130,36 @@ class StudySpec(Spec):
         return tuple(range(first, first + (self.confirm.seeds if self.confirm else 0)))
 
     @property
+    def tries_default(self) -> bool:
+        """Whether the paper's default is a point of the search, and its first trial.
+
+        A grid is exactly the search space's own.
+        """
+        return self.sampler != "grid"
+
+    @property
     def seed_lrs(self) -> tuple[float, ...]:
-        """The seed LRs that may be tried, ascending; the recipe's own is one of them."""
-        return self.space.seed_lrs(float(self.recipe["seed_lr"]))
+        """The seed LRs that may be tried, ascending.
+
+        ValueError if the search space has none between its bounds.
+        """
+        default = float(self.recipe["seed_lr"])
+        points = self.space.seed_lr.points(default)
+        return tuple(sorted({*points, default})) if self.tries_default else points
 
     @property
     def explore_fractions(self) -> tuple[float, ...]:
-        """The explore fractions that may be tried, ascending; 0.5 is one of them."""
-        return self.space.explore_fractions()
+        """The explore fractions that may be tried, ascending."""
+        points = self.space.explore_fraction.points()
+        default = DEFAULT_EXPLORE_FRACTION
+        return tuple(sorted({*points, default})) if self.tries_default else points
+
+    @property
+    def size(self) -> int:
+        """How many different trials there are."""
+        return len(self.seed_lrs) * len(self.explore_fractions)
+
+    @property
+    def limit(self) -> int | None:
+        """Trials after which the search ends; None where it ends with the last point of a grid."""
+        return None if self.sampler == "grid" and self.trials >= self.size else self.trials

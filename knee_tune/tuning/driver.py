@@ -23,8 +23,9 @@ from knee_tune.specs.records import TrialRecord
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning.dashboard import write_trial_note
 from knee_tune.tuning.listeners import TOLD, End, Recorder, Watcher
+from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import current, give_back, recover, requeue
+from knee_tune.tuning.recovery import give_back, recover, requeue
 from knee_tune.tuning.study import trial_record
 from knee_tune.tuning.trial import Search, TrialRun
 
@@ -65,8 +66,10 @@ class Driver:
         self._stop = threading.Event()
         self._failures_in_a_row = 0
 
-    def run(self, *, trials: int, timeout: float | None = None) -> None:
-        """Train until the study has ``trials`` trials; start none after ``timeout`` seconds.
+    def run(self, *, trials: int | None, timeout: float | None = None) -> None:
+        """Train until the study has ``trials`` trials, or every point of its search space if None.
+
+        It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
         UserError when trial after trial fails.
@@ -90,8 +93,12 @@ class Driver:
             give_back(self._study, reason=INTERRUPTED)
         if errors:
             raise errors[0]
+        if not wanted(self._study, self._search.axes, trials=None):
+            self._watcher.line("every point of the search space was tried")
 
-    def _drive(self, slot: int, trials: int, deadline: float, errors: list[BaseException]) -> None:
+    def _drive(
+        self, slot: int, trials: int | None, deadline: float, errors: list[BaseException]
+    ) -> None:
         """One slot's life: one trial after another until there is nothing left to do."""
         try:
             while time.monotonic() < deadline and self._drive_one(slot, trials):
@@ -100,7 +107,7 @@ class Driver:
             errors.append(error)
             self._stop.set()
 
-    def _drive_one(self, slot: int, trials: int) -> bool:
+    def _drive_one(self, slot: int, trials: int | None) -> bool:
         """Drive one more trial to its end; False if none is wanted.
 
         One slot asks at a time, until its trial has its parameters: so each one counts, and
@@ -110,7 +117,7 @@ class Driver:
         with ExitStack() as asking:
             asking.enter_context(self._asking)
             asking.enter_context(self._search.asking)
-            if self._stop.is_set() or self._count() >= trials:
+            if self._stop.is_set() or not wanted(self._study, self._search.axes, trials=trials):
                 return False
 
             def objective(trial: optuna.Trial) -> float:
@@ -141,11 +148,6 @@ class Driver:
                     "this driver was silent for so long that another one took over its trial"
                 )
         return True
-
-    def _count(self) -> int:
-        """Trials that were asked for, by any driver."""
-        known = current(self._study.get_trials(deepcopy=False))
-        return sum(trial.state != TrialState.WAITING for trial in known)
 
     def _objective(self, run: TrialRun, slot: int) -> float:
         twin = run.finished_twin()

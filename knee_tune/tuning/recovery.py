@@ -101,6 +101,16 @@ def give_back(study: optuna.Study, *, reason: str) -> None:
     _fail(study, lambda trial: trial.user_attrs.get("driver") == me, reason=reason, counts=False)
 
 
+def requeue_failed(study: optuna.Study) -> None:
+    """Put every failed trial that was started once back into the queue: a grid is to be whole.
+
+    Call it where no other driver does (see :func:`knee_tune.tuning.storage.asking_lock`).
+    """
+    for trial in current(study.get_trials(deepcopy=False)):
+        if trial.state == TrialState.FAIL and not trial.user_attrs.get("retries"):
+            requeue(study, trial)
+
+
 def _fail(
     study: optuna.Study, which: Callable[[FrozenTrial], bool], *, reason: str, counts: bool
 ) -> list[FrozenTrial]:

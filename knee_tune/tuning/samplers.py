@@ -2,47 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
+
+from knee_tune.tuning.grid import TrunkOrderedGridSampler
+from knee_tune.tuning.points import Axis, Point, untried
 
 STARTUP_TRIALS = 6
 """Random trials before a model of the surface is trusted."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One parameter's grid: the points that may be tried, ascending."""
-
-    points: tuple[float, ...]
-    log: bool = False
-
-    def distribution(self) -> FloatDistribution:
-        """The range the points span, as samplers and viewers see it."""
-        return FloatDistribution(self.points[0], self.points[-1], log=self.log)
-
-    def position(self, value: float) -> float:
-        """Where ``value`` lies between the first point (0) and the last (1), by ratio if log."""
-        first, last = self.points[0], self.points[-1]
-        if first == last:
-            return 0.0
-        if self.log:
-            return math.log(value / first) / math.log(last / first)
-        return (value - first) / (last - first)
-
-    def snap(self, value: float) -> float:
-        """The point nearest to ``value``, by ratio on a log axis."""
-        return min(self.points, key=lambda point: abs(self.position(point) - self.position(value)))
-
-
 def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampler:
     """The sampler called ``name``, proposing points of ``axes`` only."""
+    if name == "grid":
+        return TrunkOrderedGridSampler(axes=axes)
     samplers: dict[str, Callable[[int], BaseSampler]] = {
         "gp": lambda seed: GPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
@@ -74,7 +52,7 @@ class GridSnappingSampler(BaseSampler):
         self, make: Callable[[int], BaseSampler], *, seed: int, axes: Mapping[str, Axis]
     ) -> None:
         self._make, self._seed, self._axes = make, seed, axes
-        self._grid = list(product(*(axis.points for axis in axes.values())))
+        self._grid = untried((), axes)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -113,18 +91,15 @@ class GridSnappingSampler(BaseSampler):
 
     def _nearest_untried(
         self, study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, float]
-    ) -> tuple[float, ...]:
-        tried = {
-            tuple(other.params.get(name) for name in self._axes)
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number
-        }
+    ) -> Point:
+        others = (
+            other for other in study.get_trials(deepcopy=False) if other.number != trial.number
+        )
 
-        def distance(point: tuple[float, ...]) -> float:
+        def distance(point: Point) -> float:
             return math.dist(
                 [axis.position(at) for axis, at in zip(self._axes.values(), point, strict=True)],
                 [axis.position(proposal[name]) for name, axis in self._axes.items()],
             )
 
-        free = [point for point in self._grid if point not in tried]
-        return min(free or self._grid, key=distance)
+        return min(untried(others, self._axes) or self._grid, key=distance)

@@ -50,6 +50,8 @@ def open_study(
 ) -> optuna.Study:
     """The study of that name, made on first use with the paper's default as its first trial.
 
+    A grid has no such trial: it is exactly the search space's.
+
     UserError if a study of that name was made with another task, recipe, seed, world size or data.
     """
     with quiet_optuna():
@@ -66,20 +68,21 @@ def open_study(
             _refuse_changes(spec_of(study), spec)
             _refuse_other_data(study, data_fingerprint)
         else:
-            _furnish(study, recipe, data_fingerprint)
+            _furnish(study, spec, recipe, data_fingerprint)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
 
 
-def _furnish(study: optuna.Study, recipe: Recipe, data_fingerprint: str) -> None:
+def _furnish(study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerprint: str) -> None:
     study.set_user_attr("key", uuid.uuid4().hex[:8])
     study.set_user_attr("data_fingerprint", data_fingerprint)
     study.set_user_attr("metric", f"valid_{recipe.objective}")
     study.set_user_attr("watched", f"valid_{recipe.watched}")
     study.set_user_attr("reported_sign", reported_sign(recipe))
     study.set_metric_names([f"valid_{recipe.objective}"])
-    default = {"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION}
-    study.enqueue_trial(default, skip_if_exists=True)
+    if spec.tries_default:
+        default = {"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION}
+        study.enqueue_trial(default, skip_if_exists=True)
 
 
 def _await_maker(study: optuna.Study) -> None:

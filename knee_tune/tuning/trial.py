@@ -1,46 +1,60 @@
-"""One Optuna trial on its way through the driver: its parameters, its notes, its steps."""
+"""One Optuna trial on its way through the driver: its parameters, its replicates, its notes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.distributed.protocol import Done, Outcome
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.records import Evaluation, ReplicateRecord
+from knee_tune.specs.steps import StepCount
+from knee_tune.specs.tracking import RunLink
 from knee_tune.tuning.recovery import driver_id, key_of
 from knee_tune.tuning.samplers import Axis
-from knee_tune.tuning.study import reported_sign
+from knee_tune.tuning.study import replicate_attr, replicates_of, reported_sign
 
 _SHARED_BY_TWINS = (
     "key",
     "checkpoint",
     "plan",
+    "schedule",
+    "replicates",
     "metrics",
+    "spread",
     "weights",
     "mlflow_run_id",
     "mlflow_run_url",
 )
 
+_OF_THE_KNEE = {"seed_lr", "total_steps", "warmup_steps", "explore_steps"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched: the study, its axes, and how a point becomes a plan."""
+    """What is searched: the study, its axes, and how a point becomes training runs."""
 
     study: optuna.Study
     recipe: Recipe
     axes: Mapping[str, Axis]
-    plan: Callable[["TrialRun", int], TrainPlan]
-    """A trial's plan on the devices of a slot."""
+    seeds: Sequence[int]
+    """Random seeds: every trial is trained once with each of them, its replicates."""
+    plan: Callable[["TrialRun", int, int], TrainPlan]
+    """The plan of one replicate: of a trial, on the devices of a slot, with a random seed."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a trial is asked for, against other drivers (see ``storage.asking_lock``)."""
 
 
 class TrialRun:
-    """A trial with what the driver needs to train it and to tell its end."""
+    """A trial with what the driver needs to train it and to tell its end.
+
+    Its learning curve lies along one axis of Optuna steps: replicate r = 0, 1, ... at step t of T
+    is reported at r * T + t, as the mean over replicates 0..r at step t.
+    """
 
     def __init__(self, trial: optuna.Trial, search: Search) -> None:
         self.trial, self._search = trial, search
@@ -49,11 +63,20 @@ class TrialRun:
         self.seed_lr = self._suggest("seed_lr")
         self.explore_fraction = self._suggest("explore_fraction")
         self.key = key_of(trial)
-        self.steps_trained = int(trial.user_attrs.get("steps_trained", 0))
-        self.url: str | None = trial.user_attrs.get("mlflow_run_url")
+        self.total_steps = 0
+        """Of one replicate; known once it has plans."""
+        known = trial.study.get_trials(deepcopy=False)[trial.number]
+        self.url: str | None = known.user_attrs.get("mlflow_run_url")
         """Of its MLflow run, once that is known."""
-        self._first_step: int | None = None
-        self._last_step = 0
+        before = dict(enumerate(replicates_of(known.user_attrs)))
+        self.replicates = [
+            before.get(index, ReplicateRecord(seed=seed)) for index, seed in enumerate(search.seeds)
+        ]
+        self._curves = [
+            {evaluation.step: evaluation.metrics[self.watched] for evaluation in replicate.curve}
+            for replicate in self.replicates
+        ]
+        self._reported = set(known.intermediate_values)
 
     def _suggest(self, name: str) -> float:
         span = self._search.axes[name].distribution()
@@ -64,14 +87,99 @@ class TrialRun:
         """What the study optimises."""
         return f"valid_{self._search.recipe.objective}"
 
-    def plan_for(self, slot: int) -> TrainPlan:
-        """The complete order for this trial on that slot's devices."""
-        return self._search.plan(self, slot)
+    @property
+    def watched(self) -> str:
+        """The metric of its learning curve."""
+        return f"valid_{self._search.recipe.watched}"
 
-    def comparable(self, metrics: Mapping[str, float]) -> float:
-        """The watched metric as Optuna is told it, in the study's direction."""
-        recipe = self._search.recipe
-        return reported_sign(recipe) * metrics[f"valid_{recipe.watched}"]
+    @property
+    def steps(self) -> StepCount:
+        """Over all replicates."""
+        return sum((replicate.steps for replicate in self.replicates), StepCount())
+
+    def plans_for(self, slot: int) -> list[TrainPlan]:
+        """One plan per replicate, on that slot's devices; notes what everybody may know of them.
+
+        The notes are there before the first report: pruners read them.
+        """
+        plans = [self._search.plan(self, slot, seed) for seed in self._search.seeds]
+        first = plans[0]
+        dumped = first.model_dump(mode="json")
+        self.total_steps = first.total_steps
+        self.note(
+            key=self.key,
+            checkpoint=str(first.checkpoint_dir),
+            plan=dumped,
+            schedule={name: dumped["schedule"][name] for name in _OF_THE_KNEE},
+            replicates=len(plans),
+        )
+        return plans
+
+    def remember(self, replicate: int, step: int, metrics: Mapping[str, float]) -> bool:
+        """Take an evaluation of a replicate; False if Optuna was told of it before.
+
+        History comes twice: when a run starts from a checkpoint, and when it is answered from its
+        record.
+        """
+        self._curves[replicate][step] = metrics[self.watched]
+        return self._axis(replicate, step) not in self._reported
+
+    def report(self, replicate: int, step: int) -> None:
+        """Tell Optuna the mean over the replicates so far, in the study's direction."""
+        mean = fmean(curve[step] for curve in self._curves[: replicate + 1] if step in curve)
+        at = self._axis(replicate, step)
+        self.trial.report(reported_sign(self._search.recipe) * mean, at)
+        self._reported.add(at)
+
+    def _axis(self, replicate: int, step: int) -> int:
+        return replicate * self.total_steps + step
+
+    def note(self, **attributes: Any) -> None:
+        """Keep facts with the trial, where every viewer of the study finds them."""
+        for name, value in attributes.items():
+            self.trial.set_user_attr(name, value)
+
+    def note_replicate(self, index: int, **changes: Any) -> None:
+        """Keep what is new about a replicate, and the trial's steps as they are with it."""
+        curve = tuple(
+            Evaluation(step=step, metrics={self.watched: value})
+            for step, value in sorted(self._curves[index].items())
+        )
+        changed = self.replicates[index].model_copy(update={"curve": curve, **changes})
+        self.replicates[index] = changed
+        self.note(**{replicate_attr(index): changed.model_dump(mode="json")})
+        self.note_steps(pruned=False)
+
+    def note_steps(self, *, pruned: bool) -> None:
+        """Keep what the trial cost; ``pruned``: nobody will train what is left of its budget."""
+        steps, budget = self.steps, len(self.replicates) * self.total_steps
+        self.note(
+            steps_trained=steps.trained,
+            steps_reused=steps.reused,
+            steps_recorded=sum(run.steps.reused for run in self.replicates if run.answered),
+            steps_pruned=budget - steps.reached if pruned else 0,
+        )
+
+    def note_link(self, link: RunLink | None) -> None:
+        """Keep where its MLflow run is, once that is known; training never waits for it."""
+        if self.url is None and link is not None:
+            self.url = link.url
+            self.note(mlflow_run_id=link.run_id, mlflow_run_url=link.url)
+
+    def note_means(self) -> dict[str, float]:
+        """Keep the mean of every final metric; all replicates are complete.
+
+        Returns them, and with several replicates the sample standard deviations as
+        ``<metric>_std``.
+        """
+        finals = [replicate.metrics for replicate in self.replicates]
+        means = {name: fmean(metrics[name] for metrics in finals) for name in finals[0]}
+        self.note(metrics=means)
+        if len(finals) == 1:
+            return means
+        spreads = {name: stdev(metrics[name] for metrics in finals) for name in finals[0]}
+        self.note(spread=spreads[self.metric])
+        return means | {f"{name}_std": spread for name, spread in spreads.items()}
 
     def finished_twin(self) -> FrozenTrial | None:
         """A complete or pruned trial with the same parameters, if there is one."""
@@ -81,28 +189,16 @@ class TrialRun:
         return next((other for other in finished if other.params == self.trial.params), None)
 
     def copy(self, twin: FrozenTrial, *, reason: str) -> None:
-        """Take over what ``twin`` measured; no step is trained for it."""
+        """Take over what ``twin`` measured; no step is trained for it, all of them are reused."""
         known = twin.user_attrs
         shared = {name: known[name] for name in _SHARED_BY_TWINS if name in known}
-        self.note(**shared, steps_trained=0, reason=reason)
-        for step, reported in twin.intermediate_values.items():
-            self.trial.report(reported, step)
-
-    def note(self, **attributes: Any) -> None:
-        """Keep facts with the trial, where every viewer of the study finds them."""
-        for name, value in attributes.items():
-            self.trial.set_user_attr(name, value)
-
-    def saw_step(self, step: int) -> None:
-        """A sign of life; the first one of an attempt tells where it started."""
-        if self._first_step is None:
-            self._first_step = step
-        self._last_step = step
-
-    def count_steps(self, outcome: Outcome | None) -> None:
-        """Add an attempt's steps; one that did not come back is counted by its signs of life."""
-        if isinstance(outcome, Done):
-            self.steps_trained += outcome.steps_trained
-        elif self._first_step is not None:
-            self.steps_trained += self._last_step - self._first_step + 1
-        self._first_step = None
+        self.note(**shared, reason=reason)
+        self.total_steps = known["plan"]["schedule"]["total_steps"]
+        for index, record in enumerate(replicates_of(known)):
+            reached = record.steps.reached
+            steps = StepCount(reused=reached, reached=reached)
+            self.note_replicate(index, **{**dict(record), "steps": steps, "answered": True})
+        self.note_steps(pruned=twin.state == TrialState.PRUNED)
+        for at, value in twin.intermediate_values.items():
+            if at not in self._reported:
+                self.trial.report(value, at)

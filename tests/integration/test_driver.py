@@ -30,8 +30,9 @@ from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.training import loop
 from knee_tune.training.worker import run_job
 from knee_tune.tuning.driver import Driver
+from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import driver_id, stale_trial_callback
-from knee_tune.tuning.samplers import Axis, make_sampler
+from knee_tune.tuning.samplers import make_sampler
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import open_study, study_record
 from knee_tune.tuning.trial import Search, TrialRun

@@ -11,7 +11,7 @@ from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import Metric, Optimizer, Recipe
 from knee_tune.specs.resolve import resolve_study
 from knee_tune.specs.strict_yaml import Document, read_document
-from knee_tune.specs.study import StudySpec
+from knee_tune.specs.study import Confirm, StudySpec
 
 SPACE = """\
 task: toy
@@ -101,7 +101,8 @@ def test_the_default_preset(files: Files) -> None:
     study, recipe = files.resolve()
     assert recipe == ToyRecipe()
     assert study.name == "knee-toy-10ep"
-    assert (study.preset, study.trials, study.sampler, study.pruner) == ("full", 9, "gp", "median")
+    assert (study.preset, study.trials, study.sampler) == ("full", 9, "gp")
+    assert (study.goal, study.acting_pruner, study.replicates) == ("best", "knee", 1)
     assert study.seed_lrs == (0.01, 0.1, 1.0)
     assert study.explore_fractions == (0.0, 0.4, 0.5, 0.8)
     assert ToyRecipe.model_validate(study.recipe) == recipe
@@ -134,6 +135,41 @@ def test_set_is_laid_over_the_study_file_and_flags_over_everything(files: Files)
     assert recipe.model == Size(width=4, depth=6)
     assert (study.name, study.trials, study.sampler) == ("other", 5, "tpe")
     assert (study.seed, study.nproc) == (7, 2)
+
+
+def test_flags_of_a_search_reach_the_study(files: Files) -> None:
+    study, _ = files.resolve(goal="ridge", replicates=3, confirm="2:5", pruner="none")
+    assert (study.goal, study.replicate_seeds) == ("ridge", (1, 2, 3))
+    assert study.confirm == Confirm(candidates=2, seeds=5)
+
+
+def test_a_grid_is_exactly_the_search_spaces(files: Files) -> None:
+    files.space = files.space.replace("low: 0.01", "low: 0.2").replace("high: 1.0", "high: 2.0")
+    study, recipe = files.resolve(sampler="grid")
+    assert (study.seed_lrs, study.explore_fractions) == ((1.0,), (0.0, 0.4, 0.8))
+    study, recipe = files.resolve(sampler="gp")
+    assert (study.seed_lrs, study.explore_fractions) == ((0.1, 1.0), (0.0, 0.4, 0.5, 0.8))
+    assert recipe.seed_lr == 0.1
+
+
+def test_a_grid_has_all_its_points_unless_trials_are_asked_for(files: Files) -> None:
+    assert files.resolve(preset="full")[0].trials == 9
+    whole, _ = files.resolve(preset="full", settings=["space.seed_lr.low=0.1"], sampler="grid")
+    assert (whole.trials, whole.size, whole.limit) == (6, 6, None)
+    for options in ({"trials": 4}, {"settings": ["trials=4"]}):
+        part, _ = files.resolve(sampler="grid", **options)
+        assert part.trials == part.limit == 4
+    files.study = STUDY  # which says 3
+    assert files.resolve(sampler="grid")[0].limit == 3
+
+
+def test_a_ridge_is_not_pruned_unless_one_insists_and_then_refused(files: Files) -> None:
+    assert files.resolve(goal="ridge")[0].acting_pruner == "none"
+    says = "pruning would bias the ridge: use none with goal ridge"
+    for pruner in ("knee", "median", "percentile", "hyperband"):
+        assert files.mistake(goal="ridge", pruner=pruner) == f"--pruner {pruner}: {says}"
+    files.study = STUDY.replace("pruner: none", "pruner: median\ngoal: ridge")
+    assert files.mistake() == f'studies/my.yaml: pruner: {says} (value "median", line 9)'
 
 
 def test_a_preset_asked_for_replaces_the_study_files(files: Files) -> None:
@@ -238,7 +274,8 @@ def test_mistakes_in_a_search_space(files: Files, before: str, after: str, messa
             "pruner: none",
             "pruner: medain",
             "studies/my.yaml: pruner: not one of the allowed values "
-            "(value \"medain\", line 9); did you mean 'median'? allowed: median, none",
+            "(value \"medain\", line 9); did you mean 'median'? "
+            "allowed: knee, median, percentile, hyperband, none",
         ),
         (
             "preset: tiny",
@@ -299,6 +336,9 @@ def test_mistakes_in_a_study_file(files: Files, before: str, after: str, message
         ),
         ({"settings": ["task=digits"]}, "--set task=digits: the search space is of task toy"),
         ({"sampler": "tp"}, "--sampler tp: not one of the allowed values; did you mean 'tpe'?"),
+        ({"goal": "rigde"}, "--goal rigde: not one of the allowed values; did you mean 'ridge'?"),
+        ({"replicates": 0}, "--replicates 0: must be greater than 0"),
+        ({"confirm": "3"}, "--confirm 3: must be CANDIDATES:SEEDS, as in 3:5"),
         ({"trials": 0}, "--trials 0: must be greater than 0"),
         ({"preset": "tin"}, "--preset tin: task toy has no such preset; did you mean 'tiny'?"),
         (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.specs.space import ExploreFractionSpace, SeedLRSpace
 
 
 def test_the_seed_lr_grid_by_value() -> None:
@@ -27,7 +27,7 @@ def test_eight_points_per_decade_unless_told() -> None:
 def test_the_seed_lr_grid(default: float, below: float, above: float, per_decade: int) -> None:
     low, high = default / below, default * above
     points = SeedLRSpace(low=low, high=high, per_decade=per_decade).points(default)
-    assert default in points
+    assert default in points  # it anchors the grid
     assert all(low <= point <= high for point in points)
     assert all(point == default or point == float(f"{point:.3g}") for point in points)
     for left, right in pairwise(points):
@@ -36,9 +36,10 @@ def test_the_seed_lr_grid(default: float, below: float, above: float, per_decade
     assert expected - 1.2 <= len(points) <= expected + 1.2
 
 
-def test_the_recipes_own_lr_is_a_point_even_outside_the_range() -> None:
-    assert SeedLRSpace(low=1e-3, high=1e-2, per_decade=1).points(1e-4) == (1e-4, 1e-3, 1e-2)
-    assert SeedLRSpace(values=(0.1, 0.4)).points(0.2) == (0.1, 0.2, 0.4)
+def test_a_space_has_no_points_but_its_own() -> None:
+    assert SeedLRSpace(low=1e-3, high=1e-2, per_decade=1).points(1e-4) == (1e-3, 1e-2)
+    assert SeedLRSpace(values=(0.1, 0.4)).points(0.2) == (0.1, 0.4)
+    assert ExploreFractionSpace(values=(0.2, 0.95)).points() == (0.2, 0.95)
 
 
 def test_a_range_without_a_point_is_refused() -> None:
@@ -50,22 +51,8 @@ def test_explore_fractions_by_value() -> None:
     assert ExploreFractionSpace(low=0, high=0.9, step=0.1).points() == (
         0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
     )  # fmt: skip
-    assert ExploreFractionSpace(low=0.1, high=0.9, step=0.25).points() == (
-        0.1,
-        0.35,
-        0.5,
-        0.6,
-        0.85,
-    )
-    assert ExploreFractionSpace(values=(0.2, 0.95)).points() == (0.2, 0.5, 0.95)
-
-
-def test_the_size_is_the_number_of_different_trials() -> None:
-    space = SearchSpace(
-        seed_lr=SeedLRSpace(values=(0.1, 0.2, 0.4)),
-        explore_fraction=ExploreFractionSpace(values=(0.25, 0.5)),
-    )
-    assert space.size(0.1) == 6
+    quarters = ExploreFractionSpace(low=0.1, high=0.9, step=0.25)
+    assert quarters.points() == (0.1, 0.35, 0.6, 0.85)
 
 
 @pytest.mark.parametrize(

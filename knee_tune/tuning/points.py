@@ -1,0 +1,61 @@
+"""The points of a search: which there are, which were tried, whether another trial is wanted."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.tuning.recovery import current
+
+Point = tuple[float, ...]
+"""One value for each axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One parameter's grid: the points that may be tried, ascending."""
+
+    points: tuple[float, ...]
+    log: bool = False
+
+    def distribution(self) -> FloatDistribution:
+        """The range the points span, as samplers and viewers see it."""
+        return FloatDistribution(self.points[0], self.points[-1], log=self.log)
+
+    def position(self, value: float) -> float:
+        """Where ``value`` lies between the first point (0) and the last (1), by ratio if log."""
+        first, last = self.points[0], self.points[-1]
+        if first == last:
+            return 0.0
+        if self.log:
+            return math.log(value / first) / math.log(last / first)
+        return (value - first) / (last - first)
+
+    def snap(self, value: float) -> float:
+        """The point nearest to ``value``, by ratio on a log axis."""
+        return min(self.points, key=lambda point: abs(self.position(point) - self.position(value)))
+
+
+def untried(trials: Iterable[FrozenTrial], axes: Mapping[str, Axis]) -> list[Point]:
+    """The points of the grid, in its order, where no trial ran, runs, waits or failed."""
+    tried = {tuple(trial.params.get(name) for name in axes) for trial in trials}
+    grid = product(*(axis.points for axis in axes.values()))
+    return [point for point in grid if point not in tried]
+
+
+def wanted(study: optuna.Study, axes: Mapping[str, Axis], *, trials: int | None) -> bool:
+    """Whether the study wants another trial: it has fewer than ``trials``, and a point is left.
+
+    Trials that any driver asked for count, and one that lives on under another number counts once.
+    None for ``trials`` means every point.
+    """
+    known = study.get_trials(deepcopy=False)
+    states = [trial.state for trial in current(known)]
+    queued = states.count(TrialState.WAITING)
+    if trials is not None and len(states) - queued >= trials:
+        return False
+    return queued > 0 or bool(untried(known, axes))
