@@ -1,0 +1,163 @@
+"""Runs outside the search: baselines, confirmation, audit, budgets. No trials, but on record."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from knee_tune.app.opened import OpenedStudy
+from knee_tune.distributed.protocol import Decision, Report
+from knee_tune.planning.plan import Schedule
+from knee_tune.reporting.curves import curves_figure
+from knee_tune.runs.slots import Slots
+from knee_tune.specs.records import Evaluation, RunRecord
+from knee_tune.specs.tracking import Attached
+from knee_tune.tuning.attributes import extra_steps, note_extra_steps
+from knee_tune.tuning.events import Ending, RunEvents
+from knee_tune.tuning.listeners import Watcher
+
+LINES = 4
+"""Evaluations that are worth a line each, where one run of many is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraRun:
+    """One run to train, never pruned."""
+
+    key: str
+    """Unique in its study. The same key is the same run, in MLflow too."""
+    name: str
+    """What people read, in lines and in MLflow's list of runs."""
+    schedule: Schedule
+    seed: int
+    label: str
+    """The schedule's name, or what the run is for: by it MLflow tells such runs apart."""
+    explore_fraction: float | None = None
+
+
+def train_extra_runs(
+    opened: OpenedStudy, watcher: Watcher, runs: Sequence[ExtraRun]
+) -> list[RunRecord]:
+    """Train ``runs``, as many at a time as there are slots; their records in the same order.
+
+    No two of them may be the same training. One that was finished before is answered from its
+    record. One that cannot be trained has the state "failed", one that diverges "pruned".
+    KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
+    """
+    waiting = deque(enumerate(runs))
+    records: dict[int, RunRecord] = {}
+    slots = Slots(min(opened.workshop.options.slots, max(1, len(runs))))
+
+    def work(slot: int) -> None:
+        while waiting and not slots.stopped:
+            try:
+                index, run = waiting.popleft()
+            except IndexError:  # another slot was quicker
+                return
+            shown = run.name if len(runs) == 1 else f"{run.name} ({index + 1} of {len(runs)})"
+            training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
+            records[index] = training.run_in(slot)
+
+    slots.run(work)
+    return [records[index] for index in range(len(runs))]
+
+
+class _Training:
+    """One run on its way: trained, shown, tracked."""
+
+    def __init__(
+        self,
+        opened: OpenedStudy,
+        watcher: Watcher,
+        run: ExtraRun,
+        slots: Slots,
+        *,
+        shown: str,
+        brief: bool,
+    ) -> None:
+        self._opened, self._watcher, self._run, self._slots = opened, watcher, run, slots
+        self._shown, self._brief = shown, brief
+        self._events = RunEvents(opened.tracker, run.key)
+        self._curve: dict[int, Evaluation] = {}
+        """By step: a run that goes on reports its past again."""
+        self._metric = f"valid_{opened.workshop.recipe.objective}"
+        self._watched = f"valid_{opened.workshop.recipe.watched}"
+
+    def run_in(self, slot: int) -> RunRecord:
+        """Train in that slot; whatever happens, the tracking learns how it ended."""
+        opened, run = self._opened, self._run
+        plan = opened.workshop.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
+        started = time.time()
+        self._events.started(
+            plan,
+            name=run.name,
+            schedule=run.label,
+            seed_lr=run.schedule.seed_lr,
+            explore_fraction=run.explore_fraction,
+        )
+        self._watcher.line(
+            f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps"
+        )
+        before = extra_steps(opened.study, run.key)
+        try:
+            result = opened.workshop.trainer.train(
+                plan,
+                steps=before,
+                on_report=self._on_report,
+                on_line=self._watcher.line,
+                on_progress=lambda step: self._slots.raise_if_stopped(),
+                on_steps=lambda steps: note_extra_steps(opened.study, run.key, steps),
+            )
+        except BaseException as error:
+            self._events.finished(Ending.of_exception(error))
+            raise
+        ending = Ending.of(result.outcome)
+        record = RunRecord(
+            seed_lr=run.schedule.seed_lr,
+            state=ending.end,
+            value=ending.metrics.get(self._metric),
+            metrics=dict(ending.metrics),
+            curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),
+            steps_trained=result.steps.trained,
+            steps_reused=result.steps.reused,
+            steps_budget=plan.total_steps,
+            reason=ending.reason,
+            started=started,
+            seconds=time.time() - started,
+            checkpoint=str(plan.checkpoint_dir),
+            seed=plan.seed,
+        )
+        self._attach_curves(record, total_steps=plan.total_steps)
+        self._events.finished(ending)
+        self._show_end(record, answered=result.answered)
+        return record
+
+    def _on_report(self, report: Report) -> Decision:
+        self._slots.raise_if_stopped()
+        metrics = self._events.reported(report)
+        last = max(self._curve, default=0)
+        self._curve[report.step] = Evaluation(step=report.step, metrics=metrics)
+        part = 1 if not self._brief else report.total_steps / LINES
+        if last // part < report.step // part:
+            self._watcher.line(
+                f"{self._shown}: step {report.step}/{report.total_steps}, "
+                f"{self._watched} {metrics[self._watched]:.4g}"
+            )
+        return Decision(stop=False)
+
+    def _attach_curves(self, record: RunRecord, *, total_steps: int) -> None:
+        figure = curves_figure(
+            record,
+            title=f"{self._run.name}: seed LR {record.seed_lr:g}",
+            total_steps=total_steps,
+            lr=self._run.schedule.lr,
+        )
+        attached = Attached(key=self._run.key, name="plots/curves.html", figure=figure)
+        self._opened.tracker.record(attached)
+
+    def _show_end(self, record: RunRecord, *, answered: bool) -> None:
+        value = "" if record.value is None else f", {self._metric} {record.value:.4g}"
+        reason = f": {record.reason}" if record.reason else ""
+        before = " (trained before)" if answered else ""
+        state = "failed" if record.state == "failed" else "done"
+        self._watcher.line(f"{self._shown}: {state}{value}{reason}{before}")

@@ -1,0 +1,88 @@
+"""What training a study's best points again, with fresh random seeds, has shown."""
+
+from pydantic import Field
+
+from knee_tune.specs.base import Spec
+from knee_tune.specs.recipe import Direction
+
+CLAIMING_SEEDS = 5
+"""Seeds from which on a difference may be claimed (design rule; fewer are good for a look)."""
+
+
+class Interval(Spec):
+    """A mean and where the true one may lie."""
+
+    mean: float
+    low: float
+    high: float
+    level: float = Field(gt=0, lt=1, description="probability that it holds the true mean")
+
+    def excludes_zero(self, direction: Direction) -> bool:
+        """Whether all of it is on the better side of zero."""
+        return self.high < 0 if direction == "minimize" else self.low > 0
+
+
+class FreshRun(Spec):
+    """One run of a candidate, with a random seed that the search did not use."""
+
+    seed: int
+    value: float | None = Field(description="the study's metric; None: failed or diverged")
+    reason: str = Field(default="", description="why there is no value")
+
+
+class Candidate(Spec):
+    """A point that was trained again."""
+
+    seed_lr: float
+    explore_fraction: float
+    trial: int | None = Field(description="its complete trial in the search; None: it has none")
+    default: bool = Field(description="whether it is the paper's default")
+    runs: tuple[FreshRun, ...] = ()
+    mean: Interval | None = Field(
+        default=None, description="over the seeds; None: a run has no value"
+    )
+    difference: Interval | None = Field(
+        default=None, description="to the paper's default, seed by seed; None: nothing to compare"
+    )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values there are, in the order of the seeds."""
+        return tuple(run.value for run in self.runs if run.value is not None)
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Seed LR and explore fraction."""
+        return self.seed_lr, self.explore_fraction
+
+
+class Confirmation(Spec):
+    """The winner over fresh seeds, and whether it is better than the paper's default."""
+
+    metric: str
+    direction: Direction
+    candidates: tuple[Candidate, ...] = Field(
+        description="as the search ranked them; the default last unless it is among the best"
+    )
+    comparisons: int = Field(ge=0, description="differences that are judged together")
+    winner: int | None = Field(description="index of the best mean; None: no candidate has one")
+    confirmed: bool
+    words: str = Field(description="the verdict in one line")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The random seeds that every candidate was trained with."""
+        return tuple(run.seed for run in self.candidates[0].runs)
+
+    @property
+    def best(self) -> Candidate | None:
+        """The candidate with the best mean."""
+        return None if self.winner is None else self.candidates[self.winner]
+
+    def tried(self, point: tuple[float, float]) -> bool:
+        """Whether the point (seed LR, explore fraction) is among the candidates."""
+        return any(candidate.point == point for candidate in self.candidates)
+
+    def approves(self, point: tuple[float, float]) -> bool:
+        """Whether the point is the confirmed winner."""
+        return self.confirmed and self.best is not None and self.best.point == point

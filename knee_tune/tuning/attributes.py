@@ -1,0 +1,34 @@
+"""What a study keeps beside its trials: the runs and findings of other commands."""
+
+import optuna
+
+from knee_tune.specs.confirmation import Confirmation
+from knee_tune.specs.steps import StepCount
+
+CONFIRMATION = "confirmation"
+"""Study attribute with the newest confirmation."""
+
+STEPS_PREFIX = "steps:"
+"""Study attributes that count the steps of runs outside the search."""
+
+
+def extra_steps(study: optuna.Study, key: str) -> StepCount:
+    """What an extra run has cost so far, over all commands that trained it."""
+    known = study.user_attrs.get(f"{STEPS_PREFIX}{key}")
+    return StepCount() if known is None else StepCount.model_validate(known)
+
+
+def note_extra_steps(study: optuna.Study, key: str, steps: StepCount) -> None:
+    """Keep what an extra run has cost."""
+    study.set_user_attr(f"{STEPS_PREFIX}{key}", steps.model_dump(mode="json"))
+
+
+def record_confirmation(study: optuna.Study, confirmation: Confirmation) -> None:
+    """Keep what a confirmation found; it replaces the one before."""
+    study.set_user_attr(CONFIRMATION, confirmation.model_dump(mode="json"))
+
+
+def known_confirmation(study: optuna.Study) -> Confirmation | None:
+    """The newest confirmation, if there was one."""
+    known = study.user_attrs.get(CONFIRMATION)
+    return None if known is None else Confirmation.model_validate(known)

@@ -1,0 +1,78 @@
+"""What the tracking is told of one training run, be it a trial's or one outside the search."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from knee_tune.distributed.protocol import Failure, Outcome, Report
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.runs.slots import SlotInterruptedError
+from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
+from knee_tune.tuning.listeners import TOLD, End, Recorder
+
+INTERRUPTED = "interrupted; the same command continues it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a run ended, in the words that trials are told in."""
+
+    end: End
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Of the final evaluation, if complete."""
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "Ending":
+        """A run that diverged is told as pruned: a normal outcome of a search, not a crash."""
+        if isinstance(outcome, Failure):
+            return cls(end="failed", reason=outcome.message)
+        metrics: dict[str, float] = outcome.result.get("metrics", {})
+        if outcome.state == "stopped":
+            return cls(end="pruned", reason=f"pruned at step {outcome.step}")
+        if outcome.state == "diverged":
+            return cls(end="pruned", reason=f"diverged: {outcome.reason}")
+        if not all(map(math.isfinite, metrics.values())):
+            return cls(end="pruned", reason="diverged: non-finite metric of the final evaluation")
+        return cls(end="complete", metrics=metrics)
+
+    @classmethod
+    def of_exception(cls, error: BaseException) -> "Ending":
+        """A run that an interrupt or an error of our own broke off."""
+        if isinstance(error, KeyboardInterrupt | SlotInterruptedError):
+            return cls(end="failed", reason=INTERRUPTED)
+        return cls(end="failed", reason=f"{type(error).__name__}: {error}")
+
+
+class RunEvents:
+    """Records the events of one run under its key."""
+
+    def __init__(self, recorder: Recorder, key: str) -> None:
+        self._recorder, self._key = recorder, key
+
+    def started(self, plan: TrainPlan, *, name: str, **facts: Any) -> None:
+        """It begins, or goes on. ``facts`` are further fields of :class:`TrialStarted`."""
+        params = plan.model_dump(mode="json", include={"recipe", "schedule", "seed"})
+        self._recorder.record(TrialStarted(key=self._key, name=name, params=params, **facts))
+
+    def reported(self, report: Report) -> dict[str, float]:
+        """It was evaluated; returns the metrics without the LR."""
+        metrics = dict(report.metrics)
+        lr = metrics.pop("lr")
+        self._recorder.record(
+            TrialReported(key=self._key, step=report.step, lr=lr, metrics=metrics)
+        )
+        return metrics
+
+    def finished(self, ending: Ending) -> None:
+        """It came to its end."""
+        self._recorder.record(
+            TrialFinished(
+                key=self._key,
+                state=TOLD[ending.end],
+                metrics={f"final_{name}": value for name, value in ending.metrics.items()},
+                reason=ending.reason,
+            )
+        )
