@@ -7,6 +7,7 @@ from pydantic import Field
 
 from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import Direction
+from knee_tune.specs.steps import StepCount
 from knee_tune.specs.study import StudySpec
 
 TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
@@ -30,6 +31,13 @@ class RunRecord(Spec):
     )
     curve: tuple[Evaluation, ...] = Field(default=(), description="ascending in the step")
     steps_trained: int = Field(default=0, ge=0, description="over all attempts")
+    steps_reused: int = Field(default=0, ge=0, description="from trunks or records, not trained")
+    steps_recorded: int = Field(
+        default=0, ge=0, description="of those reused: answered by the record of the same run"
+    )
+    steps_pruned: int = Field(
+        default=0, ge=0, description="of the budget, never reached: pruned or diverged"
+    )
     steps_budget: int = Field(default=0, ge=0, description="total steps of the plan; 0: unknown")
     reason: str = Field(default="", description="why it was pruned or failed, one line")
     started: float | None = Field(default=None, description="seconds since 1970, UTC")
@@ -40,14 +48,37 @@ class RunRecord(Spec):
     seed: int | None = Field(default=None, description="random seed of the training run")
 
 
+class ReplicateRecord(Spec):
+    """One training run of a trial, with a random seed of its own."""
+
+    seed: int
+    state: TrialState = "waiting"
+    value: float | None = Field(default=None, description="the study's metric, if complete")
+    metrics: dict[str, float] = Field(default_factory=dict, description="of the final evaluation")
+    curve: tuple[Evaluation, ...] = Field(default=(), description="ascending in the step")
+    steps: StepCount = StepCount()
+    answered: bool = Field(default=False, description="by the record of the same run")
+    checkpoint: str | None = None
+
+
 class TrialRecord(RunRecord):
-    """One trial: a point of the search space."""
+    """One trial: a point of the search space.
+
+    ``value``, ``metrics`` and ``curve`` are means over its replicates (at a step, over those that
+    have reached it); steps are counted over all of them.
+    """
 
     number: int = Field(ge=0)
     key: str = Field(
         default="", description="names its checkpoints and its MLflow run, also after a retry"
     )
     explore_fraction: float
+    spread: float | None = Field(
+        default=None, description="sample standard deviation of the replicates' values"
+    )
+    replicates: tuple[ReplicateRecord, ...] = Field(
+        default=(), description="in the order of their training; the first has the study's seed"
+    )
 
 
 class BaselineRecord(RunRecord):
@@ -68,12 +99,15 @@ class Counts(Spec):
 class Steps(Spec):
     """What the study cost, and what it would have cost.
 
-    ``trained`` are all steps that were trained, those of failed trials too. ``independent`` are
-    those of the same finished (complete or pruned) trials, each trained alone to its end.
+    ``trained`` are all steps that were trained, those of failed trials too; the others are of
+    finished (complete or pruned) trials. Without crashes, trained + reused + pruned = independent.
     """
 
     trained: int
-    independent: int
+    independent: int = Field(description="had every finished trial been trained alone, to its end")
+    reused: int = Field(description="from trunks, or from the records of the same runs")
+    pruned: int = Field(description="that pruned or diverged trials had left of their budgets")
+    recorded: int = Field(description="of those reused: from records")
 
 
 class StudyRecord(Spec):
@@ -107,11 +141,13 @@ class StudyRecord(Spec):
     @property
     def steps(self) -> Steps:
         """Steps trained, and steps that independent unpruned trials would have taken."""
+        finished = [trial for trial in self.trials if trial.state in ("complete", "pruned")]
         return Steps(
             trained=sum(trial.steps_trained for trial in self.trials),
-            independent=sum(
-                trial.steps_budget for trial in self.trials if trial.state in ("complete", "pruned")
-            ),
+            independent=sum(trial.steps_budget for trial in finished),
+            reused=sum(trial.steps_reused for trial in finished),
+            pruned=sum(trial.steps_pruned for trial in finished),
+            recorded=sum(trial.steps_recorded for trial in finished),
         )
 
     def best_as_json(self) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from itertools import count, takewhile
 from typing import Any
 
 import optuna
@@ -15,9 +16,16 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.errors import UserError
 from knee_tune.specs import records
 from knee_tune.specs.recipe import Recipe
-from knee_tune.specs.records import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.specs.records import (
+    BaselineRecord,
+    Evaluation,
+    ReplicateRecord,
+    StudyRecord,
+    TrialRecord,
+)
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.study import StudySpec
+from knee_tune.tuning.pruners.alignment import locate
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import KILLED, current, key_of
 
@@ -35,6 +43,9 @@ PARAMETERS = ("seed_lr", "explore_fraction")
 
 BASELINE_PREFIX = "baseline:"
 """Study attributes that hold the runs of other schedules."""
+
+REPLICATE_PREFIX = "replicate:"
+"""Trial attributes that hold its replicates, counted from 0."""
 
 _STATES: Mapping[TrialState, records.TrialState] = {
     TrialState.COMPLETE: "complete",
@@ -160,16 +171,23 @@ def record_baseline(study: optuna.Study, record: BaselineRecord) -> None:
     study.set_user_attr(name, record.model_dump(mode="json"))
 
 
+def replicate_attr(index: int) -> str:
+    """The trial attribute that holds a replicate."""
+    return f"{REPLICATE_PREFIX}{index}"
+
+
+def replicates_of(attrs: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
+    """The replicates among a trial's attributes that were begun, in their order."""
+    noted = takewhile(lambda name: name in attrs, map(replicate_attr, count()))
+    return tuple(ReplicateRecord.model_validate(attrs[name]) for name in noted)
+
+
 def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRecord:
     attrs = trial.user_attrs
-    watched, sign = study_attrs["watched"], study_attrs["reported_sign"]
-    curve = tuple(
-        Evaluation(step=step, metrics={watched: sign * value})
-        for step, value in sorted(trial.intermediate_values.items())
-    )
+    plan, replicates = attrs.get("plan"), replicates_of(attrs)
+    total_steps = plan["schedule"]["total_steps"] if plan else 0
     started, ended = trial.datetime_start, trial.datetime_complete
     state = _STATES[trial.state]
-    plan = attrs.get("plan")
     silent_death = KILLED if state == "failed" else ""  # Optuna takes no reason for a stale trial
     return TrialRecord(
         key=key_of(trial),
@@ -179,9 +197,13 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         state=state,
         value=trial.value if state == "complete" else None,
         metrics=attrs.get("metrics", {}),
-        curve=curve,
+        spread=attrs.get("spread"),
+        curve=_curve(trial, study_attrs, total_steps),
         steps_trained=attrs.get("steps_trained", 0),
-        steps_budget=plan["schedule"]["total_steps"] if plan else 0,
+        steps_reused=attrs.get("steps_reused", 0),
+        steps_recorded=attrs.get("steps_recorded", 0),
+        steps_pruned=attrs.get("steps_pruned", 0),
+        steps_budget=attrs.get("replicates", 1) * total_steps,
         reason=attrs.get("reason", silent_death),
         started=started.timestamp() if started else None,
         seconds=(ended - started).total_seconds() if started and ended else None,
@@ -189,6 +211,21 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         run_url=attrs.get("mlflow_run_url"),
         checkpoint=attrs.get("checkpoint"),
         seed=plan["seed"] if plan else None,
+        replicates=replicates,
+    )
+
+
+def _curve(
+    trial: FrozenTrial, study_attrs: Mapping[str, Any], total_steps: int
+) -> tuple[Evaluation, ...]:
+    """At every step, what the last replicate to reach it reported: the mean up to itself."""
+    watched, sign = study_attrs["watched"], study_attrs["reported_sign"]
+    means: dict[int, float] = {}
+    for reported, mean in sorted(trial.intermediate_values.items()):
+        _, step = locate(reported, total_steps=total_steps) if total_steps else (0, reported)
+        means[step] = sign * mean
+    return tuple(
+        Evaluation(step=step, metrics={watched: mean}) for step, mean in sorted(means.items())
     )
 
 
