@@ -24,6 +24,8 @@ from knee_tune.planning.plan import (
     TrainPlan,
 )
 from knee_tune.planning.planner import on_trunk, steps_per_evaluation, train_plan
+from knee_tune.runs.trainer import Trainer
+from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
@@ -74,6 +76,7 @@ class Workshop:
     recipe: Recipe
     options: GroupOptions
     runner: GroupRunner
+    trainer: Trainer
     facts: TaskFacts = field(repr=False)
 
     def placement(self, slot: int = 0) -> Placement:
@@ -141,8 +144,15 @@ def open_workshop(
     try:
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = TaskFacts.model_validate(run_quietly(runner, DescribePlan(**dict(order))))
+        limit = options.trunk_cache
         yield Workshop(
-            home=home, spec=spec, recipe=recipe, options=options, runner=runner, facts=facts
+            home=home,
+            spec=spec,
+            recipe=recipe,
+            options=options,
+            runner=runner,
+            trainer=Trainer(runner, trunks=TrunkStore(home.trunks, limit=limit) if limit else None),
+            facts=facts,
         )
     finally:
         runner.close()

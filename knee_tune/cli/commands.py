@@ -10,6 +10,7 @@ from rich.console import Console
 
 from knee_tune.cli.options import (
     DEFAULT_HOME,
+    DEFAULT_TRUNK_CACHE,
     Device,
     HomeOption,
     JsonOption,
@@ -19,7 +20,9 @@ from knee_tune.cli.options import (
     StudyArgument,
     TrackingOption,
     TrialOption,
+    TrunkCacheOption,
 )
+from knee_tune.cli.trunks import trunks_app
 from knee_tune.cli.upkeep import doctor, prepare
 
 if TYPE_CHECKING:
@@ -90,6 +93,7 @@ def run(
     stall_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life before a rank is hung.")
     ] = 600,
+    trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     register: Annotated[
         bool, typer.Option(help="Register the best model in MLflow at the end.")
     ] = True,
@@ -102,6 +106,7 @@ def run(
     from knee_tune.app.home import Home, Places
     from knee_tune.app.request import StudyRequest
     from knee_tune.app.run import run_study
+    from knee_tune.app.trunks import size_of_cache
     from knee_tune.app.workshop import GroupOptions
     from knee_tune.cli.summary import print_baseline, print_start, print_summary
     from knee_tune.cli.watch import PlainWatcher, watching
@@ -134,6 +139,7 @@ def run(
         device=device.value,
         amp=amp,
         stall_timeout=stall_timeout,
+        trunk_cache=size_of_cache(trunk_cache),
     )
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     console.print(f"[bold]{spec.name}[/]: task {spec.task}, preset {spec.preset}; warming up ...")
@@ -275,4 +281,5 @@ def tasks(json: JsonOption = False) -> None:
 
 
 app.add_typer(data_app, name="data")
+app.add_typer(trunks_app, name="trunks")
 app.command()(doctor)

@@ -31,9 +31,19 @@ StudyArgument = Annotated[
 TrialOption = Annotated[
     int | None, typer.Option("--trial", min=0, help="Number of the trial; the best if left out.")
 ]
+TrunkCacheOption = Annotated[
+    str,
+    typer.Option(
+        "--trunk-cache",
+        metavar="SIZE",
+        envvar="KNEE_TUNE_TRUNK_CACHE",
+        help="Room for trunk checkpoints in HOME/trunks, as in 500MB; 0 shares no trunks.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 DEFAULT_HOME = Path("knee-runs")
+DEFAULT_TRUNK_CACHE = "20GB"
 
 
 class Runner(StrEnum):

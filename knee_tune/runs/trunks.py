@@ -119,6 +119,8 @@ class TrunkStore:
 
     def clear(self, *, task: str | None = None, older_than: timedelta | None = None) -> Cleared:
         """Remove the trunks of ``task`` that no run used for ``older_than`` (None: any)."""
+        if not self.root.is_dir():
+            return Cleared(removed=(), in_use=())
         since = datetime.now(UTC) - (older_than or timedelta())
         removed, in_use = [], []
         with self._alone():
