@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
+from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.study import StudySpec
@@ -120,6 +121,7 @@ class StudyRecord(Spec):
     trials: tuple[TrialRecord, ...] = ()
     spec: StudySpec
     baselines: tuple[BaselineRecord, ...] = ()
+    confirmation: Confirmation | None = Field(default=None, description="the newest one")
 
     @property
     def counts(self) -> Counts:
@@ -130,13 +132,18 @@ class StudyRecord(Spec):
     @property
     def best(self) -> TrialRecord | None:
         """The complete trial with the best value, the earliest of equals; None if there is none."""
+        return next(iter(self.ranked), None)
+
+    @property
+    def ranked(self) -> tuple[TrialRecord, ...]:
+        """The complete trials, the best value first, the earliest of equals."""
         sign = 1 if self.direction == "minimize" else -1
-        scored = [
+        scored = sorted(
             (sign * trial.value, trial.number, trial)
             for trial in self.trials
             if trial.state == "complete" and trial.value is not None
-        ]
-        return min(scored)[2] if scored else None
+        )
+        return tuple(trial for _, _, trial in scored)
 
     @property
     def steps(self) -> Steps:

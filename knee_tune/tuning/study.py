@@ -26,6 +26,7 @@ from knee_tune.specs.records import (
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.study import StudySpec
 from knee_tune.tuning.pruners.alignment import locate
+from knee_tune.tuning.attributes import known_confirmation
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import KILLED, current, key_of
 
@@ -157,6 +158,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
             for name, value in attrs.items()
             if name.startswith(BASELINE_PREFIX)
         ),
+        confirmation=known_confirmation(study),
     )
 
 
