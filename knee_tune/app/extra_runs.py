@@ -4,17 +4,18 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from knee_tune.app.opened import OpenedStudy
+from knee_tune.app.workshop import Workshop
 from knee_tune.distributed.protocol import Decision, Report
 from knee_tune.planning.plan import Schedule
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.runs.slots import Slots
 from knee_tune.specs.records import Evaluation, RunRecord
 from knee_tune.specs.tracking import Attached
-from knee_tune.tuning.attributes import extra_steps, note_extra_steps
+from knee_tune.tuning.attributes import Attributes, extra_steps, note_extra_steps
 from knee_tune.tuning.events import Ending, RunEvents
-from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.listeners import Recorder
 
 LINES = 4
 """Evaluations that are worth a line each, where one run of many is trained."""
@@ -35,8 +36,35 @@ class ExtraRun:
     explore_fraction: float | None = None
 
 
+class Lines(Protocol):
+    """Who shows lines to people. Called from the thread of every slot."""
+
+    def line(self, text: str) -> None:
+        """Anything worth a line."""
+        ...
+
+
+class TrainingFor(Protocol):
+    """Whom extra runs are trained for: a study that is open, or a budget search."""
+
+    @property
+    def workshop(self) -> Workshop:
+        """What they are trained with."""
+        ...
+
+    @property
+    def study(self) -> Attributes:
+        """Where their steps are counted."""
+        ...
+
+    @property
+    def tracker(self) -> Recorder:
+        """Where they are recorded."""
+        ...
+
+
 def train_extra_runs(
-    opened: OpenedStudy, watcher: Watcher, runs: Sequence[ExtraRun]
+    opened: TrainingFor, watcher: Lines, runs: Sequence[ExtraRun]
 ) -> list[RunRecord]:
     """Train ``runs``, as many at a time as there are slots; their records in the same order.
 
@@ -67,8 +95,8 @@ class _Training:
 
     def __init__(
         self,
-        opened: OpenedStudy,
-        watcher: Watcher,
+        opened: TrainingFor,
+        watcher: Lines,
         run: ExtraRun,
         slots: Slots,
         *,

@@ -1,5 +1,7 @@
 """What a study keeps beside its trials: the runs and findings of other commands."""
 
+from typing import Any, Protocol
+
 import optuna
 
 from knee_tune.specs.confirmation import Confirmation
@@ -12,13 +14,26 @@ STEPS_PREFIX = "steps:"
 """Study attributes that count the steps of runs outside the search."""
 
 
-def extra_steps(study: optuna.Study, key: str) -> StepCount:
+class Attributes(Protocol):
+    """Where facts are kept beside runs, as an Optuna study does it."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """Everything that is kept."""
+        ...
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Keep a value that JSON can hold."""
+        ...
+
+
+def extra_steps(study: Attributes, key: str) -> StepCount:
     """What an extra run has cost so far, over all commands that trained it."""
     known = study.user_attrs.get(f"{STEPS_PREFIX}{key}")
     return StepCount() if known is None else StepCount.model_validate(known)
 
 
-def note_extra_steps(study: optuna.Study, key: str, steps: StepCount) -> None:
+def note_extra_steps(study: Attributes, key: str, steps: StepCount) -> None:
     """Keep what an extra run has cost."""
     study.set_user_attr(f"{STEPS_PREFIX}{key}", steps.model_dump(mode="json"))
 
