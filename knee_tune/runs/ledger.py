@@ -1,12 +1,10 @@
 """The record of a finished run, beside its weights: who wants the same run is answered from it."""
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from knee_tune.distributed.protocol import Done, Report
 from knee_tune.planning.plan import TrainPlan
@@ -50,13 +48,14 @@ class FinishedRun(Spec):
 def write_record(plan: TrainPlan, outcome: Done, reports: Sequence[Report]) -> bool:
     """Record a run that would end the same way again; False if this one might not.
 
-    That is a complete run with its weights in the checkpoint folder, and on a CPU, where the same
-    run has the same bits, one that diverged. OSError if it cannot be written.
+    That is a complete run with finite metrics and its weights in the checkpoint folder, and on a
+    CPU, where the same run has the same bits, one that diverged. OSError if it cannot be written.
     """
     weights = None
     if outcome.state == "complete":
         path = Path(outcome.result.get("weights", ""))
-        if path.parent != plan.checkpoint_dir or not path.is_file():
+        finite = all(map(math.isfinite, outcome.result.get("metrics", {}).values()))
+        if not finite or path.parent != plan.checkpoint_dir or not path.is_file():
             return False
         weights = _kept(path)
     elif outcome.state != "diverged" or plan.placement.device != "cpu":
@@ -82,10 +81,10 @@ def read_record(plan: TrainPlan, *, on_line: Callable[[str], None]) -> FinishedR
     """
     path = plan.checkpoint_dir / RECORD
     try:
-        record = FinishedRun.model_validate(json.loads(path.read_text()))
+        record = FinishedRun.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         problem = str(error).partition("\n")[0]
         on_line(f"{path}: damaged ({problem}); the run is trained again")
         return None
@@ -102,8 +101,8 @@ def read_record(plan: TrainPlan, *, on_line: Callable[[str], None]) -> FinishedR
 
 def _identity(plan: TrainPlan) -> dict[str, Any]:
     shared = {"task", "recipe", "seed", "schedule", "steps_per_evaluation"}
-    parts = plan.model_dump(mode="json", include=shared)
-    return parts | {"world_size": plan.placement.world_size}
+    placement = plan.placement.model_dump(include={"world_size", "device", "amp"})
+    return plan.model_dump(mode="json", include=shared) | placement
 
 
 def _kept(path: Path) -> KeptWeights:

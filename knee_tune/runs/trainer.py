@@ -80,7 +80,8 @@ class Trainer:
         )
         folder = plan.checkpoint_dir
         lock = file_lock(folder.with_name(f"{folder.name}.lock"))
-        wait = _Wait(listener, step=steps.reached, why=f"another driver is training {folder.name}")
+        why = f"{plan.log_dir.name}: waiting for the same run elsewhere, to take its result"
+        wait = _Wait(listener, step=steps.reached, why=why)
         with held_once(lock, unless=lambda: False, meanwhile=wait):
             return _answered(plan, steps, listener) or self._train(plan, steps, listener)
 
@@ -173,7 +174,8 @@ class Trainer:
                 self._shrink(listener)
                 lock.release()
 
-        wait = _Wait(listener, step=steps.reached, why="another run is training its trunk")
+        why = f"{plan.log_dir.name}: waiting for another run that is training the same trunk"
+        wait = _Wait(listener, step=steps.reached, why=why)
         with held_once(lock, unless=known, meanwhile=wait):
             yield passed
 
@@ -201,7 +203,7 @@ class _Wait:
 
     def __call__(self) -> None:
         if not self._said:
-            self._listener.on_line(f"waiting: {self._why}")
+            self._listener.on_line(self._why)
             self._said = True
         self._listener.on_progress(self._step)
 
