@@ -35,7 +35,7 @@ def chosen(record: StudyRecord, *, count: int, default: tuple[float, float]) -> 
     """The ``count`` best points of the search, best first, and the default point, each once."""
     best: dict[tuple[float, float], TrialRecord] = {}
     for trial in record.ranked:
-        best.setdefault((trial.seed_lr, trial.explore_fraction), trial)
+        best.setdefault(trial.point, trial)
     points = list(dict.fromkeys([*list(best)[:count], default]))
     return [
         Candidate(
@@ -59,7 +59,7 @@ def _confirmation(opened: OpenedStudy, watcher: Watcher, record: StudyRecord) ->
     seeds = spec.confirmation_seeds
     runs = [_fresh_run(opened, candidate, seed) for candidate in candidates for seed in seeds]
     watcher.line(
-        f"confirming: {len(candidates)} candidates with {len(seeds)} fresh seeds, {len(runs)} runs"
+        f"confirming: {len(runs)} runs, {len(candidates)} x {len(seeds)} (points x fresh seeds)"
     )
     records = iter(train_extra_runs(opened, watcher, runs))
     trained = [

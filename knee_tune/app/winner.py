@@ -1,4 +1,4 @@
-"""What happens to finished trials: the best one is tested once and registered; any is replayed."""
+"""What happens to finished trials: one is tested once and registered; any is replayed."""
 
 import shutil
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.specs.confirmation import Confirmed
 from knee_tune.specs.records import TrialRecord
-from knee_tune.specs.tracking import RegisteredModel, TrainedModel
+from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.registry import register
@@ -29,17 +30,21 @@ def register_study(
     *,
     number: int | None,
     on_line: Callable[[str], None],
+    untried: Alias = "candidate",
+    alias: Alias | None = None,
     workshop: Workshop | None = None,
 ) -> RegisteredModel:
-    """Register a study's best trial, or the one of that number.
+    """Register a study's confirmed winner, else its best trial, or the one of that number.
 
+    A confirmed winner becomes champion, and what a confirmation did not confirm a candidate;
+    ``untried`` is what a model becomes that no confirmation tried. ``alias`` overrules all of it.
     ``workshop``: the one that is open already, if any; else one is opened for the test split.
     UserError if the study or trial is unknown, not complete, or its weights are gone.
     """
     study = load_study(open_storage(places.storage_url), name)
     spec = spec_of(study)
     record = study_record(study)
-    trial = record.best if number is None else find_trial(study, number)
+    trial = record.winner if number is None else find_trial(study, number)
     if trial is None or trial.state != "complete":
         which = "no trial is complete yet" if trial is None else f"trial {number} is {trial.state}"
         raise UserError(f"study {name}: {which}; only complete trials can be registered")
@@ -63,6 +68,8 @@ def register_study(
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
     on_line(f"trial {trial.number} on the test split: {shown}")
     on_line(f"registering trial {trial.number} as knee-tune-{spec.task}")
+    confirmed = record.confirmed(trial)
+    deserved: dict[Confirmed, Alias] = {"yes": "champion", "no": "candidate", "not tried": untried}
     return register(
         TrainedModel(
             study_uid=f"{name}-{study.user_attrs['key']}",
@@ -80,6 +87,8 @@ def register_study(
             metrics={"valid": _bare(trial.metrics), "test": _bare(test)},
             experiment=experiment_name(spec.task),
             run_id=trial.run_id,
+            alias=alias or deserved[confirmed],
+            confirmed=confirmed,
         ),
         home=places.home.root,
         uri=places.tracking_uri,

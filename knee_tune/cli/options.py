@@ -72,6 +72,13 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+class Alias(StrEnum):
+    """What a model is called in the registry."""
+
+    CHAMPION = "champion"
+    CANDIDATE = "candidate"
+
+
 class TextKind(StrEnum):
     """How far a corpus is prepared already."""
 

@@ -8,6 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
+
 if TYPE_CHECKING:
     from knee_tune.app.home import Places
     from knee_tune.app.look import TaskInfo
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from knee_tune.app.winner import Replay
     from knee_tune.doctor import Check
     from knee_tune.specs.records import BaselineRecord, StudyRecord
-    from knee_tune.specs.tracking import RegisteredModel
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 """Colours of the states of trials."""
@@ -98,19 +99,15 @@ def print_status(console: Console, record: "StudyRecord") -> None:
             f"[bold green]best: seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/] "
             f"({record.metric} {best.value:.4g}, trial {best.number})"
         )
+    if record.confirmation is not None:
+        print_confirmation(console, record.confirmation)
+    print_edges(console, record)
 
 
 def print_baseline(console: Console, record: "BaselineRecord", *, study: str, metric: str) -> None:
     """One line."""
     value = "no value" if record.value is None else f"{metric} {record.value:.4g}"
     console.print(f"{record.schedule}, seed LR {record.seed_lr:g}: {value} (kept with {study})")
-
-
-def print_registered(console: Console, model: "RegisteredModel") -> None:
-    """Where the model is and how to load it."""
-    what = "registered" if model.new else "already the champion:"
-    console.print(f"{what} {model.name} version {model.version}", soft_wrap=True)
-    console.print(f'  mlflow.pyfunc.load_model("{model.uri}")', soft_wrap=True, markup=False)
 
 
 def print_replay(console: Console, replay: "Replay") -> None:

@@ -34,7 +34,12 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
         comparisons=comparisons,
         winner=winner,
         confirmed=confirmed,
-        words=_words(best, confirmed=confirmed, seeds=len(candidates[0].runs)),
+        words=_words(
+            best,
+            comparisons=comparisons,
+            confirmed=confirmed,
+            seeds=len(candidates[0].runs),
+        ),
     )
 
 
@@ -53,11 +58,13 @@ def _measured(candidate: Candidate, default: Candidate | None, comparisons: int)
     return candidate.model_copy(update=update)
 
 
-def _words(best: Candidate | None, *, confirmed: bool, seeds: int) -> str:
+def _words(best: Candidate | None, *, comparisons: int, confirmed: bool, seeds: int) -> str:
     few = f"; {seeds} seeds make wide intervals, take {CLAIMING_SEEDS} or more to claim anything"
     note = few if seeds < CLAIMING_SEEDS else ""
     if best is None:
         return "not confirmed: no candidate was trained to its end with every seed"
+    if best.default and not comparisons:
+        return "confirmed: the search found nothing better than the paper's default"
     if best.default:
         return f"confirmed: the paper's default itself has the best mean{note}"
     if best.difference is None:

@@ -1,9 +1,14 @@
 """What training a study's best points again, with fresh random seeds, has shown."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import Direction
+
+Confirmed = Literal["yes", "no", "not tried"]
+"""Whether fresh seeds have confirmed a point."""
 
 CLAIMING_SEEDS = 5
 """Seeds from which on a difference may be claimed (design rule; fewer are good for a look)."""
@@ -79,10 +84,8 @@ class Confirmation(Spec):
         """The candidate with the best mean."""
         return None if self.winner is None else self.candidates[self.winner]
 
-    def tried(self, point: tuple[float, float]) -> bool:
-        """Whether the point (seed LR, explore fraction) is among the candidates."""
-        return any(candidate.point == point for candidate in self.candidates)
-
-    def approves(self, point: tuple[float, float]) -> bool:
-        """Whether the point is the confirmed winner."""
-        return self.confirmed and self.best is not None and self.best.point == point
+    def says(self, point: tuple[float, float]) -> Confirmed:
+        """What it has found out about a point (seed LR, explore fraction)."""
+        if all(candidate.point != point for candidate in self.candidates):
+            return "not tried"
+        return "yes" if self.confirmed and self.best and self.best.point == point else "no"

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from knee_tune.specs.audit import Audit, AuditReport
 from knee_tune.specs.base import Spec
-from knee_tune.specs.confirmation import Confirmation
+from knee_tune.specs.confirmation import Confirmation, Confirmed
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.study import StudySpec
@@ -81,6 +82,11 @@ class TrialRecord(RunRecord):
         default=(), description="in the order of their training; the first has the study's seed"
     )
 
+    @property
+    def point(self) -> tuple[float, float]:
+        """Seed LR and explore fraction."""
+        return self.seed_lr, self.explore_fraction
+
 
 class BaselineRecord(RunRecord):
     """A schedule other than Knee, trained outside the search to compare with."""
@@ -122,6 +128,7 @@ class StudyRecord(Spec):
     spec: StudySpec
     baselines: tuple[BaselineRecord, ...] = ()
     confirmation: Confirmation | None = Field(default=None, description="the newest one")
+    audit: Audit = Field(default=Audit(), description="pruned trials trained to their end")
 
     @property
     def counts(self) -> Counts:
@@ -146,6 +153,22 @@ class StudyRecord(Spec):
         return tuple(trial for _, _, trial in scored)
 
     @property
+    def winner(self) -> TrialRecord | None:
+        """The trial at the confirmed point; without a confirmation that counts, the best one.
+
+        It counts as long as it tried what is the best trial now: a search that went on may have
+        found another. A point that was pruned in the search has no trial to show.
+        """
+        best = self.best
+        if best is None or self.confirmed(best) == "not tried":
+            return best
+        return next((each for each in self.ranked if self.confirmed(each) == "yes"), best)
+
+    def confirmed(self, trial: TrialRecord) -> Confirmed:
+        """Whether fresh seeds have confirmed a trial's point."""
+        return self.confirmation.says(trial.point) if self.confirmation else "not tried"
+
+    @property
     def steps(self) -> Steps:
         """Steps trained, and steps that independent unpruned trials would have taken."""
         finished = [trial for trial in self.trials if trial.state in ("complete", "pruned")]
@@ -156,6 +179,43 @@ class StudyRecord(Spec):
             pruned=sum(trial.steps_pruned for trial in finished),
             recorded=sum(trial.steps_recorded for trial in finished),
         )
+
+    @property
+    def pruned_trials(self) -> tuple[TrialRecord, ...]:
+        """The trials that pruning ended, one of each point; those that diverged ended themselves.
+
+        Not among them: points that another trial has completed.
+        """
+        known = {trial.point for trial in self.ranked}
+        ended: dict[tuple[float, float], TrialRecord] = {}
+        for trial in self.trials:
+            if trial.state == "pruned" and trial.point not in known:
+                ended.setdefault(trial.point, trial)
+        return tuple(
+            trial for trial in ended.values() if not trial.reason.startswith("diverged")
+        )
+
+    @property
+    def audit_report(self) -> AuditReport | None:
+        """What the audit says beside the trials there are now; None without one."""
+        if not self.audit.trials or not self.ranked:
+            return None
+        best = {trial.point: trial.value for trial in reversed(self.ranked)}
+        return self.audit.report(
+            [value for value in best.values() if value is not None],
+            direction=self.direction,
+            pruned=len(self.pruned_trials),
+            steps_saved=sum(trial.steps_pruned for trial in self.pruned_trials),
+        )
+
+    def audit_as_json(self) -> dict[str, Any] | None:
+        """The object that ``audit --json`` prints."""
+        report = self.audit_report
+        if report is None:
+            return None
+        return {"study": self.name, "metric": self.metric, "best": self.best_as_json()} | {
+            **report.model_dump()
+        }
 
     def best_as_json(self) -> dict[str, Any] | None:
         """The best trial as ``status --json`` and ``best --json`` print it."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from knee_tune.specs.base import Spec
+from knee_tune.specs.confirmation import Confirmed
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL"]
 StudyState = Literal["COMPLETE", "INTERRUPTED", "FAIL"]
@@ -57,6 +58,9 @@ class TrialReported(Spec):
     step: int = Field(ge=0)
     lr: float = Field(description="LR of this step; becomes the metric ``lr``")
     metrics: dict[str, float] = Field(default_factory=dict, description="finite values only")
+    replicate: int = Field(
+        default=0, ge=0, description="those of r > 0 are named ``replicate_<r + 1>/<metric>``"
+    )
 
 
 class TrialFinished(Spec):
@@ -122,8 +126,12 @@ class RunLink(Spec):
     url: str
 
 
+Alias = Literal["champion", "candidate"]
+"""What a version in the registry is called: to be used, or still to be confirmed."""
+
+
 class TrainedModel(Spec):
-    """The winner of a study, as the registry needs it."""
+    """A trial's model, as the registry needs it."""
 
     study_uid: str
     study: str
@@ -132,7 +140,7 @@ class TrainedModel(Spec):
     seed: int
     data_dir: Path
     weights: Path = Field(description="safetensors")
-    key: Key = Field(description="of the winning trial")
+    key: Key = Field(description="of the trial")
     number: int | None
     seed_lr: float
     explore_fraction: float | None
@@ -140,6 +148,8 @@ class TrainedModel(Spec):
     metrics: dict[str, dict[str, float]] = Field(description="by split, as in valid, test")
     experiment: str
     run_id: str | None = Field(default=None, description="None: found by ``key``")
+    alias: Alias
+    confirmed: Confirmed
 
 
 class RegisteredModel(Spec):
@@ -151,4 +161,6 @@ class RegisteredModel(Spec):
     run_id: str
     uri: str = Field(description="as in models:/knee-tune-digits@champion")
     url: str
-    new: bool = Field(description="False: the champion already had these weights")
+    alias: Alias = Field(description="what it is called now; a champion stays one")
+    confirmed: Confirmed
+    new: bool = Field(description="False: a version already had this run's weights")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
-from knee_tune.specs.tracking import RegisteredModel, TrainedModel
+from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, without_password
 from knee_tune.tracking.tracker import send_leftovers
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CANDIDATE, CHALLENGER = "champion", "candidate", "challenger"
 
-WEIGHTS_HASH = "knee.weights_sha256"
+WEIGHTS_HASH, CONFIRMED = "knee.weights_sha256", "knee.confirmed"
 
 
 def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
-    """Put ``model`` into the registry as ``knee-tune-<task>``, alias ``champion``.
+    """Put ``model`` into the registry as ``knee-tune-<task>``, with the alias it asks for.
 
-    The champion before it becomes ``challenger``. A champion with the same run and weights stays
-    as it is. UserError if the trial's run is not in MLflow, the server does not answer or refuses,
-    or the saved model does not answer as the trained one.
+    Where a new champion comes, the one before it becomes ``challenger``. The same weights of the
+    same run are one version: a candidate that becomes champion is no candidate any more, and what
+    is champion already stays so. UserError if the trial's run is not in MLflow, the server does not
+    answer or refuses, or the saved model does not answer as the trained one.
     """
     with _one_line_errors(uri), patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
@@ -41,28 +42,46 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         run = _source_run(client, model, uri)
         name = f"knee-tune-{model.task}"
         digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
-        champion = _by_alias(client, name, CHAMPION)
-        new = not (
-            champion
-            and champion.run_id == run.info.run_id
-            and champion.tags.get(WEIGHTS_HASH) == digest
-        )
-        if new or champion is None:
-            version = _create_version(client, model, run, name=name, digest=digest)
-            if champion is not None:
-                client.set_registered_model_alias(name, CHALLENGER, champion.version)
-            client.set_registered_model_alias(name, CHAMPION, version.version)
-        else:
-            version = champion
+        known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
+        version = known or _create_version(client, model, run, name=name, digest=digest)
+        client.set_model_version_tag(name, version.version, CONFIRMED, model.confirmed)
+        alias = _call(client, version, model.alias)
     return RegisteredModel(
         name=name,
         version=int(version.version),
         model_id=str(version.source).removeprefix("models:/"),
         run_id=run.info.run_id,
-        uri=f"models:/{name}@{CHAMPION}",
+        uri=f"models:/{name}@{alias}",
         url=model_url(uri, name=name, version=int(version.version)),
-        new=new,
+        alias=alias,
+        confirmed=model.confirmed,
+        new=known is None,
     )
+
+
+def _known_version(
+    client: "MlflowClient", name: str, *, run_id: str, digest: str
+) -> "ModelVersion | None":
+    """The newest version that has this run's weights."""
+    versions = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+    same = [version for version in versions if version.tags.get(WEIGHTS_HASH) == digest]
+    return max(same, key=lambda version: int(version.version), default=None)
+
+
+def _call(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alias:
+    """Give the alias; the one that the version has in the end."""
+    name = version.name
+    champion = _by_alias(client, name, CHAMPION)
+    if champion is not None and champion.version == version.version:
+        return "champion"
+    if alias == CHAMPION:
+        if champion is not None:
+            client.set_registered_model_alias(name, CHALLENGER, champion.version)
+        candidate = _by_alias(client, name, CANDIDATE)
+        if candidate is not None and candidate.version == version.version:
+            client.delete_registered_model_alias(name, CANDIDATE)
+    client.set_registered_model_alias(name, alias, version.version)
+    return alias
 
 
 def _create_version(
