@@ -10,7 +10,6 @@ from pydantic import Field
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import Direction, Metric
-from knee_tune.specs.steps import StepCount
 
 KNEE = "knee"
 """The schedule that all others are compared with."""
@@ -55,9 +54,8 @@ class BudgetRun(Spec):
     seed: int
     value: float | None = Field(default=None, description="the objective; None: diverged")
     reason: str = Field(default="", description="why there is no value")
-    steps: StepCount = StepCount()
+    steps_trained: int = Field(default=0, ge=0, description="over all commands")
     steps_budget: int = Field(gt=0)
-    run_url: str | None = None
 
 
 class Saving(Spec):
@@ -94,9 +92,9 @@ class BudgetRecord(Spec):
         return f"{self.name}-{self.key}"
 
     @property
-    def steps(self) -> StepCount:
-        """What all runs cost together."""
-        return sum((run.steps for run in self.runs), StepCount())
+    def steps_trained(self) -> int:
+        """What this search trained itself, over all commands that continued it."""
+        return sum(run.steps_trained for run in self.runs)
 
     @property
     def steps_independent(self) -> int:
@@ -199,8 +197,7 @@ class BudgetRecord(Spec):
             "schedules": [self._schedule_as_json(name) for name in self.schedules],
             "saving": self.saving.model_dump() if self.saving else None,
             "steps": {
-                "trained": self.steps.trained,
-                "reused": self.steps.reused,
+                "trained": self.steps_trained,
                 "independent": self.steps_independent,
             },
         }

@@ -14,7 +14,6 @@ from knee_tune.specs.budget import (
     read_target,
 )
 from knee_tune.specs.recipe import Metric
-from knee_tune.specs.steps import StepCount
 
 ACCURACY = Metric(name="accuracy", direction="maximize", percent=True)
 PPL = Metric(name="ppl", direction="minimize")
@@ -130,10 +129,10 @@ def test_without_rivals_or_without_knee_nothing_is_compared() -> None:
 
 def test_what_it_cost_and_what_sharing_saved() -> None:
     found = record(
-        run("knee", 10, 94.0, steps=StepCount(trained=1000, reached=1000)),
-        run("knee", 20, 95.0, steps=StepCount(trained=1500, reused=500, reached=2000)),
+        run("knee", 10, 94.0, steps_trained=1000),
+        run("knee", 20, 95.0, steps_trained=1500),
     )
-    assert (found.steps.trained, found.steps.reused, found.steps_independent) == (2500, 500, 3000)
+    assert (found.steps_trained, found.steps_independent) == (2500, 3000)
 
 
 def test_the_object_that_is_printed() -> None:

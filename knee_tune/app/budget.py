@@ -1,0 +1,199 @@
+"""``knee-tune budget``: the smallest budget that reaches a target (the paper's Table 7)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from knee_tune.app.budget_request import Search
+from knee_tune.app.extra_runs import ExtraRun, Lines, train_extra_runs
+from knee_tune.app.home import Places
+from knee_tune.app.run import interruptible
+from knee_tune.app.searches import KeptSearch, continued_search
+from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import Schedule
+from knee_tune.planning.planner import baseline_schedule, knee_schedule
+from knee_tune.specs.budget import BudgetRecord, BudgetRun
+from knee_tune.specs.tracking import Attached, StudyFinished, StudyStarted
+from knee_tune.tracking import (
+    Tracker,
+    experiment_name,
+    open_tracker,
+    provenance,
+    unsent_notice,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedSearch:
+    """What training for a budget search needs."""
+
+    workshop: Workshop
+    study: KeptSearch
+    tracker: Tracker
+
+
+def search_budget(
+    search: Search, places: Places, options: GroupOptions, watcher: Lines
+) -> BudgetRecord:
+    """Train budget after budget until every schedule has reached the target, or none is left.
+
+    The same call continues: what was trained before, by anyone in this home, is not trained again.
+    UserError if a run cannot be trained; KeyboardInterrupt is raised on after its end is recorded.
+    """
+    places.home.create()
+    with (
+        open_workshop(places.home, search.spec, search.recipe, options) as workshop,
+        continued_search(places.home, _asked(search, workshop)) as kept,
+    ):
+        tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
+        opened = OpenedSearch(workshop=workshop, study=kept, tracker=tracker)
+        try:
+            with _tracked(opened, search), interruptible():
+                for epochs in search.budgets:
+                    _train(opened, search, epochs, watcher)
+                kept.keep(kept.record.model_copy(update={"finished": True}))
+        finally:
+            if notice := unsent_notice(tracker.close(), places.tracking_uri or ""):
+                watcher.line(notice)
+        return kept.record
+
+
+def _asked(search: Search, workshop: Workshop) -> BudgetRecord:
+    """The record of a search that has trained nothing yet."""
+    spec, metric = search.spec, search.recipe.metric(search.recipe.objective)
+    return BudgetRecord(
+        name=search.name,
+        key="",
+        task=spec.task,
+        preset=spec.preset,
+        recipe={name: value for name, value in spec.recipe.items() if name != "epochs"},
+        nproc=workshop.placement().world_size,
+        data_fingerprint=workshop.facts.data_fingerprint,
+        metric=f"valid_{metric.name}",
+        direction=metric.direction,
+        target=search.target,
+        budgets=tuple(search.budgets),
+        schedules=search.schedules,
+    )
+
+
+def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) -> None:
+    """Train the schedules that have not reached the target yet at one more budget."""
+    kept = opened.study
+    left = [name for name in search.schedules if kept.record.smallest(name) is None]
+    at = replace(opened, workshop=search.at(opened.workshop, epochs))
+    runs = list(_runs(at.workshop, search, left, epochs))
+    if not runs:
+        return
+    watcher.line(f"budget of {epochs} epochs: {', '.join(left)}; {len(runs)} runs")
+    records = train_extra_runs(at, watcher, [extra for extra, _ in runs])
+    done = []
+    for (extra, asked), record in zip(runs, records, strict=True):
+        if record.state == "failed":
+            raise UserError(
+                f"budget search {search.name}: {extra.name}: {record.reason}; the same command "
+                "goes on from here"
+            )
+        trained = {"steps_trained": record.steps_trained, "reason": record.reason}
+        done.append(asked.model_copy(update={"value": record.value, **trained}))
+    kept.keep(kept.record.model_copy(update={"runs": (*kept.record.runs, *done)}))
+
+
+def _runs(
+    workshop: Workshop, search: Search, schedules: Sequence[str], epochs: int
+) -> Iterator[tuple[ExtraRun, BudgetRun]]:
+    """Every run of one budget, each training once: two fractions may come to the same knee.
+
+    Runs on one trunk are kept apart, so that slots which work side by side need not wait for it.
+    """
+    seen: set[tuple[Schedule, int]] = set()
+    for name in schedules:
+        for (fraction, seed_lr), seed in product(
+            search.points(name), workshop.spec.replicate_seeds
+        ):
+            schedule = _schedule(name, workshop, seed_lr=seed_lr, explore_fraction=fraction)
+            if (schedule, seed) in seen:
+                continue
+            seen.add((schedule, seed))
+            explore = "" if fraction is None else f"-explore{fraction:g}"
+            key = f"{name}-{epochs}ep-lr{seed_lr}{explore}-seed{seed}"
+            shown = "" if fraction is None else f", explore {fraction:.0%}"
+            several = len(workshop.spec.replicate_seeds) > 1
+            yield (
+                ExtraRun(
+                    key=key,
+                    name=f"{name} {epochs} epochs{shown}" + (f", seed {seed}" if several else ""),
+                    schedule=schedule,
+                    seed=seed,
+                    label=name,
+                    explore_fraction=fraction,
+                ),
+                BudgetRun(
+                    key=key,
+                    schedule=name,
+                    epochs=epochs,
+                    seed_lr=seed_lr,
+                    explore_fraction=fraction,
+                    seed=seed,
+                    steps_budget=schedule.total_steps,
+                ),
+            )
+
+
+def _schedule(
+    name: str, workshop: Workshop, *, seed_lr: float, explore_fraction: float | None
+) -> Schedule:
+    recipe, facts = workshop.recipe, workshop.facts
+    if explore_fraction is None:
+        return baseline_schedule(name, recipe, facts, seed_lr=seed_lr)
+    return knee_schedule(recipe, facts, seed_lr=seed_lr, explore_fraction=explore_fraction)
+
+
+@contextmanager
+def _tracked(opened: OpenedSearch, search: Search) -> Iterator[None]:
+    """The search's own MLflow run, from its start to whatever end it comes to."""
+    tracker, record, spec = opened.tracker, opened.study.record, search.spec
+    placement = opened.workshop.placement()
+    tracker.record(
+        StudyStarted(
+            uid=record.uid,
+            name=record.name,
+            task=spec.task,
+            experiment=experiment_name(spec.task),
+            description=f"Smallest budget with {record.metric} {record.target:g}",
+            params={
+                "recipe": record.recipe,
+                "target": record.target,
+                "seed": spec.seed,
+            },
+            tags={
+                **provenance(),
+                "knee.kind": "budget",
+                "knee.budgets": ",".join(map(str, record.budgets)),
+                "knee.preset": spec.preset,
+                "knee.data_fingerprint": record.data_fingerprint,
+                "knee.device": placement.device,
+                "knee.world_size": str(placement.world_size),
+            },
+        )
+    )
+    ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
+    try:
+        yield
+        ended = "COMPLETE"
+    except KeyboardInterrupt:
+        ended = "INTERRUPTED"
+        raise
+    finally:
+        found = opened.study.record
+        smallest = {name: found.smallest(name) for name in found.schedules}
+        metrics = {f"epochs_{name}": float(cell.epochs) for name, cell in smallest.items() if cell}
+        steps = {
+            "steps_trained": float(found.steps_trained),
+            "steps_independent": float(found.steps_independent),
+        }
+        tracker.record(Attached(name="budget.json", text=found.model_dump_json(indent=2)))
+        tracker.record(StudyFinished(state=ended, metrics=metrics | steps))

@@ -1,0 +1,220 @@
+"""``knee-tune budget``: the smallest budget that reaches a target."""
+
+import json as json_module
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from knee_tune.cli.lines import ConsoleLines
+from knee_tune.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_TRUNK_CACHE,
+    Device,
+    HomeOption,
+    JsonOption,
+    TrackingOption,
+    TrunkCacheOption,
+)
+from knee_tune.errors import UserError
+
+if TYPE_CHECKING:
+    from knee_tune.app.home import Home
+    from knee_tune.specs.budget import BudgetRecord, Setting
+
+T = TypeVar("T")
+
+
+def budget(
+    task: Annotated[
+        str | None,
+        typer.Option(help="What to train. Without it, a search that is kept is shown again."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Value of the objective on the validation split, in its own units. Accuracy and "
+            "BLEU are in percent: 95, 95% and 0.95 mean the same."
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(metavar="EPOCHS,...", help="Ascending, as in 10,20,30.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Variant of the task.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name to keep it under. (default: budget-TASK-PRESET-TARGET)")
+    ] = None,
+    schedules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="What is compared. (default: knee and all baselines)"
+        ),
+    ] = None,
+    seed_lrs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LR,...", help="Tried with every schedule. (default: the recipe's own)"
+        ),
+    ] = None,
+    explore_fractions: Annotated[
+        str | None, typer.Option(metavar="FRACTION,...", help="Tried with knee. (default: 0.5)")
+    ] = None,
+    replicates: Annotated[
+        int | None, typer.Option(min=1, help="Random seeds of every setting: their mean counts.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first random seed.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field but recipe.epochs."),
+    ] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one run.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+    device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
+    amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (GPU).")] = False,
+    trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Find the smallest budget that reaches a target, for knee and for the paper's baselines.
+
+    Every schedule is trained at the smallest budget first and stops at the first one at which the
+    mean over its random seeds reaches the target. Trunks are shared over all budgets. The same
+    command again continues.
+    """
+    from knee_tune.app.budget import search_budget
+    from knee_tune.app.budget_request import SCHEDULES, BudgetRequest
+    from knee_tune.app.home import Home, Places
+    from knee_tune.app.request import StudyRequest
+    from knee_tune.app.trunks import size_of_cache
+    from knee_tune.app.workshop import GroupOptions
+
+    if task is None:
+        if target or budgets:
+            raise UserError("--task: missing; what is to be trained? see knee-tune tasks")
+        _show(Home(home), name, json=json)
+        return
+    if target is None or budgets is None:
+        missing, example = ("--target", "95") if target is None else ("--budgets", "10,20,30")
+        raise UserError(f"{missing}: missing; as in {missing} {example}")
+    search = BudgetRequest(
+        study=StudyRequest(
+            task=task,
+            preset=preset,
+            name=name,
+            seed=seed,
+            replicates=replicates,
+            nproc=nproc,
+            settings=tuple(settings or ()),
+        ),
+        target=target,
+        budgets=_several("--budgets", budgets, int),
+        schedules=SCHEDULES if schedules is None else _several("--schedules", schedules, str),
+        seed_lrs=_several("--seed-lrs", seed_lrs, float),
+        explore_fractions=_several("--explore-fractions", explore_fractions, float),
+    ).resolve()
+    options = GroupOptions(
+        nproc=search.spec.nproc,
+        nproc_asked=nproc is not None,
+        slots=concurrency,
+        device=device.value,
+        amp=amp,
+        trunk_cache=size_of_cache(trunk_cache),
+    )
+    places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)
+    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    lines.line(
+        f"{search.name}: task {search.spec.task}, preset {search.spec.preset}, "
+        f"{search.metric} {search.target:g} or better; warming up ..."
+    )
+    record = search_budget(search, places, options, lines)
+    if json:
+        typer.echo(json_module.dumps(record.as_json()))
+        return
+    console = Console(highlight=False)
+    console.print()
+    print_budget(console, record)
+    again = places.command("budget", "--name", record.name)
+    console.print(f"\nLook at it again: {again}", soft_wrap=True, markup=False)
+    if places.ui_command is not None:
+        console.print(f"Its runs: {places.ui_command}", soft_wrap=True, markup=False)
+
+
+def _show(home: "Home", name: str | None, *, json: bool) -> None:
+    from knee_tune.app.searches import known_search
+
+    record = known_search(home, name)
+    if json:
+        typer.echo(json_module.dumps(record.as_json()))
+    else:
+        print_budget(Console(highlight=False), record)
+
+
+def _several(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T, ...]:
+    """``10,20`` as numbers; nothing if the option was not given. UserError for anything else."""
+    if text is None:
+        return ()
+    try:
+        return tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError:
+        whole = "whole " if kind is int else ""
+        raise UserError(f"{option} {text}: must be {whole}numbers with commas between") from None
+
+
+def print_budget(console: Console, record: "BudgetRecord") -> None:
+    """Schedule by budget, the smallest budget of each, what it cost, what Knee saves."""
+    better = "or less" if record.direction == "minimize" else "or more"
+    console.print(
+        f"[bold]{record.name}[/]: the smallest budget with {record.metric} {record.target:g} "
+        f"{better}" + ("" if record.finished else " [yellow](not finished)[/]"),
+        soft_wrap=True,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("schedule")
+    for epochs in record.budgets:
+        table.add_column(f"{epochs} epochs", justify="right")
+    table.add_column("smallest", justify="right")
+    table.add_column("best setting")
+    for name in record.schedules:
+        smallest = record.smallest(name)
+        cells = [_cell(record, name, epochs) for epochs in record.budgets]
+        best = smallest or record.best(name)
+        table.add_row(
+            name,
+            *cells,
+            f"[bold green]{smallest.epochs}[/]" if smallest else "not reached",
+            "" if best is None else best.point,
+        )
+    console.print(table)
+    for name in record.schedules:
+        best = record.best(name)
+        if record.smallest(name) is None and best is not None:
+            console.print(
+                f"{name} does not reach it within {record.budgets[-1]} epochs: at best "
+                f"{value_of(best)}, in {best.epochs}",
+                soft_wrap=True,
+            )
+    if record.saving is not None and record.finished:
+        console.print(f"[bold]{record.saving.text}[/]", soft_wrap=True)
+    if record.steps_independent:
+        console.print(
+            f"steps trained: {record.steps_trained:,} of {record.steps_independent:,} that "
+            f"independent runs would take "
+            f"({record.steps_trained / record.steps_independent:.0%})",
+            soft_wrap=True,
+        )
+
+
+def _cell(record: "BudgetRecord", schedule: str, epochs: int) -> str:
+    best = record.best(schedule, epochs)
+    if best is None:
+        return "diverged" if record.settings(schedule, epochs) else ""
+    return f"[green]{value_of(best)}[/]" if record.reached(best) else value_of(best)
+
+
+def value_of(setting: "Setting") -> str:
+    """``94.2 ± 0.31``: mean, and spread if there are several random seeds."""
+    spread = "" if setting.spread is None else f" ± {setting.spread:.2g}"
+    return f"{setting.mean:.4g}{spread}"
