@@ -5,6 +5,7 @@ looks better. So the decays are laid over each other, by LR or by their progress
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from knee_tune.schedules import Knee
@@ -53,14 +54,18 @@ def value_at(
 
     None before the replicate's first report, after its last one, and where a value is NaN.
     """
-    first, last = replicate * total_steps + 1, (replicate + 1) * total_steps
-    at = replicate * total_steps + step
-    below = max((known for known in reports if first <= known <= at), default=None)
-    above = min((known for known in reports if at <= known <= last), default=None)
-    if below is None or above is None:
+    before, last = replicate * total_steps, (replicate + 1) * total_steps
+    at = before + step
+    known = sorted(reports)
+    above = bisect_left(known, at)
+    if above == len(known) or known[above] > last:
         return None
-    share = (at - below) / (above - below) if below < above else 0.0
-    value = _between(reports[below], reports[above], share)
+    below = above if known[above] == at else above - 1
+    if below < 0 or known[below] <= before:
+        return None
+    left, right = known[below], known[above]
+    share = (at - left) / (right - left) if left < right else 0.0
+    value = _between(reports[left], reports[right], share)
     return None if math.isnan(value) else value
 
 

@@ -3,6 +3,8 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -167,10 +169,20 @@ def _describe(trial: FrozenTrial) -> _Described | None:
     numbers: Any = trial.user_attrs.get(SCHEDULE)
     replicates = trial.user_attrs.get(REPLICATES, 1)
     try:
-        schedule = Knee(**{name: numbers[name] for name in _NUMBERS})
+        schedule = _knee(*itemgetter(*_NUMBERS)(numbers))
     except (KeyError, TypeError, ValueError):  # another schedule's, or somebody's own attribute
         return None
     return _Described(schedule, replicates) if isinstance(replicates, int) else None
+
+
+@lru_cache(maxsize=4096)  # every trial of a study is looked at in every evaluation of another
+def _knee(seed_lr: float, total_steps: int, warmup_steps: int, explore_steps: int) -> Knee:
+    return Knee(
+        seed_lr=seed_lr,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        explore_steps=explore_steps,
+    )
 
 
 def _peers(study: optuna.Study, described: _Described) -> list[_Peer]:
