@@ -82,11 +82,6 @@ class Audit(Spec):
         """What finishing all of them cost."""
         return sum((trial.steps for trial in self.trials), StepCount())
 
-    def with_trial(self, trial: AuditedTrial) -> "Audit":
-        """With one more; an audit of the same trial is replaced."""
-        others = (known for known in self.trials if known.number != trial.number)
-        return Audit(trials=tuple(sorted((*others, trial), key=lambda each: each.number)))
-
     def report(
         self, complete: Sequence[float], *, direction: Direction, pruned: int, steps_saved: int
     ) -> AuditReport:

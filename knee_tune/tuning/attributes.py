@@ -4,11 +4,15 @@ from typing import Any, Protocol
 
 import optuna
 
+from knee_tune.specs.audit import Audit, AuditedTrial
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.steps import StepCount
 
 CONFIRMATION = "confirmation"
 """Study attribute with the newest confirmation."""
+
+AUDIT_PREFIX = "audit:"
+"""Study attributes with the audited trials, one each: two audits at a time lose nothing."""
 
 STEPS_PREFIX = "steps:"
 """Study attributes that count the steps of runs outside the search."""
@@ -47,3 +51,18 @@ def known_confirmation(study: optuna.Study) -> Confirmation | None:
     """The newest confirmation, if there was one."""
     known = study.user_attrs.get(CONFIRMATION)
     return None if known is None else Confirmation.model_validate(known)
+
+
+def record_audit(study: optuna.Study, trial: AuditedTrial) -> None:
+    """Keep what a pruned trial came to; the trial itself stays as it is."""
+    study.set_user_attr(f"{AUDIT_PREFIX}{trial.number}", trial.model_dump(mode="json"))
+
+
+def known_audit(study: optuna.Study) -> Audit:
+    """Every pruned trial that was trained to its end, in the order of their numbers."""
+    kept = (
+        AuditedTrial.model_validate(value)
+        for name, value in study.user_attrs.items()
+        if name.startswith(AUDIT_PREFIX)
+    )
+    return Audit(trials=tuple(sorted(kept, key=lambda trial: trial.number)))

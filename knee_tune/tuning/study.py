@@ -25,8 +25,8 @@ from knee_tune.specs.records import (
 )
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.study import StudySpec
+from knee_tune.tuning.attributes import known_audit, known_confirmation
 from knee_tune.tuning.pruners.alignment import locate
-from knee_tune.tuning.attributes import known_confirmation
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import KILLED, current, key_of
 
@@ -159,6 +159,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
             if name.startswith(BASELINE_PREFIX)
         ),
         confirmation=known_confirmation(study),
+        audit=known_audit(study),
     )
 
 

@@ -1,0 +1,110 @@
+"""``knee-tune audit``: how often pruning threw away the winner."""
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from knee_tune.cli.lines import ConsoleLines
+from knee_tune.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_TRUNK_CACHE,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    StudyArgument,
+    TrackingOption,
+    TrunkCacheOption,
+)
+
+if TYPE_CHECKING:
+    from knee_tune.specs.audit import AuditReport, Rate
+    from knee_tune.specs.records import StudyRecord
+
+
+def audit(
+    study: StudyArgument = None,
+    finish: Annotated[
+        int, typer.Option(min=1, help="Pruned trials to have finished, by earlier audits too.")
+    ] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the choice among them.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+    trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Train some pruned trials to their end and tell how often pruning was wrong.
+
+    They go on from where they were stopped. A prune was wrong if the trial would have beaten every
+    complete trial of the study; the study's trials stay as they are.
+    """
+    from knee_tune.app.audit import AuditOptions, audit_study
+    from knee_tune.app.home import Home, Places
+    from knee_tune.app.look import look_at
+    from knee_tune.app.trunks import size_of_cache
+
+    places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
+    name = look_at(places, study).name
+    options = AuditOptions(
+        finish=finish, seed=seed, slots=concurrency, trunk_cache=size_of_cache(trunk_cache)
+    )
+    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    record = audit_study(places, name, options, lines)
+    if json:
+        typer.echo(json_module.dumps(record.audit_as_json()))
+    else:
+        print_audit(Console(highlight=False), record, asked=finish)
+
+
+def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
+    """Every audited trial, the rates with their intervals, and what it cost."""
+    report, best = record.audit_report, record.best
+    assert report is not None, "an audit that finished nothing is refused"
+    assert best is not None
+    console.print()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("trial", "seed LR", "explore", record.metric, "rank"):
+        table.add_column(column, justify="right")
+    table.add_column("its prune was")
+    trials = {trial.number: trial for trial in record.trials}
+    for verdict in report.verdicts:
+        trial = trials[verdict.number]
+        table.add_row(
+            str(verdict.number),
+            f"{trial.seed_lr:g}",
+            f"{trial.explore_fraction:.0%}",
+            "diverged" if verdict.value is None else f"{verdict.value:.4g}",
+            "" if verdict.rank is None else str(verdict.rank),
+            "[red]wrong[/]" if verdict.wrong else "[green]right[/]",
+        )
+    console.print(table)
+    if report.wrong.of < asked:
+        console.print(f"(only {report.wrong.of} trials were pruned: all are audited)")
+    console.print(
+        f"\n{record.name}: best of the complete trials {best.value:.4g} (trial {best.number})"
+    )
+    console.print(f"[bold]wrong prunes: {shown(report.wrong)}[/]", soft_wrap=True)
+    console.print(f"would have been among the best 3: {shown(report.top)}", soft_wrap=True)
+    console.print(f"in the best quarter: {shown(report.top_quarter)}", soft_wrap=True)
+    console.print(
+        f"the audit trained {report.steps_trained:,} steps; pruning had saved "
+        f"{report.steps_saved:,} in {report.pruned} trials",
+        soft_wrap=True,
+    )
+
+
+def audit_line(report: "AuditReport") -> str:
+    """What ``status`` says of an audit."""
+    return f"audit: {shown(report.wrong)} pruned trials would have won"
+
+
+def shown(rate: "Rate") -> str:
+    """``1 of 3 (33%, 95% interval 6% to 79%)``."""
+    return (
+        f"{rate.count} of {rate.of} ({rate.share:.0%}, 95% interval {rate.low:.0%} to "
+        f"{rate.high:.0%})"
+    )
