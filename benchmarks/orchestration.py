@@ -28,7 +28,7 @@ from knee_tune.distributed.protocol import Decision, Report
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import knee_schedule
 from knee_tune.training.worker import run_job
-from knee_tune.tuning.listeners import End, Watcher
+from knee_tune.tuning.listeners import End, Origin, Watcher
 
 
 class _Nobody:
@@ -46,13 +46,18 @@ class _Nobody:
     def line(self, text: str) -> None:
         pass
 
-    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+    def trial_started(
+        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+    ) -> None:
         self.started = time.perf_counter()
 
     def trial_progressed(self, number: int, step: int) -> None:
         pass
 
-    def trial_reported(self, number: int, report: Report) -> None:
+    def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
+        pass
+
+    def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
         pass
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:

@@ -4,27 +4,28 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from knee_tune.app.confirm import confirm_winner
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
 from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
-from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
+from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.pruners import raw_step_warning
 from knee_tune.tuning.recovery import requeue_failed
 from knee_tune.tuning.storage import asking_lock
 from knee_tune.tuning.study import study_record
@@ -49,6 +50,9 @@ class StudyStart:
     slots: int
     gpus: int
     """On this machine, used or not."""
+    replicates: int = 1
+    remarks: tuple[str, ...] = ()
+    """What people should know about how this study prunes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ def run_study(
         try:
             with interruptible(), watch(study_start(opened)) as watcher:
                 _drive(opened, watcher, timeout=timeout)
+                confirm_winner(opened, watcher)
                 if register and places.tracking_uri and study_record(opened.study).best:
                     try:
                         registered = _register(opened, watcher)
@@ -130,8 +135,9 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
             explore_fraction=trial.explore_fraction,
         )
 
-    def plan(run: TrialRun, slot: int) -> TrainPlan:
-        return workshop.train_plan(schedule_of(run), log_key=run.key, slot=slot)
+    def plan(run: TrialRun, slot: int, seed: int) -> TrainPlan:
+        log_key = run.key if seed == workshop.spec.seed else f"{run.key}-seed-{seed}"
+        return workshop.train_plan(schedule_of(run), log_key=log_key, seed=seed, slot=slot)
 
     def after_trial(trial: TrialRecord) -> None:
         schedule = schedule_of(trial)
@@ -139,8 +145,6 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         title = f"Trial {trial.number}: {point}"
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
-        if trial.state == "complete" and trial.checkpoint:  # its LR is zero: nothing goes on here
-            discard_checkpoints(Path(trial.checkpoint))
 
     asking = asking_lock(opened.places.storage_url)
     if workshop.spec.sampler == "grid":
@@ -151,10 +155,11 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
             study=study,
             recipe=workshop.recipe,
             axes=opened.axes,
+            seeds=workshop.spec.replicate_seeds,
             plan=plan,
             asking=asking,
         ),
-        runner=workshop.runner,
+        trainer=workshop.trainer,
         slots=workshop.options.slots,
         tracker=opened.tracker,
         watcher=watcher,
@@ -193,17 +198,26 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         world_size=placement.world_size,
         slots=workshop.options.slots,
         gpus=workshop.facts.gpus,
+        replicates=workshop.spec.replicates,
+        remarks=_remarks(workshop.spec),
     )
+
+
+def _remarks(spec: StudySpec) -> tuple[str, ...]:
+    if spec.goal == "ridge":
+        return (
+            "pruning is off: this study looks for the ridge, the best explore fraction of every "
+            "seed LR, and pruning would bias it",
+        )
+    warning = raw_step_warning(spec.acting_pruner)
+    return (warning,) if warning else ()
 
 
 def _finished(
     record: StudyRecord, ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"]
 ) -> StudyFinished:
     best = record.best
-    metrics = {
-        "steps_trained": float(record.steps.trained),
-        "steps_independent": float(record.steps.independent),
-    }
+    metrics = {f"steps_{name}": float(count) for name, count in record.steps}
     if best is None or best.value is None:
         return StudyFinished(state=ended, metrics=metrics)
     metrics[f"best_{record.metric}"] = best.value

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,10 +16,13 @@ from knee_tune.app.run import StudyStart
 from knee_tune.cli.summary import fate
 from knee_tune.distributed.protocol import Report
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.tuning.listeners import End, Watcher
+from knee_tune.tuning.listeners import End, Origin, Watcher
 
 SHOWN_TRIALS = 16
 """Rows of the live table; older trials scroll away."""
+
+ETA_SECONDS = 3.0
+"""How long to watch before an end is predicted."""
 
 
 @contextmanager
@@ -38,23 +42,36 @@ class PlainWatcher:
     def __init__(self, console: Console, start: StudyStart) -> None:
         self._console, self._start = console, start
 
-    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+    def trial_started(
+        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+    ) -> None:
         """Seed LR, explore fraction and budget."""
+        times = f" x {replicates} replicates" if replicates > 1 else ""
         self.line(
             f"trial {number}: seed LR {plan.schedule.seed_lr:g}, explore {explore_fraction:.0%}, "
-            f"{plan.total_steps} steps"
+            f"{plan.total_steps} steps{times}"
         )
+
+    def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
+        """Where it starts from, or that it was trained before."""
+        what = f"from step {step} of its trunk" if origin == "trunk" else "answered from its record"
+        self.line(f"{self._run(number, replicate)}: {what}")
 
     def trial_progressed(self, number: int, step: int) -> None:
         """Nothing: a log needs no sign of life."""
 
-    def trial_reported(self, number: int, report: Report) -> None:
+    def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
         """The watched metric."""
         value = report.metrics[self._start.watched]
         self.line(
-            f"trial {number}: step {report.step}/{report.total_steps}, "
+            f"{self._run(number, replicate)}: step {report.step}/{report.total_steps}, "
             f"{self._start.watched} {value:.4g}"
         )
+
+    def _run(self, number: int, replicate: int) -> str:
+        if self._start.replicates == 1:
+            return f"trial {number}"
+        return f"trial {number}, replicate {replicate + 1}"
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
         """How it ended."""
@@ -75,13 +92,22 @@ class _Row:
     seed_lr: float
     explore_fraction: float
     total_steps: int
+    """Of all its replicates."""
+    run_steps: int
+    """Of one of them."""
     step: int = 0
+    reused: int = 0
+    """Steps that needed no training."""
     state: str = "running"
     watched: float | None = None
     value: float | None = None
     reason: str = ""
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
+
+    @property
+    def trained(self) -> int:
+        return self.step - self.reused
 
 
 class LiveWatcher:
@@ -92,7 +118,7 @@ class LiveWatcher:
         self._lock = threading.Lock()
         self._rows: dict[int, _Row] = {}
         self._began = time.monotonic()
-        self._done_before = start.finished
+        self._wanted = start.trials - start.finished
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -103,21 +129,35 @@ class LiveWatcher:
         )
         self._bar = self._progress.add_task(start.name, total=1.0, eta="")
 
-    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+    def trial_started(
+        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+    ) -> None:
         """A new row."""
+        steps = plan.total_steps
         with self._lock:
-            self._rows[number] = _Row(plan.schedule.seed_lr, explore_fraction, plan.total_steps)
+            self._rows[number] = _Row(
+                plan.schedule.seed_lr, explore_fraction, replicates * steps, steps
+            )
+
+    def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
+        """Moves the row's step at no cost."""
+        with self._lock:
+            row = self._rows[number]
+            at = replicate * row.run_steps + step
+            row.reused += at - row.step
+            row.step = at
 
     def trial_progressed(self, number: int, step: int) -> None:
         """Moves the row's step."""
         with self._lock:
             self._rows[number].step = step
 
-    def trial_reported(self, number: int, report: Report) -> None:
+    def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
         """The row's newest value of the watched metric."""
         with self._lock:
             row = self._rows[number]
-            row.step, row.watched = report.step, report.metrics[self._start.watched]
+            row.step = replicate * row.run_steps + report.step
+            row.watched = report.metrics[self._start.watched]
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
         """The row's end."""
@@ -137,22 +177,30 @@ class LiveWatcher:
             return Group(self._table(), self._progress)
 
     def _update_bar(self) -> None:
-        ended = sum(row.ended is not None for row in self._rows.values())
-        running = sum(
-            row.step / row.total_steps for row in self._rows.values() if row.ended is None
-        )
-        here = ended + running
-        share = min(1.0, (self._done_before + here) / max(1, self._start.trials))
-        elapsed = time.monotonic() - self._began
-        left = max(0.0, self._start.trials - self._done_before - here)
-        eta = f"about {_duration(elapsed / here * left)} left" if here > 0.05 else ""
-        done = self._done_before + ended
+        ended = [row for row in self._rows.values() if row.ended is not None]
+        running = [row for row in self._rows.values() if row.ended is None]
+        here = len(ended) + sum(row.step / row.total_steps for row in running)
+        before = self._start.trials - self._wanted
         self._progress.update(
             self._bar,
-            completed=share,
-            description=f"{self._start.name}  {done}/{self._start.trials} trials",
-            eta=eta,
+            completed=min(1.0, (before + here) / max(1, self._start.trials)),
+            description=f"{self._start.name}  {before + len(ended)}/{self._start.trials} trials",
+            eta=self._eta(ended, running),
         )
+
+    def _eta(self, ended: list[_Row], running: list[_Row]) -> str:
+        """From the steps trained so far; a trial to come costs what the ended ones did on average.
+
+        What they reused or had pruned, others will too.
+        """
+        elapsed = time.monotonic() - self._began
+        trained = sum(row.trained for row in self._rows.values())
+        if elapsed < ETA_SECONDS or trained == 0:
+            return ""
+        usual = fmean(row.trained for row in ended) if ended else running[0].total_steps
+        to_come = max(0, self._wanted - len(self._rows)) * usual
+        left = to_come + sum(row.total_steps - row.step for row in running)
+        return f"about {_duration(elapsed / trained * left)} left"
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False, expand=False)

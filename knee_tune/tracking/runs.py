@@ -47,8 +47,8 @@ class _StudyRuns:
     experiment_id: str
     ids: dict[str, str] = field(default_factory=dict)
     """Run id by run key."""
-    steps: dict[str, set[int]] = field(default_factory=dict)
-    """Steps reported so far, by run id, loaded when first needed."""
+    steps: dict[tuple[str, int], set[int]] = field(default_factory=dict)
+    """Steps reported so far, by run id and replicate, loaded when first needed."""
 
 
 class RunWriter:
@@ -197,19 +197,21 @@ class RunWriter:
             return
         run_id = self._run_id(study, key)
         steps = self._studies[study.uid].steps
-        if run_id not in steps:
-            history = self._client.get_metric_history(run_id, "lr")
-            steps[run_id] = {metric.step for metric in history}
         batch: list[Metric] = []
-        taken: set[int] = set()
         for at, report in reports:
-            if report.step in steps[run_id] | taken:
+            prefix = f"replicate_{report.replicate + 1}/" if report.replicate else ""
+            known = (run_id, report.replicate)
+            if known not in steps:
+                history = self._client.get_metric_history(run_id, f"{prefix}lr")
+                steps[known] = {metric.step for metric in history}
+            if report.step in steps[known]:
                 continue
             values = {**report.metrics, "lr": report.lr}
-            batch += [Metric(mlflow_name(k), v, at, report.step) for k, v in values.items()]
-            taken.add(report.step)
+            batch += [
+                Metric(mlflow_name(f"{prefix}{k}"), v, at, report.step) for k, v in values.items()
+            ]
+            steps[known].add(report.step)
         log_entries(self._client, run_id, metrics=batch)
-        steps[run_id] |= taken
 
     def _run_id(
         self,
@@ -242,7 +244,7 @@ class RunWriter:
         if key is None:
             run_id = self._oldest(runs, run_key, run_id)
         else:
-            runs.steps[run_id] = set()
+            runs.steps[run_id, 0] = set()
         self._know(runs, run_key, run_id)
         return run_id
 

@@ -6,23 +6,36 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
-from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.records import StudyRecord
-from knee_tune.tuning.listeners import End
+from knee_tune.tuning.events import Ending
 from knee_tune.tuning.trial import TrialRun
 
 
-def write_trial_note(run: TrialRun, plan: TrainPlan, *, end: End, reason: str) -> None:
+def write_trial_note(run: TrialRun, ending: Ending) -> None:
     """What a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
     lines = [
-        f"**Seed LR {run.seed_lr:g}, explore {run.explore_fraction:.0%}**: {end}",
-        reason,
-        f"Steps trained: {run.steps_trained:,} of {plan.total_steps:,}",
+        f"**Seed LR {run.seed_lr:g}, explore {run.explore_fraction:.0%}**: {ending.end}",
+        ending.reason,
+        f"Steps trained: {run.counts['steps_trained']:,} of {run.budget:,}, "
+        f"reused: {run.counts['steps_reused']:,}",
+        _replicates(run),
         f"[MLflow run]({run.url})" if run.url else "",
     ]
     save_note(run.trial, "\n\n".join(filter(None, lines)))
+
+
+def _replicates(run: TrialRun) -> str:
+    """The value of every random seed; nothing if there is but one."""
+    if len(run.replicates) == 1:
+        return ""
+    values = (
+        f"seed {replicate.seed}: "
+        + (replicate.state if replicate.value is None else f"{replicate.value:.4g}")
+        for replicate in run.replicates
+    )
+    return f"{run.metric} of its replicates: {', '.join(values)}"
 
 
 def write_study_note(study: optuna.Study, record: StudyRecord) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from knee_tune.distributed.protocol import Failure, Outcome, Report
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.slots import SlotInterruptedError
-from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
+from knee_tune.specs.tracking import RunLink, TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning.listeners import TOLD, End, Recorder
 
 INTERRUPTED = "interrupted; the same command continues it"
@@ -52,27 +52,37 @@ class RunEvents:
     def __init__(self, recorder: Recorder, key: str) -> None:
         self._recorder, self._key = recorder, key
 
-    def started(self, plan: TrainPlan, *, name: str, **facts: Any) -> None:
+    @property
+    def link(self) -> RunLink | None:
+        """Where it is tracked, once that is known."""
+        return self._recorder.run_of(self._key)
+
+    def started(
+        self, plan: TrainPlan, *, name: str, replicates: int | None = None, **facts: Any
+    ) -> None:
         """It begins, or goes on. ``facts`` are further fields of :class:`TrialStarted`."""
         params = plan.model_dump(mode="json", include={"recipe", "schedule", "seed"})
+        params["replicates"] = replicates
         self._recorder.record(TrialStarted(key=self._key, name=name, params=params, **facts))
 
-    def reported(self, report: Report) -> dict[str, float]:
-        """It was evaluated; returns the metrics without the LR."""
+    def reported(self, report: Report, *, replicate: int = 0) -> dict[str, float]:
+        """It, or a further replicate of it, was evaluated; returns the metrics without the LR."""
         metrics = dict(report.metrics)
         lr = metrics.pop("lr")
         self._recorder.record(
-            TrialReported(key=self._key, step=report.step, lr=lr, metrics=metrics)
+            TrialReported(
+                key=self._key, step=report.step, lr=lr, metrics=metrics, replicate=replicate
+            )
         )
         return metrics
 
-    def finished(self, ending: Ending) -> None:
-        """It came to its end."""
+    def finished(self, ending: Ending, **counts: float) -> None:
+        """It came to its end. ``counts`` become metrics of their names."""
         self._recorder.record(
             TrialFinished(
                 key=self._key,
                 state=TOLD[ending.end],
-                metrics={f"final_{name}": value for name, value in ending.metrics.items()},
+                metrics={f"final_{name}": value for name, value in ending.metrics.items()} | counts,
                 reason=ending.reason,
             )
         )

@@ -10,6 +10,9 @@ from knee_tune.specs.tracking import Event, RunLink
 
 End = Literal["complete", "pruned", "failed"]
 
+Origin = Literal["trunk", "record"]
+"""Where steps come from that need no training."""
+
 TOLD: Mapping[str, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
     {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 )
@@ -31,16 +34,22 @@ class Recorder(Protocol):
 class Watcher(Protocol):
     """Who is told what happens, to show it. Called from the thread of every slot."""
 
-    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
-        """A trial begins, or continues from a checkpoint."""
+    def trial_started(
+        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+    ) -> None:
+        """A trial begins, or goes on: ``replicates`` runs, ``plan`` is the first one's."""
+        ...
+
+    def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
+        """A replicate (counted from 0) needs no training up to ``step``."""
         ...
 
     def trial_progressed(self, number: int, step: int) -> None:
-        """A trial reached a step."""
+        """A trial reached a step, counted on over its replicates."""
         ...
 
-    def trial_reported(self, number: int, report: Report) -> None:
-        """A trial was evaluated."""
+    def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
+        """A replicate was evaluated."""
         ...
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:

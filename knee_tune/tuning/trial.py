@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,8 +15,8 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.records import Evaluation, ReplicateRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import RunLink
+from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import driver_id, key_of
-from knee_tune.tuning.samplers import Axis
 from knee_tune.tuning.study import replicate_attr, replicates_of, reported_sign
 
 _SHARED_BY_TWINS = (
@@ -65,6 +66,10 @@ class TrialRun:
         self.key = key_of(trial)
         self.total_steps = 0
         """Of one replicate; known once it has plans."""
+        self.log_dir = Path()
+        """Where its ranks wrote what they printed, the same."""
+        self.counts: dict[str, int] = {}
+        """Steps trained, reused and pruned, over all replicates and attempts."""
         known = trial.study.get_trials(deepcopy=False)[trial.number]
         self.url: str | None = known.user_attrs.get("mlflow_run_url")
         """Of its MLflow run, once that is known."""
@@ -93,9 +98,9 @@ class TrialRun:
         return f"valid_{self._search.recipe.watched}"
 
     @property
-    def steps(self) -> StepCount:
-        """Over all replicates."""
-        return sum((replicate.steps for replicate in self.replicates), StepCount())
+    def budget(self) -> int:
+        """Steps of all its replicates together."""
+        return len(self.replicates) * self.total_steps
 
     def plans_for(self, slot: int) -> list[TrainPlan]:
         """One plan per replicate, on that slot's devices; notes what everybody may know of them.
@@ -105,7 +110,7 @@ class TrialRun:
         plans = [self._search.plan(self, slot, seed) for seed in self._search.seeds]
         first = plans[0]
         dumped = first.model_dump(mode="json")
-        self.total_steps = first.total_steps
+        self.total_steps, self.log_dir = first.total_steps, first.log_dir
         self.note(
             key=self.key,
             checkpoint=str(first.checkpoint_dir),
@@ -152,13 +157,14 @@ class TrialRun:
 
     def note_steps(self, *, pruned: bool) -> None:
         """Keep what the trial cost; ``pruned``: nobody will train what is left of its budget."""
-        steps, budget = self.steps, len(self.replicates) * self.total_steps
-        self.note(
-            steps_trained=steps.trained,
-            steps_reused=steps.reused,
-            steps_recorded=sum(run.steps.reused for run in self.replicates if run.answered),
-            steps_pruned=budget - steps.reached if pruned else 0,
-        )
+        steps = sum((replicate.steps for replicate in self.replicates), StepCount())
+        self.counts = {
+            "steps_trained": steps.trained,
+            "steps_reused": steps.reused,
+            "steps_pruned": self.budget - steps.reached if pruned else 0,
+        }
+        recorded = sum(run.steps.reused for run in self.replicates if run.answered)
+        self.note(**self.counts, steps_recorded=recorded)
 
     def note_link(self, link: RunLink | None) -> None:
         """Keep where its MLflow run is, once that is known; training never waits for it."""

@@ -24,12 +24,15 @@ from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, Done, Failure, Outcome, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Plan, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import knee_schedule, train_plan
+from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.runs.trainer import Trainer
+from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.training import loop
 from knee_tune.training.worker import run_job
 from knee_tune.tuning.driver import Driver
+from knee_tune.tuning.listeners import Origin
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import driver_id, stale_trial_callback
 from knee_tune.tuning.samplers import make_sampler
@@ -107,16 +110,23 @@ class Watching:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.reused: list[tuple[int, int, int, str]] = []
+        self.reports: list[tuple[int, int, int]] = []
         self.ends: list[tuple[int, str, str]] = []
 
-    def trial_started(self, number: int, plan: TrainPlan, *, explore_fraction: float) -> None:
+    def trial_started(
+        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+    ) -> None:
         """Not of interest."""
+
+    def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
+        self.reused.append((number, replicate, step, origin))
 
     def trial_progressed(self, number: int, step: int) -> None:
         """Not of interest."""
 
-    def trial_reported(self, number: int, report: Report) -> None:
-        """Not of interest."""
+    def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
+        self.reports.append((number, replicate, report.step))
 
     def trial_finished(self, number: int, end: str, *, value: float | None, reason: str) -> None:
         self.ends.append((number, end, reason))
@@ -128,14 +138,15 @@ class Watching:
 class Workbench:
     """One study of digits in a folder, to be driven again and again."""
 
-    def __init__(self, home: Path, **request: Any) -> None:
+    def __init__(self, home: Path, *, trunks: bool = False, **request: Any) -> None:
         self.home, self.recording, self.watching = home, Recording(), Watching()
+        self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
         spec, recipe = StudyRequest(
             task="digits",
             name="it",
-            sampler="random",
             settings=(f"recipe.epochs={EPOCHS}", *request.pop("settings", ())),
+            **{"sampler": "random", **request},
         ).resolve()
         self.spec, self.recipe = spec, recipe
         self.storage: RDBStorage = open_storage(
@@ -146,7 +157,7 @@ class Workbench:
             "explore_fraction": Axis(spec.explore_fractions),
         }
         self.study = open_study(self.storage, spec, recipe=recipe, data_fingerprint="data")
-        self.study.sampler = make_sampler("random", seed=1, axes=self.axes)
+        self.study.sampler = make_sampler(spec.sampler, seed=1, axes=self.axes)
         self.study.pruner = NopPruner()
 
     def drive(self, runner: InProcess | None = None, *, trials: int, slots: int = 1) -> InProcess:
@@ -156,29 +167,41 @@ class Workbench:
 
     def driver(self, runner: InProcess, *, slots: int = 1) -> Driver:
         return Driver(
-            Search(study=self.study, recipe=self.recipe, axes=self.axes, plan=self._plan),
-            runner=runner,
+            Search(
+                study=self.study,
+                recipe=self.recipe,
+                axes=self.axes,
+                seeds=self.spec.replicate_seeds,
+                plan=self._plan,
+            ),
+            trainer=Trainer(runner, trunks=self.trunks),
             slots=slots,
             tracker=self.recording,
             watcher=self.watching,
             after_trial=self.after.append,
         )
 
-    def _plan(self, run: TrialRun, slot: int) -> TrainPlan:
-        return train_plan(
+    def _plan(self, run: TrialRun, slot: int, seed: int) -> TrainPlan:
+        plan = train_plan(
             TaskOrder(
                 task="digits",
                 recipe=self.spec.recipe,
-                seed=self.spec.seed,
+                seed=seed,
                 data_dir=self.home,
-                log_dir=self.home / "logs",
+                log_dir=self.home / "logs" / run.key,
             ),
             self.recipe,
             FACTS,
             schedule=knee_schedule(
                 self.recipe, FACTS, seed_lr=run.seed_lr, explore_fraction=run.explore_fraction
             ),
-            checkpoint_dir=self.home / run.key,
+            checkpoint_dir=self.home / f"{run.key}-{seed}",
+        )
+        if self.trunks is None:
+            return plan
+        fractions = self.spec.explore_fractions
+        return on_trunk(
+            plan, self.recipe, FACTS, trunks=self.trunks.root, explore_fractions=fractions
         )
 
     @property
@@ -301,11 +324,11 @@ def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
     runner = bench.drive(InProcess(at(60, Died(kind)), at(110, Died(kind))), trials=1)
     (trial,) = bench.record.trials
     assert trial.state == "complete"
-    assert runner.reports == [[50], [100], [150]]
+    assert runner.reports == [[50], [50, 100], [50, 100, 150]]  # history comes again
     assert [evaluation.step for evaluation in trial.curve] == [50, 100, 150]
     assert trial.steps_trained == 60 + 60 + 50  # lost steps are counted
     assert [line.partition(";")[0] for line in bench.watching.lines] == [
-        f"trial 0: died: {kind}"
+        f"trial-0000: died: {kind}"
     ] * 2
 
 
@@ -411,8 +434,8 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
     assert (told.state, told.reason) == ("FAIL", "interrupted; the same command continues it")
 
     runner = bench.drive(trials=3)
-    assert runner.plans[0].checkpoint_dir.name == "trial-0001"
-    assert runner.reports[0] == [100, 150]
+    assert runner.plans[0].checkpoint_dir.name == "trial-0001-1"
+    assert runner.reports[0] == [50, 100, 150]
     assert bench.states == ["complete"] * 3
     continued = bench.record.trials[1]
     assert (continued.number, continued.key) == (2, "trial-0001")
@@ -469,7 +492,7 @@ def test_the_trial_of_a_killed_driver_is_continued(bench: Workbench) -> None:
         assert bench.drive(trials=1).plans == []  # it lives
         process.kill()
     runner = bench.drive(trials=1)
-    assert runner.reports == [[100, 150]]
+    assert runner.reports == [[50, 100, 150]]
     assert bench.states == ["complete"]
     assert bench.record.trials[0].key == "trial-0000"
     assert [event.reason for event in bench.recording.of_kind(TrialFinished)] == [
@@ -486,7 +509,7 @@ def test_a_driver_on_another_host_is_dead_when_its_heart_stops(bench: Workbench)
     with bench.storage.engine.begin() as connection:
         connection.execute(text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"))
     runner = bench.drive(trials=1)
-    assert runner.reports == [[100, 150]]
+    assert runner.reports == [[50, 100, 150]]
     assert bench.states == ["complete"]
     assert bench.recording.of_kind(TrialFinished)[0].reason == "its driver was killed"
 

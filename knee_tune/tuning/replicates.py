@@ -1,0 +1,115 @@
+"""The training of one trial: a run for every random seed, one after another."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from knee_tune.distributed.protocol import Decision, Done, Report
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.runs.trainer import Trainer
+from knee_tune.specs.steps import StepCount
+from knee_tune.tuning.events import Ending, RunEvents
+from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.trial import TrialRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who trains a trial's runs and who hears of them."""
+
+    trainer: Trainer
+    events: RunEvents
+    watcher: Watcher
+    raise_if_stopped: Callable[[], None]
+    """Called at every sign of life."""
+
+
+def train_replicates(run: TrialRun, plans: Sequence[TrainPlan], crew: Crew) -> Ending:
+    """Train until the last replicate is complete, or one of them ends the trial.
+
+    The metrics of a complete trial are means over its replicates. A trial that goes on after its
+    driver died does not train again what is complete. The weights that may be registered are those
+    of the first replicate, whose random seed is the study's own.
+    """
+    for index, plan in enumerate(plans):
+        if run.replicates[index].state == "complete":
+            continue
+        ending = _Replicate(run, index, plan, crew).train()
+        last = index + 1 == len(plans)
+        if ending.end == "complete" and not last and run.trial.should_prune():
+            ending = Ending(end="pruned", reason="pruned at its end")
+        if ending.end != "complete":
+            which = f" (replicate {index + 1} of {len(plans)})" if len(plans) > 1 else ""
+            return replace(ending, reason=ending.reason + which)
+    return Ending(end="complete", metrics=run.note_means())
+
+
+class _Replicate:
+    """One run of a trial on its way."""
+
+    def __init__(self, run: TrialRun, index: int, plan: TrainPlan, crew: Crew) -> None:
+        self._run, self._index, self._plan, self._crew = run, index, plan, crew
+        self._trains = False
+        """Whether this attempt has begun to train; what it reports before that is history."""
+
+    def train(self) -> Ending:
+        """How it ended, which is noted with the trial."""
+        run, index, plan = self._run, self._index, self._plan
+        run.note_replicate(index, state="running", checkpoint=str(plan.checkpoint_dir))
+        try:
+            result = self._crew.trainer.train(
+                plan,
+                steps=self._steps,
+                on_report=self._on_report,
+                on_line=self._crew.watcher.line,
+                on_progress=self._on_progress,
+                on_steps=self._on_steps,
+            )
+        except BaseException:
+            run.note_replicate(index, state="failed")
+            raise
+        ending = Ending.of(result.outcome)
+        metrics = dict(ending.metrics)
+        value = metrics.get(run.metric)
+        run.note_replicate(
+            index, state=ending.end, value=value, metrics=metrics, answered=result.answered
+        )
+        if result.answered:
+            self._crew.watcher.trial_reused(
+                run.number, result.steps.reached, replicate=index, origin="record"
+            )
+        if index == 0 and ending.end == "complete" and isinstance(result.outcome, Done):
+            run.note(weights=result.outcome.result["weights"])
+        return ending
+
+    @property
+    def _steps(self) -> StepCount:
+        return self._run.replicates[self._index].steps
+
+    def _on_report(self, report: Report) -> Decision:
+        self._crew.raise_if_stopped()
+        run, index = self._run, self._index
+        if not run.remember(index, report.step, report.metrics):
+            return Decision(stop=False)
+        self._crew.events.reported(report, replicate=index)
+        run.report(index, report.step)
+        run.note_link(self._crew.events.link)
+        if self._trains:
+            self._crew.watcher.trial_reported(run.number, report, replicate=index)
+        at_its_end = report.step == report.total_steps
+        return Decision(stop=not at_its_end and run.trial.should_prune())
+
+    def _on_progress(self, step: int) -> None:
+        self._crew.raise_if_stopped()
+        run, index, before = self._run, self._index, self._steps.reached
+        if not self._trains and step != before:  # while it waits for another run it stands still
+            self._trains = True
+            trunk = self._plan.trunk
+            if step - 1 > before and trunk is not None and step - 1 in trunk.knots:
+                self._crew.watcher.trial_reused(
+                    run.number, step - 1, replicate=index, origin="trunk"
+                )
+        self._crew.watcher.trial_progressed(run.number, index * run.total_steps + step)
+
+    def _on_steps(self, steps: StepCount) -> None:
+        self._trains = False
+        self._run.note_replicate(self._index, steps=steps)
