@@ -1,0 +1,60 @@
+"""Means over random seeds and their intervals, against SciPy's own and against tables."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from knee_tune.reporting.intervals import mean_interval, paired_interval
+
+SAMPLES = np.random.default_rng(7).normal(92.0, 0.5, size=(2, 6)).tolist()
+
+
+def test_the_interval_of_a_textbook() -> None:
+    interval = mean_interval([1.0, 2.0, 3.0])  # deviation 1, t(0.975, 2) = 4.3027
+    assert interval.mean == 2.0
+    assert interval.high == pytest.approx(2 + 4.302653 / 3**0.5, rel=1e-6)
+    assert interval.low == pytest.approx(2 - 4.302653 / 3**0.5, rel=1e-6)
+    assert interval.level == 0.95
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_a_mean_is_as_sure_as_scipy_says(level: float) -> None:
+    values = SAMPLES[0]
+    interval = mean_interval(values, level=level)
+    expected = stats.t.interval(level, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_a_difference_is_paired_seed_by_seed() -> None:
+    values, references = SAMPLES
+    interval = paired_interval(values, references)
+    expected = stats.ttest_rel(values, references).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_several_comparisons_share_the_risk() -> None:
+    values, references = SAMPLES
+    interval = paired_interval(values, references, comparisons=4)
+    expected = stats.ttest_rel(values, references).confidence_interval(1 - 0.05 / 4)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.level == pytest.approx(0.9875)
+
+
+def test_all_intervals_together_hold_as_often_as_they_say() -> None:
+    """Three candidates no better than their common reference: at most 5 % of studies are fooled."""
+    draws = np.random.default_rng(1).normal(size=(1000, 4, 5))
+    fooled = 0
+    for *candidates, reference in draws.tolist():
+        intervals = [paired_interval(each, reference, comparisons=3) for each in candidates]
+        fooled += any(interval.low > 0 or interval.high < 0 for interval in intervals)
+    assert 0.01 < fooled / len(draws) <= 0.05
+
+
+def test_values_that_are_the_same_leave_no_doubt() -> None:
+    interval = paired_interval([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
+    assert (interval.mean, interval.low, interval.high) == (2.0, 2.0, 2.0)
+
+
+def test_one_value_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="needs two values"):
+        mean_interval([1.0])
