@@ -15,7 +15,7 @@ from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule
 from knee_tune.planning.planner import baseline_schedule, knee_schedule
-from knee_tune.specs.budget import BudgetRecord, BudgetRun
+from knee_tune.specs.budget import BudgetRecord, BudgetRun, in_epochs
 from knee_tune.specs.tracking import Attached, StudyFinished, StudyStarted
 from knee_tune.tracking import (
     Tracker,
@@ -88,7 +88,7 @@ def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) ->
     runs = list(_runs(at.workshop, search, left, epochs))
     if not runs:
         return
-    watcher.line(f"budget of {epochs} epochs: {', '.join(left)}; {len(runs)} runs")
+    watcher.line(f"budget of {in_epochs(epochs)}: {', '.join(left)}; {len(runs)} runs")
     records = train_extra_runs(at, watcher, [extra for extra, _ in runs])
     done = []
     for (extra, asked), record in zip(runs, records, strict=True):
@@ -125,7 +125,8 @@ def _runs(
             yield (
                 ExtraRun(
                     key=key,
-                    name=f"{name} {epochs} epochs{shown}" + (f", seed {seed}" if several else ""),
+                    name=f"{name} {in_epochs(epochs)}{shown}"
+                    + (f", seed {seed}" if several else ""),
                     schedule=schedule,
                     seed=seed,
                     label=name,

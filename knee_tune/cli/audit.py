@@ -37,10 +37,10 @@ def audit(
     storage: StorageOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Train some pruned trials to their end and tell how often pruning was wrong.
+    """Train some pruned trials to their end: how often was pruning wrong?
 
-    They go on from where they were stopped. A prune was wrong if the trial would have beaten every
-    complete trial of the study; the study's trials stay as they are.
+    They go on from where they were stopped, without changing the study.
+    A prune was wrong if the trial would have beaten every complete one.
     """
     from knee_tune.app.audit import AuditOptions, audit_study
     from knee_tune.app.home import Home, Places
@@ -99,7 +99,11 @@ def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
 
 def audit_line(report: "AuditReport") -> str:
     """What ``status`` says of an audit."""
-    return f"audit: {shown(report.wrong)} pruned trials would have won"
+    rate = report.wrong
+    return (
+        f"audit: {rate.count} of {rate.of} audited prunes were wrong "
+        f"(95% interval {rate.low:.0%} to {rate.high:.0%})"
+    )
 
 
 def shown(rate: "Rate") -> str:

@@ -78,11 +78,11 @@ def budget(
     home: HomeOption = DEFAULT_HOME,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Find the smallest budget that reaches a target, for knee and for the paper's baselines.
+    """Find the smallest budget that reaches a target, for knee and baselines.
 
-    Every schedule is trained at the smallest budget first and stops at the first one at which the
-    mean over its random seeds reaches the target. Trunks are shared over all budgets. The same
-    command again continues.
+    Every schedule starts with the smallest budget and stops at the first one
+    at which the mean over its random seeds reaches the target. Trunks are
+    shared over all budgets. The same command again continues.
     """
     from knee_tune.app.budget import search_budget
     from knee_tune.app.budget_request import SCHEDULES, BudgetRequest
@@ -165,6 +165,8 @@ def _several(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T
 
 def print_budget(console: Console, record: "BudgetRecord") -> None:
     """Schedule by budget, the smallest budget of each, what it cost, what Knee saves."""
+    from knee_tune.specs.budget import in_epochs
+
     better = "or less" if record.direction == "minimize" else "or more"
     console.print(
         f"[bold]{record.name}[/]: the smallest budget with {record.metric} {record.target:g} "
@@ -174,7 +176,7 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("schedule")
     for epochs in record.budgets:
-        table.add_column(f"{epochs} epochs", justify="right")
+        table.add_column(in_epochs(epochs), justify="right")
     table.add_column("smallest", justify="right")
     table.add_column("best setting")
     for name in record.schedules:
@@ -192,8 +194,8 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
         best = record.best(name)
         if record.smallest(name) is None and best is not None:
             console.print(
-                f"{name} does not reach it within {record.budgets[-1]} epochs: at best "
-                f"{value_of(best)}, in {best.epochs}",
+                f"{name} does not reach it within {in_epochs(record.budgets[-1])}: at best "
+                f"{value_of(best)} in {in_epochs(best.epochs)}",
                 soft_wrap=True,
             )
     if record.saving is not None and record.finished:

@@ -156,27 +156,28 @@ class BudgetRecord(Spec):
         rival = min(needed, key=needed.__getitem__)
         epochs = needed[rival]
         if knee is None:
-            text = f"{rival} reaches it in {epochs} epochs, Knee in none of these budgets"
+            text = f"{rival} reaches it in {in_epochs(epochs)}, Knee in none of these budgets"
             return Saving(baseline=rival, share=None, text=text)
         share = 1 - knee.epochs / epochs
         if share == 0:
-            text = f"Knee and the best baseline ({rival}) both need {epochs} epochs: nothing saved"
+            text = (
+                f"Knee and the best baseline ({rival}) both need {in_epochs(epochs)}: nothing saved"
+            )
         else:
             change = f"{abs(share):.0%} {'less' if share > 0 else 'more'} training"
-            text = (
-                f"Knee needs {knee.epochs} epochs, the best baseline ({rival}) {epochs}: {change}"
-            )
+            needs = f"Knee needs {in_epochs(knee.epochs)}"
+            text = f"{needs}, the best baseline ({rival}) {epochs}: {change}"
         return Saving(baseline=rival, share=share, text=text)
 
     def _unrivalled(self, knee: Setting | None) -> Saving:
         """No baseline reaches the target."""
         last = self.budgets[-1]
         if knee is None:
-            text = f"neither Knee nor a baseline reaches it within {last} epochs"
+            text = f"neither Knee nor a baseline reaches it within {in_epochs(last)}"
             return Saving(baseline=None, share=None, text=text)
         share = 1 - knee.epochs / last
         more = f": more than {share:.0%} less training" if share else ""
-        text = f"Knee needs {knee.epochs} epochs, no baseline reaches it within {last}{more}"
+        text = f"Knee needs {in_epochs(knee.epochs)}, no baseline reaches it within {last}{more}"
         return Saving(baseline=None, share=share, text=text)
 
     @property
@@ -221,10 +222,16 @@ class BudgetRecord(Spec):
         }
 
 
+def in_epochs(count: int) -> str:
+    """``1 epoch``, ``20 epochs``."""
+    return f"{count} epoch" + ("" if count == 1 else "s")
+
+
 def _as_json(setting: Setting | None) -> dict[str, Any] | None:
     if setting is None:
         return None
-    return setting.model_dump() | {"mean": setting.mean, "spread": setting.spread}
+    point = setting.model_dump(mode="json", exclude={"schedule"})
+    return point | {"mean": setting.mean, "spread": setting.spread}
 
 
 def read_target(text: str, metric: Metric) -> float:

@@ -191,9 +191,7 @@ class StudyRecord(Spec):
         for trial in self.trials:
             if trial.state == "pruned" and trial.point not in known:
                 ended.setdefault(trial.point, trial)
-        return tuple(
-            trial for trial in ended.values() if not trial.reason.startswith("diverged")
-        )
+        return tuple(trial for trial in ended.values() if not trial.reason.startswith("diverged"))
 
     @property
     def audit_report(self) -> AuditReport | None:
@@ -237,4 +235,5 @@ class StudyRecord(Spec):
             "counts": self.counts.model_dump(),
             "best": self.best_as_json(),
             "steps": self.steps.model_dump(),
+            "audit": self.audit_report.model_dump() if self.audit_report else None,
         }

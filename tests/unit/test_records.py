@@ -63,7 +63,8 @@ def test_the_status_of_a_study() -> None:
             "value": 4.5,
             "metric": "valid_ppl",
         },
-        "steps": {"trained": 250, "independent": 300},
+        "steps": {"trained": 250, "independent": 300, "reused": 0, "pruned": 0, "recorded": 0},
+        "audit": None,
     }
 
 
