@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from knee_tune.cli.audit import audit_line
 from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from knee_tune.app.upkeep import PreparedSet
     from knee_tune.app.winner import Replay
     from knee_tune.doctor import Check
-    from knee_tune.specs.records import BaselineRecord, StudyRecord
+    from knee_tune.specs.records import BaselineRecord, Steps, StudyRecord
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 """Colours of the states of trials."""
@@ -36,10 +37,13 @@ def print_start(console: Console, start: "StudyStart") -> None:
     """What is about to be trained."""
     ranks = "1 rank" if start.world_size == 1 else f"{start.world_size} ranks"
     slots = "" if start.slots == 1 else f", {start.slots} trials at a time"
+    times = f" x {start.replicates} replicates" if start.replicates > 1 else ""
     console.print(
-        f"{start.parameters:,} parameters, {start.total_steps:,} steps per trial, {ranks} on "
-        f"{start.device}{slots}; {start.finished} of {start.trials} trials done"
+        f"{start.parameters:,} parameters, {start.total_steps:,} steps{times} per trial, {ranks} "
+        f"on {start.device}{slots}; {start.finished} of {start.trials} trials done"
     )
+    for remark in start.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     if start.device == "cpu" and start.gpus:
         console.print(f"(too few GPUs for {ranks}{slots}: {start.gpus}; --nproc 1 would use one)")
 
@@ -64,7 +68,7 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
 def print_status(console: Console, record: "StudyRecord") -> None:
     """Trials, the best one, and what it all cost."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("trial", "seed LR", "explore", record.metric, "steps"):
+    for column in ("trial", "seed LR", "explore", record.metric, "trained", "reused"):
         table.add_column(column, justify="right")
     table.add_column("state")
     best = record.best
@@ -75,33 +79,63 @@ def print_status(console: Console, record: "StudyRecord") -> None:
             str(trial.number),
             f"{trial.seed_lr:g}",
             f"{trial.explore_fraction:.0%}",
-            "" if trial.value is None else f"{trial.value:.4g}",
+            "" if trial.value is None else with_spread(trial.value, trial.spread),
             f"{trial.steps_trained:,}",
+            f"{trial.steps_reused:,}",
             state,
             style=mark,
         )
     console.print(table)
-    counts, steps = record.counts, record.steps
+    counts = record.counts
     console.print(
         f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
         f"{counts.failed} failed, {counts.running} running"
     )
-    if steps.independent:
-        console.print(
-            f"steps trained: {steps.trained:,} of {steps.independent:,} that independent trials "
-            f"would take ({steps.trained / steps.independent:.0%})"
-        )
+    print_steps(console, record.steps, running=counts.running)
     for baseline in record.baselines:
         value = "no value" if baseline.value is None else f"{record.metric} {baseline.value:.4g}"
         console.print(f"baseline {baseline.schedule}, seed LR {baseline.seed_lr:g}: {value}")
     if best is not None:
         console.print(
             f"[bold green]best: seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/] "
-            f"({record.metric} {best.value:.4g}, trial {best.number})"
+            f"({record.metric} {with_spread(best.value, best.spread)}, trial {best.number})"
         )
+    if (report := record.audit_report) is not None:
+        console.print(audit_line(report), soft_wrap=True)
     if record.confirmation is not None:
         print_confirmation(console, record.confirmation)
     print_edges(console, record)
+
+
+def with_spread(value: float, spread: float | None) -> str:
+    """The mean over replicates and, if there were several, their standard deviation."""
+    return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
+
+
+def print_steps(console: Console, steps: "Steps", *, running: int) -> None:
+    """What the study cost, and where it saved."""
+    if not steps.independent:
+        return
+    console.print(
+        f"steps trained: {steps.trained:,} of {steps.independent:,} that independent trials "
+        f"would take ({steps.trained / steps.independent:.0%})",
+        soft_wrap=True,
+    )
+    sources = {
+        "from trunks (an explore phase that trials share is trained once)": (
+            steps.reused - steps.recorded
+        ),
+        "from records (the same run was trained before)": steps.recorded,
+        "by pruning (trials that were ended early)": steps.pruned,
+    }
+    saved = [f"{count:,} {source}" for source, count in sources.items() if count]
+    if saved:
+        console.print(f"steps saved: {', '.join(saved)}", soft_wrap=True)
+    lost = steps.trained + steps.reused + steps.pruned - steps.independent
+    if lost > 0 and not running:
+        console.print(
+            f"steps lost: {lost:,} in trials that failed or had to go back", soft_wrap=True
+        )
 
 
 def print_baseline(console: Console, record: "BaselineRecord", *, study: str, metric: str) -> None:
