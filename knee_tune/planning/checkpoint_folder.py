@@ -9,9 +9,15 @@ def checkpoint_path(directory: Path, *, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
+def checkpoint_step(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def checkpoint_paths(directory: Path) -> list[Path]:
     """Every checkpoint in ``directory``, the newest first, sound or not."""
-    return sorted(directory.glob("step-*"), reverse=True)
+    found = (path for path in directory.glob("step-*") if path.name[5:].isdecimal())
+    return sorted(found, key=checkpoint_step, reverse=True)
 
 
 def discard_checkpoints(directory: Path, *, keep: int = 0) -> None:

@@ -39,19 +39,23 @@ def trunk_key(
 def shared_knots(
     schedule: Knee, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
 ) -> tuple[int, ...]:
-    """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same.
-
-    Near its end a budget shifts its evaluations (see ``TrainPlan.evaluation_steps``), and what is
-    measured and kept is part of a run's state.
-    """
+    """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same."""
     measured = list(evaluation_steps)
     own = schedule.knee_step
     return tuple(
         knot
         for knot in sorted({*knees, own})
-        if 0 < knot <= own
-        and [step for step in measured if step <= knot] == list(range(every, knot + 1, every))
+        if 0 < knot <= own and measured_alike(knot, measured, every=every)
     )
+
+
+def measured_alike(knot: int, evaluation_steps: Iterable[int], *, every: int) -> bool:
+    """Whether these evaluations are those of every budget up to the step ``knot``.
+
+    Near its end a budget shifts its evaluations (see ``TrainPlan.evaluation_steps``), and what is
+    measured and kept is part of a run's state.
+    """
+    return [step for step in evaluation_steps if step <= knot] == [*range(every, knot + 1, every)]
 
 
 def _parts(order: TaskOrder, facts: TaskFacts, steps_per_evaluation: int) -> dict[str, Any]:

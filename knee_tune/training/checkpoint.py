@@ -1,18 +1,20 @@
 """Checkpoints: a folder appears whole or not at all, and is loaded without pickle.
 
-``<checkpoint_dir>/step-00001200/{state.pt, manifest.json}``. The manifest, written last, holds the
-checksum and what it is a checkpoint of; the folder gets its name by a rename after everything is
-on disk. Whatever does not match its manifest, or belongs to another run, is skipped with a
-warning, and the checkpoint before it is used. One process writes to a folder, rank 0 of the run
-that it belongs to.
+``step-00001200/{state.pt, weights.safetensors, manifest.json}`` in a run's checkpoint folder, or
+in a trunk's, where it is called a knot. The weights are the kept ones of a run that keeps its
+best. The manifest holds the checksums and whose state it is; the folder gets its name by a rename
+after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
 import shutil
-import warnings
+import time
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,36 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from knee_tune.planning.checkpoint_folder import (
-    checkpoint_path,
-    checkpoint_paths,
-    discard_checkpoints,
-)
+from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_step
 from knee_tune.planning.plan import TrainPlan
 
-KEPT = 2
-"""Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
+FORMAT = 2
+"""Changes with what a state holds, so that no state of another version is loaded."""
 
-_DAMAGE = (OSError, ValueError, TypeError, LookupError, RuntimeError, pickle.UnpicklingError)
+STATE, WEIGHTS, MANIFEST = "state.pt", "weights.safetensors", "manifest.json"
+
+_DRAFT = ".draft-"
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    pickle.UnpicklingError,
+)
+
+
+class DamagedError(Exception):
+    """Why a checkpoint is no good, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a sound checkpoint holds."""
+
+    step: int
+    state: dict[str, Any]
+    """On the CPU. What belongs on a GPU goes there when it is loaded into the model and the
+    optimizer: some optimizers count their steps on the CPU."""
+
+    weights: Path | None
+    """The kept weights."""
 
 
 def run_fingerprint(plan: TrainPlan) -> str:
@@ -38,55 +59,82 @@ def run_fingerprint(plan: TrainPlan) -> str:
 
     Not in it: where data and logs are, and the devices.
     """
-    parts = plan.model_dump(mode="json", include={"task", "recipe", "seed", "schedule"})
-    parts["world_size"] = plan.placement.world_size
+    decisive = {"task", "recipe", "seed", "schedule", "steps_per_evaluation"}
+    parts = plan.model_dump(mode="json", include=decisive)
+    parts |= {"world_size": plan.placement.world_size, "format": FORMAT}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save_checkpoint(directory: Path, *, run: str, step: int, state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    directory: Path,
+    *,
+    run: str,
+    step: int,
+    state: dict[str, Any],
+    weights: Path | None = None,
+    durable: bool = True,
+) -> Path:
     """Write ``state`` (tensors, numbers, strings, and containers of them) as of ``step``.
 
-    ``run`` is the :func:`run_fingerprint`.
+    ``run`` is the :func:`run_fingerprint`, or the key of the trunk. ``weights`` share their disk
+    space with the file given, which must be replaced, never written into. A checkpoint that is not
+    ``durable`` waits for no disk: a crash of the machine may damage it, which its checksums show.
+    If there is one of this step already, that one stays. OSError if the disk is full; then nothing
+    is left behind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    target, draft = checkpoint_path(directory, step=step), directory / ".draft"
-    shutil.rmtree(draft, ignore_errors=True)  # what a killed run left behind
-    draft.mkdir()
-    torch.save({"step": step, "state": state}, draft / "state.pt")
-    manifest = {"run": run, "sha256": _sha256(draft / "state.pt")}
-    (draft / "manifest.json").write_text(json.dumps(manifest))
-    for name in ("state.pt", "manifest.json", "."):
-        _sync(draft / name)
-    shutil.rmtree(target, ignore_errors=True)  # there if it was damaged
-    draft.rename(target)
-    _sync(directory)
-    discard_checkpoints(directory, keep=KEPT)
+    target, draft = checkpoint_path(directory, step=step), directory / f"{_DRAFT}{uuid.uuid4().hex}"
+    try:
+        draft.mkdir()
+        checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
+        if weights is not None:
+            checksums[WEIGHTS] = _sha256(share_file(weights, draft / WEIGHTS))
+        (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
+        if durable:
+            for path in (*draft.iterdir(), draft):
+                _sync(path)
+        try:
+            draft.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        if durable:
+            _sync(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def load_newest_checkpoint(directory: Path, *, run: str) -> tuple[int, dict[str, Any]] | None:
-    """Step and state (on the CPU) of the newest sound checkpoint of ``run`` in ``directory``.
+def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoint:
+    """The checkpoint in ``folder``, if it is sound and of ``run``; otherwise DamagedError.
 
-    None if there is none. What belongs on a GPU goes there when it is loaded into the model and
-    the optimizer: some optimizers count their steps on the CPU.
+    ``verify=False`` trusts the checksums, which another rank has looked at.
     """
-    for folder in checkpoint_paths(directory):
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["run"] != run:
+            raise ValueError("of another run")
+        for name, checksum in manifest["sha256"].items():
+            if verify and _sha256(folder / name) != checksum:
+                raise ValueError(f"{name} does not match its checksum")
+        saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if saved["step"] != checkpoint_step(folder):
+            raise ValueError("of another step")
+    except _DAMAGE as error:
+        reason = str(error).partition("\n")[0]
+        raise DamagedError(reason or type(error).__name__) from error
+    weights = folder / WEIGHTS if WEIGHTS in manifest["sha256"] else None
+    return Checkpoint(step=saved["step"], state=saved["state"], weights=weights)
+
+
+def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:
+    """Delete what killed runs left half-written at least so many ``seconds`` ago."""
+    for draft in directory.glob(f"{_DRAFT}*"):
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            if _sha256(folder / "state.pt") != manifest["sha256"]:
-                raise ValueError("its checksum does not match its manifest")
-            if manifest["run"] != run:
-                warnings.warn(
-                    f"not resuming from {folder}: it is of a run with another schedule, recipe, "
-                    "seed or world size",
-                    stacklevel=2,
-                )
-                continue
-            saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            return saved["step"], saved["state"]
-        except _DAMAGE as error:
-            warnings.warn(f"skipping damaged checkpoint {folder}: {error}", stacklevel=2)
-    return None
+            if time.time() - draft.stat().st_mtime >= seconds:
+                shutil.rmtree(draft, ignore_errors=True)
+        except OSError:
+            continue  # another run swept it
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -96,6 +144,51 @@ def save_weights(path: Path, model: nn.Module) -> None:
     save_model(model, str(draft))
     _sync(draft)
     draft.replace(path)
+
+
+def take_weights(path: Path, source: Path) -> None:
+    """Make ``path`` the weights in ``source``; it changes whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    share_file(source, draft)
+    _sync(draft)
+    draft.replace(path)
+
+
+def share_file(source: Path, target: Path) -> Path:
+    """Make ``target`` the same file as ``source``, or a copy where file systems have no links."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def _write_state(path: Path, content: dict[str, Any]) -> str:
+    """Write ``content``; its checksum. OSError if there is no room for it."""
+    with _Hashing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own word for what the file said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+    return file.digest.hexdigest()
+
+
+class _Hashing(io.BufferedWriter):
+    """A new file that takes the checksum of what is written, so that nothing is read again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return super().write(data)
 
 
 def _sha256(path: Path) -> str:

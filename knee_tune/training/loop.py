@@ -15,21 +15,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done, Report
-from knee_tune.errors import UserError
 from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import (
-    load_newest_checkpoint,
+    WEIGHTS,
     run_fingerprint,
     save_checkpoint,
     save_weights,
+    take_weights,
 )
 from knee_tune.training.optimizer import build_optimizer, write_lr
+from knee_tune.training.start import find_start
+from knee_tune.training.trunk import Trunk
 
-WEIGHTS = "weights.safetensors"
-"""The kept weights of a run, in its checkpoint folder."""
+KEPT = 2
+"""Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
 
 FINITE_CHECK_STEPS = 50
 """Steps between two looks at the loss: a look waits for the GPU."""
@@ -40,7 +42,7 @@ than writing one after every evaluation of a small model."""
 
 
 class TrainingRun:
-    """One rank's share of one training run, from its newest checkpoint to its last step."""
+    """One rank's share of one training run, from where it may start to its last step."""
 
     def __init__(self, task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> None:
         self.task, self.plan, self.channel = task, plan, channel
@@ -48,35 +50,44 @@ class TrainingRun:
         torch.manual_seed(stream_seed(plan.seed, "model"))
         self.model = task.build_model().to(group.device)
         self.optimizer = build_optimizer(task.recipe.optimizer, self.model)
+        self.trunk = Trunk(plan, plan.trunk, channel.line) if plan.trunk else None
         self.step = 0
         self.best: float | None = None
+        self.lost = ""
+        self._history: list[Report] = []
+        self._train_sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         self._load()
         self.first_step = self.step
         self.replica = _replicate(self.model, group)
-        self._train_sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         self._started = self._saved = time.monotonic()
 
     def run(self) -> Done:
         """Train to the last step, or until the driver says stop or the loss is lost."""
+        if (stopped := self._tell_history()) is not None:
+            return Done(state="stopped", step=stopped, first_step=stopped)
+        if self.lost:
+            return self._done("diverged", reason=self.lost)
         evaluations = set(self.plan.evaluation_steps())
         batches = self.task.train_batches(self.step, self.group)
         while self.step < self.plan.total_steps:
             self.step += 1
             self.update(next(batches))
             self.channel.progress(self.step)
+            stop = False
             if self.step in evaluations:
                 metrics = self._measure()
                 if lost := non_finite(metrics):
-                    return self._done("diverged", reason=f"non-finite {lost}")
+                    return self._diverged(f"non-finite {lost}")
                 # First tell, then save: a run that dies in between tells again what it told, but
                 # never leaves anything out.
                 stop = self._stop_wanted(metrics)
                 self._keep_best(metrics)
                 self._save(due=stop or self.step == self.plan.total_steps)
-                if stop:
-                    return self._done("stopped")
             elif self.step % FINITE_CHECK_STEPS == 0 and not self._train_sums.isfinite().all():
-                return self._done("diverged", reason="non-finite training loss or gradient")
+                return self._diverged("non-finite training loss or gradient")
+            self._save_knot()
+            if stop:
+                return self._done("stopped")
         return self._finish()
 
     def update(self, micro_batches: Any) -> None:
@@ -141,8 +152,19 @@ class TrainingRun:
                 metrics=dict(metrics),
                 seconds=time.monotonic() - self._started,
             )
+            self._history.append(report)
             stop = self.channel.report(report).stop
         return self.group.agree(stop)
+
+    def _tell_history(self) -> int | None:
+        """Tell what was measured before the first step; the step at which the driver says stop.
+
+        An uninterrupted run would have told it, and stopped there.
+        """
+        for report in self._history:
+            if self.group.agree(self.group.leads and self.channel.report(report).stop):
+                return report.step
+        return None
 
     def _finish(self) -> Done:
         """Measure the kept weights once more, with the dear metrics."""
@@ -175,35 +197,63 @@ class TrainingRun:
         if not self.group.leads:
             return
         if due or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "best": self.best,
-            }
-            run = run_fingerprint(self.plan)
-            save_checkpoint(self.plan.checkpoint_dir, run=run, step=self.step, state=state)
+            folder, run = self.plan.checkpoint_dir, run_fingerprint(self.plan)
+            save_checkpoint(
+                folder, run=run, step=self.step, state=self._state(), weights=self._kept_weights()
+            )
+            discard_checkpoints(folder, keep=KEPT)
             self._saved = time.monotonic()
+
+    def _save_knot(self) -> None:
+        """Leave the state for other branches of the trunk; one that has lost its way is no use."""
+        if self.group.leads and self.trunk is not None and self.trunk.wants(self.step):
+            norm = nn.utils.get_total_norm(self.model.parameters())
+            if norm.isfinite() and self._train_sums.isfinite().all():
+                self.trunk.save(self.step, self._state(), weights=self._kept_weights())
+
+    def _diverged(self, reason: str) -> Done:
+        """A loss that was lost on the trunk is lost for every later branch: one trains up to it."""
+        if self.group.leads and self.trunk is not None and self.trunk.reaches(self.step):
+            self.trunk.save(self.step, {"lost": reason, "history": self._told()}, weights=None)
+        return self._done("diverged", reason=reason)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "train_sums": self._train_sums,
+            "history": self._told(),
+        }
+
+    def _told(self) -> list[dict[str, Any]]:
+        return [report.model_dump(exclude={"type", "total_steps"}) for report in self._history]
+
+    def _kept_weights(self) -> Path | None:
+        kept = self.task.recipe.keep == "best" and self.best is not None
+        return self._weights if kept else None
 
     def _save_weights(self) -> None:
         if self.group.leads:
             save_weights(self._weights, self.model)
 
     def _load(self) -> None:
-        """Go to the newest checkpoint, if there is one; the same on every rank."""
-        folder = self.plan.checkpoint_dir
-        found = load_newest_checkpoint(folder, run=run_fingerprint(self.plan))
-        if found is not None:
-            self.step, state = found
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.best = state["best"]
-        if len(set(self.group.gather(self.step))) > 1:
-            raise UserError(
-                f"{folder}: the ranks find different checkpoints in this folder; "
-                "put it on a file system that all their machines share"
-            )
-        if found is None and self.group.leads:
-            discard_checkpoints(folder)  # of no use, and of higher steps than those to come
+        """Go to where the run starts, the same on every rank."""
+        found = find_start(self.plan, self.trunk, self.group, self.channel.line)
+        if found is None:
+            return
+        self.step, state = found.step, found.state
+        total = self.plan.total_steps
+        self._history = [Report(total_steps=total, **told) for told in state["history"]]
+        self.lost = state.get("lost", "")
+        if self.lost:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        self._train_sums.copy_(state["train_sums"])
+        if self.group.leads and found.weights is not None:
+            take_weights(self._weights, found.weights)
 
     def _sync_gradients(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once per step, in the backward pass of its last micro-batch."""

@@ -10,6 +10,7 @@ from knee_tune.distributed.protocol import Channel, Done
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
 from knee_tune.tasks.registry import task_entry
+from knee_tune.training.fingerprint import code_fingerprint
 from knee_tune.training.loop import TrainingRun, evaluate, non_finite
 
 
@@ -36,6 +37,8 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 data_fingerprint=fingerprint,
                 parameters=sum(p.numel() for p in task.build_model().parameters()),
                 examples=examples,
+                code=code_fingerprint(task),
+                threads=torch.get_num_threads(),
                 gpus=torch.cuda.device_count(),
             )
             return Done(state="complete", result=facts.model_dump())

@@ -17,6 +17,7 @@ from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, Done, Failure, Outcome, Report
 from knee_tune.errors import UserError
+from knee_tune.planning.checkpoint_folder import checkpoint_paths
 from knee_tune.planning.plan import (
     DescribePlan,
     Placement,
@@ -29,7 +30,7 @@ from knee_tune.planning.plan import (
 from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import ENTRY, loop, worker
-from knee_tune.training.checkpoint import load_newest_checkpoint, run_fingerprint
+from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from tests.integration import odd_tasks
 
 STEPS = 24
@@ -57,6 +58,7 @@ class DirectLine(Channel):
 
     def __init__(self, on_report: OnReport) -> None:
         self.on_report = on_report
+        self.said: list[str] = []
 
     def report(self, report: Report) -> Decision:
         return Decision(stop=self.on_report(Report.model_validate_json(report.model_dump_json())))
@@ -65,7 +67,7 @@ class DirectLine(Channel):
         pass
 
     def line(self, text: str) -> None:
-        pass
+        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +159,10 @@ def done(outcome: Outcome) -> Done:
 
 def end_of(plan: TrainPlan) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """All that a finished run leaves behind: step, model and optimizer, kept weights."""
-    found = load_newest_checkpoint(plan.checkpoint_dir, run=run_fingerprint(plan))
-    assert found is not None
-    return *found, load_file(plan.checkpoint_dir / loop.WEIGHTS)
+    newest = checkpoint_paths(plan.checkpoint_dir)[0]
+    found = load_checkpoint(newest, run=run_fingerprint(plan))
+    state = {name: found.state[name] for name in found.state.keys() - {"history"}}
+    return found.step, state, load_file(plan.checkpoint_dir / WEIGHTS)
 
 
 def measured(reports: Sequence[Report]) -> dict[int, Mapping[str, float]]:
@@ -208,7 +211,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         "type": "done",
         "state": "stopped",
         "step": 8,
-        "steps_trained": 8,
+        "first_step": 0,
         "reason": "",
     }
     second, told_then = run(broken)
@@ -246,7 +249,7 @@ def test_a_killed_group_goes_on_from_its_checkpoint(plan: MakePlan, run: RunPlan
 
     outcome, told_last = run(broken)
     assert done(outcome).steps_trained == STEPS - 8  # what came after step 8 was not saved
-    assert [report.step for report in told_last] == [16, 24]
+    assert [report.step for report in told_last] == EVALUATIONS
     assert measured(told + told_then + told_last) == measured(reports)
     assert same(end_of(broken), end_of(whole))
 
@@ -263,14 +266,15 @@ def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> N
         run(broken, stop_at(step))
     (broken.checkpoint_dir / "step-00000016" / "manifest.json").write_text("")
 
-    with pytest.warns(UserWarning, match="skipping damaged checkpoint"):
-        outcome, _ = run(broken)
+    line = DirectLine(never)
+    outcome = worker.run_job(broken, Group(), line)
 
     assert done(outcome).steps_trained == STEPS - 8
+    (said,) = line.said
+    assert "step-00000016: no good, starting from an earlier checkpoint" in said
     assert same(end_of(broken), end_of(whole))
 
 
-@pytest.mark.filterwarnings("ignore:not resuming from")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -298,10 +302,10 @@ def test_another_run_in_the_same_folder_starts_afresh(
 
 
 def test_a_finished_run_is_measured_again_only(plan: MakePlan, run: RunPlan) -> None:
-    outcome, _ = run(plan())
+    outcome, reports = run(plan())
     again, told = run(plan())
 
-    assert told == []
+    assert told == reports
     assert done(again).steps_trained == 0
     assert done(again).result == done(outcome).result
 
@@ -331,12 +335,14 @@ def test_checkpoints_while_it_goes_on(
     assert end_of(ours)[0] == STEPS
 
 
-def test_ranks_must_see_the_same_checkpoints(plan: MakePlan) -> None:
+def test_ranks_must_see_the_same_checkpoints(plan: MakePlan, run: RunPlan) -> None:
     class Elsewhere(Group):
-        """As if another rank's folder held a checkpoint of step 8."""
+        """As if another rank, on another machine, did not see the files of this one."""
 
         def gather(self, value: object) -> list[object]:
-            return [value, 8]
+            return [value, ("No such file or directory", False)]
+
+    run(plan(), stop_at(8))
 
     with pytest.raises(UserError, match="file system that all their machines share"):
         worker.run_job(plan(), Elsewhere(), DirectLine(never))
@@ -376,7 +382,7 @@ def test_every_step_has_the_lr_of_the_schedule(
         hook.remove()
 
     assert written == learning_rates(schedule)
-    assert [report.metrics["lr"] for report in told] == [schedule.lr(24)]
+    assert [report.metrics["lr"] for report in told] == [schedule.lr(step) for step in EVALUATIONS]
 
 
 def test_bf16_is_for_the_forward_pass_alone(plan: MakePlan, run: RunPlan) -> None:
@@ -419,7 +425,7 @@ def test_final_metrics_are_those_of_the_kept_weights(
     kept = best if keep == "best" else reports[-1]
     final = done(outcome).result["metrics"]
     assert final == {name: kept.metrics[name] for name in final}
-    assert done(outcome).result["weights"] == str(ours.checkpoint_dir / loop.WEIGHTS)
+    assert done(outcome).result["weights"] == str(ours.checkpoint_dir / WEIGHTS)
 
 
 def test_a_resumed_run_knows_its_best(plan: MakePlan, run: RunPlan) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, and nothing in it can run code."""
 
 import pickletools
+import resource
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,15 +13,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from knee_tune.planning.checkpoint_folder import (
+    checkpoint_paths,
+    checkpoint_step,
+    discard_checkpoints,
+)
 from knee_tune.planning.plan import Placement, TrainPlan
 from knee_tune.schedules import Cosine
 from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (
-    KEPT,
-    load_newest_checkpoint,
+    DamagedError,
+    load_checkpoint,
     run_fingerprint,
     save_checkpoint,
     save_weights,
+    sweep_drafts,
+    take_weights,
 )
 
 RUN = "a run"
@@ -30,14 +38,11 @@ def state(number: float) -> dict[str, Any]:
     return {"model": {"weight": torch.full((50,), number)}, "best": number, "names": ["a", "b"]}
 
 
-def newest(folder: Path) -> tuple[int, float] | None:
-    """Step and number of the newest checkpoint."""
-    found = load_newest_checkpoint(folder, run=RUN)
-    if found is None:
-        return None
-    step, saved = found
+def number(folder: Path) -> float:
+    """The number in a checkpoint's state."""
+    saved = load_checkpoint(folder, run=RUN).state
     assert torch.equal(saved["model"]["weight"], torch.full((50,), saved["best"]))
-    return step, saved["best"]
+    return float(saved["best"])
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -45,25 +50,46 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
     model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path / "new", run=RUN, step=7, state={"optimizer": optimizer.state_dict()})
+    folder = save_checkpoint(
+        tmp_path / "new", run=RUN, step=7, state={"optimizer": optimizer.state_dict()}
+    )
 
-    found = load_newest_checkpoint(tmp_path / "new", run=RUN)
+    found = load_checkpoint(folder, run=RUN)
 
-    assert found is not None
-    assert found[0] == 7
-    loaded, saved = found[1]["optimizer"], optimizer.state_dict()
+    assert (found.step, found.weights) == (7, None)
+    loaded, saved = found.state["optimizer"], optimizer.state_dict()
     assert loaded["param_groups"] == saved["param_groups"]
     for index, values in saved["state"].items():
         for name, value in values.items():
             assert torch.equal(loaded["state"][index][name], value)
 
 
-def test_another_runs_checkpoint_is_not_loaded(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, run=RUN, step=5, state=state(5))
-    save_checkpoint(tmp_path, run="another run", step=10, state=state(10))
+def test_kept_weights_travel_with_a_checkpoint(tmp_path: Path) -> None:
+    """Later weights of the run, and the run that starts from here, leave those in it alone."""
+    kept, model = tmp_path / "run" / "weights.safetensors", nn.Linear(3, 3)
+    save_weights(kept, model)
+    folder = save_checkpoint(tmp_path / "trunk", run=RUN, step=1, state=state(1), weights=kept)
+    save_weights(kept, nn.Linear(3, 3))
 
-    with pytest.warns(UserWarning, match="not resuming from .*step-00000010"):
-        assert newest(tmp_path) == (5, 5)
+    found = load_checkpoint(folder, run=RUN).weights
+    assert found is not None
+    branch = tmp_path / "branch" / "weights.safetensors"
+    for _ in range(2):
+        take_weights(branch, found)
+        assert torch.equal(load_file(branch)["weight"], model.weight)
+    save_weights(branch, nn.Linear(3, 3))
+    assert load_checkpoint(folder, run=RUN)
+
+    found.write_bytes(found.read_bytes()[:-1])
+    with pytest.raises(DamagedError, match=r"weights\.safetensors does not match its checksum"):
+        load_checkpoint(folder, run=RUN)
+
+
+def test_another_runs_checkpoint_is_not_loaded(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, run="another run", step=10, state=state(10))
+
+    with pytest.raises(DamagedError, match="of another run"):
+        load_checkpoint(folder, run=RUN)
 
 
 def test_where_a_run_is_does_not_tell_it_apart(tmp_path: Path) -> None:
@@ -91,48 +117,54 @@ def test_where_a_run_is_does_not_tell_it_apart(tmp_path: Path) -> None:
         fingerprint(placement=Placement(world_size=2)),
         fingerprint(recipe={"batch_size": 16, "label_noise": 0.1}),
         fingerprint(schedule=Cosine(seed_lr=0.2, total_steps=10)),
+        fingerprint(steps_per_evaluation=4),
         run_fingerprint(plan),
     }
-    assert len(others) == 5
+    assert len(others) == 6
 
 
-def test_no_checkpoint_yet(tmp_path: Path) -> None:
-    assert newest(tmp_path) is None
-    assert newest(tmp_path / "missing") is None
-
-
-def test_the_newest_two_are_kept(tmp_path: Path) -> None:
-    for step in (5, 10, 99_999_999, 15):
+def test_checkpoints_are_found_by_their_step(tmp_path: Path) -> None:
+    steps = (5, 100_000_001, 99_999_999, 15)
+    for step in steps:
         save_checkpoint(tmp_path, run=RUN, step=step, state=state(step))
-        if step == 10:
-            assert newest(tmp_path) == (10, 10)
+    (tmp_path / "step-by-step").mkdir()
 
-    assert KEPT == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-99999999"]
+    assert [checkpoint_step(path) for path in checkpoint_paths(tmp_path)] == sorted(steps)[::-1]
+    discard_checkpoints(tmp_path, keep=2)
+    assert [number(path) for path in checkpoint_paths(tmp_path)] == [100_000_001, 99_999_999]
+    assert checkpoint_paths(tmp_path / "missing") == []
 
 
-def test_a_run_killed_while_writing_leaves_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
+def test_who_is_first_saves_a_step(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
 
-    class KilledError(Exception):
-        pass
+    assert save_checkpoint(tmp_path, run=RUN, step=1, state=state(1.5)) == folder
+    assert number(folder) == 1
+    assert list(tmp_path.iterdir()) == [folder]
 
-    def killed(_: Path) -> None:
-        raise KilledError
 
-    for part in ("_sha256", "_sync"):  # before the manifest, and before the rename
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, part, killed)
-            with pytest.raises(KilledError):
-                save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
-        assert (tmp_path / ".draft").exists()
-        assert newest(tmp_path) == (1, 1)
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the size of a file is as good as a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (10, 1000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(tmp_path.iterdir()) == []
 
-    save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
-    assert newest(tmp_path) == (2, 2)
-    assert not (tmp_path / ".draft").exists()
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
+    draft = folder.rename(tmp_path / ".draft-of-a-killed-run")
+    assert checkpoint_paths(tmp_path) == []
+
+    sweep_drafts(tmp_path, seconds=3600)  # it may be another's, who is still writing
+    assert list(tmp_path.iterdir()) == [draft]
+    sweep_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def truncate(folder: Path) -> None:
@@ -150,6 +182,11 @@ def other_state(folder: Path) -> None:
     shutil.copy(folder.parent / "step-00000001" / "state.pt", folder)
 
 
+def other_step(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "step-00000001", folder)
+
+
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "truncated": truncate,
     "a flipped bit": flip_a_bit,
@@ -160,28 +197,19 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "manifest of zeros": lambda folder: (folder / "manifest.json").write_bytes(bytes(80)),
     "not a manifest": lambda folder: (folder / "manifest.json").write_text("[1]"),
     "manifest without checksum": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "another step": other_step,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_one_is_skipped(damage: Callable[[Path], Any], tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
-    damage(save_checkpoint(tmp_path, run=RUN, step=2, state=state(2)))
+def test_a_damaged_one_is_no_good(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    sound = save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
+    damaged = save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
+    damage(damaged)
 
-    with pytest.warns(UserWarning, match="skipping damaged checkpoint .*step-00000002"):
-        assert newest(tmp_path) == (1, 1)
-
-    save_checkpoint(tmp_path, run=RUN, step=2, state=state(2.5))
-    assert newest(tmp_path) == (2, 2.5)
-
-
-def test_all_damaged(tmp_path: Path) -> None:
-    for step in (1, 2):
-        truncate(save_checkpoint(tmp_path, run=RUN, step=step, state=state(step)))
-
-    with pytest.warns(UserWarning, match="skipping") as warnings:
-        assert newest(tmp_path) is None
-    assert len(warnings) == 2
+    with pytest.raises(DamagedError, match=r"."):
+        load_checkpoint(damaged, run=RUN)
+    assert number(sound) == 1
 
 
 class Attack:
@@ -195,11 +223,11 @@ class Attack:
 
 
 def test_loading_never_runs_code(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, run=RUN, step=1, state=state(1))
-    save_checkpoint(tmp_path, run=RUN, step=2, state={"best": Attack(tmp_path / "attacked")})
+    attack = {"best": Attack(tmp_path / "attacked")}
+    folder = save_checkpoint(tmp_path, run=RUN, step=2, state=attack)
 
-    with pytest.warns(UserWarning, match="skipping"):
-        assert newest(tmp_path) == (1, 1)
+    with pytest.raises(DamagedError, match="Weights only load failed"):
+        load_checkpoint(folder, run=RUN)
     assert not (tmp_path / "attacked").exists()
 
 
