@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from knee_tune.cli.audit import audit
+from knee_tune.cli.budget import budget
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    Alias,
     Device,
     HomeOption,
     JsonOption,
@@ -56,6 +59,18 @@ def run(
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Start no trial after this many seconds.")
+    ] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Random seeds of every trial: 1 to explore, 3 to rank."),
+    ] = None,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K:S",
+            help="After the search, train the best K trials and the paper's default with S fresh "
+            "random seeds; only a confirmed winner becomes champion.",
+        ),
     ] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one trial.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Trials trained at the same time.")] = 1,
@@ -122,6 +137,8 @@ def run(
         pruner=pruner,
         goal=goal,
         seed=seed,
+        replicates=replicates,
+        confirm=confirm,
         nproc=nproc,
         settings=tuple(settings or ()),
     )
@@ -208,19 +225,31 @@ def best(
 def register(
     study: StudyArgument = None,
     trial: TrialOption = None,
+    alias: Annotated[
+        Alias | None,
+        typer.Option(
+            "--as", help="Alias. (default: champion, or candidate if a confirmation failed)"
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Test a study's best model once and put it into the MLflow model registry."""
+    """Test a study's winner once and put it into the MLflow model registry."""
     from knee_tune.app.home import Home, Places
     from knee_tune.app.look import look_at
     from knee_tune.app.winner import register_study
-    from knee_tune.cli.summary import print_registered
+    from knee_tune.cli.confirmation import print_registered
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    name = look_at(places, study).name
-    registered = register_study(places, name, number=trial, on_line=typer.echo)
+    registered = register_study(
+        places,
+        look_at(places, study).name,
+        number=trial,
+        alias=alias.value if alias else None,
+        untried="champion",  # who types this has decided
+        on_line=typer.echo,
+    )
     print_registered(Console(highlight=False), registered)
 
 
@@ -282,4 +311,6 @@ def tasks(json: JsonOption = False) -> None:
 
 app.add_typer(data_app, name="data")
 app.add_typer(trunks_app, name="trunks")
+app.command()(audit)
+app.command()(budget)
 app.command()(doctor)
