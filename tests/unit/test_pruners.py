@@ -10,7 +10,6 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.pruners import (
     BasePruner,
-    HyperbandPruner,
     MedianPruner,
     NopPruner,
     PercentilePruner,
@@ -19,8 +18,11 @@ from optuna.trial import TrialState
 
 from knee_tune.pruners import KneePruner
 from knee_tune.schedules import Knee
+from knee_tune.tuning.points import Axis
 from knee_tune.tuning.pruners import make_pruner, raw_step_warning
+from knee_tune.tuning.pruners.named import PruningBrackets
 from knee_tune.tuning.quiet import quiet_optuna
+from knee_tune.tuning.samplers import make_sampler
 
 TOTAL, EVERY = 100, 10
 MAX_LR = 0.8
@@ -427,7 +429,7 @@ def test_replicates_must_be_at_least_one() -> None:
         ("knee", KneePruner),
         ("median", MedianPruner),
         ("percentile", PercentilePruner),
-        ("hyperband", HyperbandPruner),
+        ("hyperband", PruningBrackets),
         ("none", NopPruner),
     ],
 )
@@ -463,3 +465,22 @@ def test_hyperband_takes_every_budget(total_steps: int, replicates: int) -> None
     }
     assert None in ends
     assert len(ends) > 1 or total_steps == 1
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_samplers_see_the_trials_of_every_bracket(sampler: str) -> None:
+    axes = {
+        "seed_lr": Axis((0.1, 0.2, 0.4), log=True),
+        "explore_fraction": Axis((0.0, 0.3, 0.6, 0.9)),
+    }
+    study = new_study(make_pruner("hyperband", total_steps=TOTAL))
+    study.sampler = make_sampler(sampler, seed=1, axes=axes)
+
+    def objective(trial: optuna.Trial) -> float:
+        for name, axis in axes.items():
+            span = axis.distribution()
+            trial.suggest_float(name, span.low, span.high, log=span.log)
+        return 1.0
+
+    study.optimize(objective, n_trials=12)
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 12

@@ -1,5 +1,6 @@
 """Pruners by name."""
 
+import optuna
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -7,6 +8,7 @@ from optuna.pruners import (
     NopPruner,
     PercentilePruner,
 )
+from optuna.trial import FrozenTrial
 
 from knee_tune.tuning.pruners.knee import KneePruner
 
@@ -21,6 +23,21 @@ BRACKETS = 4
 """Hyperband's: the first rung of its greediest bracket is 1/27 of the budget."""
 
 _RAW_STEP = ("median", "percentile", "hyperband")
+
+
+class PruningBrackets(BasePruner):
+    """Hyperband whose brackets are the pruner's alone.
+
+    Optuna shows a sampler only the trials of one bracket if it sees that the study's pruner is a
+    HyperbandPruner. A search of grid points would try points again that another bracket has.
+    """
+
+    def __init__(self, hyperband: HyperbandPruner) -> None:
+        self._hyperband = hyperband
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """As Hyperband does."""
+        return self._hyperband.prune(study, trial)
 
 
 def make_pruner(name: str, *, total_steps: int, replicates: int = 1) -> BasePruner:
@@ -43,10 +60,12 @@ def make_pruner(name: str, *, total_steps: int, replicates: int = 1) -> BasePrun
             )
         case "hyperband":
             longest = replicates * total_steps
-            return HyperbandPruner(
-                min_resource=max(1, longest // REDUCTION ** (BRACKETS - 1)),
-                max_resource=longest,
-                reduction_factor=REDUCTION,
+            return PruningBrackets(
+                HyperbandPruner(
+                    min_resource=max(1, longest // REDUCTION ** (BRACKETS - 1)),
+                    max_resource=longest,
+                    reduction_factor=REDUCTION,
+                )
             )
     raise ValueError(f"pruner must be knee, {', '.join(_RAW_STEP)} or none, got {name!r}")
 
