@@ -22,12 +22,12 @@ from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
+from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
 from knee_tune.tuning.pruners import raw_step_warning
 from knee_tune.tuning.recovery import requeue_failed
-from knee_tune.tuning.storage import asking_lock
 from knee_tune.tuning.study import study_record
 from knee_tune.tuning.trial import Search, TrialRun
 
@@ -146,7 +146,7 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
 
-    asking = asking_lock(opened.places.storage_url)
+    asking = asking_lock(opened.places.storage_url, study=study.study_name)
     if workshop.spec.sampler == "grid":
         with asking:
             requeue_failed(study)

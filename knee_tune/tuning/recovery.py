@@ -104,7 +104,7 @@ def give_back(study: optuna.Study, *, reason: str) -> None:
 def requeue_failed(study: optuna.Study) -> None:
     """Put every failed trial that was started once back into the queue: a grid is to be whole.
 
-    Call it where no other driver does (see :func:`knee_tune.tuning.storage.asking_lock`).
+    Call it where no other driver does (see :func:`knee_tune.tuning.asking.asking_lock`).
     """
     for trial in current(study.get_trials(deepcopy=False)):
         if trial.state == TrialState.FAIL and not trial.user_attrs.get("retries"):

@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
@@ -83,24 +81,15 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
 def refuse_missing(url: str) -> None:
     """UserError if ``url`` is an SQLite file that is not there: looking must not make one."""
     check_storage_url(url)
-    file = _sqlite_file(url)
+    file = sqlite_file(url)
     if file is not None and not file.is_file():
         raise UserError(
             f"{file.parent}: there is no study in it (no {file.name}); check --home and --storage"
         )
 
 
-def asking_lock(url: str) -> AbstractContextManager[object]:
-    """Held while a driver asks for a trial, against other drivers of this machine.
-
-    Optuna takes a queued trial with SELECT ... FOR UPDATE, which SQLite ignores: two drivers could
-    get the same one. Database servers see to it themselves.
-    """
-    file = _sqlite_file(url)
-    return nullcontext() if file is None else FileLock(f"{file}.asking")
-
-
-def _sqlite_file(url: str) -> Path | None:
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for a database server, or one in memory."""
     parts = make_url(url)
     return Path(parts.database) if parts.get_backend_name() == "sqlite" and parts.database else None
 

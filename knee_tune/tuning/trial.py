@@ -47,7 +47,7 @@ class Search:
     plan: Callable[["TrialRun", int, int], TrainPlan]
     """The plan of one replicate: of a trial, on the devices of a slot, with a random seed."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
-    """Held while a trial is asked for, against other drivers (see ``storage.asking_lock``)."""
+    """Held while a trial is asked for, against other drivers (see ``asking.asking_lock``)."""
 
 
 class TrialRun:
