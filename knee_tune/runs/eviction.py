@@ -27,21 +27,21 @@ def to_drop(knots: Iterable[Knot], *, limit: int) -> list[Knot]:
     checkpoint is big, a step is dear, too.
     """
     kept = sorted(knots, key=lambda knot: (knot.trunk, knot.step))
+    scores = [_score(lower, knot) for lower, knot in zip([None, *kept], kept, strict=False)]
     size = sum(knot.size for knot in kept)
     dropped = []
-    while size > limit:
-        droppable = [
-            (_score(lower, knot), index)
-            for index, (lower, knot) in enumerate(zip([None, *kept], kept, strict=False))
-            if not knot.in_use
-        ]
-        if not droppable:
-            break
-        dropped.append(kept.pop(min(droppable)[1]))
+    while size > limit and (lowest := min(scores)) < math.inf:
+        index = scores.index(lowest)
+        dropped.append(kept.pop(index))
         size -= dropped[-1].size
+        scores.pop(index)
+        if index < len(kept):  # the one above is further from its neighbour now
+            scores[index] = _score(kept[index - 1] if index else None, kept[index])
     return dropped
 
 
 def _score(lower: Knot | None, knot: Knot) -> float:
+    if knot.in_use:
+        return math.inf
     start = lower.step if lower is not None and lower.trunk == knot.trunk else 0
     return (knot.step - start) / math.sqrt(1 + knot.idle)

@@ -1,13 +1,14 @@
 """Trains a run once: answers it from its record, shares its trunk, starts it again if it dies."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Outcome, Report
 from knee_tune.planning.checkpoint_folder import (
     checkpoint_path,
     checkpoint_paths,
+    checkpoint_step,
     discard_checkpoints,
 )
 from knee_tune.planning.plan import TrainPlan
@@ -100,7 +101,6 @@ class Trainer:
                 )
         if isinstance(outcome, Done):
             _record(plan, outcome, reports, listener)
-        self._shrink(listener)
         return RunResult(outcome=outcome, steps=steps)
 
     def _attempt(
@@ -152,31 +152,32 @@ class Trainer:
     def _trunk_alone(
         self, plan: TrainPlan, steps: StepCount, listener: _Listener
     ) -> Iterator[Callable[[int], None]]:
-        """Nobody else trains this trunk until the run, which tells its steps, has passed it.
+        """Nobody else trains this trunk until the run, which tells its steps, has left it.
 
-        That ends where the run leaves the trunk for good, and there is no need for it if the
-        state at that step is known, or becomes known while we wait.
+        There is no need for that if the state where it leaves is known, or becomes known while we
+        wait. From then on the run adds nothing to the store, which is kept within its limit.
         """
         if self._trunks is None or plan.trunk is None or not plan.trunk.knots:
             yield lambda step: None
             return
         trunk, leaves = plan.trunk, plan.trunk.knots[-1]
-        lock = self._trunks.lock(trunk.key)
 
         def known() -> bool:
+            own = checkpoint_paths(plan.checkpoint_dir)
             return checkpoint_path(trunk.folder, step=leaves).is_dir() or any(
-                path >= checkpoint_path(plan.checkpoint_dir, step=leaves)
-                for path in checkpoint_paths(plan.checkpoint_dir)
+                checkpoint_step(path) >= leaves for path in own
             )
 
         def passed(step: int) -> None:
-            if step > leaves and lock.is_locked:
-                self._shrink(listener)
-                lock.release()
+            if step > leaves:
+                leaving.close()
 
         why = f"{plan.log_dir.name}: waiting for another run that is training the same trunk"
         wait = _Wait(listener, step=steps.reached, why=why)
-        with held_once(lock, unless=known, meanwhile=wait):
+        lock = self._trunks.lock(trunk.key)
+        with ExitStack() as leaving:
+            leaving.callback(self._shrink, listener)
+            leaving.enter_context(held_once(lock, unless=known, meanwhile=wait))
             yield passed
 
     def _use_trunk(self, plan: TrainPlan, listener: _Listener) -> None:

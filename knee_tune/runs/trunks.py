@@ -5,8 +5,10 @@
 vanish at any time: a run then starts from a lower checkpoint.
 """
 
+import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
+from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.eviction import Knot, to_drop
 from knee_tune.runs.locks import file_lock, try_lock
@@ -95,7 +97,7 @@ class TrunkStore:
     def shrink(self) -> int:
         """Drop checkpoints until the store is within its limit; how many were dropped.
 
-        A trunk that is being trained is left alone.
+        A trunk that is being trained is left alone. Files that checkpoints share count for each.
         """
         with self._alone(), ExitStack() as locks:
             entries = self.entries()
@@ -113,8 +115,9 @@ class TrunkStore:
                     for step, size in entry.sizes.items()
                 ]
             dropped = to_drop(knots, limit=self.limit)
-            for knot in dropped:
-                self._remove(checkpoint_path(self.root / knot.trunk, step=knot.step))
+            self._remove(
+                checkpoint_path(self.root / knot.trunk, step=knot.step) for knot in dropped
+            )
             return len(dropped)
 
     def clear(self, *, task: str | None = None, older_than: timedelta | None = None) -> Cleared:
@@ -133,7 +136,7 @@ class TrunkStore:
                     in_use.append(entry)
                     continue
                 try:
-                    self._remove(self.root / entry.key)
+                    self._remove([self.root / entry.key])
                 finally:
                     lock.release()
                 removed.append(entry)
@@ -147,34 +150,30 @@ class TrunkStore:
         """Held by whoever counts a use or removes something: for a moment."""
         return file_lock(self.root / ".lock")
 
-    def _remove(self, folder: Path) -> None:
-        """Delete a folder that others may be reading: it is gone at once, or not at all."""
+    def _remove(self, folders: Iterable[Path]) -> None:
+        """Delete folders that others may be reading: each is gone at once, or not at all."""
         trash = self.root / ".trash"
         trash.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            folder.rename(trash / uuid.uuid4().hex)
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                folder.rename(trash / uuid.uuid4().hex)
         shutil.rmtree(trash, ignore_errors=True)  # with what a killed driver left in it
 
 
 def _entry(folder: Path) -> TrunkEntry:
     note = read_note(folder / "trunk.json", TrunkNote)
-    sizes = {}
-    for path in reversed(checkpoint_paths(folder)):
-        step = path.name.partition("-")[2]
-        if step.isdigit():
-            sizes[int(step)] = _size(path)
+    sizes = {checkpoint_step(path): _size(path) for path in reversed(checkpoint_paths(folder))}
     return TrunkEntry(
         key=folder.name, note=note, used=note.used if note else _changed(folder), sizes=sizes
     )
 
 
 def _size(folder: Path) -> int:
-    size = 0
-    with suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            with suppress(FileNotFoundError):
-                size += path.stat().st_size
-    return size
+    try:
+        with os.scandir(folder) as files:
+            return sum(file.stat().st_size for file in files)
+    except FileNotFoundError:
+        return 0  # dropped just now
 
 
 def _changed(folder: Path) -> datetime:
