@@ -29,6 +29,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "KNEE_TUNE_HOME",
         "KNEE_TUNE_DATA",
+        "KNEE_TUNE_TRUNK_CACHE",
         "OPTUNA_STORAGE",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_EXPERIMENT_NAME",
