@@ -91,6 +91,11 @@ def test_a_value_between_two_reports_of_a_replicate(
     assert found == pytest.approx(value)
 
 
+def test_the_next_replicate_is_no_neighbour() -> None:
+    assert alignment.value_at({50: 1.0, 150: 3.0}, 80, replicate=0, total_steps=100) is None
+    assert alignment.value_at({50: 1.0, 150: 3.0}, 20, replicate=1, total_steps=100) is None
+
+
 @pytest.mark.parametrize(
     ("left", "right", "between"),
     [(NAN, 1.0, None), (1.0, NAN, None), (INF, 1.0, INF), (INF, INF, INF), (INF, -INF, None)],

@@ -222,6 +222,7 @@ BAD = curve(knee(20), offset=0.5)
         {"state": TrialState.FAIL},
         {"state": TrialState.RUNNING},
         {"state": TrialState.PRUNED},
+        {"schedule": knee(20, total=50)},
         {"schedule": knee(20, total=200)},
         {"replicates": 2},
         {"attributes": {}},

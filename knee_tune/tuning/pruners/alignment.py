@@ -87,10 +87,8 @@ def _percentile(values: Iterable[float], percentile: float) -> float:
 
 
 def _between(left: float, right: float, share: float) -> float:
-    """On the line from left (share 0) to right (1); what is equal stays exactly that."""
-    if left == right or share == 0:
-        return left
-    return (1 - share) * left + share * right
+    """On the line from left (share 0) to right (1); an infinite right must not reach share 0."""
+    return left if share == 0 else (1 - share) * left + share * right
 
 
 def _whole(step: float) -> float:
