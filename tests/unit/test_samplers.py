@@ -1,13 +1,17 @@
 """Samplers propose points of the grid, and every point once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 import pytest
+import torch
+from optuna.samplers import BaseSampler, NSGAIISampler, QMCSampler
 from optuna.trial import TrialState
 
+from knee_tune.tuning.points import Axis, wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.samplers import Axis, make_sampler
+from knee_tune.tuning.recovery import requeue_failed
+from knee_tune.tuning.samplers import GridSnappingSampler, make_sampler
 
 AXES = {
     "seed_lr": Axis((0.001, 0.003, 0.01, 0.03, 0.1), log=True),
@@ -16,6 +20,15 @@ AXES = {
 GRID = {(lr, fraction) for lr in AXES["seed_lr"].points for fraction in (0.0, 0.3, 0.5, 0.6, 0.9)}
 
 Point = tuple[float, float]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _sample_as_a_driver_does() -> Iterator[None]:
+    """One thread is fastest for the small matrices of a Gaussian process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def suggest(trial: optuna.Trial) -> Point:
@@ -61,7 +74,7 @@ def test_a_value_snaps_to_the_nearest_point_by_ratio_on_a_log_axis(
     assert axis.snap(value) == point
 
 
-@pytest.mark.parametrize("name", ["gp", "tpe", "random"])
+@pytest.mark.parametrize("name", ["gp", "tpe", "grid", "random"])
 def test_every_proposal_is_a_grid_point_not_yet_tried(name: str) -> None:
     asked = study(name)
     seen: list[Point] = []
@@ -87,6 +100,79 @@ def test_a_model_proposes_the_neighbours_of_the_best_points(name: str) -> None:
     values = sorted(value_at(point) for point in proposed)
     every = sorted(value_at(point) for point in GRID - set(known))
     assert values[len(values) // 2] < every[len(every) // 3]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda seed: QMCSampler(seed=seed), lambda seed: NSGAIISampler(seed=seed)]
+)
+def test_any_sampler_of_optuna_can_be_wrapped(make: Callable[[int], BaseSampler]) -> None:
+    asked = optuna.create_study(sampler=GridSnappingSampler(make, seed=1, axes=AXES))
+    with quiet_optuna():
+        asked.optimize(lambda trial: value_at(suggest(trial)), n_trials=len(GRID))
+    assert {tuple(trial.params.values()) for trial in asked.trials} == GRID
+
+
+@pytest.mark.parametrize("name", ["gp", "tpe"])
+def test_trials_that_run_at_the_same_time_are_spread(name: str) -> None:
+    """A model that took no notice of running trials would propose one neighbourhood four times."""
+    known = [(0.001, 0.0), (0.1, 0.9), (0.01, 0.9), (0.001, 0.9), (0.01, 0.3), (0.1, 0.0)]
+    with quiet_optuna():
+        asked = study(name, known=known)
+        points = [suggest(asked.ask()) for _ in range(4)]
+    assert len(set(points)) == 4
+    assert len({lr for lr, _ in points}) > 1
+
+
+def test_a_grid_comes_seed_lr_by_seed_lr_and_the_longest_explore_first() -> None:
+    asked = study("grid")
+    points = []
+    for _ in range(len(GRID)):
+        trial = asked.ask()
+        points.append(suggest(trial))
+        asked.tell(trial, 0.0)
+    assert points == sorted(GRID, key=lambda point: (point[0], -point[1]))
+
+
+def test_a_seed_lr_in_training_is_left_alone_while_there_are_others() -> None:
+    asked = study("grid", known=[(0.003, fraction) for fraction in (0.0, 0.3, 0.5, 0.6, 0.9)])
+    trials = [asked.ask() for _ in range(6)]
+    points = [suggest(trial) for trial in trials]
+    assert points == [
+        *((lr, 0.9) for lr in (0.001, 0.01, 0.03, 0.1)),  # 0.003 has no point left
+        *((lr, 0.6) for lr in (0.001, 0.01)),  # all are in training: one more each
+    ]
+    asked.tell(trials[2], 0.0)
+    assert suggest(asked.ask()) == (0.03, 0.6)
+
+
+def test_a_continued_grid_goes_on_with_the_points_that_are_missing() -> None:
+    missing = {(0.003, 0.5), (0.1, 0.9)}
+    asked = study("grid", known=sorted(GRID - missing))
+    assert {suggest(asked.ask()) for _ in missing} == missing
+    assert not wanted(asked, AXES, trials=None)
+
+
+def test_a_search_wants_trials_until_it_has_them_or_no_point_is_left() -> None:
+    asked = study("random", known=sorted(GRID)[2:])
+    left = len(GRID) - 2
+    assert not wanted(asked, AXES, trials=left)
+    assert wanted(asked, AXES, trials=left + 1)
+    for _ in range(2):
+        suggest(asked.ask())
+    assert not wanted(asked, AXES, trials=1000)
+    assert not wanted(asked, AXES, trials=None)
+
+
+def test_a_grid_tries_a_failed_point_once_more_when_it_is_continued() -> None:
+    asked = study("grid", known=sorted(GRID)[1:])
+    for again in (True, False):
+        trial = asked.ask()
+        assert suggest(trial) == min(GRID)
+        asked.tell(trial, state=TrialState.FAIL)
+        assert not wanted(asked, AXES, trials=None)
+        requeue_failed(asked)
+        assert wanted(asked, AXES, trials=None) is again
+    assert not wanted(asked, AXES, trials=len(GRID))  # the two attempts are one trial
 
 
 def test_a_point_comes_again_once_none_is_left() -> None:

@@ -1,0 +1,44 @@
+"""Drivers take turns in asking a study for its next trial."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from knee_tune.tuning.asking import asking_lock
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A storage that drivers share."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/optuna.db"
+    named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
+    if not named:
+        pytest.skip("KNEE_TUNE_TEST_POSTGRESQL names no PostgreSQL database")
+    return named
+
+
+def test_one_driver_at_a_time_asks_again_and_again(url: str) -> None:
+    mine, other = (asking_lock(url, study="a") for _ in range(2))
+    for _ in range(2):
+        asks = threading.Event()
+
+        def ask(asks: threading.Event = asks) -> None:
+            with other:
+                asks.set()
+
+        with mine:
+            thread = threading.Thread(target=ask)
+            thread.start()
+            assert not asks.wait(0.3)
+        assert asks.wait(10)
+        thread.join()
+
+
+def test_a_driver_that_fails_while_it_asks_gives_way(url: str) -> None:
+    with pytest.raises(RuntimeError), asking_lock(url, study="a"):
+        raise RuntimeError
+    with asking_lock(url, study="a"):
+        pass
