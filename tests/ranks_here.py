@@ -1,0 +1,56 @@
+"""Worker groups of one rank that is this process: real training without the start-up of groups."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from knee_tune.app import workshop
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import Channel, Decision, Outcome, Report
+from knee_tune.planning.plan import Plan
+from knee_tune.training.worker import run_job
+
+
+class RanksHere:
+    """A group runner; what a rank or a callback raises comes out as it is."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        on_report: Callable[[Report], Decision],
+        on_line: Callable[[str], None],
+        on_progress: Callable[[int], None],
+    ) -> Outcome:
+        class Line(Channel):
+            def report(self, report: Report) -> Decision:
+                return on_report(report)
+
+            def progress(self, step: int) -> None:
+                on_progress(step)
+
+            def line(self, text: str) -> None:
+                on_line(text)
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as a rank does
+        try:
+            return run_job(plan, Group(), Line())
+        finally:
+            torch.set_num_threads(threads)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+@contextmanager
+def ranks_here() -> Iterator[None]:
+    """Every workshop that is opened meanwhile trains in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workshop, "ForkserverRunner", RanksHere)
+        yield
