@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Done, Failure, Outcome, Report
+from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.checkpoint_folder import checkpoint_paths
 from knee_tune.planning.plan import (
@@ -32,6 +32,7 @@ from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import ENTRY, loop, worker
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from tests.integration import odd_tasks
+from tests.integration.runs import done, same
 
 STEPS = 24
 RECIPE: dict[str, Any] = {"batch_size": 100, "model": {"hidden": [24], "dropout": 0.2}}
@@ -152,11 +153,6 @@ def plan(tmp_path: Path) -> MakePlan:
     return make
 
 
-def done(outcome: Outcome) -> Done:
-    assert isinstance(outcome, Done), outcome
-    return outcome
-
-
 def end_of(plan: TrainPlan) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """All that a finished run leaves behind: step, model and optimizer, kept weights."""
     newest = checkpoint_paths(plan.checkpoint_dir)[0]
@@ -171,17 +167,6 @@ def measured(reports: Sequence[Report]) -> dict[int, Mapping[str, float]]:
     for report in reports:
         assert metrics.setdefault(report.step, report.metrics) == report.metrics
     return metrics
-
-
-def same(left: Any, right: Any) -> bool:
-    """Whether two values are equal bit for bit."""
-    if isinstance(left, Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, Mapping):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return bool(left == right)
 
 
 # Resuming

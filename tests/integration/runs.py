@@ -1,0 +1,24 @@
+"""What tests of training runs have in common: their outcomes, compared bit for bit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, equal
+
+from knee_tune.distributed.protocol import Done, Outcome
+
+
+def done(outcome: Outcome) -> Done:
+    assert isinstance(outcome, Done), outcome
+    return outcome
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are equal bit for bit."""
+    if isinstance(left, Tensor):
+        return equal(left, right)
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)

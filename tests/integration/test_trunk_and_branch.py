@@ -1,0 +1,510 @@
+"""A branch is the uninterrupted run, bit for bit: two tasks, 1 and 2 ranks, any knee, any crash.
+
+Budgets are counted in epochs, a knee in steps. A run that shares nothing says what is right; the
+branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from knee_tune.distributed.forkserver import ForkserverRunner
+from knee_tune.distributed.group import Group
+from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, Report
+from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
+from knee_tune.planning.plan import Placement, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.planning.planner import on_trunk, train_plan
+from knee_tune.schedules import Knee
+from knee_tune.specs.recipe import Recipe
+from knee_tune.tasks.registry import TASKS, task_entry
+from knee_tune.training import worker
+from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
+from tests.integration import odd_tasks
+from tests.integration.runs import done, same
+
+DIGITS: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 100,
+    "model": {"hidden": [24], "dropout": 0.2},
+    "keep": "best",
+}
+IWSLT: dict[str, Any] = {
+    "epochs": 3,
+    "data": "demo.de-en",
+    "tokens_per_step": 6000,
+    "valid_pairs": 40,
+    "max_len_b": 10,
+    "beam": 2,
+    "keep": "best",
+    "model": {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "embed_dim": 16,
+        "ffn_dim": 32,
+        "heads": 2,
+    },
+}
+
+OnReport = Callable[[Report], bool]
+"""What the driver does with a report; True to stop."""
+
+
+def never(_: Report) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One attempt as the driver saw it."""
+
+    plan: TrainPlan
+    outcome: Outcome
+    reports: list[Report]
+    lines: list[str]
+
+    @property
+    def first_step(self) -> int:
+        return done(self.outcome).first_step
+
+    def result(self) -> dict[str, Any]:
+        """All that a complete run leaves behind."""
+        assert done(self.outcome).state == "complete"
+        newest = checkpoint_paths(self.plan.checkpoint_dir)[0]
+        found = load_checkpoint(newest, run=run_fingerprint(self.plan))
+        told = [{**report, "seconds": None} for report in found.state["history"]]
+        assert found.weights is None or same(
+            load_file(found.weights), load_file(self.plan.checkpoint_dir / WEIGHTS)
+        )
+        return {
+            "step": (found.step, done(self.outcome).step),
+            "state": {**found.state, "history": told},
+            "weights": load_file(self.plan.checkpoint_dir / WEIGHTS),
+            "metrics": done(self.outcome).result["metrics"],
+            "curve": [(report.step, report.total_steps, report.metrics) for report in self.reports],
+        }
+
+
+@dataclass
+class Line(Channel):
+    """A line to a driver in the same process."""
+
+    on_report: OnReport
+    reports: list[Report] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def report(self, report: Report) -> Decision:
+        self.reports.append(Report.model_validate_json(report.model_dump_json()))
+        return Decision(stop=self.on_report(report))
+
+    def progress(self, step: int) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A task with its recipe and world size, and a folder for its runs and trunks."""
+
+    home: Path
+    data: Path
+    runner: ForkserverRunner
+    task: str
+    ranks: int
+    recipe: Recipe
+    facts: TaskFacts
+
+    @property
+    def epoch(self) -> int:
+        return self.facts.steps_per_epoch
+
+    def plan(
+        self,
+        folder: str,
+        *,
+        knee: int,
+        knots: Sequence[int] | None = None,
+        epochs: int = 3,
+        seed_lr: float = 0.2,
+    ) -> TrainPlan:
+        """A run that decays after step ``knee``; on a trunk if the study has these ``knots``."""
+        recipe = self.recipe.model_copy(update={"epochs": epochs})
+        total = epochs * self.epoch
+        order = TaskOrder(
+            task=self.task,
+            recipe=recipe.model_dump(),
+            seed=5,
+            data_dir=self.data,
+            placement=Placement(world_size=self.ranks),
+            log_dir=self.home / folder / "logs",
+        )
+        schedule = Knee(seed_lr=seed_lr, total_steps=total, explore_steps=knee)
+        here = self.home / folder
+        plan = train_plan(order, recipe, self.facts, schedule=schedule, checkpoint_dir=here)
+        if knots is None:
+            return plan
+        fractions = [knot / total for knot in knots]
+        return on_trunk(
+            plan, recipe, self.facts, trunks=self.home / "trunks", explore_fractions=fractions
+        )
+
+    def run(self, plan: TrainPlan, on_report: OnReport = never) -> Ran:
+        """In this process for one rank; else in a real group."""
+        line = Line(on_report)
+        if self.ranks == 1 and self.task != "mortal":
+            return Ran(plan, worker.run_job(plan, Group(), line), line.reports, line.lines)
+        outcome = self.runner.run(
+            plan, on_report=line.report, on_line=line.line, on_progress=line.progress
+        )
+        return Ran(plan, outcome, line.reports, line.lines)
+
+    def alone(self, *, knee: int, **changes: Any) -> dict[str, Any]:
+        """What the uninterrupted run gives."""
+        return self.run(self.plan(f"alone-{knee}-{changes}", knee=knee, **changes)).result()
+
+    def knots(self) -> list[int]:
+        """The steps at which the one trunk is kept."""
+        (trunk,) = (self.home / "trunks").iterdir()
+        return sorted(map(checkpoint_step, checkpoint_paths(trunk)))
+
+    def knot(self, step: int) -> Path:
+        (trunk,) = (self.home / "trunks").iterdir()
+        return checkpoint_path(trunk, step=step)
+
+
+@pytest.fixture(scope="module")
+def forkserver() -> Iterator[ForkserverRunner]:
+    runner = ForkserverRunner(
+        "tests.integration.odd_tasks:run_job",
+        preload=[
+            "tests.integration.odd_tasks",
+            "sklearn.datasets",
+            "knee_tune.tasks.translation.task",
+            "knee_tune.tasks.translation.fairseq_bridge",
+        ],
+    )
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, entry in odd_tasks.ENTRIES.items():
+        monkeypatch.setitem(TASKS, name, entry)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, data: Path, forkserver: ForkserverRunner) -> MakeBench:
+    def make(task: str = "batchnorm", ranks: int = 1, **recipe: Any) -> Bench:
+        if task == "iwslt":
+            pytest.importorskip("fairseq", reason="needs the translation extra")
+        base = IWSLT if task == "iwslt" else DIGITS
+        built = task_entry(task).build({**base, **recipe}, data_dir=data, seed=5)
+        fingerprint, examples = built.describe()
+        facts = TaskFacts(
+            steps_per_epoch=built.steps_per_epoch(Group(world_size=ranks)),
+            data_fingerprint=fingerprint,
+            parameters=1,
+            examples=examples,
+        )
+        return Bench(
+            home=tmp_path,
+            data=data,
+            runner=forkserver,
+            task=task,
+            ranks=ranks,
+            recipe=built.recipe,
+            facts=facts,
+        )
+
+    return make
+
+
+# Branches of one trunk
+
+
+@pytest.mark.parametrize("ranks", [1, 2], ids=["1 rank", "2 ranks"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param({"task": "digits"}, id="momentum"),
+        pytest.param({"task": "digits", "accumulate": 2, "keep": "last"}, id="accumulation"),
+        pytest.param({"optimizer": {"name": "radam"}, "clip_norm": 1.0}, id="BatchNorm, RAdam"),
+        pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
+        pytest.param({"task": "iwslt"}, id="iwslt"),
+    ],
+)
+def test_branches_are_the_uninterrupted_runs(
+    variant: dict[str, Any], ranks: int, bench: MakeBench
+) -> None:
+    """The first one trains the trunk; others leave it at an epoch's end and in mid-epoch."""
+    ours = bench(ranks=ranks, **variant)
+    end, middle = 2 * ours.epoch, ours.epoch + ours.epoch // 2
+    study = [middle, end]
+    alone = {knee: ours.alone(knee=knee) for knee in study}
+
+    trunk = ours.run(ours.plan("trunk", knee=end, knots=study))
+    assert trunk.first_step == 0
+    assert same(trunk.result(), alone[end])
+    assert ours.knots() == study
+
+    for knee in study:
+        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, knots=study))
+        assert branch.first_step == knee
+        assert branch.lines == []
+        assert same(branch.result(), alone[knee])
+    assert ours.knots() == study
+
+
+def test_a_trunk_grows(bench: MakeBench) -> None:
+    """Every branch trains what is missing, and leaves its own knee behind."""
+    ours = bench()
+    study = [4, 12, 16]
+    starts = {4: 0, 16: 4, 12: 12, 14: 12, 20: 16, 13: 12}
+
+    for knee, start in starts.items():
+        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, knots=study))
+        assert branch.first_step == start
+        assert same(branch.result(), ours.alone(knee=knee))
+    assert ours.knots() == [4, 12, 13, 14, 16, 20]
+
+
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_another_budget_has_the_same_trunk(epochs: int, bench: MakeBench) -> None:
+    ours = bench()
+    ours.run(ours.plan("first", knee=12, knots=[4, 12]))
+
+    branch = ours.run(ours.plan("other", knee=15, knots=[5, 10], epochs=epochs))
+
+    assert branch.first_step == 12
+    assert same(branch.result(), ours.alone(knee=15, epochs=epochs))
+
+
+def test_nothing_is_taken_over_where_a_budget_shifts_its_evaluations(bench: MakeBench) -> None:
+    """With 7 steps an epoch, two epochs are measured after 12 and 14 steps, three after 12, 15."""
+    ours = bench(batch_size=114, evaluations_per_epoch=2)
+    ours.run(ours.plan("longer", knee=14, knots=[13, 14], epochs=3))
+    assert ours.knots() == [13, 14]
+
+    branch = ours.run(ours.plan("shorter", knee=14, knots=[13, 14], epochs=2))
+
+    assert [report.step for report in branch.reports] == [3, 6, 9, 12, 14]
+    assert branch.first_step == 13
+    assert same(branch.result(), ours.alone(knee=14, epochs=2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 50}, {"model": {"hidden": [23]}}, {"ranks": 2}, {"label_noise": 0.1}],
+    ids=str,
+)
+def test_another_task_has_another_trunk(change: dict[str, Any], bench: MakeBench) -> None:
+    ours, other = bench(task="digits"), bench(task="digits", **change)
+    ours.run(ours.plan("first", knee=12, knots=[12]))
+
+    assert other.run(other.plan("other", knee=12, knots=[12])).first_step == 0
+
+
+# Crashes, stops, losses
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_group_goes_on_from_the_trunk(ranks: int, bench: MakeBench) -> None:
+    ours = bench("mortal", ranks)
+    alone = ours.alone(knee=16)
+    for step in random.Random(ranks).sample(range(1, 25), 3):
+        trunks, plan = ours.home / "trunks", ours.plan(f"killed-{step}", knee=16, knots=[4, 12, 16])
+        if trunks.exists():
+            trunks.rename(ours.home / f"trunks-before-{step}")
+        (ours.data / odd_tasks.KILL_AT).write_text(str(step))
+
+        killed = ours.run(plan)
+        assert isinstance(killed.outcome, Failure)
+        assert killed.outcome.kind == "signal"
+        again = ours.run(plan)
+
+        passed = [knot for knot in (0, 4, 12, 16) if knot < step]
+        # The batch of the next step is taken only after a step's knot was written, but what one
+        # rank takes says nothing about the files of another.
+        assert again.first_step in passed[-2:]
+        assert same(again.result(), alone)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stop_in_what_was_measured_before(ranks: int, bench: MakeBench) -> None:
+    """The driver hears of the trunk's evaluations as if the branch had trained it."""
+    ours = bench(ranks=ranks)
+    ours.run(ours.plan("trunk", knee=18, knots=[18]))
+
+    stopped = ours.run(ours.plan("branch", knee=18, knots=[18]), lambda report: report.step == 8)
+
+    assert [report.step for report in stopped.reports] == [8]
+    assert done(stopped.outcome).model_dump(include={"state", "step", "first_step"}) == {
+        "state": "stopped",
+        "step": 8,
+        "first_step": 8,
+    }
+
+
+def test_a_run_that_is_stopped_at_a_knot_leaves_it(bench: MakeBench) -> None:
+    ours = bench()
+    ours.run(ours.plan("stopped", knee=16, knots=[8, 16]), lambda report: report.step == 8)
+
+    assert ours.knots() == [8]
+    again = ours.run(ours.plan("again", knee=16, knots=[8, 16]))
+    assert again.first_step == 8
+    assert same(again.result(), ours.alone(knee=16))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_trunk_that_diverges_is_trained_up_to_there_once(ranks: int, bench: MakeBench) -> None:
+    """Its loss is lost at step 14, which is noticed at step 16. Branches may leave before."""
+    ours = bench("breaking", ranks)
+    study = [12, 15, 20]
+    alone = ours.run(ours.plan("alone", knee=20))
+    assert (done(alone.outcome).state, done(alone.outcome).step) == ("diverged", 16)
+
+    first = ours.run(ours.plan("first", knee=20, knots=study))
+    assert first.outcome == alone.outcome
+    assert ours.knots() == [12, 16]  # a lost state is nobody's start
+
+    for knee, start in {20: 16, 22: 16, 15: 12, 12: 12}.items():
+        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, knots=study))
+        expected = done(alone.outcome).model_copy(update={"first_step": start})
+        assert branch.outcome == expected
+        assert [report.metrics for report in branch.reports] == [
+            report.metrics for report in alone.reports
+        ]
+
+
+def test_a_wild_trunk_leaves_nothing_but_its_end(bench: MakeBench) -> None:
+    ours = bench("digits")
+
+    first, second = (
+        ours.run(ours.plan(name, knee=16, knots=[2, 4, 6], seed_lr=1e20))
+        for name in ("first", "second")
+    )
+
+    assert ours.knots() == [8]
+    assert done(first.outcome).steps_trained == 8
+    assert done(second.outcome).steps_trained == 0
+    assert done(second.outcome).reason == done(first.outcome).reason != ""
+
+
+# Knots that are no good
+
+
+def truncate(knot: Path) -> None:
+    file = knot / "state.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(knot: Path) -> None:
+    content = bytearray((knot / WEIGHTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (knot / WEIGHTS).unlink()
+    (knot / WEIGHTS).write_bytes(content)
+
+
+def write_half(knot: Path) -> None:
+    (knot / "manifest.json").unlink()
+
+
+def claim_another_trunk(knot: Path) -> None:
+    manifest = knot / "manifest.json"
+    (trunk,) = (knot.parents[1]).iterdir()
+    manifest.write_text(manifest.read_text().replace(trunk.name, "digits-0123456789abcdef"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "ranks"),
+    [(truncate, 1), (truncate, 2), (flip_a_bit, 1), (write_half, 1), (claim_another_trunk, 1)],
+)
+def test_a_damaged_knot_costs_time_only(
+    damage: Callable[[Path], None], ranks: int, bench: MakeBench
+) -> None:
+    ours = bench(ranks=ranks)
+    study = [4, 10, 16]
+    ours.run(ours.plan("trunk", knee=16, knots=study))
+    damage(ours.knot(16))
+
+    branch = ours.run(ours.plan("branch", knee=16, knots=study))
+
+    (line,) = branch.lines
+    assert line.startswith(f"{ours.knot(16)}: no good, starting from an earlier checkpoint: ")
+    assert branch.first_step == 10
+    assert same(branch.result(), ours.alone(knee=16))
+    assert ours.run(ours.plan("next", knee=16, knots=study)).first_step == 16  # it is sound again
+
+
+def test_without_a_sound_knot_a_run_starts_from_scratch(bench: MakeBench) -> None:
+    ours = bench()
+    ours.run(ours.plan("trunk", knee=16, knots=[4, 16]))
+    for knot in (4, 16):
+        truncate(ours.knot(knot))
+
+    branch = ours.run(ours.plan("branch", knee=16, knots=[4, 16]))
+
+    assert (branch.first_step, len(branch.lines)) == (0, 2)
+    assert same(branch.result(), ours.alone(knee=16))
+
+
+def test_the_further_one_of_checkpoint_and_knot_is_taken(bench: MakeBench) -> None:
+    ours = bench()
+    study = [4, 12]
+    stop: OnReport = lambda report: report.step == 8  # noqa: E731
+    ours.run(ours.plan("checkpoint", knee=12, knots=[4]), stop)
+    ours.run(ours.plan("beside", knee=12, knots=study))
+
+    assert ours.run(ours.plan("checkpoint", knee=10, knots=study)).first_step == 4
+    ours.run(ours.plan("own", knee=12, knots=study), lambda report: report.step == 16)
+    branch = ours.run(ours.plan("own", knee=12, knots=study))
+    assert branch.first_step == 16
+    assert same(branch.result(), ours.alone(knee=12))
+
+
+def test_a_trunk_that_cannot_be_written_costs_one_word(bench: MakeBench) -> None:
+    ours = bench()
+    (ours.home / "trunks").write_text("not a folder")
+
+    ran = ours.run(ours.plan("run", knee=16, knots=[4, 12, 16]))
+
+    (line,) = ran.lines
+    assert "step-00000004: not saved, other runs train it again: " in line
+    assert same(ran.result(), ours.alone(knee=16))
+
+
+def test_two_at_once_do_no_harm(bench: MakeBench) -> None:
+    """A driver's lock keeps them apart; without it they only do the same work twice."""
+    ours = bench("mortal")  # in groups of its own
+    alone = ours.alone(knee=16)
+    study = list(range(1, 17))
+    plans = [ours.plan(f"run-{index}", knee=16, knots=study) for index in range(2)]
+
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(ours.run, plans))
+
+    assert all(same(ran.result(), alone) and ran.lines == [] for ran in both)
+    assert ours.knots() == study
+    assert ours.run(ours.plan("branch", knee=16, knots=study)).first_step == 16
+    assert [path for path in ours.knot(1).parent.iterdir() if path.name[0] == "."] == []
