@@ -79,7 +79,7 @@ def print_status(console: Console, record: "StudyRecord") -> None:
             str(trial.number),
             f"{trial.seed_lr:g}",
             f"{trial.explore_fraction:.0%}",
-            "" if trial.value is None else with_spread(trial.value, trial.spread),
+            with_spread(trial.value, trial.spread),
             f"{trial.steps_trained:,}",
             f"{trial.steps_reused:,}",
             state,
@@ -107,8 +107,10 @@ def print_status(console: Console, record: "StudyRecord") -> None:
     print_edges(console, record)
 
 
-def with_spread(value: float, spread: float | None) -> str:
+def with_spread(value: float | None, spread: float | None) -> str:
     """The mean over replicates and, if there were several, their standard deviation."""
+    if value is None:
+        return ""
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
 
 

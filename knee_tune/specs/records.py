@@ -79,7 +79,7 @@ class TrialRecord(RunRecord):
         default=None, description="sample standard deviation of the replicates' values"
     )
     replicates: tuple[ReplicateRecord, ...] = Field(
-        default=(), description="in the order of their training; the first has the study's seed"
+        default=(), description="those that were begun, in order; the first has the study's seed"
     )
 
     @property

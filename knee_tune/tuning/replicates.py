@@ -1,5 +1,6 @@
 """The training of one trial: a run for every random seed, one after another."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,9 @@ from knee_tune.specs.steps import StepCount
 from knee_tune.tuning.events import Ending, RunEvents
 from knee_tune.tuning.listeners import Watcher
 from knee_tune.tuning.trial import TrialRun
+
+NOTE_SECONDS = 10.0
+"""Least time between two notes of what a run has cost so far, for the case that we are killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,11 @@ class _Replicate:
 
     def __init__(self, run: TrialRun, index: int, plan: TrainPlan, crew: Crew) -> None:
         self._run, self._index, self._plan, self._crew = run, index, plan, crew
-        self._trains = False
-        """Whether this attempt has begun to train; what it reports before that is history."""
+        self._before = run.replicates[index].steps
+        """Counted before this attempt."""
+        self._first: int | None = None
+        """The step that this attempt started from; what it reports before it trains is history."""
+        self._noted = time.monotonic()
 
     def train(self) -> Ending:
         """How it ended, which is noted with the trial."""
@@ -58,7 +65,7 @@ class _Replicate:
         try:
             result = self._crew.trainer.train(
                 plan,
-                steps=self._steps,
+                steps=self._before,
                 on_report=self._on_report,
                 on_line=self._crew.watcher.line,
                 on_progress=self._on_progress,
@@ -81,10 +88,6 @@ class _Replicate:
             run.note(weights=result.outcome.result["weights"])
         return ending
 
-    @property
-    def _steps(self) -> StepCount:
-        return self._run.replicates[self._index].steps
-
     def _on_report(self, report: Report) -> Decision:
         self._crew.raise_if_stopped()
         run, index = self._run, self._index
@@ -93,23 +96,30 @@ class _Replicate:
         self._crew.events.reported(report, replicate=index)
         run.report(index, report.step)
         run.note_link(self._crew.events.link)
-        if self._trains:
+        if self._first is not None:
             self._crew.watcher.trial_reported(run.number, report, replicate=index)
+            if time.monotonic() - self._noted >= NOTE_SECONDS:
+                self._note(self._before.after(first=self._first, last=report.step))
         at_its_end = report.step == report.total_steps
         return Decision(stop=not at_its_end and run.trial.should_prune())
 
     def _on_progress(self, step: int) -> None:
         self._crew.raise_if_stopped()
-        run, index, before = self._run, self._index, self._steps.reached
-        if not self._trains and step != before:  # while it waits for another run it stands still
-            self._trains = True
+        run, index, reached = self._run, self._index, self._before.reached
+        if self._first is None and step != reached:  # while it waits for another it stands still
+            self._first = step - 1
             trunk = self._plan.trunk
-            if step - 1 > before and trunk is not None and step - 1 in trunk.knots:
+            if self._first > reached and trunk is not None and self._first in trunk.knots:
                 self._crew.watcher.trial_reused(
-                    run.number, step - 1, replicate=index, origin="trunk"
+                    run.number, self._first, replicate=index, origin="trunk"
                 )
         self._crew.watcher.trial_progressed(run.number, index * run.total_steps + step)
 
     def _on_steps(self, steps: StepCount) -> None:
-        self._trains = False
+        self._before, self._first = steps, None
+        self._note(steps)
+
+    def _note(self, steps: StepCount) -> None:
         self._run.note_replicate(self._index, steps=steps)
+        self._run.note_steps(pruned=False)
+        self._noted = time.monotonic()

@@ -145,7 +145,7 @@ class TrialRun:
             self.trial.set_user_attr(name, value)
 
     def note_replicate(self, index: int, **changes: Any) -> None:
-        """Keep what is new about a replicate, and the trial's steps as they are with it."""
+        """Keep what is new about a replicate, with its curve so far."""
         curve = tuple(
             Evaluation(step=step, metrics={self.watched: value})
             for step, value in sorted(self._curves[index].items())
@@ -153,7 +153,6 @@ class TrialRun:
         changed = self.replicates[index].model_copy(update={"curve": curve, **changes})
         self.replicates[index] = changed
         self.note(**{replicate_attr(index): changed.model_dump(mode="json")})
-        self.note_steps(pruned=False)
 
     def note_steps(self, *, pruned: bool) -> None:
         """Keep what the trial cost; ``pruned``: nobody will train what is left of its budget."""

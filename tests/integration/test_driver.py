@@ -6,236 +6,40 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import optuna
 import psutil
 import pytest
-import torch
-from optuna.pruners import NopPruner, ThresholdPruner
-from optuna.storages import RDBStorage
+from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from knee_tune.app.request import StudyRequest
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Done, Failure, Outcome, Report
+from knee_tune.distributed.protocol import Done, Failure, Outcome
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Plan, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
-from knee_tune.runs.trainer import Trainer
-from knee_tune.runs.trunks import TrunkStore
-from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
-from knee_tune.training import loop
-from knee_tune.training.worker import run_job
-from knee_tune.tuning.driver import Driver
-from knee_tune.tuning.listeners import Origin
-from knee_tune.tuning.points import Axis
-from knee_tune.tuning.recovery import driver_id, stale_trial_callback
-from knee_tune.tuning.samplers import make_sampler
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import open_study, study_record
-from knee_tune.tuning.trial import Search, TrialRun
-from tests.recording import Recording
-
-EPOCHS, STEPS_PER_EPOCH = 3, 50
-BUDGET = EPOCHS * STEPS_PER_EPOCH
-FACTS = TaskFacts(steps_per_epoch=STEPS_PER_EPOCH, data_fingerprint="", parameters=0, examples={})
-
-What = Callable[[int], None]
-"""Called with the step at every sign of life of a training run; what it raises ends the run."""
-
-
-class Died(Exception):
-    """A rank's end, with the cause that a group runner would name."""
-
-    def __init__(self, kind: str) -> None:
-        self.failure = Failure.model_validate({"kind": kind, "rank": 1, "message": f"died: {kind}"})
-
-
-class InProcess:
-    """Trains a plan right here. ``faults`` are what happens to the 1st, 2nd, ... training run."""
-
-    def __init__(self, *faults: What | None) -> None:
-        self.faults: Iterator[What | None] = iter(faults)
-        self.plans: list[TrainPlan] = []
-        self.reports: list[list[int]] = []
-        """The steps that each training run reported."""
-        self._asking = threading.Lock()
-
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
-        assert isinstance(plan, TrainPlan)
-        with self._asking:
-            fault = next(self.faults, None) or (lambda step: None)
-            self.plans.append(plan)
-            self.reports.append([])
-            reported = self.reports[-1]
-
-        class Line(Channel):
-            def report(self, report: Report) -> Decision:
-                reported.append(report.step)
-                return on_report(report)
-
-            def progress(self, step: int) -> None:
-                on_progress(step)
-                fault(step)
-
-            def line(self, text: str) -> None:
-                on_line(text)
-
-        try:
-            return self.outcome(run_job(plan, Group(), Line()))
-        except Died as death:
-            return death.failure
-
-    def outcome(self, done: Done) -> Outcome:
-        return done
-
-    def close(self) -> None:
-        """There is nothing to end."""
-
-
-class Watching:
-    """Remembers how trials ended and the lines it was given."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.reused: list[tuple[int, int, int, str]] = []
-        self.reports: list[tuple[int, int, int]] = []
-        self.ends: list[tuple[int, str, str]] = []
-
-    def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
-    ) -> None:
-        """Not of interest."""
-
-    def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
-        self.reused.append((number, replicate, step, origin))
-
-    def trial_progressed(self, number: int, step: int) -> None:
-        """Not of interest."""
-
-    def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
-        self.reports.append((number, replicate, report.step))
-
-    def trial_finished(self, number: int, end: str, *, value: float | None, reason: str) -> None:
-        self.ends.append((number, end, reason))
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
-class Workbench:
-    """One study of digits in a folder, to be driven again and again."""
-
-    def __init__(self, home: Path, *, trunks: bool = False, **request: Any) -> None:
-        self.home, self.recording, self.watching = home, Recording(), Watching()
-        self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
-        self.after: list[TrialRecord] = []
-        spec, recipe = StudyRequest(
-            task="digits",
-            name="it",
-            settings=(f"recipe.epochs={EPOCHS}", *request.pop("settings", ())),
-            **{"sampler": "random", **request},
-        ).resolve()
-        self.spec, self.recipe = spec, recipe
-        self.storage: RDBStorage = open_storage(
-            f"sqlite:///{home}/optuna.db", on_stale=stale_trial_callback(self.recording)
-        )
-        self.axes = {
-            "seed_lr": Axis(spec.seed_lrs, log=True),
-            "explore_fraction": Axis(spec.explore_fractions),
-        }
-        self.study = open_study(self.storage, spec, recipe=recipe, data_fingerprint="data")
-        self.study.sampler = make_sampler(spec.sampler, seed=1, axes=self.axes)
-        self.study.pruner = NopPruner()
-
-    def drive(self, runner: InProcess | None = None, *, trials: int, slots: int = 1) -> InProcess:
-        runner = runner or InProcess()
-        self.driver(runner, slots=slots).run(trials=trials)
-        return runner
-
-    def driver(self, runner: InProcess, *, slots: int = 1) -> Driver:
-        return Driver(
-            Search(
-                study=self.study,
-                recipe=self.recipe,
-                axes=self.axes,
-                seeds=self.spec.replicate_seeds,
-                plan=self._plan,
-            ),
-            trainer=Trainer(runner, trunks=self.trunks),
-            slots=slots,
-            tracker=self.recording,
-            watcher=self.watching,
-            after_trial=self.after.append,
-        )
-
-    def _plan(self, run: TrialRun, slot: int, seed: int) -> TrainPlan:
-        plan = train_plan(
-            TaskOrder(
-                task="digits",
-                recipe=self.spec.recipe,
-                seed=seed,
-                data_dir=self.home,
-                log_dir=self.home / "logs" / run.key,
-            ),
-            self.recipe,
-            FACTS,
-            schedule=knee_schedule(
-                self.recipe, FACTS, seed_lr=run.seed_lr, explore_fraction=run.explore_fraction
-            ),
-            checkpoint_dir=self.home / f"{run.key}-{seed}",
-        )
-        if self.trunks is None:
-            return plan
-        fractions = self.spec.explore_fractions
-        return on_trunk(
-            plan, self.recipe, FACTS, trunks=self.trunks.root, explore_fractions=fractions
-        )
-
-    @property
-    def record(self) -> StudyRecord:
-        return study_record(self.study)
-
-    @property
-    def states(self) -> list[str]:
-        return [trial.state for trial in self.record.trials]
+from knee_tune.tuning.recovery import driver_id
+from tests.integration.workbench import (
+    BUDGET,
+    Died,
+    InProcess,
+    Workbench,
+    at,
+    training_as_a_rank_does,
+)
 
 
 @pytest.fixture(autouse=True)
 def _train_as_a_rank_does(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, but a checkpoint at every evaluation, which trials of seconds do not get."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with training_as_a_rank_does(monkeypatch):
+        yield
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
-
-
-def at(step: int, error: BaseException | type[BaseException]) -> What:
-    """An error at one step."""
-
-    def happen(now: int) -> None:
-        if now == step:
-            raise error
-
-    return happen
 
 
 def assert_nothing_is_left(bench: Workbench) -> None:
