@@ -3,7 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,3 +35,37 @@ def knee_tune(
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done
+
+
+@contextmanager
+def running(
+    *arguments: str | Path, until: str
+) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A command that has just printed ``until``, and all its descendants."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "knee_tune", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    family: list[psutil.Process] = []
+    try:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if until in line:
+                break
+        else:
+            pytest.fail("".join(seen))
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield process, family
+    finally:
+        process.kill()
+        process.wait()
+        for member in family:
+            if member.is_running():
+                member.kill()

@@ -4,10 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from tests.command_line import REPOSITORY, environment, knee_tune
+from tests.command_line import knee_tune, running
 from tests.mlflow_stores import new_home
 
 QUICK = ("run", "--task", "digits", "--preset", "quick")
@@ -38,40 +34,6 @@ LONG = (
 """Trials that are long enough to be killed half-way."""
 
 NAME = "mine"
-
-
-@contextmanager
-def running(
-    *arguments: str | Path, until: str
-) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A command that has just printed ``until``, and all its descendants."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "knee_tune", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    family: list[psutil.Process] = []
-    try:
-        assert process.stdout is not None
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            if until in line:
-                break
-        else:
-            pytest.fail("".join(seen))
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield process, family
-    finally:
-        process.kill()
-        process.wait()
-        for member in family:
-            if member.is_running():
-                member.kill()
 
 
 def trial_states(home: Path) -> list[TrialState]:
@@ -130,10 +92,55 @@ def test_status_says_how_the_study_stands(home: Path) -> None:
     assert printed["counts"] == {"complete": 2, "pruned": 2, "failed": 0, "running": 0}
     assert list(printed["best"]) == ["trial", "seed_lr", "explore_fraction", "value", "metric"]
     assert (printed["best"]["seed_lr"], printed["best"]["metric"]) == (0.05, "valid_accuracy")
-    assert list(printed["steps"]) == ["trained", "independent"]
-    assert 200 <= printed["steps"]["trained"] < printed["steps"]["independent"] == 400
     table = knee_tune("status", NAME, "--home", home).stdout
     assert table.count("pruned: diverged: non-finite") == 2
+
+
+def test_status_says_what_was_saved_and_how(home: Path) -> None:
+    """Two seed LRs with one trunk each; the runs at the larger one diverge."""
+    steps = status(home)["steps"]
+    assert list(steps) == ["trained", "independent", "reused", "pruned", "recorded"]
+    assert steps["independent"] == 400
+    assert steps["trained"] + steps["reused"] + steps["pruned"] == 400
+    assert steps["pruned"] > 0
+    assert steps["recorded"] == 0
+    printed = knee_tune("status", "--home", home).stdout
+    share = steps["trained"] / 400
+    assert (
+        f"steps trained: {steps['trained']} of 400 that independent trials would take ({share:.0%})"
+        in printed
+    )
+    (saved,) = (line for line in printed.splitlines() if line.startswith("steps saved: "))
+    assert f"{steps['pruned']} by pruning (trials that were ended early)" in saved
+
+
+def test_replicates_share_trunks_and_another_study_is_answered_from_records(
+    tmp_path: Path,
+) -> None:
+    study = (
+        *(*QUICK, "--home", tmp_path, "--tracking-uri", "none"),
+        *("--set", "recipe.epochs=1", "--sampler", "grid", "--goal", "ridge"),
+        *("--set", "space.seed_lr={values: [0.05]}"),
+        *("--set", "space.explore_fraction={values: [0.2, 0.8]}"),
+    )
+    printed = knee_tune(*study, "--replicates", "2", "--study-name", "twice").stdout
+    assert "50 steps x 2 replicates per trial" in printed
+    assert "pruning is off: this study looks for the ridge" in printed
+    assert printed.count("from step 10 of its trunk") == 2
+    assert printed.count(" ± ") == 3  # two trials, and the best one again
+    assert "steps trained: 180 of 200 that independent trials would take (90%)" in printed
+    assert "steps saved: 20 from trunks (an explore phase that trials share" in printed
+
+    again = knee_tune(*study, "--study-name", "once", "--pruner", "none").stdout
+    assert again.count("answered from its record") == 2
+    assert "steps trained: 0 of 100 that independent trials would take (0%)" in again
+    assert "steps saved: 100 from records (the same run was trained before)" in again
+
+
+def test_a_pruner_that_compares_at_equal_steps_comes_with_a_warning(tmp_path: Path) -> None:
+    study = (*QUICK, "--home", tmp_path, "--tracking-uri", "none", "--set", "recipe.epochs=1")
+    printed = knee_tune(*study, "--trials", "1", "--pruner", "median").stdout
+    assert printed.count("pruner median compares trials at equal steps") == 1
 
 
 def test_best_is_the_best_of_the_status(home: Path) -> None:
@@ -163,7 +170,7 @@ def test_the_registered_model_classifies_without_pickle(
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store)
     try:
-        model = mlflow.pyfunc.load_model("models:/knee-tune-digits@champion")
+        model = mlflow.pyfunc.load_model("models:/knee-tune-digits@candidate")
     finally:
         mlflow.set_tracking_uri(before)
     images, labels = load_digits(return_X_y=True)
@@ -190,7 +197,9 @@ def test_a_baseline_stands_beside_the_study(home: Path) -> None:
 
 
 def test_registering_again_changes_nothing(home: Path) -> None:
-    assert "already the champion" in knee_tune("register", "--home", home).stdout
+    first, second = (knee_tune("register", "--as", "candidate", "--home", home) for _ in range(2))
+    assert "version 1 is the candidate" in first.stdout
+    assert first.stdout == second.stdout
 
 
 def test_ctrl_c_leaves_nothing_running_and_the_same_command_continues(fresh: Path) -> None:

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from tests.command_line import knee_tune
-from tests.e2e.test_cli import TINY, complains, running
+from tests.command_line import knee_tune, running
+from tests.e2e.test_cli import TINY, complains
 
 TRIALS = 6
 

@@ -24,13 +24,13 @@ TINY = (
 TRANSLATE = """
 import json, mlflow, sys
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/knee-tune-iwslt@champion")
+model = mlflow.pyfunc.load_model("models:/knee-tune-iwslt@candidate")
 print(json.dumps(model.predict(["Der Hund schläft .", "Guten Morgen !"])))
 """
 
 
 def translations(home: Path) -> list[str]:
-    """What the champion makes of two sentences, in a fresh process where pickle is forbidden."""
+    """What the candidate makes of two sentences, in a fresh process where pickle is forbidden."""
     done = subprocess.run(
         [sys.executable, "-c", TRANSLATE, f"sqlite:///{home}/mlflow.db"],
         env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"),

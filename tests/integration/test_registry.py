@@ -12,12 +12,12 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
 from safetensors.torch import save_model
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
 from knee_tune.specs.tracking import (
+    Alias,
     RegisteredModel,
     StudyStarted,
     TrainedModel,
@@ -61,7 +61,9 @@ def home(
     mlflow.set_tracking_uri(before)
 
 
-def trained(home: Path, task: str, *, seed: int, key: str = "trial-0") -> TrainedModel:
+def trained(
+    home: Path, task: str, *, seed: int, key: str = "trial-0", alias: Alias = "champion"
+) -> TrainedModel:
     (home / "data" / "dict").mkdir(parents=True, exist_ok=True)
     (home / "data" / "dict" / "words.txt").write_text("Laenge Wort")
     recipe: dict[str, Any] = {}
@@ -84,6 +86,8 @@ def trained(home: Path, task: str, *, seed: int, key: str = "trial-0") -> Traine
         data_fingerprint="f0",
         metrics={"valid": {"loss": 0.25}, "test": {"loss": 0.5}},
         experiment="e",
+        alias=alias,
+        confirmed="yes" if alias == "champion" else "not tried",
     )
 
 
@@ -91,8 +95,9 @@ def put(home: Path, model: TrainedModel) -> RegisteredModel:
     return register(model, home=home, uri=local_store(home))
 
 
-def champion(client: MlflowClient, name: str, alias: str = "champion") -> int:
-    return int(client.get_model_version_by_alias(name, alias).version)
+def aliases(home: Path, name: str) -> dict[str, int]:
+    model = connect(local_store(home)).get_registered_model(name)
+    return {alias: int(version) for alias, version in model.aliases.items()}
 
 
 def test_the_champion_answers_sentences_from_its_own_files(home: Path) -> None:
@@ -133,6 +138,7 @@ def test_a_version_is_tied_to_its_run_and_its_numbers(home: Path) -> None:
         "knee.seed_lr": "0.05",
         "knee.explore_fraction": "0.5",
         "knee.data_fingerprint": "f0",
+        "knee.confirmed": "yes",
         "valid/loss": "0.25",
         "test/loss": "0.5",
     }
@@ -145,15 +151,42 @@ def test_a_version_is_tied_to_its_run_and_its_numbers(home: Path) -> None:
 
 
 def test_the_champion_before_becomes_challenger(home: Path) -> None:
-    client = connect(local_store(home))
     first = put(home, trained(home, "toy", seed=1))
     again = put(home, trained(home, "toy", seed=1))
     assert (first.new, again.new) == (True, False)
     assert again.version == first.version
     second = put(home, trained(home, "toy", seed=2, key="trial-1"))
+    assert aliases(home, "knee-tune-toy") == {
+        "champion": second.version,
+        "challenger": first.version,
+    }
 
-    assert champion(client, "knee-tune-toy") == second.version
-    assert champion(client, "knee-tune-toy", "challenger") == first.version
+
+def test_a_candidate_leaves_the_champion_alone_until_it_is_one(home: Path) -> None:
+    first = put(home, trained(home, "toy", seed=1))
+    second = put(home, trained(home, "toy", seed=2, key="trial-1", alias="candidate"))
+    assert second.uri == "models:/knee-tune-toy@candidate"
+    assert aliases(home, "knee-tune-toy") == {
+        "champion": first.version,
+        "candidate": second.version,
+    }
+    promoted = put(home, trained(home, "toy", seed=2, key="trial-1"))
+    assert (promoted.version, promoted.new) == (second.version, False)
+    assert promoted.uri == "models:/knee-tune-toy@champion"
+    assert aliases(home, "knee-tune-toy") == {
+        "champion": second.version,
+        "challenger": first.version,
+    }
+    client = connect(local_store(home))
+    version = client.get_model_version("knee-tune-toy", str(second.version))
+    assert version.tags["knee.confirmed"] == "yes"
+
+
+def test_a_champion_that_is_found_again_stays_one(home: Path) -> None:
+    first = put(home, trained(home, "toy", seed=1))
+    again = put(home, trained(home, "toy", seed=1, alias="candidate"))
+    assert (again.alias, again.new) == ("champion", False)
+    assert aliases(home, "knee-tune-toy") == {"champion": first.version}
 
 
 def test_a_trial_that_was_not_tracked_here_is_said_in_one_line(home: Path) -> None:

@@ -27,7 +27,7 @@ def judged(*candidates: Candidate, direction: Direction = "maximize") -> Confirm
 
 
 def winner_of(confirmation: Confirmation) -> float | None:
-    return confirmation.best and confirmation.best.seed_lr
+    return confirmation.best.seed_lr if confirmation.best else None
 
 
 def test_a_winner_that_is_better_seed_by_seed_is_confirmed() -> None:
