@@ -116,7 +116,7 @@ class Bench:
 
     home: Path
     data: Path
-    runner: ForkserverRunner
+    runner: Callable[[], ForkserverRunner]
     task: str
     ranks: int
     recipe: Recipe
@@ -161,7 +161,7 @@ class Bench:
         line = Line(on_report)
         if self.ranks == 1 and self.task != "mortal":
             return Ran(plan, worker.run_job(plan, Group(), line), line.reports, line.lines)
-        outcome = self.runner.run(
+        outcome = self.runner().run(
             plan, on_report=line.report, on_line=line.line, on_progress=line.progress
         )
         return Ran(plan, outcome, line.reports, line.lines)
@@ -214,7 +214,7 @@ MakeBench = Callable[..., Bench]
 
 
 @pytest.fixture
-def bench(tmp_path: Path, data: Path, forkserver: ForkserverRunner) -> MakeBench:
+def bench(tmp_path: Path, data: Path, request: pytest.FixtureRequest) -> MakeBench:
     def make(task: str = "batchnorm", ranks: int = 1, **recipe: Any) -> Bench:
         if task == "iwslt":
             pytest.importorskip("fairseq", reason="needs the translation extra")
@@ -230,7 +230,7 @@ def bench(tmp_path: Path, data: Path, forkserver: ForkserverRunner) -> MakeBench
         return Bench(
             home=tmp_path,
             data=data,
-            runner=forkserver,
+            runner=lambda: request.getfixturevalue("forkserver"),
             task=task,
             ranks=ranks,
             recipe=built.recipe,
