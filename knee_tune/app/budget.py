@@ -192,9 +192,10 @@ def _tracked(opened: OpenedSearch, search: Search) -> Iterator[None]:
         found = opened.study.record
         smallest = {name: found.smallest(name) for name in found.schedules}
         metrics = {f"epochs_{name}": float(cell.epochs) for name, cell in smallest.items() if cell}
+        cost = found.steps()
         steps = {
-            "steps_trained": float(found.steps_trained),
-            "steps_independent": float(found.steps_independent),
+            "steps_trained": float(cost.trained),
+            "steps_independent": float(cost.independent),
         }
         tracker.record(Attached(name="budget.json", text=found.model_dump_json(indent=2)))
         tracker.record(StudyFinished(state=ended, metrics=metrics | steps))

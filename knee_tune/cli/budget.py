@@ -174,39 +174,44 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
         soft_wrap=True,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("schedule")
+    table.add_column("schedule", no_wrap=True)
     for epochs in record.budgets:
         table.add_column(in_epochs(epochs), justify="right")
-    table.add_column("smallest", justify="right")
-    table.add_column("best setting")
     for name in record.schedules:
-        smallest = record.smallest(name)
-        cells = [_cell(record, name, epochs) for epochs in record.budgets]
-        best = smallest or record.best(name)
-        table.add_row(
-            name,
-            *cells,
-            f"[bold green]{smallest.epochs}[/]" if smallest else "not reached",
-            "" if best is None else best.point,
-        )
+        table.add_row(name, *(_cell(record, name, epochs) for epochs in record.budgets))
     console.print(table)
+    console.print()
     for name in record.schedules:
-        best = record.best(name)
-        if record.smallest(name) is None and best is not None:
-            console.print(
-                f"{name} does not reach it within {in_epochs(record.budgets[-1])}: at best "
-                f"{value_of(best)} in {in_epochs(best.epochs)}",
-                soft_wrap=True,
-            )
+        console.print(_found(record, name), soft_wrap=True)
     if record.saving is not None and record.finished:
         console.print(f"[bold]{record.saving.text}[/]", soft_wrap=True)
-    if record.steps_independent:
+    if len({run.seed for run in record.runs}) == 1:
+        console.print("one random seed each; --replicates 3 tells a lucky run from a good setting")
+    steps, of_knee = record.steps(), record.steps("knee")
+    if steps.independent:
+        own = f"; of knee {of_knee.trained / of_knee.independent:.0%}" if of_knee.trained else ""
         console.print(
-            f"steps trained: {record.steps_trained:,} of {record.steps_independent:,} that "
-            f"independent runs would take "
-            f"({record.steps_trained / record.steps_independent:.0%})",
+            f"steps trained: {steps.trained:,} of {steps.independent:,} that independent runs "
+            f"would take ({steps.trained / steps.independent:.0%}{own})",
             soft_wrap=True,
         )
+
+
+def _found(record: "BudgetRecord", schedule: str) -> str:
+    """The smallest budget of a schedule, or how near it came."""
+    from knee_tune.specs.budget import in_epochs
+
+    smallest = record.smallest(schedule)
+    if smallest is not None:
+        reached = f"[bold green]{in_epochs(smallest.epochs)}[/]"
+        return f"{schedule}: {reached}, {value_of(smallest)} at {smallest.point}"
+    best = record.best(schedule)
+    if best is None:
+        return f"{schedule}: not reached, no setting has a value"
+    return (
+        f"{schedule}: not reached within {in_epochs(record.budgets[-1])}; at best "
+        f"{value_of(best)} in {in_epochs(best.epochs)} at {best.point}"
+    )
 
 
 def _cell(record: "BudgetRecord", schedule: str, epochs: int) -> str:

@@ -58,6 +58,14 @@ class BudgetRun(Spec):
     steps_budget: int = Field(gt=0)
 
 
+class SearchSteps(Spec):
+    """Steps that a search trained itself, over all commands that continued it, and what the same
+    runs would have cost, each trained alone."""
+
+    trained: int
+    independent: int
+
+
 class Saving(Spec):
     """Knee against the best of the baselines: the one that needs the fewest epochs."""
 
@@ -91,15 +99,13 @@ class BudgetRecord(Spec):
         """Names it in MLflow, also when a search of the same name is made anew."""
         return f"{self.name}-{self.key}"
 
-    @property
-    def steps_trained(self) -> int:
-        """What this search trained itself, over all commands that continued it."""
-        return sum(run.steps_trained for run in self.runs)
-
-    @property
-    def steps_independent(self) -> int:
-        """What the same runs would have cost, each trained alone."""
-        return sum(run.steps_budget for run in self.runs)
+    def steps(self, schedule: str | None = None) -> SearchSteps:
+        """What the runs of a schedule, or (None) all of them, have cost."""
+        runs = [run for run in self.runs if schedule in (None, run.schedule)]
+        return SearchSteps(
+            trained=sum(run.steps_trained for run in runs),
+            independent=sum(run.steps_budget for run in runs),
+        )
 
     def settings(self, schedule: str, epochs: int | None = None) -> list[Setting]:
         """What was trained of a schedule, at one budget or (None) at all of them."""
@@ -197,10 +203,7 @@ class BudgetRecord(Spec):
             "finished": self.finished,
             "schedules": [self._schedule_as_json(name) for name in self.schedules],
             "saving": self.saving.model_dump() if self.saving else None,
-            "steps": {
-                "trained": self.steps_trained,
-                "independent": self.steps_independent,
-            },
+            "steps": self.steps().model_dump(),
         }
 
     def _schedule_as_json(self, name: str) -> dict[str, Any]:
@@ -210,6 +213,7 @@ class BudgetRecord(Spec):
             "schedule": name,
             "smallest_budget": smallest.epochs if smallest else None,
             "best": _as_json(smallest or self.best(name)),
+            "steps": self.steps(name).model_dump(),
             "budgets": [
                 {
                     "epochs": epochs,

@@ -78,7 +78,7 @@ def test_a_budget_goes_on_from_the_trunk_of_the_one_before(found: BudgetRecord) 
     trained = {(run.schedule, run.epochs): run.steps_trained for run in found.runs}
     assert trained["knee", 1] == STEPS_PER_EPOCH
     assert trained["knee", 2] == 2 * STEPS_PER_EPOCH - STEPS_PER_EPOCH // 2
-    assert found.steps_independent - found.steps_trained == STEPS_PER_EPOCH // 2
+    assert found.steps().independent - found.steps().trained == STEPS_PER_EPOCH // 2
 
 
 def test_a_shared_trunk_changes_no_value(found: BudgetRecord, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_shared_trunk_changes_no_value(found: BudgetRecord, tmp_path: Path) ->
     assert [run.value for run in alone.runs] == [
         run.value for run in found.runs if (run.schedule, run.epochs) == ("knee", 2)
     ]
-    assert alone.steps_trained == 2 * STEPS_PER_EPOCH
+    assert alone.steps().trained == 2 * STEPS_PER_EPOCH
 
 
 def test_the_same_search_again_trains_nothing(home: Path, found: BudgetRecord) -> None:
@@ -136,7 +136,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
         search(tmp_path, Lines(interrupt), schedules=("knee",))
     record = search(tmp_path, schedules=("knee",))
     assert record.finished
-    assert record.steps_trained == 50 + 75, "the first budget was not trained again"
+    assert record.steps().trained == 50 + 75, "the first budget was not trained again"
 
 
 def test_a_target_that_no_budget_reaches(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from knee_tune.errors import UserError
 from knee_tune.specs.budget import (
     BudgetRecord,
     BudgetRun,
+    SearchSteps,
     check_budgets,
     check_distinct,
     read_target,
@@ -132,7 +133,8 @@ def test_what_it_cost_and_what_sharing_saved() -> None:
         run("knee", 10, 94.0, steps_trained=1000),
         run("knee", 20, 95.0, steps_trained=1500),
     )
-    assert (found.steps_trained, found.steps_independent) == (2500, 3000)
+    assert found.steps() == SearchSteps(trained=2500, independent=3000)
+    assert found.steps("linear") == SearchSteps(trained=0, independent=0)
 
 
 def test_the_object_that_is_printed() -> None:
