@@ -31,36 +31,39 @@ from knee_tune.training.worker import run_job
 from knee_tune.tuning.listeners import End, Origin, Watcher
 
 
-class _Nobody:
-    """A channel and a watcher that leads nowhere, but takes the time."""
+class Nobody:
+    """A channel and a watcher that leads nowhere, but takes the time of a trial."""
 
     def __init__(self) -> None:
         self.started = self.ended = 0.0
 
     def report(self, report: Report) -> Decision:
+        """Go on."""
         return Decision(stop=False)
 
     def progress(self, step: int) -> None:
-        pass
+        """Nothing."""
 
     def line(self, text: str) -> None:
-        pass
+        """Nothing."""
 
     def trial_started(
         self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
     ) -> None:
+        """Take the time."""
         self.started = time.perf_counter()
 
     def trial_progressed(self, number: int, step: int) -> None:
-        pass
+        """Nothing."""
 
     def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
-        pass
+        """Nothing."""
 
     def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
-        pass
+        """Nothing."""
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
+        """Take the time."""
         self.ended = time.perf_counter()
 
 
@@ -70,19 +73,21 @@ def bare_loop(request: StudyRequest, folder: Path) -> float:
         plan = _plan(opened, folder)
     torch.set_num_threads(1)
     began = time.perf_counter()
-    run_job(plan, Group(), _Nobody())
+    run_job(plan, Group(), Nobody())
     return time.perf_counter() - began
 
 
 def driven_trial(request: StudyRequest, folder: Path) -> float:
     """Seconds of the same training as a trial: from its start to its end in the study."""
-    nobody = _Nobody()
+    nobody = Nobody()
 
     @contextmanager
     def watch(_: StudyStart) -> Iterator[Watcher]:
         yield nobody
 
-    run_study(request, _places(folder), GroupOptions(), timeout=None, register=False, watch=watch)
+    run_study(
+        request, study_places(folder), GroupOptions(), timeout=None, register=False, watch=watch
+    )
     return nobody.ended - nobody.started
 
 
@@ -143,7 +148,8 @@ def _in_fresh_folder(
         return measure(request, Path(folder))
 
 
-def _places(folder: Path) -> Places:
+def study_places(folder: Path) -> Places:
+    """Databases and checkpoints, all below ``folder``."""
     home = Home(folder)
     return Places.of(home, storage=home.optuna_url, tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
