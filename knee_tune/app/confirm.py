@@ -4,10 +4,11 @@ from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.app.opened import OpenedStudy
 from knee_tune.planning.planner import knee_schedule
 from knee_tune.reporting.verdict import judge
-from knee_tune.runs.locks import file_lock, held_once
 from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun
 from knee_tune.specs.records import RunRecord, StudyRecord, TrialRecord
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
+from knee_tune.specs.steps import StepCount
+from knee_tune.specs.tracking import Attached
 from knee_tune.tuning.attributes import record_confirmation
 from knee_tune.tuning.listeners import Watcher
 from knee_tune.tuning.study import study_record
@@ -20,13 +21,17 @@ def confirm_winner(opened: OpenedStudy, watcher: Watcher) -> Confirmation | None
     confirmation, one with fewer seeds) are answered from their records. None if the study asks for
     no confirmation, or has no complete trial.
     """
-    study, spec = opened.study, opened.workshop.spec
-    if spec.confirm is None or study_record(study).best is None:
+    confirm, record = opened.workshop.spec.confirm, study_record(opened.study)
+    if confirm is None or record.best is None:
         return None
-    lock = file_lock(opened.places.home.root / f"confirm-{spec.name}.lock")
-    with held_once(lock, unless=lambda: False, meanwhile=lambda: None):  # two drivers, one study
-        confirmation = _confirmation(opened, watcher, study_record(study))
-        record_confirmation(study, confirmation)
+    recipe = opened.workshop.recipe
+    default = (recipe.seed_lr, DEFAULT_EXPLORE_FRACTION)
+    candidates = chosen(record, count=confirm.candidates, default=default)
+    trained = _train(opened, watcher, candidates)
+    confirmation = judge(trained, metric=record.metric, direction=record.direction)
+    record_confirmation(opened.study, confirmation)
+    text = confirmation.model_dump_json(indent=2)
+    opened.tracker.record(Attached(name="confirmation.json", text=text))
     watcher.line(confirmation.words)
     return confirmation
 
@@ -48,25 +53,18 @@ def chosen(record: StudyRecord, *, count: int, default: tuple[float, float]) -> 
     ]
 
 
-def _confirmation(opened: OpenedStudy, watcher: Watcher, record: StudyRecord) -> Confirmation:
-    spec, recipe = opened.workshop.spec, opened.workshop.recipe
-    assert spec.confirm is not None, "confirm_winner has seen to it"
-    candidates = chosen(
-        record,
-        count=spec.confirm.candidates,
-        default=(recipe.seed_lr, DEFAULT_EXPLORE_FRACTION),
-    )
-    seeds = spec.confirmation_seeds
+def _train(opened: OpenedStudy, watcher: Watcher, candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates with their runs, one for every fresh seed."""
+    seeds = opened.workshop.spec.confirmation_seeds
     runs = [_fresh_run(opened, candidate, seed) for candidate in candidates for seed in seeds]
     watcher.line(
         f"confirming: {len(runs)} runs, {len(candidates)} x {len(seeds)} (points x fresh seeds)"
     )
     records = iter(train_extra_runs(opened, watcher, runs))
-    trained = [
+    return [
         candidate.model_copy(update={"runs": tuple(_told(next(records), seed) for seed in seeds)})
         for candidate in candidates
     ]
-    return judge(trained, metric=record.metric, direction=record.direction)
 
 
 def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun:
@@ -87,4 +85,5 @@ def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun
 
 
 def _told(record: RunRecord, seed: int) -> FreshRun:
-    return FreshRun(seed=seed, value=record.value, reason=record.reason)
+    steps = StepCount(trained=record.steps_trained, reused=record.steps_reused)
+    return FreshRun(seed=seed, value=record.value, reason=record.reason, steps=steps)

@@ -19,8 +19,11 @@ HOW_TO_A_CHAMPION = {
 
 def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
     """Every candidate's mean and difference with their intervals, and the verdict in one line."""
-    seeds, count = confirmation.seeds, confirmation.comparisons
-    console.print(f"\nconfirmation with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}):")
+    seeds, steps = confirmation.seeds, confirmation.steps
+    console.print(
+        f"\nconfirmation with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), "
+        f"{steps.trained:,} steps trained, {steps.reused:,} reused:"
+    )
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("seed LR", justify="right")
     table.add_column("explore", justify="right")
@@ -46,6 +49,7 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
                     markup=False,
                     soft_wrap=True,
                 )
+    count = confirmation.comparisons
     together = "" if count < 2 else f"; the {count} differences hold together (Bonferroni)"
     console.print(f"(intervals of Student's t at 95 %{together})", soft_wrap=True)
     style = "bold green" if confirmation.confirmed else "yellow"

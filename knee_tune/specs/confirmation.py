@@ -6,6 +6,7 @@ from pydantic import Field
 
 from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import Direction
+from knee_tune.specs.steps import StepCount
 
 Confirmed = Literal["yes", "no", "not tried"]
 """Whether fresh seeds have confirmed a point."""
@@ -33,6 +34,7 @@ class FreshRun(Spec):
     seed: int
     value: float | None = Field(description="the study's metric; None: failed or diverged")
     reason: str = Field(default="", description="why there is no value")
+    steps: StepCount = StepCount()
 
 
 class Candidate(Spec):
@@ -78,6 +80,12 @@ class Confirmation(Spec):
     def seeds(self) -> tuple[int, ...]:
         """The random seeds that every candidate was trained with."""
         return tuple(run.seed for run in self.candidates[0].runs)
+
+    @property
+    def steps(self) -> StepCount:
+        """What all of it cost."""
+        runs = (run for candidate in self.candidates for run in candidate.runs)
+        return sum((run.steps for run in runs), StepCount())
 
     @property
     def best(self) -> Candidate | None:

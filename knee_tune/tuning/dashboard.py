@@ -49,6 +49,8 @@ def write_study_note(study: optuna.Study, record: StudyRecord) -> None:
             f"Best so far: **seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}** with "
             f"{record.metric} = {best.value:.4g} (trial {best.number})."
         )
+    if record.confirmation is not None:
+        lines.append(f"Fresh random seeds: {record.confirmation.words}.")
     lines.append(
         f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed; "
         f"{steps.trained:,} steps trained, {steps.independent:,} if every trial were trained to "

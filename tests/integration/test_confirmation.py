@@ -189,6 +189,7 @@ def test_a_better_point_wins_over_fresh_seeds(bench: Bench) -> None:
     assert len(ranks.fresh) == 10  # the default is among the best two, and is trained once
     assert sum(summary.record.counts.model_dump().values()) == 3  # fresh runs are no trials
     assert found.words in bench.said
+    assert (found.steps.trained, found.steps.reused) == (40, 0)  # four steps a run
 
 
 def test_the_default_is_a_candidate_even_if_it_is_not_among_the_best(bench: Bench) -> None:
