@@ -102,7 +102,7 @@ class Trunks:
 class Snapping(GridSnappingSampler):
     """Proposals are moved to the nearest point, whether it was tried or not."""
 
-    def _nearest_untried(self, study: Any, trial: Any, proposal: Mapping[str, float]) -> Point:
+    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, float]) -> Point:
         lr, fraction = (axis.snap(proposal[name]) for name, axis in self._axes.items())
         return lr, fraction
 
@@ -162,7 +162,7 @@ def rows(seeds: int) -> Iterator[tuple[str, ...]]:
             design.name + (", repeats answered" if design.repeats else ""),
             f"{statistics.mean(search.independent for search in searches):.0f}",
             f"{statistics.mean(search.points for search in searches):.0f}",
-            f"{statistics.mean(search.trained for search in searches) :.1f}",
+            f"{statistics.mean(search.trained for search in searches):.1f}",
             f"{statistics.mean(s.trained / s.independent for s in searches):.4f}",
             f"{formula(design.fractions):.4f}" if design.sampler == "grid" else "",
             design.aim,

@@ -47,6 +47,16 @@ def untried(trials: Iterable[FrozenTrial], axes: Mapping[str, Axis]) -> list[Poi
     return [point for point in grid if point not in tried]
 
 
+def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
+    """The longest explore fraction that any trial has, by seed LR: how far its trunk reaches."""
+    longest: dict[float, float] = {}
+    for trial in trials:
+        if "seed_lr" in trial.params:
+            lr, fraction = trial.params["seed_lr"], trial.params.get("explore_fraction", 0.0)
+            longest[lr] = max(fraction, longest.get(lr, 0.0))
+    return longest
+
+
 def wanted(study: optuna.Study, axes: Mapping[str, Axis], *, trials: int | None) -> bool:
     """Whether the study wants another trial: it has fewer than ``trials``, and a point is left.
 

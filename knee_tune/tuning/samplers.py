@@ -11,10 +11,13 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from knee_tune.tuning.grid import TrunkOrderedGridSampler
-from knee_tune.tuning.points import Axis, Point, untried
+from knee_tune.tuning.points import Axis, Point, longest_explored, untried
 
 STARTUP_TRIALS = 6
 """Random trials before a model of the surface is trusted."""
+
+REACH = 2.0
+"""How many times as far from a proposal as the nearest untried point another one may be."""
 
 
 def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampler:
@@ -37,11 +40,16 @@ def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampl
 
 
 class GridSnappingSampler(BaseSampler):
-    """Any Optuna sampler, its proposals moved to the nearest grid point not yet tried.
+    """Any Optuna sampler, its proposals moved to a near grid point not yet tried.
 
     What is stored is the grid point, so every viewer shows the LR that was trained, and seed LRs
     recur. A point is tried twice only when none is left: the same training would come out the
     same, and a model that learns nothing from pruned trials (GP) would propose theirs for ever.
+
+    The nearest untried point is as good as any other about as near, so of those at most
+    :data:`REACH` times as far away the one is taken that branches off its trunk the latest. In
+    simulated searches that trained 2 % fewer steps in 40 trials and 15 % fewer in 100, for the same
+    best point (``benchmarks/trunk_savings.py``).
 
     Randomness is stateless: a proposal depends on the seed, the trial's number and the trials so
     far. So a study that continues does not draw its first points again, and drivers that start
@@ -63,7 +71,7 @@ class GridSnappingSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The wrapped sampler's proposal, moved to the nearest grid point not yet tried."""
+        """The wrapped sampler's proposal, moved to a grid point not yet tried."""
         sampler = self._sampler_for(trial)
         # Our own space, not the one all trials so far have in common: that shrinks when a study
         # continues with a wider one.
@@ -71,7 +79,7 @@ class GridSnappingSampler(BaseSampler):
         for name, distribution in search_space.items():
             if name not in proposal:
                 proposal[name] = sampler.sample_independent(study, trial, name, distribution)
-        return dict(zip(self._axes, self._nearest_untried(study, trial, proposal), strict=True))
+        return dict(zip(self._axes, self._near_untried(study, trial, proposal), strict=True))
 
     def sample_independent(
         self,
@@ -89,12 +97,12 @@ class GridSnappingSampler(BaseSampler):
         seed = np.random.SeedSequence([trial.number, self._seed]).generate_state(1)
         return self._make(int(seed[0]))
 
-    def _nearest_untried(
+    def _near_untried(
         self, study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, float]
     ) -> Point:
-        others = (
-            other for other in study.get_trials(deepcopy=False) if other.number != trial.number
-        )
+        known = study.get_trials(deepcopy=False)
+        others = [other for other in known if other.number != trial.number]
+        trunks = longest_explored(others)
 
         def distance(point: Point) -> float:
             return math.dist(
@@ -102,4 +110,12 @@ class GridSnappingSampler(BaseSampler):
                 [axis.position(proposal[name]) for name, axis in self._axes.items()],
             )
 
-        return min(untried(others, self._axes) or self._grid, key=distance)
+        def shared(point: Point) -> float:
+            """How much of its training, as a share of the budget, its trunk has already done."""
+            at = dict(zip(self._axes, point, strict=True))
+            return min(at["explore_fraction"], trunks.get(at["seed_lr"], 0.0))
+
+        free = untried(others, self._axes) or self._grid
+        reach = REACH * min(map(distance, free))
+        near = [point for point in free if distance(point) <= reach]
+        return min(near, key=lambda point: (-shared(point), distance(point)))

@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 import optuna
 import pytest
 import torch
-from optuna.samplers import BaseSampler, NSGAIISampler, QMCSampler
+from optuna.samplers import (
+    BaseSampler,
+    NSGAIISampler,
+    PartialFixedSampler,
+    QMCSampler,
+    RandomSampler,
+)
 from optuna.trial import TrialState
 
 from knee_tune.tuning.points import Axis, wanted
@@ -110,6 +116,27 @@ def test_any_sampler_of_optuna_can_be_wrapped(make: Callable[[int], BaseSampler]
     with quiet_optuna():
         asked.optimize(lambda trial: value_at(suggest(trial)), n_trials=len(GRID))
     assert {tuple(trial.params.values()) for trial in asked.trials} == GRID
+
+
+@pytest.mark.parametrize(
+    ("proposed", "tried", "taken"),
+    [
+        (0.41, [], 0.5),  # the nearest
+        (0.41, [0.9], 0.5),  # 0.6 is too far
+        (0.41, [0.5], 0.6),  # which trains half of a run, the nearer 0.3 would train 70 %
+        (0.41, [0.5, 0.6], 0.3),
+        (0.32, [0.9], 0.3),  # a proposal next to a point means that point
+    ],
+)
+def test_of_points_about_as_near_the_one_that_branches_off_the_latest_is_taken(
+    proposed: float, tried: list[float], taken: float
+) -> None:
+    proposal = {"seed_lr": 0.01, "explore_fraction": proposed}
+    asked = study("random", known=[(0.01, fraction) for fraction in tried])
+    asked.sampler = GridSnappingSampler(
+        lambda seed: PartialFixedSampler(proposal, RandomSampler(seed)), seed=1, axes=AXES
+    )
+    assert suggest(asked.ask()) == (0.01, taken)
 
 
 @pytest.mark.parametrize("name", ["gp", "tpe"])
