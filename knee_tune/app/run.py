@@ -199,18 +199,20 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         slots=workshop.options.slots,
         gpus=workshop.facts.gpus,
         replicates=workshop.spec.replicates,
-        remarks=_remarks(workshop.spec),
+        remarks=tuple(_remarks(workshop.spec)),
     )
 
 
-def _remarks(spec: StudySpec) -> tuple[str, ...]:
+def _remarks(spec: StudySpec) -> Iterator[str]:
+    if spec.trials >= spec.size:
+        yield f"{spec.size} trials are every point of the search space; the study ends with them"
     if spec.goal == "ridge":
-        return (
+        yield (
             "pruning is off: this study looks for the ridge, the best explore fraction of every "
-            "seed LR, and pruning would bias it",
+            "seed LR, and pruning would bias it"
         )
-    warning = raw_step_warning(spec.acting_pruner)
-    return (warning,) if warning else ()
+    elif warning := raw_step_warning(spec.acting_pruner):
+        yield warning
 
 
 def _finished(
