@@ -29,7 +29,7 @@ MAX_LR = 0.8
 SPACE = FloatDistribution(0.01, MAX_LR, log=True)
 
 Curve = Mapping[int, float]
-Align = Literal["lr", "progress"]
+Align = Literal["step", "lr", "progress"]
 Direction = Literal["minimize", "maximize"]
 ALIGNS: tuple[Align, ...] = ("lr", "progress")
 
@@ -38,6 +38,11 @@ ALIGNS: tuple[Align, ...] = ("lr", "progress")
 def _no_log_of_optuna() -> Iterator[None]:
     with quiet_optuna():
         yield
+
+
+def aligned(align: Align = "lr", **settings: Any) -> KneePruner:
+    """A strict pruner without patience."""
+    return KneePruner(**{"align": align, "percentile": 10, "patience": 1, **settings})
 
 
 def knee(explore: int, *, seed_lr: float = MAX_LR, warmup: int = 0, total: int = TOTAL) -> Knee:
@@ -58,7 +63,7 @@ def follow(first: Curve, second: Curve, *, total: int = TOTAL) -> dict[int, floa
 
 
 def new_study(pruner: BasePruner | None = None, direction: Direction = "minimize") -> optuna.Study:
-    return optuna.create_study(pruner=pruner or KneePruner(), direction=direction)
+    return optuna.create_study(pruner=pruner or aligned(), direction=direction)
 
 
 def add(
@@ -123,10 +128,46 @@ def pruned_at(
     return None
 
 
+@pytest.mark.parametrize("explore", [0, 20, 50, 80, 90, 100])
+def test_at_equal_steps_nobody_is_pruned_for_a_higher_lr(explore: int) -> None:
+    study = new_study(aligned("step", percentile=0))
+    for others in (0, 20, 50, 90):
+        add_six(study, knee(others))
+    assert pruned_at(study, knee(explore), curve(knee(explore))) is None
+
+
+def test_who_lags_behind_trials_of_higher_lrs_is_pruned_while_it_explores() -> None:
+    study = new_study(aligned("step"))
+    low = knee(100, seed_lr=0.1, warmup=10)
+    add_six(study, knee(20))  # below LR 0.1 from step 91 on
+    bad = dict.fromkeys(range(5, 101, 5), 9.0)
+    assert pruned_at(study, low, bad) == 15
+    assert pruned_at(study, low, {step: 9.0 for step in bad if step > 90}) is None
+
+
+def test_patience_counts_evaluations_in_a_row() -> None:
+    study = new_study(aligned("step", patience=3))
+    add_six(study, knee(80))
+    good, bad = curve(knee(80)), curve(knee(80), offset=0.5)
+    assert pruned_at(study, knee(80), bad) == 30
+    assert pruned_at(study, knee(80), bad | {20: good[20], 40: good[40]}) == 70
+    assert pruned_at(study, knee(80), bad | {step: good[step] for step in (30, 60, 90)}) is None
+
+
+def test_patience_does_not_reach_into_the_replicate_before() -> None:
+    schedule = knee(80)
+    study = new_study(aligned("step", patience=3))
+    for _ in range(6):
+        add(study, schedule, follow(curve(schedule), curve(schedule)), replicates=2)
+    good, bad = curve(schedule), curve(schedule, offset=0.5)
+    first = good | {90: bad[90], 100: bad[100]}
+    assert pruned_at(study, schedule, follow(first, bad), replicates=2) == TOTAL + 30
+
+
 @pytest.mark.parametrize("align", ALIGNS)
 @pytest.mark.parametrize("explore", [0, 20, 50, 80, 90, 100])
 def test_an_equally_good_trial_lives_wherever_its_knee_is(align: Align, explore: int) -> None:
-    study = new_study(KneePruner(align=align, percentile=0))
+    study = new_study(aligned(align=align, percentile=0))
     add_six(study, knee(20))
     assert pruned_at(study, knee(explore), curve(knee(explore))) is None
 
@@ -140,7 +181,7 @@ def test_a_raw_step_pruner_kills_the_same_trial_for_exploring_longer() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_decays_that_are_the_same_function_of_the_lr_never_prune_each_other(seed: int) -> None:
     draw = random.Random(seed)
-    study = new_study(KneePruner(percentile=0))
+    study = new_study(aligned(percentile=0))
     for _ in range(12):
         schedule = knee(draw.randrange(95), seed_lr=draw.uniform(0.1, MAX_LR))
         assert pruned_at(study, schedule, curve(schedule, every=1)) is None
@@ -159,7 +200,7 @@ def test_decays_that_are_the_same_function_of_the_lr_never_prune_each_other(seed
 def test_a_worse_trial_is_pruned_as_soon_as_the_pruner_acts(
     align: Align, explore: int, step: int
 ) -> None:
-    study = new_study(KneePruner(align=align))
+    study = new_study(aligned(align=align))
     add_six(study)
     schedule = knee(explore)
     assert pruned_at(study, schedule, curve(schedule, offset=0.01)) == step
@@ -168,7 +209,7 @@ def test_a_worse_trial_is_pruned_as_soon_as_the_pruner_acts(
 @pytest.mark.parametrize("align", ALIGNS)
 def test_warmup_explore_and_the_end_are_never_pruned(align: Align) -> None:
     schedule = knee(80, warmup=10)
-    study = new_study(KneePruner(align=align, max_lr_fraction=1, min_progress=0))
+    study = new_study(aligned(align=align, max_lr_fraction=1, min_progress=0))
     add_six(study, schedule)
     reports = dict.fromkeys((1, 10, 11, 50, 80), 99.0) | {TOTAL: 99.0}
     assert pruned_at(study, schedule, reports) is None
@@ -177,7 +218,7 @@ def test_warmup_explore_and_the_end_are_never_pruned(align: Align) -> None:
 
 @pytest.mark.parametrize("align", ALIGNS)
 def test_a_trial_that_explores_to_the_end_is_neither_pruned_nor_compared_with(align: Align) -> None:
-    study = new_study(KneePruner(align=align))
+    study = new_study(aligned(align=align))
     add_six(study, knee(100))
     bad = curve(knee(20), offset=9)
     assert pruned_at(study, knee(20), bad) is None
@@ -197,7 +238,7 @@ def test_values_are_current_not_the_best_so_far() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_maximising_mirrors_minimising(align: Align, seed: int) -> None:
     draw = random.Random(seed)
-    pruner = KneePruner(align=align, percentile=30)
+    pruner = aligned(align=align, percentile=30)
     low, high = new_study(pruner, "minimize"), new_study(pruner, "maximize")
     ends = []
     for _ in range(30):
@@ -303,7 +344,7 @@ def test_evaluations_need_not_be_at_equal_steps() -> None:
 
 
 def test_a_step_of_zero_is_before_the_knee_of_a_linear_decay() -> None:
-    study = new_study(KneePruner(max_lr_fraction=1))
+    study = new_study(aligned(max_lr_fraction=1))
     add_six(study, knee(0))
     assert pruned_at(study, knee(0), {0: 9.0}) is None
     assert pruned_at(study, knee(0), {10: 9.0}) == 10
@@ -312,7 +353,7 @@ def test_a_step_of_zero_is_before_the_knee_of_a_linear_decay() -> None:
 @pytest.mark.parametrize("align", ALIGNS)
 def test_replicates_are_compared_with_the_same_replicates(align: Align) -> None:
     schedule = knee(20)
-    study = new_study(KneePruner(align=align))
+    study = new_study(aligned(align=align))
     for _ in range(6):
         first, both = curve(schedule, offset=1), curve(schedule)
         add(study, schedule, follow(first, both), replicates=2)
@@ -347,12 +388,12 @@ def suggest_other(trial: optuna.Trial) -> object:
 @pytest.mark.parametrize(
     ("pruner", "suggest", "step"),
     [
-        (KneePruner(max_seed_lr=1.6), suggest_other, 60),  # LR 0.4
-        (KneePruner(), suggest_choice, 60),
-        (KneePruner(), suggest_other, 80),  # LR 0.2: the largest seed LR so far is 0.8
-        (KneePruner(param="dropout"), suggest_other, 80),  # which is no seed LR
-        (KneePruner(param="lr"), lambda trial: trial.suggest_float("lr", 0.8, 0.8), 80),
-        (KneePruner(max_lr_fraction=0.5), suggest_other, 60),
+        (aligned(max_seed_lr=1.6), suggest_other, 60),  # LR 0.4
+        (aligned(), suggest_choice, 60),
+        (aligned(), suggest_other, 80),  # LR 0.2: the largest seed LR so far is 0.8
+        (aligned(param="dropout"), suggest_other, 80),  # which is no seed LR
+        (aligned(param="lr"), lambda trial: trial.suggest_float("lr", 0.8, 0.8), 80),
+        (aligned(max_lr_fraction=0.5), suggest_other, 60),
     ],
 )
 def test_what_the_largest_seed_lr_is(
@@ -367,7 +408,7 @@ def test_what_the_largest_seed_lr_is(
 
 @pytest.mark.parametrize(("percentile", "kept"), [(0, 1), (10, 1), (50, 3), (90, 5), (100, 6)])
 def test_percentile_is_the_share_that_is_kept(percentile: float, kept: int) -> None:
-    study = new_study(KneePruner(percentile=percentile))
+    study = new_study(aligned(percentile=percentile))
     for offset in range(6):
         add(study, knee(20), curve(knee(20), offset=offset))
     ends = [pruned_at(study, knee(20), curve(knee(20), offset=offset)) for offset in range(7)]
@@ -388,7 +429,7 @@ def test_a_trial_without_reports_is_not_pruned() -> None:
 
 
 def test_several_objectives_are_refused_as_optuna_does() -> None:
-    study = optuna.create_study(directions=["minimize", "maximize"], pruner=KneePruner())
+    study = optuna.create_study(directions=["minimize", "maximize"], pruner=aligned())
     trial = study.ask()
     with pytest.raises(NotImplementedError, match="multi-objective"):
         trial.should_prune()
@@ -400,7 +441,8 @@ def test_several_objectives_are_refused_as_optuna_does() -> None:
 @pytest.mark.parametrize(
     ("argument", "wrong"),
     [
-        ("align", "step"),
+        ("align", "epoch"),
+        ("patience", 0),
         ("percentile", -1),
         ("percentile", 100.1),
         ("percentile", math.nan),

@@ -28,19 +28,23 @@ _NUMBERS = ("seed_lr", "total_steps", "warmup_steps", "explore_steps")
 class KneePruner(BasePruner):
     """Prunes trials of Knee schedules, never for exploring longer than others.
 
-    A trial is pruned when, in its decay, its value misses the best ``percentile`` % of what
-    complete trials had
+    A trial is pruned when, at ``patience`` evaluations in a row, its value misses the best
+    ``percentile`` % of what complete trials had
 
-    - ``align="lr"``: when their LR had come down to the same value. It acts once the LR is at most
-      ``max_lr_fraction`` of ``max_seed_lr``, and compares with trials whose seed LR is not below
-      the current LR.
-    - ``align="progress"``: when they had the same share of their decay behind them. It acts once
-      that share is ``min_progress``.
+    - ``align="step"``: at the same step, those alone whose LR was not below this trial's there. At
+      a higher LR values are noisier and have more to gain from the decay, so whoever is worse than
+      them lags behind; a trial that explores is never compared with one that has decayed further.
+      It acts from the end of the warmup on.
+    - ``align="lr"``: when their LR had come down to the same value. It acts in the decay, once the
+      LR is at most ``max_lr_fraction`` of ``max_seed_lr``, and compares with trials whose seed LR
+      is not below the current LR.
+    - ``align="progress"``: when they had the same share of their decay behind them. It acts in the
+      decay, once that share is ``min_progress``.
 
     A value between two evaluations of a comparator is interpolated. Compared are trials of the same
-    budget and number of replicates, and means over the same replicates. Warmup, explore phase and
-    last evaluation are never pruned for being worse. A NaN prunes, wherever it is reported but at
-    the end. Failed, running and pruned trials are no comparators.
+    budget and number of replicates, and means over the same replicates. Warmup and last evaluation
+    are never pruned for being worse. A NaN prunes, wherever it is reported but at the end. Failed,
+    running and pruned trials are no comparators.
 
     It must know each trial's schedule: see :meth:`describe`. A trial without one is never pruned,
     and warns.
@@ -58,8 +62,9 @@ class KneePruner(BasePruner):
     def __init__(
         self,
         *,
-        align: Literal["lr", "progress"] = "lr",
-        percentile: float = 10.0,
+        align: Literal["step", "lr", "progress"] = "step",
+        percentile: float = 50.0,
+        patience: int = 3,
         n_startup_trials: int = 6,
         n_min_trials: int = 4,
         max_lr_fraction: float = 0.25,
@@ -67,15 +72,16 @@ class KneePruner(BasePruner):
         max_seed_lr: float | None = None,
         param: str = "seed_lr",
     ) -> None:
-        _check(align in ("lr", "progress"), "align", align, "'lr' or 'progress'")
+        _check(align in ("step", "lr", "progress"), "align", align, "'step', 'lr' or 'progress'")
         _check(0 <= percentile <= 100, "percentile", percentile, "between 0 and 100")
+        _check(patience >= 1, "patience", patience, "at least 1")
         _check(n_startup_trials >= 0, "n_startup_trials", n_startup_trials, "at least 0")
         _check(n_min_trials >= 1, "n_min_trials", n_min_trials, "at least 1")
         _check(0 < max_lr_fraction <= 1, "max_lr_fraction", max_lr_fraction, "in (0, 1]")
         _check(0 <= min_progress < 1, "min_progress", min_progress, "in [0, 1)")
         usable = max_seed_lr is None or 0 < max_seed_lr < math.inf
         _check(usable, "max_seed_lr", max_seed_lr, "positive and finite, or None")
-        self._align, self._percentile = align, percentile
+        self._align, self._percentile, self._patience = align, percentile, patience
         self._n_startup_trials, self._n_min_trials = n_startup_trials, n_min_trials
         self._max_lr_fraction, self._min_progress = max_lr_fraction, min_progress
         self._max_seed_lr, self._param = max_seed_lr, param
@@ -111,17 +117,36 @@ class KneePruner(BasePruner):
             return False  # it is over anyway
         if math.isnan(value):
             return True
-        replicate, step = alignment.locate(at, total_steps=schedule.total_steps)
-        if step <= schedule.knee_step:
-            return False
         peers = _peers(study, described)
-        if len(peers) < self._n_startup_trials or not self._acts(trial, schedule, step, peers):
+        if len(peers) < self._n_startup_trials:
+            return False
+        replicate, _ = alignment.locate(at, total_steps=schedule.total_steps)
+        first = replicate * schedule.total_steps + 1
+        recent = sorted(step for step in trial.intermediate_values if first <= step <= at)
+        return len(recent) >= self._patience and all(
+            self._misses(trial, schedule, step, peers, sign=sign)
+            for step in recent[: -self._patience - 1 : -1]
+        )
+
+    def _misses(
+        self,
+        trial: FrozenTrial,
+        schedule: Knee,
+        reported: int,
+        peers: Sequence["_Peer"],
+        *,
+        sign: int,
+    ) -> bool:
+        """Whether what the trial reported there is not among the best."""
+        replicate, step = alignment.locate(reported, total_steps=schedule.total_steps)
+        if not self._acts(trial, schedule, step, peers):
             return False
         others = [
             sign * other
             for peer in peers
             if (other := self._value_of(peer, schedule, replicate, step)) is not None
         ]
+        value = sign * trial.intermediate_values[reported]
         return len(others) >= self._n_min_trials and alignment.is_outside(
             value, others, percentile=self._percentile
         )
@@ -129,6 +154,10 @@ class KneePruner(BasePruner):
     def _acts(
         self, trial: FrozenTrial, schedule: Knee, step: int, peers: Sequence["_Peer"]
     ) -> bool:
+        if self._align == "step":
+            return step > schedule.warmup_steps
+        if step <= schedule.knee_step:
+            return False
         if self._align == "progress":
             return alignment.decay_progress(schedule, step) >= self._min_progress
         highest = (
@@ -139,8 +168,13 @@ class KneePruner(BasePruner):
         return schedule.lr(step) <= self._max_lr_fraction * highest
 
     def _value_of(self, peer: "_Peer", schedule: Knee, replicate: int, step: int) -> float | None:
-        """A peer's value where it was as far as this trial is now."""
-        if self._align == "progress":
+        """A peer's value where it can be compared with this trial's; None if it never can."""
+        same: float | None
+        if self._align == "step":
+            lr = schedule.lr(step)
+            at_least = peer.schedule.lr(step) >= lr or math.isclose(peer.schedule.lr(step), lr)
+            same = step if at_least else None
+        elif self._align == "progress":
             progress = alignment.decay_progress(schedule, step)
             same = alignment.step_at_progress(peer.schedule, progress)
         else:
