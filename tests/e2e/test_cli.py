@@ -87,7 +87,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
 
 def test_status_says_how_the_study_stands(home: Path) -> None:
     printed = status(home)
-    assert list(printed) == ["study", "counts", "best", "steps"]
+    assert list(printed) == ["study", "counts", "best", "steps", "audit"]
     assert printed["study"] == NAME
     assert printed["counts"] == {"complete": 2, "pruned": 2, "failed": 0, "running": 0}
     assert list(printed["best"]) == ["trial", "seed_lr", "explore_fraction", "value", "metric"]

@@ -47,10 +47,10 @@ def study(*trials: TrialRecord, direction: Direction = "minimize") -> StudyRecor
 def test_the_status_of_a_study() -> None:
     record = study(
         trial(0, "complete", 5.0, steps_trained=100),
-        trial(1, "pruned", 1.0, steps_trained=40),
-        trial(2, "complete", 4.5, steps_trained=100),
-        trial(3, "failed", steps_trained=7),
-        trial(4, "running", steps_trained=3),
+        trial(1, "pruned", 1.0, steps_trained=40, steps_pruned=60),
+        trial(2, "complete", 4.5, steps_trained=50, steps_reused=50),
+        trial(3, "failed", steps_trained=7, steps_reused=20),
+        trial(4, "running", steps_trained=3, steps_reused=20),
         trial(5, "waiting"),
     )
     assert json.loads(json.dumps(record.status_as_json())) == {
@@ -63,9 +63,20 @@ def test_the_status_of_a_study() -> None:
             "value": 4.5,
             "metric": "valid_ppl",
         },
-        "steps": {"trained": 250, "independent": 300, "reused": 0, "pruned": 0, "recorded": 0},
+        "steps": {"trained": 200, "independent": 300, "reused": 50, "pruned": 60, "recorded": 0},
         "audit": None,
     }
+
+
+def test_what_was_saved_is_all_that_was_not_trained() -> None:
+    steps = study(
+        trial(0, "complete", 5.0, steps_trained=100),
+        trial(1, "complete", 5.0, steps_trained=30, steps_reused=70),
+        trial(2, "pruned", steps_trained=10, steps_reused=30, steps_pruned=60),
+        trial(3, "complete", 5.0, steps_reused=100, steps_recorded=100),
+    ).steps
+    assert steps.trained + steps.reused + steps.pruned == steps.independent == 400
+    assert (steps.reused, steps.recorded) == (200, 100)
 
 
 def test_a_study_without_a_complete_trial_has_no_best() -> None:

@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.app.request import StudyRequest
 from knee_tune.errors import UserError
-from knee_tune.specs.records import BaselineRecord, Evaluation
+from knee_tune.specs.records import BaselineRecord, Evaluation, ReplicateRecord
+from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import TrialFinished
 from knee_tune.tuning.recovery import (
     RETRY_LIMIT,
@@ -27,6 +28,7 @@ from knee_tune.tuning.study import (
     load_study,
     open_study,
     record_baseline,
+    replicate_attr,
     reported_sign,
     spec_of,
     study_record,
@@ -89,6 +91,7 @@ def test_drivers_that_start_together_make_one_study() -> None:
     ("change", "line"),
     [
         ({"seed": 2}, "it was made with seed=1, not 2"),
+        ({"replicates": 3}, "it was made with replicates=1, not 3"),
         ({"settings": ("recipe.epochs=7",)}, "it was made with recipe.epochs=6, not 7"),
         (
             {"settings": ("recipe.model.hidden=[8]",)},
@@ -259,6 +262,25 @@ def test_a_trial_as_reports_read_it() -> None:
     assert (record.run_id, record.run_url) == ("abc", "http://x/abc")
     assert record.checkpoint == "/checkpoints/trial-0000"
     assert record.seconds is not None
+
+
+def test_the_curve_of_a_trial_is_the_mean_of_the_replicates_that_have_a_step() -> None:
+    study = opened(replicates=2)
+    replicates = [
+        ReplicateRecord(seed=1, state="complete", value=70.0, steps=StepCount(trained=300)),
+        ReplicateRecord(seed=2, state="running", steps=StepCount(reused=150, reached=150)),
+    ]
+    noted = {replicate_attr(r): record.model_dump() for r, record in enumerate(replicates)}
+    trial = ask(study, plan=plan(300), replicates=2, steps_reused=150, **noted)
+    for step, mean in {150: 60.0, 300: 70.0, 300 + 150: 58.0}.items():
+        trial.report(mean, step=step)
+    (record,) = study_record(study).trials
+    assert [(at.step, at.metrics["valid_accuracy"]) for at in record.curve] == [
+        (150, 58.0),
+        (300, 70.0),
+    ]
+    assert record.replicates == tuple(replicates)
+    assert (record.steps_budget, record.steps_reused) == (600, 150)
 
 
 def test_a_pruned_trial_has_no_value_and_a_stale_one_has_a_reason() -> None:
