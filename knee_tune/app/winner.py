@@ -84,7 +84,7 @@ def register_study(
             seed_lr=trial.seed_lr,
             explore_fraction=trial.explore_fraction,
             data_fingerprint=study.user_attrs["data_fingerprint"],
-            metrics={"valid": _bare(trial.metrics), "test": _bare(test)},
+            metrics={"valid": _bare(trial.kept_metrics), "test": _bare(test)},
             experiment=experiment_name(spec.task),
             run_id=trial.run_id,
             alias=alias or deserved[confirmed],
@@ -97,7 +97,7 @@ def register_study(
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """A trial trained again from its recorded plan."""
+    """A trial's first replicate trained again from its recorded plan."""
 
     trial: TrialRecord
     metrics: dict[str, float]
@@ -105,7 +105,7 @@ class Replay:
     @property
     def same(self) -> bool:
         """Whether every final metric came out with the same bits."""
-        return self.metrics == self.trial.metrics
+        return self.metrics == self.trial.kept_metrics
 
 
 def replay(

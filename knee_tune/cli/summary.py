@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from knee_tune.app.upkeep import PreparedSet
     from knee_tune.app.winner import Replay
     from knee_tune.doctor import Check
-    from knee_tune.specs.records import BaselineRecord, Steps, StudyRecord
+    from knee_tune.specs.records import BaselineRecord, StudyRecord
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 """Colours of the states of trials."""
@@ -91,7 +91,8 @@ def print_status(console: Console, record: "StudyRecord") -> None:
         f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
         f"{counts.failed} failed, {counts.running} running"
     )
-    print_steps(console, record.steps, running=counts.running)
+    for line in record.steps.words:
+        console.print(line, soft_wrap=True)
     for baseline in record.baselines:
         value = "no value" if baseline.value is None else f"{record.metric} {baseline.value:.4g}"
         console.print(f"baseline {baseline.schedule}, seed LR {baseline.seed_lr:g}: {value}")
@@ -114,32 +115,6 @@ def with_spread(value: float | None, spread: float | None) -> str:
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
 
 
-def print_steps(console: Console, steps: "Steps", *, running: int) -> None:
-    """What the study cost, and where it saved."""
-    if not steps.independent:
-        return
-    console.print(
-        f"steps trained: {steps.trained:,} of {steps.independent:,} that independent trials "
-        f"would take ({steps.trained / steps.independent:.0%})",
-        soft_wrap=True,
-    )
-    sources = {
-        "from trunks (an explore phase that trials share is trained once)": (
-            steps.reused - steps.recorded
-        ),
-        "from records (the same run was trained before)": steps.recorded,
-        "by pruning (trials that were ended early)": steps.pruned,
-    }
-    saved = [f"{count:,} {source}" for source, count in sources.items() if count]
-    if saved:
-        console.print(f"steps saved: {', '.join(saved)}", soft_wrap=True)
-    lost = steps.trained + steps.reused + steps.pruned - steps.independent
-    if lost > 0 and not running:
-        console.print(
-            f"steps lost: {lost:,} in trials that failed or had to go back", soft_wrap=True
-        )
-
-
 def print_baseline(console: Console, record: "BaselineRecord", *, study: str, metric: str) -> None:
     """One line."""
     value = "no value" if record.value is None else f"{metric} {record.value:.4g}"
@@ -152,7 +127,7 @@ def print_replay(console: Console, replay: "Replay") -> None:
     for column in ("metric", "recorded", "replayed"):
         table.add_column(column, justify="right")
     for name, value in replay.metrics.items():
-        then = replay.trial.metrics.get(name)
+        then = replay.trial.kept_metrics.get(name)
         table.add_row(name, "" if then is None else f"{then:.6g}", f"{value:.6g}")
     console.print(table)
     same = "the same, bit for bit" if replay.same else "not the same bits"

@@ -83,6 +83,11 @@ class TrialRecord(RunRecord):
     )
 
     @property
+    def kept_metrics(self) -> dict[str, float]:
+        """Of the run whose weights are kept, the first replicate's."""
+        return self.replicates[0].metrics if self.replicates else self.metrics
+
+    @property
     def point(self) -> tuple[float, float]:
         """Seed LR and explore fraction."""
         return self.seed_lr, self.explore_fraction
@@ -115,6 +120,29 @@ class Steps(Spec):
     reused: int = Field(description="from trunks, or from the records of the same runs")
     pruned: int = Field(description="that pruned or diverged trials had left of their budgets")
     recorded: int = Field(description="of those reused: from records")
+
+    @property
+    def words(self) -> list[str]:
+        """What the study cost and where it saved, a line each; none before a trial has finished."""
+        if not self.independent:
+            return []
+        share = self.trained / self.independent
+        sources = {
+            "from trunks (an explore phase that trials share is trained once)": (
+                self.reused - self.recorded
+            ),
+            "from records (the same run was trained before)": self.recorded,
+            "by pruning (trials that were ended early)": self.pruned,
+        }
+        saved = [f"{count:,} {source}" for source, count in sources.items() if count]
+        lost = self.trained + self.reused + self.pruned - self.independent
+        lines = {
+            f"steps trained: {self.trained:,} of {self.independent:,} that independent trials "
+            f"would take ({share:.0%})": True,
+            f"steps saved: {', '.join(saved)}": bool(saved),
+            f"steps of trials that failed, went back or still run: {lost:,}": lost > 0,
+        }
+        return [line for line, holds in lines.items() if holds]
 
 
 class StudyRecord(Spec):

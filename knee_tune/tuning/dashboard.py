@@ -42,7 +42,7 @@ def write_study_note(study: optuna.Study, record: StudyRecord) -> None:
     """The state of the search, in words."""
     from optuna_dashboard import save_note  # slow
 
-    best, counts, steps = record.best, record.counts, record.steps
+    best, counts = record.best, record.counts
     lines = [f"# {record.name}", record.spec.description]
     if best is not None:
         lines.append(
@@ -52,10 +52,9 @@ def write_study_note(study: optuna.Study, record: StudyRecord) -> None:
     if record.confirmation is not None:
         lines.append(f"Fresh random seeds: {record.confirmation.words}.")
     lines.append(
-        f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed; "
-        f"{steps.trained:,} steps trained, {steps.independent:,} if every trial were trained to "
-        "its end."
+        f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
     )
+    lines += record.steps.words
     save_note(study, "\n\n".join(line for line in lines if line))
 
 

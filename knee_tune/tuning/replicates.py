@@ -61,6 +61,7 @@ class _Replicate:
     def train(self) -> Ending:
         """How it ended, which is noted with the trial."""
         run, index, plan = self._run, self._index, self._plan
+        run.log_dir = plan.log_dir
         run.note_replicate(index, state="running", checkpoint=str(plan.checkpoint_dir))
         try:
             result = self._crew.trainer.train(

@@ -67,7 +67,7 @@ class TrialRun:
         self.total_steps = 0
         """Of one replicate; known once it has plans."""
         self.log_dir = Path()
-        """Where its ranks wrote what they printed, the same."""
+        """Where the ranks of its newest run write what they print."""
         self.counts: dict[str, int] = {}
         """Steps trained, reused and pruned, over all replicates and attempts."""
         known = trial.study.get_trials(deepcopy=False)[trial.number]
@@ -110,7 +110,7 @@ class TrialRun:
         plans = [self._search.plan(self, slot, seed) for seed in self._search.seeds]
         first = plans[0]
         dumped = first.model_dump(mode="json")
-        self.total_steps, self.log_dir = first.total_steps, first.log_dir
+        self.total_steps = first.total_steps
         self.note(
             key=self.key,
             checkpoint=str(first.checkpoint_dir),

@@ -171,6 +171,20 @@ def test_a_continued_study_and_a_retried_trial_keep_their_runs(
     assert [point.step for point in curve] == [1, 2, 3]
 
 
+def test_replicates_of_a_trial_are_curves_beside_the_first_one(
+    home: Path, client: MlflowClient
+) -> None:
+    second = [report(step).model_copy(update={"replicate": 1}) for step in (1, 2, 3)]
+    track(home, STUDY, trial(0), report(1), report(2), *second[:2])
+    track(home, STUDY, trial(0), report(2), *second)  # a retry tells its history again
+    run = runs(client)["trial 0"]
+    for name, steps in {"loss": [1, 2], "replicate_2/loss": [1, 2, 3]}.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(metric.step, metric.value) for metric in history] == [
+            (step, 1 / step) for step in steps
+        ]
+
+
 def test_links_lead_to_the_run(home: Path, client: MlflowClient) -> None:
     tracker = open_tracker(home=home, uri=local_store(home))
     tracker.record(STUDY)

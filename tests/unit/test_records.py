@@ -77,6 +77,19 @@ def test_what_was_saved_is_all_that_was_not_trained() -> None:
     ).steps
     assert steps.trained + steps.reused + steps.pruned == steps.independent == 400
     assert (steps.reused, steps.recorded) == (200, 100)
+    assert steps.words == [
+        "steps trained: 140 of 400 that independent trials would take (35%)",
+        "steps saved: 100 from trunks (an explore phase that trials share is trained once), "
+        "100 from records (the same run was trained before), "
+        "60 by pruning (trials that were ended early)",
+    ]
+
+
+def test_steps_that_led_nowhere_are_named() -> None:
+    failed = trial(0, "failed", steps_trained=30)
+    assert study(failed).steps.words == []
+    *_, lost = study(failed, trial(1, "complete", 5.0, steps_trained=110)).steps.words
+    assert lost == "steps of trials that failed, went back or still run: 40"
 
 
 def test_a_study_without_a_complete_trial_has_no_best() -> None:
