@@ -1,5 +1,6 @@
 """The one training loop. It knows schedules, steps and groups, but no task and no tuner."""
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -226,8 +227,10 @@ class TrainingRun:
             "history": self._told(),
         }
 
-    def _told(self) -> list[dict[str, Any]]:
-        return [report.model_dump(exclude={"type", "total_steps"}) for report in self._history]
+    def _told(self) -> str:
+        """The history as JSON: one string is saved much faster than hundreds of numbers."""
+        told = [report.model_dump(exclude={"type", "total_steps"}) for report in self._history]
+        return json.dumps(told)
 
     def _kept_weights(self) -> Path | None:
         kept = self.task.recipe.keep == "best" and self.best is not None
@@ -244,7 +247,7 @@ class TrainingRun:
             return
         self.step, state = found.step, found.state
         total = self.plan.total_steps
-        self._history = [Report(total_steps=total, **told) for told in state["history"]]
+        self._history = [Report(total_steps=total, **told) for told in json.loads(state["history"])]
         self.lost = state.get("lost", "")
         if self.lost:
             return

@@ -84,7 +84,7 @@ class BreakingTask(BatchNormTask):
 
     def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
         loss, count = super().loss(model, batch)
-        return (loss * math.inf if _steps_seen(model) >= 13 else loss), count
+        return (loss + math.inf if _steps_seen(model) >= 13 else loss), count
 
 
 class MortalTask(BatchNormTask):

@@ -4,6 +4,7 @@ Budgets are counted in epochs, a knee in steps. A run that shares nothing says w
 branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,7 @@ class Ran:
         assert done(self.outcome).state == "complete"
         newest = checkpoint_paths(self.plan.checkpoint_dir)[0]
         found = load_checkpoint(newest, run=run_fingerprint(self.plan))
-        told = [{**report, "seconds": None} for report in found.state["history"]]
+        told = [{**report, "seconds": None} for report in json.loads(found.state["history"])]
         assert found.weights is None or same(
             load_file(found.weights), load_file(self.plan.checkpoint_dir / WEIGHTS)
         )
@@ -401,7 +402,7 @@ def test_a_wild_trunk_leaves_nothing_but_its_end(bench: MakeBench) -> None:
     ours = bench("digits")
 
     first, second = (
-        ours.run(ours.plan(name, knee=16, knots=[2, 4, 6], seed_lr=1e20))
+        ours.run(ours.plan(name, knee=16, knots=[1, 4, 6], seed_lr=1e20))
         for name in ("first", "second")
     )
 
