@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from knee_tune.tuning.gp import PrunedAsBadGPSampler
 from knee_tune.tuning.grid import TrunkOrderedGridSampler
 from knee_tune.tuning.points import Axis, Point, longest_explored, untried
 
@@ -25,7 +26,7 @@ def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampl
     if name == "grid":
         return TrunkOrderedGridSampler(axes=axes)
     samplers: dict[str, Callable[[int], BaseSampler]] = {
-        "gp": lambda seed: GPSampler(
+        "gp": lambda seed: PrunedAsBadGPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
         "tpe": lambda seed: TPESampler(
@@ -44,7 +45,7 @@ class GridSnappingSampler(BaseSampler):
 
     What is stored is the grid point, so every viewer shows the LR that was trained, and seed LRs
     recur. A point is tried twice only when none is left: the same training would come out the
-    same, and a model that learns nothing from pruned trials (GP) would propose theirs for ever.
+    same.
 
     The nearest untried point is as good as any other about as near, so of those at most
     :data:`REACH` times as far away the one is taken that branches off its trunk the latest. In

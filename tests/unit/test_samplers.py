@@ -7,6 +7,7 @@ import pytest
 import torch
 from optuna.samplers import (
     BaseSampler,
+    GPSampler,
     NSGAIISampler,
     PartialFixedSampler,
     QMCSampler,
@@ -14,6 +15,7 @@ from optuna.samplers import (
 )
 from optuna.trial import TrialState
 
+from knee_tune.tuning.gp import PrunedAsBadGPSampler
 from knee_tune.tuning.points import Axis, wanted
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import requeue_failed
@@ -118,6 +120,7 @@ def test_any_sampler_of_optuna_can_be_wrapped(make: Callable[[int], BaseSampler]
     assert {tuple(trial.params.values()) for trial in asked.trials} == GRID
 
 
+@pytest.mark.filterwarnings("ignore:PartialFixedSampler is experimental")
 @pytest.mark.parametrize(
     ("proposed", "tried", "taken"),
     [
@@ -148,6 +151,39 @@ def test_trials_that_run_at_the_same_time_are_spread(name: str) -> None:
         points = [suggest(asked.ask()) for _ in range(4)]
     assert len(set(points)) == 4
     assert len({lr for lr, _ in points}) > 1
+
+
+def test_a_gaussian_process_keeps_away_from_where_trials_were_pruned() -> None:
+    """The larger the seed LR the better, but the upper three of eight diverge."""
+    axes = {
+        "seed_lr": Axis(tuple(0.001 * 2**i for i in range(8)), log=True),
+        "explore_fraction": Axis((0.0, 0.2, 0.4, 0.6, 0.8)),
+    }
+
+    def diverged(sampler: type[GPSampler], *, seed: int) -> int:
+        def objective(trial: optuna.Trial) -> float:
+            lr = trial.suggest_float("seed_lr", 0.001, 0.128, log=True)
+            fraction = trial.suggest_float("explore_fraction", 0.0, 0.8)
+            if lr > 0.02:
+                raise optuna.TrialPruned
+            return 0.1 * fraction**2 - axes["seed_lr"].position(lr)
+
+        wrapped = GridSnappingSampler(
+            lambda seed: sampler(seed=seed, n_startup_trials=6, warn_independent_sampling=False),
+            seed=seed,
+            axes=axes,
+        )
+        searched = optuna.create_study(sampler=wrapped)
+        searched.enqueue_trial({"seed_lr": 0.001, "explore_fraction": 0.0})
+        searched.optimize(objective, n_trials=16)
+        return len(searched.get_trials(states=(TrialState.PRUNED,)))
+
+    with quiet_optuna():
+        plain, told = (
+            sum(diverged(sampler, seed=seed) for seed in range(2))
+            for sampler in (GPSampler, PrunedAsBadGPSampler)
+        )
+    assert told < 0.8 * plain
 
 
 def test_a_grid_comes_seed_lr_by_seed_lr_and_the_longest_explore_first() -> None:
