@@ -22,8 +22,7 @@ class PrunedAsBadGPSampler(GPSampler):
     By itself it learns from complete trials only, so it goes on proposing points beside those that
     were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
     LRs diverge, 15 trials diverged, against 8 this way. A pruned trial has no value, but it was
-    seen to be bad: it gets that of the worst tenth of the complete ones, which is what KneePruner
-    prunes by. Nothing of this is stored.
+    seen to be bad: it gets that of the worst tenth of the complete ones. Nothing of this is stored.
     """
 
     def sample_relative(
