@@ -1,7 +1,23 @@
-"""Every benchmark, one after another: ``python -m benchmarks``."""
+"""Every benchmark, one after another: ``python -m benchmarks``. An hour and more."""
 
-from benchmarks import fairseq_trainer, orchestration
+from benchmarks import (
+    curve_tables,
+    fairseq_trainer,
+    orchestration,
+    pruners,
+    trunk_savings,
+    trunks,
+    whole,
+)
 
 if __name__ == "__main__":
-    for benchmark in (orchestration, fairseq_trainer):
+    for benchmark in (
+        orchestration,
+        fairseq_trainer,
+        trunk_savings,
+        trunks,
+        curve_tables,
+        pruners,
+        whole,
+    ):
         benchmark.main()

@@ -25,8 +25,8 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -53,9 +53,15 @@ from knee_tune.tuning.samplers import make_sampler
 
 MakePruner = Callable[[View], BasePruner]
 
+
+def _knee(**settings: Any) -> MakePruner:
+    return lambda view: KneePruner(**settings)
+
+
 KNEE: dict[str, MakePruner] = {
-    "KneePruner, align lr": lambda view: KneePruner(align="lr"),
-    "KneePruner, align progress": lambda view: KneePruner(align="progress"),
+    "KneePruner": _knee(),
+    "KneePruner, align lr": _knee(align="lr"),
+    "KneePruner, align progress": _knee(align="progress"),
 }
 
 OTHERS: dict[str, MakePruner] = {
@@ -79,12 +85,14 @@ the smallest p-value of three pairs is 0.125, and it prunes below 0.1."""
 
 UNPRUNED = "no pruner"
 
-WIDER: dict[str, MakePruner] = {
-    f"align {align}, best {percentile} %": partial(
-        lambda view, **settings: KneePruner(**settings), align=align, percentile=percentile
+SETTINGS: dict[str, MakePruner] = {
+    f"{align}, best {percentile} %, patience {patience}": _knee(
+        align=align, percentile=percentile, patience=patience
     )
-    for align in ("lr", "progress")
-    for percentile in (10, 25, 50, 75)
+    for align, percentile, patience in (
+        *(("step", percentile, patience) for percentile in (25, 50) for patience in (1, 2, 3, 4)),
+        *(("lr", 10, 1), ("lr", 50, 1), ("lr", 75, 2), ("progress", 10, 1), ("progress", 50, 2)),
+    )
 }
 """What the defaults of KneePruner were chosen among, on the tuning tables."""
 
@@ -152,14 +160,14 @@ def fewer(unpruned: Iterable[Replay], pruned: Iterable[Replay]) -> list[Replay]:
 
 
 def report(title: str, outcomes: Mapping[str, list[Replay]]) -> Table:
-    """One line for each pruner."""
+    """One line for each pruner; the first one's cost is what fewer unpruned trials may cost."""
     printed = Table(title=title, title_justify="left")
     for column in ("pruner", "lost", "regret"):
         printed.add_column(column)
     for column in ("epochs", "on trunks", "best pruned", "fraction", *map(_spent, SPENDS)):
         printed.add_column(column, justify="right")
     knee = next(iter(outcomes))
-    dear = {f"as {knee}, but fewer trials": fewer(outcomes[UNPRUNED], outcomes[knee])}
+    dear = {f"{UNPRUNED}, at the cost of {knee}": fewer(outcomes[UNPRUNED], outcomes[knee])}
     for name, replays in {**outcomes, **dear}.items():
         printed.add_row(
             name,
@@ -201,14 +209,18 @@ def main() -> None:
     parser.add_argument("--sampler", choices=["random", "tpe", "gp"], default="random")
     parser.add_argument("--replicates", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--slow", action="store_true", help="WilcoxonPruner as well")
+    parser.add_argument("--table", help="only the one of this name")
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", ExperimentalWarning)
-    pruners = {**KNEE, **(WIDER if chosen.family == "tuning" else {}), **OTHERS}
+    pruners = {**KNEE, **OTHERS}
+    if chosen.family == "tuning":
+        pruners = {**SETTINGS, "MedianPruner": OTHERS["MedianPruner"]}
     if chosen.slow:
         pruners[WILCOXON] = lambda view: WilcoxonPruner()
     console = Console(width=170)
-    for table in load_tables(chosen.family, folder=chosen.tables):
-        for metric in METRICS:
+    for table in load_tables(chosen.family, folder=chosen.tables, only=chosen.table):
+        for metric in chosen.metrics:
             for replicates in chosen.replicates:
                 began = time.perf_counter()
                 seen = views(table, metric, replicates=replicates, replays=chosen.replays)

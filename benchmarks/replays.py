@@ -1,6 +1,6 @@
 """Searches replayed on a table of learning curves: real samplers and pruners, nothing trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,8 +12,13 @@ from optuna.samplers import BaseSampler
 
 from benchmarks.curve_tables import CurveTable, Floats
 from knee_tune.pruners import KneePruner
+from knee_tune.specs.recipe import Direction
 
-DIRECTIONS = {"loss": "minimize", "accuracy": "maximize"}
+Layout = Literal["behind", "abreast"]
+"""Replicates train behind each other (what is told of one is the mean up to it, as knee-tune does
+it), or abreast (only their mean is told, at each step)."""
+
+DIRECTIONS: Mapping[str, Direction] = {"loss": "minimize", "accuracy": "maximize"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +29,7 @@ class View:
     metric: str
     seeds: tuple[int, ...]
     """Indices into the table's random seeds; more than one are a trial's replicates."""
-    layout: Literal["behind", "abreast"] = "behind"
-    """Replicates train behind each other (what is told of one is the mean up to it, as knee-tune
-    does it), or abreast (only their mean is told, at each step)."""
+    layout: Layout = "behind"
 
     @property
     def budget(self) -> int:
@@ -96,12 +99,12 @@ class Replay:
     @property
     def share(self) -> float:
         """Steps trained, of those of the same trials unpruned, no trunk being shared."""
-        return self.trained.sum() / (len(self.trials) * self.view.budget)
+        return float(self.trained.sum()) / (len(self.trials) * self.view.budget)
 
     @property
     def share_on_trunks(self) -> float:
         """The same, when trunks are shared: still of the steps of unpruned independent trials."""
-        return self.trained_on_trunks.sum() / (len(self.trials) * self.view.budget)
+        return float(self.trained_on_trunks.sum()) / (len(self.trials) * self.view.budget)
 
     @cached_property
     def trained(self) -> Floats:

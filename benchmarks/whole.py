@@ -93,7 +93,7 @@ def regrets(done: Replay, *, trunks: bool) -> Floats:
     start = float(np.median(losses))
     reached = np.searchsorted(spent, COSTS * (1 + 1e-9), side="right") - 1
     values = np.where(reached >= 0, found[np.maximum(reached, 0)], np.inf)
-    return np.where(np.isinf(values), start, values) - best
+    return np.asarray(np.where(np.isinf(values), start, values) - best, dtype=float)
 
 
 def steps_at_equal_regret(ours: Floats, plain: Floats, level: float) -> float:
@@ -147,12 +147,13 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=40)
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the tables")
     parser.add_argument("--family", choices=["report", "tuning", "quick"], default="report")
+    parser.add_argument("--table", help="only the one of this name")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # GP: three times as fast
     warnings.simplefilter("ignore", ExperimentalWarning)
     console = Console(width=170)
-    for table in load_tables(chosen.family, folder=chosen.tables):
+    for table in load_tables(chosen.family, folder=chosen.tables, only=chosen.table):
         for metric in chosen.metrics:
             began = time.perf_counter()
             outcomes = contest(views(table, metric, replicates=1, replays=chosen.replays))
