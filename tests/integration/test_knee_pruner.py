@@ -28,10 +28,8 @@ def test_the_documented_study_runs_and_is_pruned(repository: Path) -> None:
     pruned = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
     assert len(pruned) > 10
     for trial in pruned:
-        schedule = trial.user_attrs["schedule"]
-        knee = schedule["warmup_steps"] + schedule["explore_steps"]
         assert trial.last_step is not None
-        assert knee < trial.last_step < schedule["total_steps"]
+        assert 15 <= trial.last_step < 100  # at its third evaluation at the earliest
     assert study.best_value < 0.1  # of 1, which is what a high LR without decay leaves
 
 
@@ -45,7 +43,8 @@ def test_what_it_needs_to_know_survives_a_database(tmp_path: Path) -> None:
         schedule = Knee(seed_lr=0.1, total_steps=100, explore_steps=50)
         trial = study.ask()
         KneePruner.describe(trial, schedule, replicates=2)
-        trial.report(value, 190)
+        for step in (170, 180, 190):
+            trial.report(value, step)
         return trial
 
     with quiet_optuna():
