@@ -84,6 +84,12 @@ SPECS = (
         changes={"label_noise": 0.3, "epochs": 15, "model": {"hidden": [32, 32]}},
         seeds=tuple(range(111, 114)),
     ),
+    TableSpec(
+        name="tuning-c",
+        family="tuning",
+        changes={"label_noise": 0.1, "epochs": 40, "model": {"hidden": [32, 32]}},
+        seeds=(121, 122, 123),
+    ),
     TableSpec(name="report-a", family="report", changes={}, seeds=tuple(range(1, 6))),
     TableSpec(
         name="report-b", family="report", changes={"label_noise": 0.4}, seeds=tuple(range(11, 16))
