@@ -1,7 +1,6 @@
 """The one training loop. It knows schedules, steps and groups, but no task and no tuner."""
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,7 @@ from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done, Report
 from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.tasks.base import Split, Task
+from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import (
     WEIGHTS,
@@ -27,6 +26,7 @@ from knee_tune.training.checkpoint import (
     save_weights,
     take_weights,
 )
+from knee_tune.training.evaluation import evaluate, non_finite
 from knee_tune.training.optimizer import build_optimizer, write_lr
 from knee_tune.training.start import find_start
 from knee_tune.training.trunk import Trunk
@@ -277,23 +277,13 @@ class TrainingRun:
         )
 
 
-def evaluate(
-    task: Task[Any], model: nn.Module, group: Group, *, split: Split, final: bool
-) -> dict[str, float]:
-    """The task's metrics on ``split``, each named after it: ``valid_ppl``, ``test_bleu``."""
-    model.eval()
-    with torch.no_grad():
-        metrics = task.evaluate(model, group, split=split, final=final)
-    return {f"{split}_{name}": value for name, value in metrics.items()}
-
-
-def non_finite(metrics: Mapping[str, float]) -> str:
-    """Names of the metrics that are no numbers to go by (and that JSON cannot hold)."""
-    return ", ".join(name for name, value in metrics.items() if not math.isfinite(value))
-
-
 def _replicate(model: nn.Module, group: Group) -> nn.Module:
-    """The model as the loss sees it: in DistributedDataParallel when there are peers."""
+    """The model as the loss sees it: in DistributedDataParallel when there are peers.
+
+    It cuts its buckets anew after the first step, unless it looks for unused parameters, and the
+    bits that three or more ranks sum up depend on the cut. So on a CPU, where a resumed run must
+    have the bits of one that never stopped, it has to look for them.
+    """
     if group.world_size == 1:
         return model
-    return DistributedDataParallel(model)
+    return DistributedDataParallel(model, find_unused_parameters=group.device.type == "cpu")

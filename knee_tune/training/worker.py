@@ -10,8 +10,9 @@ from knee_tune.distributed.protocol import Channel, Done
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
 from knee_tune.tasks.registry import task_entry
+from knee_tune.training.evaluation import evaluate, non_finite
 from knee_tune.training.fingerprint import code_fingerprint
-from knee_tune.training.loop import TrainingRun, evaluate, non_finite
+from knee_tune.training.loop import TrainingRun
 
 
 def run_job(plan: Plan, group: Group, channel: Channel) -> Done:

@@ -17,7 +17,7 @@ from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.registry import TASKS, task_entry
-from knee_tune.training.loop import evaluate
+from knee_tune.training.evaluation import evaluate
 
 ALONE = Group()
 PAIR = [Group(rank=rank, world_size=2) for rank in range(2)]

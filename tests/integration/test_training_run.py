@@ -31,6 +31,7 @@ from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import ENTRY, loop, worker
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
+from knee_tune.training.evaluation import evaluate
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 
@@ -500,7 +501,7 @@ def test_test(ranks: int, plan: MakePlan, run: RunPlan) -> None:
     task = task_entry("batchnorm").build(ours.recipe, data_dir=ours.data_dir, seed=0)
     model = task.build_model()
     load_model(model, weights)
-    expected = loop.evaluate(task, model, Group(), split="test", final=True)
+    expected = evaluate(task, model, Group(), split="test", final=True)
     assert done(outcome).result == {"metrics": pytest.approx(expected, rel=1e-6)}
     assert reports == []
 
