@@ -34,11 +34,11 @@ def find_start(
             found = load_checkpoint(folder, run=run, verify=group.leads)
         except DamagedError as error:
             problem = str(error)
-        views = cast(list[tuple[str, bool]], group.gather((problem, folder.is_dir())))
-        problems = [problem for problem, _ in views if problem]
+        problems = [text for text in cast(list[str], group.gather(problem)) if text]
         if not problems:
             return found
-        if views[0] == ("", True):  # not dropped by another driver just now
+        # Asked now that every rank has looked: another driver may have dropped it in between.
+        if group.agree(not problem and folder.is_dir()):
             raise UserError(
                 f"{folder}: not every rank finds this checkpoint; "
                 "put it on a file system that all their machines share"
