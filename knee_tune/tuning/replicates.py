@@ -78,6 +78,9 @@ class _Replicate:
         ending = Ending.of(result.outcome)
         metrics = dict(ending.metrics)
         value = metrics.get(run.metric)
+        # Before it counts as complete: an interrupted trial does not come here again.
+        if index == 0 and ending.end == "complete" and isinstance(result.outcome, Done):
+            run.note(weights=result.outcome.result["weights"])
         run.note_replicate(
             index, state=ending.end, value=value, metrics=metrics, answered=result.answered
         )
@@ -85,8 +88,6 @@ class _Replicate:
             self._crew.watcher.trial_reused(
                 run.number, result.steps.reached, replicate=index, origin="record"
             )
-        if index == 0 and ending.end == "complete" and isinstance(result.outcome, Done):
-            run.note(weights=result.outcome.result["weights"])
         return ending
 
     def _on_report(self, report: Report) -> Decision:

@@ -19,6 +19,7 @@ from knee_tune.specs.records import ReplicateRecord, TrialRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import replicates
+from knee_tune.tuning.trial import TrialRun
 from tests.integration.workbench import (
     BUDGET,
     Died,
@@ -255,6 +256,25 @@ def test_a_trial_that_goes_on_trains_no_finished_replicate_again(bench: Workbenc
         StepCount(trained=150, reached=150),
     ]
     assert len(bench.study.trials[trial.number].intermediate_values) == 9
+
+
+def test_a_trial_that_is_interrupted_after_its_first_replicate_has_its_weights(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = TrialRun.note_replicate
+
+    def interrupted(run: TrialRun, index: int, **changes: Any) -> None:
+        note(run, index, **changes)
+        if changes.get("state") == "complete":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRun, "note_replicate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            drive(bench, Scripted())
+    trial = drive(bench, Scripted())
+    weights = bench.study.trials[trial.number].user_attrs["weights"]
+    assert (trial.state, Path(weights).is_file()) == ("complete", True)
 
 
 def test_the_trial_of_a_killed_driver_has_right_means_and_counts_its_steps_once(
