@@ -33,8 +33,8 @@ class KneePruner(BasePruner):
 
     - ``align="step"``: at the same step, those alone whose LR was not below this trial's there. At
       a higher LR values are noisier and have more to gain from the decay, so whoever is worse than
-      them lags behind; a trial that explores is never compared with one that has decayed further.
-      It acts from the end of the warmup on.
+      them lags behind; one that explores is never compared with one of its own or a lower seed LR
+      that decays already. It acts from the end of the warmup on.
     - ``align="lr"``: when their LR had come down to the same value. It acts in the decay, once the
       LR is at most ``max_lr_fraction`` of ``max_seed_lr``, and compares with trials whose seed LR
       is not below the current LR.
