@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no sample data in {folder} (set KNEE_TUNE_SHARED to the folder with data/)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_arrives() -> None:
+    """Where tests run in the background a shell has Ctrl-C ignored, in every process they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
