@@ -68,8 +68,8 @@ def train_extra_runs(
 ) -> list[RunRecord]:
     """Train ``runs``, as many at a time as there are slots; their records in the same order.
 
-    No two of them may be the same training. One that was finished before is answered from its
-    record. One that cannot be trained has the state "failed", one that diverges "pruned".
+    One that was finished before, or is the same training as another, is answered from its record.
+    One that cannot be trained has the state "failed", one that diverges "pruned".
     KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
     """
     waiting = deque(enumerate(runs))

@@ -26,6 +26,7 @@ from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.points import wanted
 from knee_tune.tuning.pruners import raw_step_warning
 from knee_tune.tuning.recovery import requeue_failed
 from knee_tune.tuning.study import study_record
@@ -88,7 +89,8 @@ def run_study(
         try:
             with interruptible(), watch(study_start(opened)) as watcher:
                 _drive(opened, watcher, timeout=timeout)
-                confirm_winner(opened, watcher)
+                if _search_is_over(opened, watcher):
+                    confirm_winner(opened, watcher)
                 if register and places.tracking_uri and study_record(opened.study).best:
                     try:
                         registered = _register(opened, watcher)
@@ -165,6 +167,20 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         watcher=watcher,
         after_trial=after_trial,
     ).run(trials=workshop.spec.limit, timeout=timeout)
+
+
+def _search_is_over(opened: OpenedStudy, watcher: Watcher) -> bool:
+    """Whether the winner is known; a confirmation before that would be of somebody else."""
+    spec = opened.workshop.spec
+    if wanted(opened.study, opened.axes, trials=spec.limit):
+        cut_off = "--timeout ended the search before its last trial"
+    elif study_record(opened.study).counts.running:
+        cut_off = "another driver still trains trials of this study"
+    else:
+        return True
+    if spec.confirm is not None:
+        watcher.line(f"not confirmed yet: {cut_off}; the same command again goes on")
+    return False
 
 
 def _register(opened: OpenedStudy, watcher: Watcher) -> RegisteredModel:

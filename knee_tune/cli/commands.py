@@ -58,7 +58,8 @@ def run(
         int | None, typer.Option(min=1, help="Trials of the whole study, finished ones included.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Start no trial after this many seconds.")
+        float | None,
+        typer.Option(min=0, help="Start no trial, and confirm nothing, after this many seconds."),
     ] = None,
     replicates: Annotated[
         int | None,

@@ -12,7 +12,8 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
 
     The winner has the best mean over the fresh seeds. It is confirmed if it is the paper's default
     itself, or if the interval of its paired difference to the default lies on the better side of
-    zero. Every candidate that was trained counts as a comparison, those that failed as well: the
+    zero and, with few seeds, has a width: accuracies often differ by the same amount by chance.
+    Every candidate that was trained counts as a comparison, those that failed as well: the
     winner is the best of them, so one alone would be believed too easily.
     """
     comparisons = sum(not candidate.default for candidate in candidates)
@@ -24,8 +25,14 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
     )
     winner = ranked[0][1] if ranked else None
     best = None if winner is None else measured[winner]
+    seeds = len(candidates[0].runs)
     confirmed = best is not None and (
-        best.default or (best.difference is not None and best.difference.excludes_zero(direction))
+        best.default
+        or (
+            best.difference is not None
+            and best.difference.excludes_zero(direction)
+            and (seeds >= CLAIMING_SEEDS or best.difference.low < best.difference.high)
+        )
     )
     return Confirmation(
         metric=metric,
@@ -38,7 +45,7 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
             best,
             comparisons=comparisons,
             confirmed=confirmed,
-            seeds=len(candidates[0].runs),
+            seeds=seeds,
         ),
     )
 
@@ -71,4 +78,6 @@ def _words(best: Candidate | None, *, comparisons: int, confirmed: bool, seeds: 
         return "not confirmed: the paper's default could not be trained, so nothing compares"
     if confirmed:
         return f"confirmed: better than the paper's default{note}"
+    if best.difference.low == best.difference.high != 0:
+        return f"not confirmed: all differences to the default are the same by chance{note}"
     return f"not confirmed: the interval of the difference to the default includes zero{note}"

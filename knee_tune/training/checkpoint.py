@@ -141,6 +141,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
     """Write ``model``'s weights as a safetensors file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
+    draft.unlink(missing_ok=True)  # a killed run may have left a link to a knot's weights
     save_model(model, str(draft))
     _sync(draft)
     draft.replace(path)

@@ -128,6 +128,7 @@ class Bench:
         tracked: bool = False,
         slots: int = 1,
         trials: int = 3,
+        timeout: float | None = None,
     ) -> RunSummary:
         self._monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: ranks)
         request = StudyRequest(
@@ -151,7 +152,7 @@ class Bench:
                 request,
                 self.places(tracked),
                 GroupOptions(slots=slots),
-                timeout=None,
+                timeout=timeout,
                 register=tracked,
                 watch=lambda start: nullcontext(PlainWatcher(console, start)),
             )
@@ -231,6 +232,13 @@ def test_an_interrupted_confirmation_goes_on_where_it_was(bench: Bench, slots: i
     assert confirmation_of(bench.run(rest, confirm="1:4", slots=slots)).confirmed
     assert 8 - (begun - 1) <= len(rest.fresh) <= 8 - (begun - slots)
     assert len({*interrupted.fresh, *rest.fresh}) == 8
+
+
+def test_a_search_that_was_cut_off_is_not_confirmed(bench: Bench) -> None:
+    cut_off = bench.run(Arithmetic(a_real_difference), confirm="1:2", timeout=0.0)
+    assert cut_off.record.confirmation is None
+    assert "not confirmed yet: --timeout ended the search" in bench.said
+    assert confirmation_of(bench.run(Arithmetic(a_real_difference), confirm="1:2")).seeds
 
 
 def test_a_candidate_that_diverges_is_out(bench: Bench) -> None:

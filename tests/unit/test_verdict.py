@@ -51,6 +51,14 @@ def test_a_winner_by_luck_is_not() -> None:
     )
 
 
+def test_two_seeds_that_differ_by_the_same_amount_confirm_nothing() -> None:
+    found = judged(candidate(0.2, 91.0, 90.0), candidate(0.1, 90.0, 89.0, default=True))
+    assert (winner_of(found), found.confirmed) == (0.2, False)
+    assert found.words.startswith("not confirmed: all differences to the default are the same")
+    enough = candidate(0.2, *(value + 1 for value in DEFAULT))
+    assert judged(enough, candidate(0.1, *DEFAULT, default=True)).confirmed
+
+
 def test_who_was_the_best_of_many_needs_more_than_who_was_alone() -> None:
     almost = (73.0, 73.1, 73.6, 70.2, 74.0)
     default = candidate(0.1, *DEFAULT, default=True)
