@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
+from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.planning.plan import Plan, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import Knee
 
@@ -113,17 +113,13 @@ def save_state(folder: Path, step: int, *, size: int = 100) -> None:
 
 def newest_step(plan: TrainPlan) -> int:
     """Where a run starts: at its own newest checkpoint, or at the highest knot of its trunk."""
-    own = [_step(path) for path in checkpoint_paths(plan.checkpoint_dir)]
+    own = [checkpoint_step(path) for path in checkpoint_paths(plan.checkpoint_dir)]
     knots = plan.trunk and [
         step
         for path in checkpoint_paths(plan.trunk.folder)
-        if (step := _step(path)) in plan.trunk.knots
+        if (step := checkpoint_step(path)) in plan.trunk.knots
     ]
     return max([0, *own, *(knots or [])])
-
-
-def _step(path: Path) -> int:
-    return int(path.name.partition("-")[2])
 
 
 def _report(step: int) -> Report:

@@ -16,8 +16,6 @@ TOP = 3
 
 CONFIDENCE = 0.95
 
-_QUANTILE = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-
 
 class AuditedTrial(Spec):
     """A pruned trial that was trained to its end. The trial itself stays as it is."""
@@ -151,12 +149,10 @@ def wilson_interval(count: int, of: int) -> tuple[float, float]:
     """
     if not 0 <= count <= of or of < 1:
         raise ValueError(f"{count} of {of} is no share")
-    share, z2 = count / of, _QUANTILE**2
-    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = _QUANTILE * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2)) / (1 + z2 / of)
-    low = 0.0 if count == 0 else max(0.0, middle - half)
-    high = 1.0 if count == of else min(1.0, middle + half)
-    return low, high
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _rate(hits: Iterable[bool]) -> Rate:
