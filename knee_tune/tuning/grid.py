@@ -1,18 +1,16 @@
 """The full grid, in the order in which trunks are shared best."""
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.tuning.points import Axis, untried
+from knee_tune.tuning.points import PointSampler, untried
 
 
-class TrunkOrderedGridSampler(BaseSampler):
+class TrunkOrderedGridSampler(PointSampler):
     """Every point of the grid once, seed LR by seed LR, the longest explore phase first.
 
     The first trial of a seed LR trains its whole trunk and leaves every knot; the others branch
@@ -24,15 +22,6 @@ class TrunkOrderedGridSampler(BaseSampler):
     the points that are missing. The last point comes again once none is left
     (see :func:`knee_tune.tuning.points.wanted`).
     """
-
-    def __init__(self, *, axes: Mapping[str, Axis]) -> None:
-        self._axes = axes
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Every axis: a point is always proposed as a whole."""
-        return {name: axis.distribution() for name, axis in self._axes.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

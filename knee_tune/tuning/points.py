@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.tuning.recovery import current
@@ -38,6 +39,19 @@ class Axis:
     def snap(self, value: float) -> float:
         """The point nearest to ``value``, by ratio on a log axis."""
         return min(self.points, key=lambda point: abs(self.position(point) - self.position(value)))
+
+
+class PointSampler(BaseSampler):
+    """A sampler that proposes points of ``axes``."""
+
+    def __init__(self, *, axes: Mapping[str, Axis]) -> None:
+        self._axes = axes
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Every axis: a point is always proposed as a whole."""
+        return {name: axis.distribution() for name, axis in self._axes.items()}
 
 
 def untried(trials: Iterable[FrozenTrial], axes: Mapping[str, Axis]) -> list[Point]:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from knee_tune.tuning.gp import PrunedAsBadGPSampler
 from knee_tune.tuning.grid import TrunkOrderedGridSampler
-from knee_tune.tuning.points import Axis, Point, longest_explored, untried
+from knee_tune.tuning.points import Axis, Point, PointSampler, longest_explored, untried
 
 STARTUP_TRIALS = 6
 """Random trials before a model of the surface is trusted."""
@@ -40,7 +40,7 @@ def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampl
     return GridSnappingSampler(samplers[name], seed=seed, axes=axes)
 
 
-class GridSnappingSampler(BaseSampler):
+class GridSnappingSampler(PointSampler):
     """Any Optuna sampler, its proposals moved to a near grid point not yet tried.
 
     What is stored is the grid point, so every viewer shows the LR that was trained, and seed LRs
@@ -60,14 +60,9 @@ class GridSnappingSampler(BaseSampler):
     def __init__(
         self, make: Callable[[int], BaseSampler], *, seed: int, axes: Mapping[str, Axis]
     ) -> None:
-        self._make, self._seed, self._axes = make, seed, axes
+        super().__init__(axes=axes)
+        self._make, self._seed = make, seed
         self._grid = untried((), axes)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Every axis: a point is always proposed as a whole."""
-        return {name: axis.distribution() for name, axis in self._axes.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
