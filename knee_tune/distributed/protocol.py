@@ -13,19 +13,30 @@ from knee_tune.specs.base import Spec
 
 
 class Report(Spec):
-    """Rank 0 measured the validation metrics after ``step``; it waits for a decision."""
+    """Rank 0 measured the validation metrics after ``step``; it waits for a decision.
+
+    Of a fused run ``metrics`` are means over the replicas that still train.
+    """
 
     type: Literal["report"] = "report"
     step: int
     total_steps: int
     metrics: dict[str, float] = Field(description="finite values only")
     seconds: float = Field(description="training time of this run so far, this attempt")
+    replicas: dict[str, tuple[float | None, ...]] = Field(
+        default_factory=dict,
+        description="of a fused run: every metric of every replica of the plan; None: it has left",
+    )
 
 
 class Decision(Spec):
     """The driver's answer to a report."""
 
     stop: bool
+    leave: tuple[int, ...] = Field(
+        default=(),
+        description="replicas (their places in the plan) that end here, the rest goes on",
+    )
 
 
 class Progress(Spec):
@@ -52,8 +63,25 @@ class Failure(Spec):
     traceback: str = ""
 
 
+class ReplicaDone(Spec):
+    """How one replica of a fused run ended."""
+
+    state: Literal["complete", "stopped", "diverged"]
+    step: int = Field(description="last step trained")
+    first_step: int = Field(
+        default=0,
+        description="up to here another replica of the run was the same, and was trained for both",
+    )
+    reason: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict, description="final, if complete")
+    weights: str | None = Field(default=None, description="its weights file, if complete")
+
+
 class Done(Spec):
-    """Rank 0 finished its job."""
+    """Rank 0 finished its job.
+
+    A fused run is complete when one of its replicas is.
+    """
 
     type: Literal["done"] = "done"
     state: Literal["complete", "stopped", "diverged"]
@@ -61,6 +89,9 @@ class Done(Spec):
     first_step: int = Field(default=0, description="the step whose state this attempt started from")
     reason: str = ""
     result: dict[str, Any] = Field(default_factory=dict, description="final metrics, or facts")
+    replicas: tuple[ReplicaDone, ...] = Field(
+        default=(), description="of a fused run, in the order of its plan"
+    )
 
     @property
     def steps_trained(self) -> int:

@@ -7,10 +7,10 @@ not depend on them, so one trunk serves every fraction and every budget.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from knee_tune.planning.plan import Schedule, TaskFacts, TaskOrder
+from knee_tune.planning.plan import Replica, Schedule, TaskFacts, TaskOrder
 from knee_tune.schedules import Knee
 
 _DECIDED_BY_THE_SCHEDULE = ("epochs", "seed_lr", "warmup_steps")
@@ -18,21 +18,38 @@ _DECIDED_BY_THE_SCHEDULE = ("epochs", "seed_lr", "warmup_steps")
 
 
 def run_key(
-    order: TaskOrder, facts: TaskFacts, *, schedule: Schedule, steps_per_evaluation: int
+    order: TaskOrder,
+    facts: TaskFacts,
+    *,
+    schedule: Schedule,
+    replicas: Sequence[Replica] = (),
+    steps_per_evaluation: int,
 ) -> str:
     """Names a training run: equal keys, equal results."""
     parts = _parts(order, facts, steps_per_evaluation) | {"schedule": _dumped(schedule)}
+    if replicas:
+        parts["replicas"] = [[each.seed, _dumped(each.schedule)] for each in replicas]
     return f"{order.task}-{_hash(parts)}"
 
 
 def trunk_key(
-    order: TaskOrder, facts: TaskFacts, *, schedule: Knee, steps_per_evaluation: int
+    order: TaskOrder,
+    facts: TaskFacts,
+    *,
+    schedule: Knee,
+    replicas: Sequence[Replica] = (),
+    steps_per_evaluation: int,
 ) -> str:
-    """Names a trunk: runs of equal keys have the same state at every step up to their knees."""
+    """Names a trunk: runs of equal keys have the same state at every step up to their knees.
+
+    The ``replicas`` of a fused run that has one all follow its schedule.
+    """
     parts = _parts(order, facts, steps_per_evaluation) | {
         "seed_lr": schedule.seed_lr,
         "warmup_steps": schedule.warmup_steps,
     }
+    if replicas:
+        parts["seeds"] = [each.seed for each in replicas]
     return f"{order.task}-{_hash(parts)}"
 
 

@@ -1,9 +1,9 @@
 """The plan: the complete, serialisable order for one job of a worker group."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from knee_tune.schedules import (
     Constant,
@@ -63,14 +63,32 @@ class TrunkPlan(Spec):
     )
 
 
+class Replica(Spec):
+    """One model of a fused run: a random seed and a schedule of its own."""
+
+    seed: int = Field(ge=0)
+    schedule: Schedule
+
+
 class TrainPlan(TaskOrder):
-    """Train one run. Everything that decides its result is in here."""
+    """Train one run. Everything that decides its result is in here.
+
+    With ``replicas`` it is a fused run: models of one task that train step by step together, as one
+    batched model. ``seed`` and ``schedule`` are then those of the first.
+    """
 
     job: Literal["train"] = "train"
     schedule: Schedule
+    replicas: tuple[Replica, ...] = Field(default=(), description="empty: a single model")
     steps_per_evaluation: int = Field(gt=0)
     checkpoint_dir: Path = Field(description="resumes from the newest sound checkpoint in here")
     trunk: TrunkPlan | None = Field(default=None, description="None: shares nothing")
+
+    @model_validator(mode="after")
+    def _replicas_keep_step(self) -> Self:
+        if any(replica.schedule.total_steps != self.total_steps for replica in self.replicas):
+            raise ValueError("replicas: all need the same budget, they train step by step together")
+        return self
 
     @property
     def total_steps(self) -> int:
@@ -107,4 +125,7 @@ class TaskFacts(Spec):
     examples: dict[str, int] = Field(description="examples per split")
     code: str = Field(default="", description="fingerprint of the code that trains")
     threads: int = Field(default=1, gt=0, description="CPU threads of a rank")
+    unfusable: str = Field(
+        default="not said", description="why replicas cannot train as one batched model; empty: can"
+    )
     gpus: int = Field(default=0, description="CUDA devices that the worker group could see")

@@ -1,10 +1,10 @@
 """From a trial's two numbers to the plan of its training run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from knee_tune.planning.keys import shared_knots, trunk_key
-from knee_tune.planning.plan import Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
+from knee_tune.planning.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import (
     Constant,
     Cosine,
@@ -74,12 +74,19 @@ def steps_per_evaluation(recipe: Recipe, facts: TaskFacts) -> int:
 
 
 def train_plan(
-    order: TaskOrder, recipe: Recipe, facts: TaskFacts, *, schedule: Schedule, checkpoint_dir: Path
+    order: TaskOrder,
+    recipe: Recipe,
+    facts: TaskFacts,
+    *,
+    schedule: Schedule,
+    replicas: Sequence[Replica] = (),
+    checkpoint_dir: Path,
 ) -> TrainPlan:
     """The complete order for one run that shares nothing (see :func:`on_trunk`)."""
     return TrainPlan(
         **dict(order),
         schedule=schedule,
+        replicas=tuple(replicas),
         steps_per_evaluation=steps_per_evaluation(recipe, facts),
         checkpoint_dir=checkpoint_dir,
     )
@@ -93,16 +100,17 @@ def on_trunk(
     trunks: Path,
     explore_fractions: Iterable[float],
 ) -> TrainPlan:
-    """``plan`` as a branch of its trunk below ``trunks``; unchanged if it is no Knee schedule.
+    """``plan`` as a branch of its trunk below ``trunks``; unchanged if it is no Knee schedule, or
+    a fused run of several: their replicas share trunks among themselves.
 
     The trunk's state is kept at the knees of all ``explore_fractions`` that it passes, where the
     other branches leave it.
     """
     knee = plan.schedule
-    if not isinstance(knee, Knee):
+    if not isinstance(knee, Knee) or any(each.schedule != knee for each in plan.replicas):
         return plan
     every = plan.steps_per_evaluation
-    key = trunk_key(plan, facts, schedule=knee, steps_per_evaluation=every)
+    key = trunk_key(plan, facts, schedule=knee, replicas=plan.replicas, steps_per_evaluation=every)
     knees = (
         knee_schedule(recipe, facts, seed_lr=knee.seed_lr, explore_fraction=fraction).knee_step
         for fraction in explore_fractions

@@ -100,7 +100,7 @@ def read_record(plan: TrainPlan, *, on_line: Callable[[str], None]) -> FinishedR
 
 
 def _identity(plan: TrainPlan) -> dict[str, Any]:
-    shared = {"task", "recipe", "seed", "schedule", "steps_per_evaluation"}
+    shared = {"task", "recipe", "seed", "schedule", "replicas", "steps_per_evaluation"}
     placement = plan.placement.model_dump(include={"world_size", "device", "amp"})
     return plan.model_dump(mode="json", include=shared) | placement
 

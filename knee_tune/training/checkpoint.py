@@ -59,7 +59,7 @@ def run_fingerprint(plan: TrainPlan) -> str:
 
     Not in it: where data and logs are, and the devices.
     """
-    decisive = {"task", "recipe", "seed", "schedule", "steps_per_evaluation"}
+    decisive = {"task", "recipe", "seed", "schedule", "replicas", "steps_per_evaluation"}
     parts = plan.model_dump(mode="json", include=decisive)
     parts |= {"world_size": plan.placement.world_size, "format": FORMAT}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
