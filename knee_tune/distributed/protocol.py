@@ -35,7 +35,7 @@ class Decision(Spec):
     stop: bool
     leave: tuple[int, ...] = Field(
         default=(),
-        description="replicas (their places in the plan) that end here, the rest goes on",
+        description="replicas (places in the plan) that end here while the rest goes on",
     )
 
 
