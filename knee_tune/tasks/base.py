@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ class Task(ABC, Generic[R]):
         self.recipe = recipe
         self.data_dir = data_dir
         self.seed = seed
+
+    def with_seed(self, seed: int) -> Self:
+        """The same task with another random seed."""
+        return type(self)(self.recipe, data_dir=self.data_dir, seed=seed)
 
     @abstractmethod
     def describe(self) -> tuple[str, dict[str, int]]:

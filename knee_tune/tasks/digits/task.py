@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knee_tune.distributed.group import Group
-from knee_tune.tasks.base import Split, Task
+from knee_tune.tasks.base import Split
 from knee_tune.tasks.digits.recipe import DigitsRecipe
+from knee_tune.tasks.fusable import FusableTask
 from knee_tune.tasks.seeding import generator
 
 SIDE = 8
@@ -26,7 +27,7 @@ SPLIT_SEED = 1797
 Examples = tuple[Tensor, Tensor]
 
 
-class DigitsTask(Task[DigitsRecipe]):
+class DigitsTask(FusableTask[DigitsRecipe]):
     """Images (n, 64) float32 in [0, 1] and labels (n,) int64."""
 
     def describe(self) -> tuple[str, dict[str, int]]:
@@ -78,23 +79,19 @@ class DigitsTask(Task[DigitsRecipe]):
         images, labels = batch
         return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
 
-    def evaluate(
-        self, model: nn.Module, group: Group, *, split: Split, final: bool
-    ) -> Mapping[str, float]:
-        """Mean cross-entropy and accuracy in percent on the clean, unshifted split."""
-        images, labels = (
-            tensor[group.rank :: group.world_size].to(group.device)
-            for tensor in self._splits[split]
-        )
+    def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
+        """All of it at once, clean and unshifted."""
+        images, labels = self._splits[split]
+        mine = slice(group.rank, None, group.world_size)
+        yield images[mine].to(group.device), labels[mine].to(group.device)
+
+    def score(self, model: nn.Module, batch: Examples) -> tuple[Mapping[str, Tensor], float]:
+        """Summed cross-entropy, and accuracy in percent."""
+        images, labels = batch
         scores = model(images)
-        loss, right, examples = group.sum(
-            [
-                float(F.cross_entropy(scores, labels, reduction="sum")),
-                float((scores.argmax(1) == labels).sum()),
-                len(labels),
-            ]
-        )
-        return {"loss": loss / examples, "accuracy": 100 * right / examples}
+        loss = F.cross_entropy(scores, labels, reduction="sum")
+        right = (scores.argmax(1) == labels).sum()
+        return {"loss": loss, "accuracy": 100 * right}, len(labels)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[int]:
         """The digit on each image: 64 pixel values 0..16, row by row, as scikit-learn has them."""
