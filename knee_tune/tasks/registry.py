@@ -66,6 +66,14 @@ TASKS: Mapping[str, TaskEntry] = {
         recipe="knee_tune.tasks.digits.recipe:DigitsRecipe",
         task="knee_tune.tasks.digits.task:DigitsTask",
     ),
+    "digits-clean": TaskEntry(
+        recipe="knee_tune.tasks.digits.recipe:CleanDigitsRecipe",
+        task="knee_tune.tasks.digits.task:DigitsTask",
+    ),
+    "breast-cancer": TaskEntry(
+        recipe="knee_tune.tasks.breast_cancer.recipe:BreastCancerRecipe",
+        task="knee_tune.tasks.breast_cancer.task:BreastCancerTask",
+    ),
     "iwslt": TaskEntry(
         recipe="knee_tune.tasks.translation.recipe:TranslationRecipe",
         task="knee_tune.tasks.translation.task:TranslationTask",

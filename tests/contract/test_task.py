@@ -37,14 +37,23 @@ class Case:
 
 
 def _another_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.datasets import load_digits
+    _another_value(monkeypatch, "knee_tune.tasks.digits.task.load_digits")
 
-    images, labels = load_digits(return_X_y=True)
-    images[100, 20] += 1
-    monkeypatch.setattr(
-        "knee_tune.tasks.digits.task.load_digits",
-        lambda return_X_y: (images, labels),  # noqa: N803
-    )
+
+def _another_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    _another_value(monkeypatch, "knee_tune.tasks.breast_cancer.task.load_breast_cancer")
+
+
+def _another_value(monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
+    from sklearn import datasets
+
+    rows, labels = getattr(datasets, loader.rpartition(".")[2])(return_X_y=True)
+    rows[100, 20] += 1
+    monkeypatch.setattr(loader, lambda return_X_y: (rows, labels))  # noqa: N803
+
+
+def _rows(batch: Any) -> list[Any]:
+    return [(row.numpy().tobytes(), int(label)) for row, label in zip(*batch, strict=True)]
 
 
 def _another_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,11 +67,15 @@ def _another_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 CASES = {
     "digits": Case(
         recipe={"batch_size": 50, "model": {"dropout": 0.1}},
-        example_ids=lambda batch: [
-            (image.numpy().tobytes(), int(label)) for image, label in zip(*batch, strict=True)
-        ],
+        example_ids=_rows,
         other_data=_another_pixel,
         together=True,
+    ),
+    "digits-clean": Case(
+        recipe={"batch_size": 50}, example_ids=_rows, other_data=_another_pixel, together=True
+    ),
+    "breast-cancer": Case(
+        recipe={"batch_size": 24}, example_ids=_rows, other_data=_another_feature, together=True
     ),
     "iwslt": Case(
         recipe={

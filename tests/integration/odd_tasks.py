@@ -12,8 +12,9 @@ from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done
 from knee_tune.planning.plan import Plan
 from knee_tune.tasks.base import Split
-from knee_tune.tasks.digits.task import CLASSES, SIDE, DigitsTask, Examples
+from knee_tune.tasks.digits.task import SIDE, DigitsTask
 from knee_tune.tasks.registry import TASKS, TaskEntry
+from knee_tune.tasks.tabular.classifier import Examples
 from knee_tune.training import worker
 
 KILL_AT = "kill-at"
@@ -43,7 +44,7 @@ class BatchNormTask(DigitsTask):
             nn.BatchNorm1d(24),
             nn.ReLU(),
             nn.Dropout(self.recipe.model.dropout),
-            nn.Linear(24, CLASSES),
+            nn.Linear(24, self.classes),
         )
 
 

@@ -1,0 +1,154 @@
+"""What tasks on a small table have in common: all rows in memory, noisy labels, a small network."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import count
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from knee_tune.distributed.group import Group
+from knee_tune.tasks.base import Split
+from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.seeding import generator
+from knee_tune.tasks.tabular.recipe import TabularRecipe
+
+Examples = tuple[Tensor, Tensor]
+"""Rows (n, features) float32 and labels (n,) int64."""
+
+T = TypeVar("T", bound=TabularRecipe)
+
+
+class TabularTask(FusableTask[T]):
+    """Classification of the rows of a table.
+
+    One fixed shuffle cuts the table into ``splits``; the study's seed never moves a row from one to
+    another. The seed decides which training labels are replaced, and the order of the rows.
+    """
+
+    classes: ClassVar[int]
+    splits: ClassVar[Mapping[str, slice]]
+    """``train``, ``valid`` and ``test``, of the shuffled rows."""
+    split_seed: ClassVar[int]
+
+    @abstractmethod
+    def read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Rows (n, features) in their own units and labels (n,), counted from 0."""
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows in their own units as the model sees them: standardised as the training rows are."""
+        train, _ = self._raw["train"]
+        return (rows - train.mean(0)) / train.std(0)
+
+    def views(self, rows: Tensor) -> Tensor:
+        """The versions of scaled training rows that augmentation draws from, (versions, n, f)."""
+        return rows[None]
+
+    def with_seed(self, seed: int) -> Self:
+        """The same task with another random seed; they share the rows."""
+        other = super().with_seed(seed)
+        other._raw, other._scaled, other._views = self._raw, self._scaled, self._views
+        return other
+
+    def describe(self) -> tuple[str, dict[str, int]]:
+        """Fingerprint of rows and labels, and the sizes of the splits."""
+        digest = hashlib.sha256()
+        for split in self.splits:
+            for tensor in self._scaled[split]:
+                digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16], {name: len(y) for name, (_, y) in self._scaled.items()}
+
+    def steps_per_epoch(self, group: Group) -> int:
+        """Whole batches only, whatever the world size."""
+        return len(self._scaled["train"][1]) // self.recipe.batch_size
+
+    def build_model(self) -> nn.Module:
+        """A multilayer perceptron: (n, features) -> (n, classes) class scores."""
+        widths = [self._scaled["train"][0].shape[1], *self.recipe.model.hidden]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            if self.recipe.model.dropout:
+                layers.append(nn.Dropout(self.recipe.model.dropout))
+        return nn.Sequential(*layers, nn.Linear(widths[-1], self.classes))
+
+    def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Examples]]:
+        """This rank's part of every batch, cut into micro-batches."""
+        views, labels = self._views.to(group.device), self._noisy_labels.to(group.device)
+        steps = self.steps_per_epoch(group)
+        batch = self.recipe.batch_size
+        for epoch in count(start_step // steps):
+            draw = generator(self.seed, "order", epoch)
+            order = torch.randperm(len(labels), generator=draw)
+            view = torch.randint(len(views), (len(labels),), generator=draw)
+            first = start_step % steps if epoch == start_step // steps else 0
+            for step in range(first, steps):
+                mine = slice(step * batch + group.rank, (step + 1) * batch, group.world_size)
+                rows, seen_as = order[mine].to(group.device), view[mine].to(group.device)
+                inputs, targets = views[seen_as, rows], labels[rows]
+                yield list(
+                    zip(
+                        inputs.tensor_split(self.recipe.accumulate),
+                        targets.tensor_split(self.recipe.accumulate),
+                        strict=True,
+                    )
+                )
+
+    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
+        """Summed cross-entropy and the number of examples."""
+        rows, labels = batch
+        return F.cross_entropy(model(rows), labels, reduction="sum"), len(labels)
+
+    def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
+        """All of it at once, with the true labels and nothing augmented."""
+        rows, labels = self._scaled[split]
+        mine = slice(group.rank, None, group.world_size)
+        yield rows[mine].to(group.device), labels[mine].to(group.device)
+
+    def score(self, model: nn.Module, batch: Examples) -> tuple[Mapping[str, Tensor], float]:
+        """Summed cross-entropy, and accuracy in percent."""
+        rows, labels = batch
+        scores = model(rows)
+        loss = F.cross_entropy(scores, labels, reduction="sum")
+        right = (scores.argmax(1) == labels).sum()
+        return {"loss": loss, "accuracy": 100 * right}, len(labels)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[int]:
+        """The class of each row, which is in its own units."""
+        rows = torch.as_tensor(np.asarray(inputs, dtype=np.float32))
+        rows = self.scaled(rows.reshape(-1, self._raw["train"][0].shape[1]))
+        return [int(one) for one in model(rows.to(next(model.parameters()).device)).argmax(1)]
+
+    def examples(self) -> list[list[float]]:
+        """Two rows of the test split, in their own units."""
+        return [[float(value) for value in row] for row in self._raw["test"][0][:2]]
+
+    @cached_property
+    def _raw(self) -> dict[str, Examples]:
+        rows, labels = self.read()
+        order = np.random.default_rng(self.split_seed).permutation(len(labels))
+        x = torch.from_numpy(rows.astype(np.float32)[order])
+        y = torch.from_numpy(labels.astype(np.int64)[order])
+        return {name: (x[mine], y[mine]) for name, mine in self.splits.items()}
+
+    @cached_property
+    def _scaled(self) -> dict[str, Examples]:
+        return {name: (self.scaled(rows), labels) for name, (rows, labels) in self._raw.items()}
+
+    @cached_property
+    def _views(self) -> Tensor:
+        return self.views(self._scaled["train"][0])
+
+    @cached_property
+    def _noisy_labels(self) -> Tensor:
+        _, labels = self._scaled["train"]
+        draw = generator(self.seed, "label noise")
+        noisy = torch.rand(len(labels), generator=draw) < self.recipe.label_noise
+        random = torch.randint(self.classes, (len(labels),), generator=draw)
+        return torch.where(noisy, random, labels)
