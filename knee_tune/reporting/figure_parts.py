@@ -1,0 +1,81 @@
+"""What figures share: colours that everybody can tell apart, axes, lines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from knee_tune.specs.ridge import Estimate
+
+BLUE, ORANGE, GREEN, GREY = "#2f81c7", "#d98600", "#12977a", "#8a8f98"
+"""After Okabe and Ito: told apart with any colour vision, legible on white and on black."""
+
+ACCENT = "#d1495b"
+"""Marks the recommended setting, and nothing else."""
+
+SCALE = "Cividis"
+"""Of heat maps: its lightness rises evenly, with any colour vision and in grey."""
+
+
+def figure(
+    traces: list[dict[str, Any]],
+    *,
+    x: dict[str, Any],
+    y: dict[str, Any],
+    height: int = 420,
+    **layout: Any,
+) -> dict[str, Any]:
+    """A figure with a legend above it and room for its labels."""
+    return {
+        "data": traces,
+        "layout": {
+            "template": "plotly_white",
+            "xaxis": {"automargin": True, **x},
+            "yaxis": {"automargin": True, **y},
+            "height": height,
+            "margin": {"l": 60, "r": 24, "t": 48, "b": 56},
+            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+            "hoverlabel": {"align": "left"},
+            **layout,
+        },
+    }
+
+
+def axis(title: str, **settings: Any) -> dict[str, Any]:
+    """One axis with its title."""
+    return {"title": {"text": title}, **settings}
+
+
+def bars(estimates: Sequence[Estimate | None], *, scale: float = 1.0) -> dict[str, Any]:
+    """Intervals as error bars, unlike in both directions; none where there is no interval."""
+    above: list[float | None] = []
+    below: list[float | None] = []
+    for each in estimates:
+        if each is None or each.low is None or each.high is None:
+            above.append(None)
+            below.append(None)
+        else:  # the interval of a resampled argmax may lie beside the argmax itself
+            above.append(max(0.0, scale * (each.high - each.value)))
+            below.append(max(0.0, scale * (each.value - each.low)))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "thickness": 1.4,
+        "width": 3,
+        "visible": any(each is not None for each in above),
+    }
+
+
+def ramp(count: int) -> list[str]:
+    """``count`` colours from blue to yellow, dark enough for thin lines on white."""
+    ends = [(38, 84, 150), (60, 140, 150), (110, 165, 90), (215, 150, 30)]
+    colours = []
+    for index in range(count):
+        at = index / max(1, count - 1) * (len(ends) - 1)
+        lower = min(int(at), len(ends) - 2)
+        mixed = (
+            round(low + (high - low) * (at - lower))
+            for low, high in zip(ends[lower], ends[lower + 1], strict=True)
+        )
+        colours.append(f"rgb({','.join(map(str, mixed))})")
+    return colours

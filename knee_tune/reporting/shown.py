@@ -1,0 +1,72 @@
+"""Numbers as people read them, the same in figures, tables and sentences."""
+
+from collections.abc import Mapping
+
+from knee_tune.specs.confirmation import Interval
+from knee_tune.specs.ridge import Estimate
+
+SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test": "test"}
+"""How metric names begin, and the split of the data that says."""
+
+NOTHING = "–"
+"""What stands where there is no number."""
+
+
+def percent(fraction: float) -> str:
+    """``0.125`` as ``12.5%``: two different fractions never look the same."""
+    return f"{100 * fraction:.4g}%"
+
+
+def number(value: float | None, *, sign: bool = False) -> str:
+    """Four significant digits."""
+    if value is None:
+        return NOTHING
+    return f"{value:{'+' if sign else ''}.4g}"
+
+
+def learning_rate(value: float) -> str:
+    """As it was typed."""
+    return f"{value:g}"
+
+
+def estimate(value: Estimate | None, *, sign: bool = False) -> str:
+    """``0.5 [0.4, 0.6]``; without an interval the number alone."""
+    if value is None:
+        return NOTHING
+    said = number(value.value, sign=sign)
+    if value.low is None or value.high is None:
+        return said
+    return f"{said} [{number(value.low, sign=sign)}, {number(value.high, sign=sign)}]"
+
+
+def fraction_estimate(value: Estimate | None) -> str:
+    """``50% [40%, 60%]``."""
+    if value is None:
+        return NOTHING
+    if value.low is None or value.high is None:
+        return percent(value.value)
+    return f"{percent(value.value)} [{percent(value.low)}, {percent(value.high)}]"
+
+
+def interval(value: Interval | None, *, sign: bool = False) -> str:
+    """``93.1 [92.8, 93.4]``."""
+    if value is None:
+        return NOTHING
+    low, high = number(value.low, sign=sign), number(value.high, sign=sign)
+    return f"{number(value.mean, sign=sign)} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """``p = 0.032``, ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def split_of(metric: str) -> str:
+    """``validation`` of ``valid_ppl``; empty if the name does not say."""
+    return SPLITS.get(metric.partition("_")[0], "")
+
+
+def in_words(metric: str) -> str:
+    """``validation accuracy`` of ``valid_accuracy``."""
+    split, _, rest = metric.partition("_")
+    return f"{SPLITS[split]} {rest.replace('_', ' ')}" if split in SPLITS and rest else metric
