@@ -260,7 +260,7 @@ def test_a_killed_rank_costs_a_trial_nothing_but_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "--task", "digit"), ("--task digit:", "digits, iwslt")),
+        (("run", "--task", "digit"), ("--task digit:", "digits, digits-clean, ")),
         (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
         (
             (*QUICK, "--set", "recipe.epoch=2"),
