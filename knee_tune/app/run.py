@@ -10,6 +10,7 @@ from typing import Literal
 from knee_tune.app.confirm import confirm_winner
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
+from knee_tune.app.publish import LivePages, Published, publish, show_now
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
 from knee_tune.app.workshop import GroupOptions
@@ -23,7 +24,6 @@ from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.asking import asking_lock
-from knee_tune.tuning.dashboard import write_study_note
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
 from knee_tune.tuning.points import wanted
@@ -85,12 +85,14 @@ def run_study(
     spec, recipe = request.resolve()
     with open_for_training(spec, recipe, places, options) as opened:
         ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
-        registered, notices = None, []
+        registered, notices, published = None, [], Published()
         try:
             with interruptible(), watch(study_start(opened)) as watcher:
-                _drive(opened, watcher, timeout=timeout)
-                if _search_is_over(opened, watcher):
-                    confirm_winner(opened, watcher)
+                with LivePages(opened, on_line=watcher.line) as pages:
+                    _drive(opened, watcher, timeout=timeout, pages=pages)
+                    if _search_is_over(opened, watcher):
+                        confirm_winner(opened, watcher)
+                published = publish(opened, on_line=watcher.line)
                 if register and places.tracking_uri and study_record(opened.study).best:
                     try:
                         registered = _register(opened, watcher)
@@ -102,9 +104,10 @@ def run_study(
             raise
         finally:
             try:
+                if ended != "COMPLETE":
+                    show_now(opened, on_line=notices.append)
                 record = study_record(opened.study)
-                write_study_note(opened.study, record)
-                opened.tracker.record(_finished(record, ended))
+                opened.tracker.record(_finished(record, ended, published))
             finally:
                 remaining = opened.tracker.close()
         if notice := unsent_notice(remaining, places.tracking_uri or ""):
@@ -126,7 +129,9 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> None:
+def _drive(
+    opened: OpenedStudy, watcher: Watcher, *, timeout: float | None, pages: LivePages
+) -> None:
     workshop, study = opened.workshop, opened.study
 
     def schedule_of(trial: TrialRun | TrialRecord) -> Knee:
@@ -147,6 +152,7 @@ def _drive(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None) -> N
         title = f"Trial {trial.number}: {point}"
         figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
+        pages.changed()
 
     asking = asking_lock(opened.places.storage_url, study=study.study_name)
     if workshop.spec.sampler == "grid":
@@ -232,17 +238,21 @@ def _remarks(spec: StudySpec) -> Iterator[str]:
 
 
 def _finished(
-    record: StudyRecord, ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"]
+    record: StudyRecord,
+    ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"],
+    published: Published,
 ) -> StudyFinished:
     best = record.best
     metrics = {f"steps_{name}": float(count) for name, count in record.steps}
+    metrics |= published.metrics
     if best is None or best.value is None:
-        return StudyFinished(state=ended, metrics=metrics)
+        return StudyFinished(state=ended, metrics=metrics, tags=published.tags)
     metrics[f"best_{record.metric}"] = best.value
     return StudyFinished(
         state=ended,
         metrics=metrics,
         tags={
+            **published.tags,
             "knee.best_trial": str(best.number),
             "knee.best_seed_lr": f"{best.seed_lr:g}",
             "knee.best_explore_fraction": f"{best.explore_fraction:g}",

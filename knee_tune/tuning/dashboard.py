@@ -1,12 +1,14 @@
 """Optuna Dashboard, and what it shows beside its own plots: notes, the only place for links."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
-from knee_tune.specs.records import StudyRecord
 from knee_tune.tuning.events import Ending
 from knee_tune.tuning.trial import TrialRun
 
@@ -21,7 +23,7 @@ def write_trial_note(run: TrialRun, ending: Ending) -> None:
         f"Steps trained: {run.counts['steps_trained']:,} of {run.budget:,}, "
         f"reused: {run.counts['steps_reused']:,}",
         _replicates(run),
-        f"[MLflow run]({run.url})" if run.url else "",
+        _link(run.url) if run.url else "",
     ]
     save_note(run.trial, "\n\n".join(filter(None, lines)))
 
@@ -38,24 +40,51 @@ def _replicates(run: TrialRun) -> str:
     return f"{run.metric} of its replicates: {', '.join(values)}"
 
 
-def write_study_note(study: optuna.Study, record: StudyRecord) -> None:
-    """The state of the search, in words."""
+def write_study_note(study: optuna.Study, text: str) -> None:
+    """Show ``text`` (Markdown) as the note of the study, in place of the one before."""
     from optuna_dashboard import save_note  # slow
 
-    best, counts = record.best, record.counts
-    lines = [f"# {record.name}", record.spec.description]
-    if best is not None:
-        lines.append(
-            f"Best so far: **seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}** with "
-            f"{record.metric} = {best.value:.4g} (trial {best.number})."
-        )
-    if record.confirmation is not None:
-        lines.append(f"Fresh random seeds: {record.confirmation.words}.")
-    lines.append(
-        f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
-    )
-    lines += record.steps.words
-    save_note(study, "\n\n".join(line for line in lines if line))
+    save_note(study, text)
+
+
+def link_trials(study: optuna.Study, urls: Mapping[int, str]) -> None:
+    """Add the address of its MLflow run to the note of every trial (by number) that lacks it.
+
+    A trial may end before its run is known: MLflow's first start takes longer than training it.
+    """
+    from optuna_dashboard import get_note, save_note  # slow
+
+    trials = study.get_trials(deepcopy=False)
+    for number, url in urls.items():
+        ended = cast(optuna.Trial, _Ended(study, trials[number]._trial_id))
+        note = get_note(ended)
+        if url not in note:
+            save_note(ended, "\n\n".join(filter(None, (note, _link(url)))))
+
+
+def show_figures(study: optuna.Study, figures: Mapping[str, dict[str, Any]]) -> None:
+    """Show plotly figures (as dicts) on the page of the study; a name is shown once, the newest."""
+    from optuna_dashboard import save_plotly_graph_object  # slow
+    from plotly.graph_objects import Figure  # slow
+
+    for name, figure in figures.items():
+        save_plotly_graph_object(study, Figure(figure), graph_object_id=name)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A finished trial as the dashboard takes it for notes; Optuna's own is for running ones."""
+
+    study: optuna.Study
+    _trial_id: int
+
+    @property
+    def storage(self) -> BaseStorage:
+        return self.study._storage
+
+
+def _link(url: str) -> str:
+    return f"[MLflow run]({url})"
 
 
 def serve_dashboard(storage: BaseStorage, *, port: int, artifact_dir: Path) -> None:
