@@ -42,10 +42,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the end of a study's run adds to its MLflow run, and where its report is."""
+    """What the end of a study's run adds to its MLflow run, what it found, where its report is."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    ridge: Ridge | None = None
     report: Path | None = None
 
 
@@ -80,6 +81,7 @@ def publish(opened: OpenedStudy, *, on_line: Say) -> Published:
     return Published(
         metrics=_metrics(ridge),
         tags={"mlflow.note.content": note} | _tags(ridge),
+        ridge=ridge,
         report=next(iter(report), None),
     )
 

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -20,6 +21,7 @@ from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
+from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
@@ -61,6 +63,10 @@ class RunSummary:
     """What a run leaves behind."""
 
     record: StudyRecord
+    ridge: Ridge | None
+    report: Path | None
+    """The HTML file."""
+
     registered: RegisteredModel | None
     notices: tuple[str, ...]
     """What could not be done yet, because the tracking server did not answer."""
@@ -112,7 +118,13 @@ def run_study(
                 remaining = opened.tracker.close()
         if notice := unsent_notice(remaining, places.tracking_uri or ""):
             notices.append(notice)
-        return RunSummary(record=record, registered=registered, notices=tuple(notices))
+        return RunSummary(
+            record=record,
+            ridge=published.ridge,
+            report=published.report,
+            registered=registered,
+            notices=tuple(notices),
+        )
 
 
 @contextmanager
