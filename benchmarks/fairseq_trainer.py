@@ -11,10 +11,10 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -23,7 +23,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.schedules import Constant
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import TranslationTask
-from knee_tune.training.loop import TrainingRun
+from knee_tune.training.single import SingleModel
 
 LR = 1e-3
 SIZES: dict[str, dict[str, Any]] = {
@@ -110,15 +110,14 @@ def _contenders(
         steps_per_evaluation=10**6,
         checkpoint_dir=folder / "none",
     )
-    run = TrainingRun(ours, plan, group, mock.Mock())
-    batches = ours.train_batches(0, group)
+    run = SingleModel(ours, plan, group)
+    steps = count(1)
     model = fairseqs.build_model().to(group.device)
     model.load_state_dict(run.model.state_dict())
     reference = Reference(fairseqs, model, group, lr=LR)
 
     def step() -> None:
-        run.step += 1
-        run.update(next(batches))
+        run.update(next(steps))
 
     return step, reference.step
 

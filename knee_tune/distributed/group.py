@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def _say_nothing() -> None: ...
@@ -46,13 +49,21 @@ class Group:
         dist.broadcast(tensor, src=0)
         return bool(tensor.item())
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: T) -> list[T]:
         """Every rank's ``value``, in rank order, on every rank (small objects only)."""
         if self.world_size == 1:
             return [value]
-        values: list[object] = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def gather_first(self, value: object) -> list[Any]:
+        """Every rank's ``value``, in rank order, on rank 0; empty on the others."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.leads else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

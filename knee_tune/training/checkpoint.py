@@ -25,7 +25,7 @@ from torch import nn
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_step
 from knee_tune.planning.plan import TrainPlan
 
-FORMAT = 2
+FORMAT = 3
 """Changes with what a state holds, so that no state of another version is loaded."""
 
 STATE, WEIGHTS, MANIFEST = "state.pt", "weights.safetensors", "manifest.json"
@@ -137,13 +137,17 @@ def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:
             continue  # another run swept it
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write ``model``'s weights as a safetensors file, which appears whole or not at all."""
+def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
+    """Write ``model``'s weights as a safetensors file, which appears whole or not at all.
+
+    What is not ``durable`` waits for no disk: a crash of the machine may damage it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.unlink(missing_ok=True)  # a killed run may have left a link to a knot's weights
     save_model(model, str(draft))
-    _sync(draft)
+    if durable:
+        _sync(draft)
     draft.replace(path)
 
 

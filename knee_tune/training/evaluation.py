@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from knee_tune.distributed.group import Group
+from knee_tune.planning.plan import Placement
 from knee_tune.tasks.base import Split, Task
+
+V = TypeVar("V")
 
 
 def evaluate(
@@ -18,9 +22,21 @@ def evaluate(
     model.eval()
     with torch.no_grad():
         metrics = task.evaluate(model, group, split=split, final=final)
+    return named(split, metrics)
+
+
+def named(split: Split, metrics: Mapping[str, V]) -> dict[str, V]:
+    """Metrics under names that say which split they are from."""
     return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
 def non_finite(metrics: Mapping[str, float]) -> str:
     """Names of the metrics that are no numbers to go by (and that JSON cannot hold)."""
     return ", ".join(name for name, value in metrics.items() if not math.isfinite(value))
+
+
+def autocast(placement: Placement) -> AbstractContextManager[None]:
+    """The arithmetic that losses are computed in."""
+    if not placement.amp:
+        return nullcontext()
+    return torch.autocast(placement.device, dtype=torch.bfloat16)

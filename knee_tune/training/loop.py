@@ -2,32 +2,22 @@
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, cast
-
-import torch
-from safetensors.torch import load_model
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from statistics import fmean
+from typing import Any, Literal
 
 from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Done, Report
+from knee_tune.distributed.protocol import Channel, Done, ReplicaDone, Report
 from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Task
-from knee_tune.tasks.seeding import seed_step, stream_seed
-from knee_tune.training.checkpoint import (
-    WEIGHTS,
-    run_fingerprint,
-    save_checkpoint,
-    save_weights,
-    take_weights,
-)
-from knee_tune.training.evaluation import evaluate, non_finite
-from knee_tune.training.optimizer import build_optimizer, write_lr
+from knee_tune.tasks.fusable import FusableTask
+from knee_tune.training.checkpoint import run_fingerprint, save_checkpoint
+from knee_tune.training.evaluation import non_finite
+from knee_tune.training.fused import FusedModels
+from knee_tune.training.learner import Learner
+from knee_tune.training.single import SingleModel
 from knee_tune.training.start import find_start
 from knee_tune.training.trunk import Trunk
 
@@ -41,189 +31,215 @@ CHECKPOINT_SECONDS = 10.0
 """Least time between two checkpoints of a run that goes on: training again for as long costs less
 than writing one after every evaluation of a small model."""
 
+CHECKPOINT_SHARE = 0.03
+"""Of its time that a run spends on checkpoints, at most: many replicas make them large."""
+
+End = Literal["complete", "stopped", "diverged"]
+
 
 class TrainingRun:
-    """One rank's share of one training run, from where it may start to its last step."""
+    """One rank's share of one training run, from where it may start to its last step.
+
+    Replicas are named by their place in the plan; a run of a single model is its replica 0.
+    """
 
     def __init__(self, task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> None:
-        self.task, self.plan, self.channel = task, plan, channel
+        self.plan, self.channel, self._recipe = plan, channel, task.recipe
         self.group = replace(group, alive=lambda: channel.progress(self.step))
-        torch.manual_seed(stream_seed(plan.seed, "model"))
-        self.model = task.build_model().to(group.device)
-        self.optimizer = build_optimizer(task.recipe.optimizer, self.model)
+        self.learner = _learner(task, plan, self.group)
         self.trunk = Trunk(plan, plan.trunk, channel.line) if plan.trunk else None
         self.step = 0
-        self.best: float | None = None
         self.lost = ""
+        self._best: dict[int, float] = {}
+        self._ended: dict[int, ReplicaDone] = {}
         self._history: list[Report] = []
-        self._train_sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         self._load()
         self.first_step = self.step
-        self.replica = _replicate(self.model, group)
         self._started = self._saved = time.monotonic()
+        self._due_after = CHECKPOINT_SECONDS
 
     def run(self) -> Done:
         """Train to the last step, or until the driver says stop or the loss is lost."""
-        if (stopped := self._tell_history()) is not None:
-            return Done(state="stopped", step=stopped, first_step=stopped)
+        if self._tell_history():
+            return self._done("stopped")
         if self.lost:
             return self._done("diverged", reason=self.lost)
         evaluations = set(self.plan.evaluation_steps())
-        batches = self.task.train_batches(self.step, self.group)
         while self.step < self.plan.total_steps:
             self.step += 1
-            self.update(next(batches))
+            self.learner.update(self.step)
             self.channel.progress(self.step)
             stop = False
             if self.step in evaluations:
-                metrics = self._measure()
-                if lost := non_finite(metrics):
-                    return self._diverged(f"non-finite {lost}")
+                measured = self.learner.measure(self.step)
+                lost = {
+                    r: f"non-finite {names}" for r in measured if (names := non_finite(measured[r]))
+                }
+                if self._end_diverged(lost):
+                    return self._diverged(lost)
                 # First tell, then save: a run that dies in between tells again what it told, but
                 # never leaves anything out.
-                stop = self._stop_wanted(metrics)
-                self._keep_best(metrics)
+                stop = self._stop_wanted({r: measured[r] for r in measured if r not in lost})
+                self._keep_best(measured)
                 self._save(due=stop or self.step == self.plan.total_steps)
-            elif self.step % FINITE_CHECK_STEPS == 0 and not self._train_sums.isfinite().all():
-                return self._diverged("non-finite training loss or gradient")
+            elif self.step % FINITE_CHECK_STEPS == 0:
+                lost = dict.fromkeys(self.learner.lost(), "non-finite training loss or gradient")
+                if self._end_diverged(lost):
+                    return self._diverged(lost)
             self._save_knot()
             if stop:
                 return self._done("stopped")
         return self._finish()
 
-    def update(self, micro_batches: Any) -> None:
-        """One optimizer update; gradients are normalised by the global count, then clipped."""
-        write_lr(self.optimizer, self.plan.schedule.lr(self.step))
-        seed_step(self.group.device, self.plan.seed, self.group.rank, self.step)
-        self.optimizer.zero_grad()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
-        for index, batch in enumerate(micro_batches):
-            with self._sync_gradients(last=index == len(micro_batches) - 1):
-                with self._autocast():
-                    loss, count = self.task.loss(self.replica, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([loss.detach().double(), sums.new_full((), count)])
-        sums = self.group.sum_tensor(sums)
-        norm = self._scale_and_clip(self.group.world_size / sums[1].clamp(min=1))
-        self.optimizer.step()
-        sums[0] += 0 * norm  # a lost gradient shows in the same number as a lost loss
-        self._train_sums += sums
+    @property
+    def _training(self) -> list[int]:
+        """The replicas that still train."""
+        return [r for r in range(max(1, len(self.plan.replicas))) if r not in self._ended]
 
-    def _scale_and_clip(self, scale: Tensor) -> Tensor:
-        """The norm that the scaled gradient has before it is clipped."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, scale.float())
-        norm = nn.utils.get_total_norm(gradients)
-        if self.task.recipe.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.task.recipe.clip_norm, norm
-            )
-        return norm
-
-    def _measure(self) -> dict[str, float]:
-        """Validation metrics, the mean training loss since the last look, and the LR."""
-        loss, count = self._train_sums.tolist()
-        self._train_sums.zero_()
-        self._share_buffers()
-        metrics = evaluate(self.task, self.model, self.group, split="valid", final=False)
-        self.replica.train()
-        return {
-            "lr": self.plan.schedule.lr(self.step),
-            "train_loss": loss / max(1.0, count),
-            **metrics,
-        }
-
-    def _share_buffers(self) -> None:
-        """Give every rank rank 0's BatchNorm statistics, which each of them gathered on its own.
-
-        They are the ones that are saved and that the next step starts from on every rank.
-        """
-        if (
-            isinstance(self.replica, DistributedDataParallel)
-            and self.replica.will_sync_module_buffers()  # type: ignore[no-untyped-call]
-        ):
-            self.replica._sync_buffers()  # type: ignore[no-untyped-call]
-
-    def _stop_wanted(self, metrics: Mapping[str, float]) -> bool:
-        stop = False
+    def _stop_wanted(self, measured: Mapping[int, Mapping[str, float]]) -> bool:
+        """Whether the driver wants the run to stop, or every replica of it to leave."""
+        decision: tuple[bool, tuple[int, ...]] = (False, ())
         if self.group.leads:
             report = Report(
                 step=self.step,
                 total_steps=self.plan.total_steps,
-                metrics=dict(metrics),
+                metrics=_means(measured),
                 seconds=time.monotonic() - self._started,
+                replicas=_columns(measured, len(self.plan.replicas)),
             )
             self._history.append(report)
-            stop = self.channel.report(report).stop
-        return self.group.agree(stop)
+            answer = self.channel.report(report)
+            decision = (answer.stop, answer.leave)
+        stop, leaving = self.group.gather(decision)[0]
+        return stop or self._leave(leaving)
 
-    def _tell_history(self) -> int | None:
-        """Tell what was measured before the first step; the step at which the driver says stop.
+    def _tell_history(self) -> bool:
+        """Tell what was measured before the first step; whether the driver said stop there.
 
         An uninterrupted run would have told it, and stopped there.
         """
-        for report in self._history:
-            if self.group.agree(self.group.leads and self.channel.report(report).stop):
-                return report.step
-        return None
+        for told in range(self.group.gather(len(self._history))[0]):
+            decision: tuple[bool, tuple[int, ...], int] = (False, (), 0)
+            if self.group.leads:
+                report = self._history[told]
+                answer = self.channel.report(report)
+                decision = (answer.stop, answer.leave, report.step)
+            stop, leaving, step = self.group.gather(decision)[0]
+            if stop or self._leave(leaving):
+                self.step = self.first_step = step
+                return True
+        return False
+
+    def _leave(self, replicas: Iterable[int]) -> bool:
+        """End these on the driver's word; whether none is left."""
+        self._end("stopped", dict.fromkeys(set(replicas) - self._ended.keys(), ""))
+        return not self._training
+
+    def _end_diverged(self, lost: Mapping[int, str]) -> bool:
+        """End the replicas that are lost; whether that ends the run.
+
+        One that has a trunk on disk is one trial: it is over when one of its replicas is.
+        """
+        self._end("diverged", lost)
+        return bool(lost) and (self.trunk is not None or not self._training)
+
+    def _end(self, state: End, replicas: Mapping[int, str]) -> None:
+        """These train no more; ``replicas`` have the reason for each."""
+        if not replicas:
+            return
+        firsts = self.learner.first_steps
+        for replica, reason in replicas.items():
+            self._ended[replica] = ReplicaDone(
+                state=state,
+                step=self.step,
+                first_step=firsts[replica],
+                reason=reason,
+            )
+        self.learner.leave(replicas, self.step)
 
     def _finish(self) -> Done:
         """Measure the kept weights once more, with the dear metrics."""
-        if self.task.recipe.keep == "last":
-            self._save_weights()
-        self.group.barrier()
-        load_model(self.model, self._weights)
-        metrics = evaluate(self.task, self.model, self.group, split="valid", final=True)
-        if lost := non_finite(metrics):
-            return self._done("diverged", reason=f"non-finite {lost} of the final evaluation")
-        return self._done("complete", metrics=metrics, weights=str(self._weights))
+        if self._recipe.keep == "last":
+            self.learner.keep(self._training)
+        finished = self.learner.finish()
+        lost = {
+            r: f"non-finite {names} of the final evaluation"
+            for r, (metrics, _) in finished.items()
+            if (names := non_finite(metrics))
+        }
+        self._end("diverged", lost)
+        sound = {r: each for r, each in finished.items() if r not in lost}
+        if not sound:
+            return self._done("diverged", reason=next(iter(lost.values())))
+        firsts = self.learner.first_steps
+        for replica, (metrics, weights) in sound.items():
+            self._ended[replica] = ReplicaDone(
+                state="complete",
+                step=self.step,
+                first_step=firsts[replica],
+                metrics=dict(metrics),
+                weights=str(weights),
+            )
+        return self._done(
+            "complete",
+            metrics=_means({r: each.metrics for r, each in sound.items()}),
+            weights=str(next(iter(sound.values())).weights),
+        )
 
-    @property
-    def _weights(self) -> Path:
-        return self.plan.checkpoint_dir / WEIGHTS
-
-    def _keep_best(self, metrics: Mapping[str, float]) -> None:
-        recipe = self.task.recipe
-        watched = metrics[f"valid_{recipe.watched}"]
-        if self.best is None or recipe.metric(recipe.watched).better(watched, self.best):
-            self.best = watched
-            if recipe.keep == "best":
-                self._save_weights()
+    def _keep_best(self, measured: Mapping[int, Mapping[str, float]]) -> None:
+        metric = self._recipe.metric(self._recipe.watched)
+        better = {}
+        for replica in self._training:
+            watched = measured[replica][f"valid_{metric.name}"]
+            if replica not in self._best or metric.better(watched, self._best[replica]):
+                better[replica] = watched
+        self._best |= better
+        if self._recipe.keep == "best" and better:
+            self.learner.keep(better)
 
     def _save(self, *, due: bool) -> None:
         """Write the checkpoint that a retry starts from, if it is ``due`` or the last one is old.
 
         The randomness of a step follows from its number, so this is the whole state.
         """
-        if not self.group.leads:
+        if not self.group.agree(due or time.monotonic() - self._saved >= self._due_after):
             return
-        if due or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+        began = time.monotonic()
+        state = self._state()
+        if self.group.leads:
             folder, run = self.plan.checkpoint_dir, run_fingerprint(self.plan)
-            save_checkpoint(
-                folder, run=run, step=self.step, state=self._state(), weights=self._kept_weights()
-            )
+            weights = self.learner.kept_weights()
+            save_checkpoint(folder, run=run, step=self.step, state=state, weights=weights)
             discard_checkpoints(folder, keep=KEPT)
-            self._saved = time.monotonic()
+        self._saved = time.monotonic()
+        took = self._saved - began
+        self._due_after = (
+            max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE) if CHECKPOINT_SECONDS else 0
+        )
 
     def _save_knot(self) -> None:
         """Leave the state for other branches of the trunk; one that has lost its way is no use."""
-        if self.group.leads and self.trunk is not None and self.trunk.wants(self.step):
-            norm = nn.utils.get_total_norm(self.model.parameters())
-            if norm.isfinite() and self._train_sums.isfinite().all():
-                self.trunk.save(self.step, self._state(), weights=self._kept_weights())
+        trunk = self.trunk
+        if trunk is None or not trunk.has_knot(self.step) or self._ended:
+            return
+        if self.group.agree(trunk.wants(self.step)) and not self.learner.lost(thorough=True):
+            state = self._state()
+            if self.group.leads:
+                trunk.save(self.step, state, weights=self.learner.kept_weights())
 
-    def _diverged(self, reason: str) -> Done:
+    def _diverged(self, lost: Mapping[int, str]) -> Done:
         """A loss that was lost on the trunk is lost for every later branch: one trains up to it."""
+        reason = next(iter(lost.values()))
         if self.group.leads and self.trunk is not None and self.trunk.reaches(self.step):
-            self.trunk.save(self.step, {"lost": reason, "history": self._told()}, weights=None)
+            verdict = {"lost": reason, "history": self._told(), "ended": self._dumped_ends()}
+            self.trunk.save(self.step, verdict, weights=None)
         return self._done("diverged", reason=reason)
 
     def _state(self) -> dict[str, Any]:
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "train_sums": self._train_sums,
+            "learner": self.learner.state(),
+            "best": self._best,
+            "ended": self._dumped_ends(),
             "history": self._told(),
         }
 
@@ -232,13 +248,8 @@ class TrainingRun:
         told = [report.model_dump(exclude={"type", "total_steps"}) for report in self._history]
         return json.dumps(told)
 
-    def _kept_weights(self) -> Path | None:
-        kept = self.task.recipe.keep == "best" and self.best is not None
-        return self._weights if kept else None
-
-    def _save_weights(self) -> None:
-        if self.group.leads:
-            save_weights(self._weights, self.model)
+    def _dumped_ends(self) -> str:
+        return json.dumps({r: end.model_dump() for r, end in self._ended.items()})
 
     def _load(self) -> None:
         """Go to where the run starts, the same on every rank."""
@@ -248,42 +259,54 @@ class TrainingRun:
         self.step, state = found.step, found.state
         total = self.plan.total_steps
         self._history = [Report(total_steps=total, **told) for told in json.loads(state["history"])]
+        self._ended = {
+            int(replica): ReplicaDone.model_validate(end)
+            for replica, end in json.loads(state["ended"]).items()
+        }
         self.lost = state.get("lost", "")
         if self.lost:
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
-        self._train_sums.copy_(state["train_sums"])
-        if self.group.leads and found.weights is not None:
-            take_weights(self._weights, found.weights)
+        self._best = state["best"]
+        self.learner.load(state["learner"], found.weights)
 
-    def _sync_gradients(self, *, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once per step, in the backward pass of its last micro-batch."""
-        if last or not isinstance(self.replica, DistributedDataParallel):
-            return nullcontext()
-        return cast(AbstractContextManager[None], self.replica.no_sync())
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if not self.plan.placement.amp:
-            return nullcontext()
-        return torch.autocast(self.group.device.type, dtype=torch.bfloat16)
-
-    def _done(
-        self, state: Literal["complete", "stopped", "diverged"], *, reason: str = "", **result: Any
-    ) -> Done:
+    def _done(self, state: End, *, reason: str = "", **result: Any) -> Done:
+        """The run is over; replicas that were still training have stopped."""
+        if self.plan.replicas:
+            self._end("stopped", dict.fromkeys(self._training, ""))
         return Done(
-            state=state, step=self.step, first_step=self.first_step, reason=reason, result=result
+            state=state,
+            step=self.step,
+            first_step=self.first_step,
+            reason=reason,
+            result=result,
+            replicas=tuple(self._ended[r] for r in range(len(self.plan.replicas))),
         )
 
 
-def _replicate(model: nn.Module, group: Group) -> nn.Module:
-    """The model as the loss sees it: in DistributedDataParallel when there are peers.
+def _learner(task: Task[Any], plan: TrainPlan, group: Group) -> Learner:
+    if not plan.replicas:
+        return SingleModel(task, plan, group)
+    if not isinstance(task, FusableTask):
+        raise TypeError(f"{type(task).__name__} has replicas in its plan, but does not fuse")
+    return FusedModels(task, plan, group)
 
-    It cuts its buckets anew after the first step, unless it looks for unused parameters, and the
-    bits that three or more ranks sum up depend on the cut. So on a CPU, where a resumed run must
-    have the bits of one that never stopped, it has to look for them.
-    """
-    if group.world_size == 1:
-        return model
-    return DistributedDataParallel(model, find_unused_parameters=group.device.type == "cpu")
+
+def _means(measured: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over the replicas."""
+    first = next(iter(measured.values()))
+    if len(measured) == 1:
+        return dict(first)
+    return {name: fmean(metrics[name] for metrics in measured.values()) for name in first}
+
+
+def _columns(
+    measured: Mapping[int, Mapping[str, float]], replicas: int
+) -> dict[str, tuple[float | None, ...]]:
+    """Every metric of all ``replicas``, None for those that were not measured."""
+    if not replicas:
+        return {}
+    names = next(iter(measured.values()))
+    return {
+        name: tuple(measured[r][name] if r in measured else None for r in range(replicas))
+        for name in names
+    }

@@ -1,8 +1,10 @@
 """Optimizers by recipe, and the one place that writes a LR."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
 
 from knee_tune.specs.recipe import Optimizer
 
@@ -13,7 +15,7 @@ _ADAM_FAMILY: dict[str, type[optim.Adam | optim.AdamW | optim.RAdam]] = {
 }
 
 
-def build_optimizer(spec: Optimizer, model: nn.Module) -> optim.Optimizer:
+def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
     """``torch.optim``'s optimizer of that name; the LR stays 0 until the loop writes it.
 
     Fused where torch has it so: a third of the time, for large models and for tiny ones.
@@ -24,11 +26,31 @@ def build_optimizer(spec: Optimizer, model: nn.Module) -> optim.Optimizer:
     else:
         options["fused"] = True
     if spec.name == "sgd":
-        return optim.SGD(model.parameters(), momentum=spec.momentum, **options)
-    return _ADAM_FAMILY[spec.name](model.parameters(), betas=spec.betas, eps=spec.eps, **options)
+        return optim.SGD(parameters, momentum=spec.momentum, **options)
+    return _ADAM_FAMILY[spec.name](parameters, betas=spec.betas, eps=spec.eps, **options)
 
 
 def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
     """Set the LR of the coming update. No scheduler state exists, so none can be restored wrong."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+@torch.no_grad()
+def step_each(
+    optimizer: optim.Optimizer,
+    parameters: list[nn.Parameter],
+    before: list[Tensor],
+    lrs: Tensor,
+) -> None:
+    """One update of stacked models, (rows, ...) each, with a LR of its own for every row (rows,).
+
+    torch's optimizers take one LR. All of ours move by LR x direction, the decoupled weight decay
+    too, so they step with LR 1 and every row then goes its own share of that way. ``before``:
+    memory for the parameters as they were.
+    """
+    write_lr(optimizer, 1.0)
+    torch._foreach_copy_(before, [*parameters])
+    optimizer.step()
+    for parameter, old in zip(parameters, before, strict=True):
+        parameter.lerp_(old, (1 - lrs).view(-1, *[1] * (old.dim() - 1)))

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
@@ -28,13 +27,13 @@ def find_start(
     step itself. UserError if the ranks do not see the same files.
     """
     candidates = _candidates(plan, trunk) if group.leads else None
-    for folder, run in cast(list[tuple[Path, str]], group.gather(candidates)[0]):
+    for folder, run in group.gather(candidates)[0] or []:
         found, problem = None, ""
         try:
             found = load_checkpoint(folder, run=run, verify=group.leads)
         except DamagedError as error:
             problem = str(error)
-        problems = [text for text in cast(list[str], group.gather(problem)) if text]
+        problems = [text for text in group.gather(problem) if text]
         if not problems:
             return found
         # Asked now that every rank has looked: another driver may have dropped it in between.

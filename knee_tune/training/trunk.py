@@ -45,9 +45,13 @@ class Trunk:
             step, plan.evaluation_steps(), every=plan.steps_per_evaluation
         )
 
+    def has_knot(self, step: int) -> bool:
+        """Whether the state at ``step`` is one to keep."""
+        return step in self._trunk.knots
+
     def wants(self, step: int) -> bool:
-        """Whether the state at ``step`` is to be kept, and is not there yet."""
-        return step in self._trunk.knots and not self._path(step).is_dir()
+        """Whether the state at a knot is not there yet."""
+        return not self._path(step).is_dir()
 
     def save(self, step: int, state: dict[str, Any], *, weights: Path | None) -> None:
         """Keep the state at ``step``. A full disk costs a word to the people who watch, no more."""

@@ -12,6 +12,7 @@ from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, Tra
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.evaluation import evaluate, non_finite
 from knee_tune.training.fingerprint import code_fingerprint
+from knee_tune.training.fusable import why_unfusable
 from knee_tune.training.loop import TrainingRun
 
 
@@ -40,6 +41,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 examples=examples,
                 code=code_fingerprint(task),
                 threads=torch.get_num_threads(),
+                unfusable=why_unfusable(task),
                 gpus=torch.cuda.device_count(),
             )
             return Done(state="complete", result=facts.model_dump())

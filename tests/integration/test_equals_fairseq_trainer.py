@@ -21,7 +21,7 @@ from knee_tune.schedules import Constant
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import TranslationTask
-from knee_tune.training import loop
+from knee_tune.training import single
 
 STEPS = 50
 LR = 0.01
@@ -98,7 +98,7 @@ def _train_both(changes: dict[str, Any], group: Group, folder: Path) -> list[dic
         TranslationTask(TranslationRecipe.model_validate(recipe), data_dir=folder, seed=plan.seed)
         for _ in range(2)
     )
-    run = loop.TrainingRun(ours, plan, group, mock.Mock())
+    run = single.SingleModel(ours, plan, group)
     model = fairseqs.build_model()
     model.load_state_dict(run.model.state_dict())
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -106,11 +106,9 @@ def _train_both(changes: dict[str, Any], group: Group, folder: Path) -> list[dic
     def as_the_trainer(device: torch.device, seed: int, rank: int, step: int) -> None:
         torch.manual_seed(ours.order_seed + step - 1)
 
-    batches = ours.train_batches(0, group)
-    with mock.patch.object(loop, "seed_step", as_the_trainer):
+    with mock.patch.object(single, "seed_step", as_the_trainer):
         for step in range(1, STEPS + 1):
-            run.step = step
-            run.update(next(batches))
+            run.update(step)
     reference = Reference(fairseqs, model, group, lr=LR)
     for _ in range(STEPS):
         reference.step()

@@ -1,0 +1,287 @@
+"""The replicas of a fused run: many models of one task, trained step by step as one batched model.
+
+Replicas of one random seed are one row of the batch for as long as their LRs agree: so their trunk
+is trained once, and a branch adds a row. Rows are spread over the ranks, each is trained by one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from knee_tune.distributed.group import Group
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.tasks.fusable import FusableTask
+from knee_tune.training.checkpoint import save_weights
+from knee_tune.training.evaluation import named
+from knee_tune.training.learner import Finished
+from knee_tune.training.pack import Pack, Rows, cut, fresh_rows, join, select
+
+PACK_ROWS = 256
+"""Rows of one pack at most: more of them gain nothing on a CPU, and cost memory."""
+
+PACK_ROWS_GPU = 4096
+"""The same on a GPU."""
+
+_Table = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass
+class Row:
+    """Replicas that are the same model so far."""
+
+    owners: list[int]
+    payer: int
+    """The owner that the row's steps are counted for."""
+    parts: int
+    """The step at which their LRs differ for the first time; beyond the budget if they never do."""
+
+
+class FusedModels:
+    """See :class:`~knee_tune.training.learner.Learner`."""
+
+    def __init__(self, task: FusableTask[Any], plan: TrainPlan, group: Group) -> None:
+        self._task, self._plan, self._group = task, plan, group
+        self._alone = replace(group, rank=0, world_size=1)
+        self._lrs = _lr_table(plan)
+        self._seeds = [replica.seed for replica in plan.replicas]
+        self._first_steps = dict.fromkeys(range(len(plan.replicas)), 0)
+        self._mine = _share(plan, self._lrs, group)
+        """Replicas that this rank trains."""
+        self._rows: list[Row] = []
+        self._packs: list[Pack] = []
+        self._batches: dict[int, Iterator[Sequence[Any]]] = {}
+        self._held_out: list[Any] | None = None
+        seeds = sorted({self._seeds[replica] for replica in self._mine})
+        if seeds:
+            rows = [self._row([r for r in self._mine if self._seeds[r] == seed]) for seed in seeds]
+            self._pack(rows, fresh_rows(task, seeds, group.device))
+
+    @property
+    def first_steps(self) -> Mapping[int, int]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        parts = self._group.gather({r: self._first_steps[r] for r in self._mine})
+        return {replica: step for part in parts for replica, step in part.items()}
+
+    def update(self, step: int) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        if any(row.parts <= step for row in self._rows):
+            self._branch(step)
+        if not self._rows:
+            return
+        seeds = sorted({self._seeds[row.payer] for row in self._rows})
+        drawn = [next(self._batches_of(seed, step)) for seed in seeds]
+        micro_batches = [_stack(parts) for parts in zip(*drawn, strict=True)]
+        place = {seed: index for index, seed in enumerate(seeds)}
+        lrs = self._lrs[[row.payer for row in self._rows], step - 1]
+        for pack, rows, first in self._each_pack():
+            places = torch.tensor([place[self._seeds[row.payer]] for row in rows])
+            places = places.to(self._group.device)
+            pack.update(
+                [_take(batch, places) for batch in micro_batches],
+                torch.from_numpy(lrs[first : first + len(rows)]).to(self._group.device),
+            )
+
+    def lost(self, *, thorough: bool = False) -> list[int]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        found = []
+        for pack, rows, _ in self._each_pack():
+            sound = pack.sums.isfinite().all(1)
+            if thorough:
+                sound &= pack.finite()
+            found += [
+                r
+                for row, ok in zip(rows, sound.tolist(), strict=True)
+                if not ok
+                for r in row.owners
+            ]
+        return sorted(r for part in self._group.gather(found) for r in part)
+
+    def measure(self, step: int) -> dict[int, dict[str, float]]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        measured: dict[int, dict[str, float]] = {}
+        for pack, rows, _ in self._each_pack():
+            sums = pack.sums.tolist()
+            pack.sums.zero_()
+            metrics = {name: values.tolist() for name, values in self._scored(pack).items()}
+            for index, row in enumerate(rows):
+                loss, count = sums[index]
+                common = {"train_loss": loss / max(1.0, count)}
+                common |= {name: values[index] for name, values in metrics.items()}
+                for owner in row.owners:
+                    measured[owner] = {"lr": float(self._lrs[owner, step - 1]), **common}
+            self._group.alive()
+        return self._gathered(measured)
+
+    def keep(self, replicas: Iterable[int]) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        wanted = set(replicas)
+        for pack, rows, _ in self._each_pack():
+            which = torch.tensor([not wanted.isdisjoint(row.owners) for row in rows])
+            pack.keep(which.to(self._group.device))
+
+    def leave(self, replicas: Iterable[int], step: int) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        gone = set(replicas)
+        for row in self._rows:
+            row.owners = [owner for owner in row.owners if owner not in gone]
+            if row.owners and row.payer in gone:
+                self._hand_over(row, step)
+        self._mine = [replica for replica in self._mine if replica not in gone]
+        staying = [index for index, row in enumerate(self._rows) if row.owners]
+        if len(staying) < len(self._rows):
+            rows = self._state_of_rows()
+            self._pack([self._rows[index] for index in staying], select(rows, staying))
+
+    def finish(self) -> dict[int, Finished]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        finished = {}
+        for pack, rows, _ in self._each_pack():
+            weights = pack.kept or dict(pack.weights)
+            metrics = {name: v.tolist() for name, v in self._scored(pack, pack.kept).items()}
+            for index, row in enumerate(rows):
+                model = pack.model_of(index, weights)
+                values = {name: values[index] for name, values in metrics.items()}
+                for owner in row.owners:
+                    path = self._plan.checkpoint_dir / f"replica-{owner:04d}.safetensors"
+                    save_weights(path, model, durable=False)
+                    finished[owner] = Finished(values, path)
+        return self._gathered(finished)
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        rows = {name: value.cpu() for name, value in self._state_of_rows().items()}
+        owners = [[row.owners, row.payer] for row in self._rows]
+        firsts = {r: self._first_steps[r] for r in self._mine}
+        parts = self._group.gather_first((owners, firsts, rows))
+        if not parts:
+            return {}
+        return {
+            "owners": [row for owners, _, _ in parts for row in owners],
+            "first_steps": {r: step for _, firsts, _ in parts for r, step in firsts.items()},
+            "rows": join([rows for owners, _, rows in parts if owners]),
+        }
+
+    def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        self._first_steps |= state["first_steps"]
+        mine = set(self._mine)
+        places = [i for i, (owners, _) in enumerate(state["owners"]) if mine & set(owners)]
+        rows = [self._row(*state["owners"][place]) for place in places]
+        self._mine = sorted(owner for row in rows for owner in row.owners)
+        state_of_rows = {n: v.to(self._group.device) for n, v in state["rows"].items()}
+        self._pack(rows, select(state_of_rows, places))
+
+    def kept_weights(self) -> Path | None:
+        """They are a part of the state."""
+        return None
+
+    def _each_pack(self) -> Iterator[tuple[Pack, list[Row], int]]:
+        """Every pack with its rows and the place of the first of them among all."""
+        first = 0
+        for pack in self._packs:
+            yield pack, self._rows[first : first + len(pack)], first
+            first += len(pack)
+
+    def _pack(self, rows: list[Row], state: Rows) -> None:
+        """Make packs of these rows, of about equal size."""
+        largest = PACK_ROWS_GPU if self._group.device.type == "cuda" else PACK_ROWS
+        self._rows = rows
+        placement = self._plan.placement
+        parts = cut(state, largest) if rows else []
+        self._packs = [Pack(self._task, part, placement) for part in parts]
+
+    def _state_of_rows(self) -> Rows:
+        return join([pack.rows() for pack in self._packs]) if self._packs else {}
+
+    def _row(self, owners: list[int], payer: int | None = None) -> Row:
+        """A row of these replicas; counted for the one whose LR stays up longest if not told."""
+        if payer is None:
+            payer = max(owners, key=lambda owner: (self._lrs[owner].sum(), -owner))
+        differ = (self._lrs[owners] != self._lrs[payer]).any(0)
+        parts = int(differ.argmax()) + 1 if differ.any() else self._plan.total_steps + 1
+        return Row(owners=owners, payer=payer, parts=parts)
+
+    def _branch(self, step: int) -> None:
+        """Rows whose replicas have different LRs at ``step`` become several of the same state."""
+        rows: list[Row] = []
+        origins: list[int] = []
+        for index, row in enumerate(self._rows):
+            if row.parts > step:
+                rows.append(row)
+                origins.append(index)
+                continue
+            by_lr: dict[float, list[int]] = {}
+            for owner in row.owners:
+                by_lr.setdefault(float(self._lrs[owner, step - 1]), []).append(owner)
+            for owners in by_lr.values():
+                branch = self._row(owners, row.payer if row.payer in owners else None)
+                if branch.payer != row.payer:
+                    self._first_steps[branch.payer] = step - 1
+                rows.append(branch)
+                origins.append(index)
+        self._pack(rows, select(self._state_of_rows(), origins))
+
+    def _hand_over(self, row: Row, step: int) -> None:
+        """What the row trains from here on is counted for another of its owners."""
+        heir = self._row(row.owners)
+        row.payer, row.parts = heir.payer, heir.parts
+        self._first_steps[row.payer] = step
+
+    def _batches_of(self, seed: int, step: int) -> Iterator[Sequence[Any]]:
+        if seed not in self._batches:
+            task = self._task.with_seed(seed)
+            self._batches[seed] = iter(task.train_batches(step - 1, self._alone))
+        return self._batches[seed]
+
+    def _scored(
+        self, pack: Pack, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        if self._held_out is None:
+            self._held_out = list(self._task.eval_batches("valid", self._alone))
+        return named("valid", pack.score(self._held_out, weights))
+
+    def _gathered(self, mine: dict[int, Any]) -> dict[int, Any]:
+        """What every rank has of its own replicas, of all of them."""
+        parts = self._group.gather(mine)
+        everything = {replica: value for part in parts for replica, value in part.items()}
+        return dict(sorted(everything.items()))
+
+
+def _lr_table(plan: TrainPlan) -> _Table:
+    """LR of every replica at every step, (replicas, steps)."""
+    steps = range(1, plan.total_steps + 1)
+    curves: dict[Any, list[float]] = {}
+    for replica in plan.replicas:
+        if replica.schedule not in curves:
+            curves[replica.schedule] = [replica.schedule.lr(step) for step in steps]
+    return np.array([curves[replica.schedule] for replica in plan.replicas], dtype=np.float32)
+
+
+def _share(plan: TrainPlan, lrs: _Table, group: Group) -> list[int]:
+    """This rank's replicas. Those of one random seed and first LR have a trunk in common, and stay
+    together; about as many of them come to every rank.
+    """
+    trunks: dict[tuple[int, float], list[int]] = {}
+    for replica, each in enumerate(plan.replicas):
+        trunks.setdefault((each.seed, float(lrs[replica, 0])), []).append(replica)
+    mine: list[int] = []
+    placed = 0
+    for _, replicas in sorted(trunks.items()):
+        if placed * group.world_size // len(plan.replicas) == group.rank:
+            mine += replicas
+        placed += len(replicas)
+    return sorted(mine)
+
+
+def _stack(batches: Sequence[Any]) -> Any:
+    """The batches of several random seeds as one: every tensor becomes (seeds, ...)."""
+    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *batches)
+
+
+def _take(batch: Any, places: torch.Tensor) -> Any:
+    """For every row the batch of its random seed: every tensor becomes (rows, ...)."""
+    return torch.utils._pytree.tree_map(lambda leaf: leaf.index_select(0, places), batch)

@@ -1,0 +1,173 @@
+"""One model, trained by all ranks together (DistributedDataParallel)."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from knee_tune.distributed.group import Group
+from knee_tune.planning.plan import TrainPlan
+from knee_tune.tasks.base import Task
+from knee_tune.tasks.seeding import seed_step, stream_seed
+from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
+from knee_tune.training.evaluation import autocast, evaluate
+from knee_tune.training.learner import Finished
+from knee_tune.training.optimizer import build_optimizer, write_lr
+
+
+class SingleModel:
+    """See :class:`~knee_tune.training.learner.Learner`."""
+
+    def __init__(self, task: Task[Any], plan: TrainPlan, group: Group) -> None:
+        self._task, self._plan, self._group = task, plan, group
+        torch.manual_seed(stream_seed(plan.seed, "model"))
+        self.model = task.build_model().to(group.device)
+        self.optimizer = build_optimizer(task.recipe.optimizer, self.model.parameters())
+        self._sums = torch.zeros(2, dtype=torch.float64, device=group.device)
+        """Of the training losses and of what they sum over, since the last look."""
+        self._kept = False
+        self._wrapped: nn.Module | None = None
+        self._batches: Any = None
+
+    @property
+    def first_steps(self) -> Mapping[int, int]:
+        """It stands alone."""
+        return {0: 0}
+
+    def update(self, step: int) -> None:
+        """Gradients are normalised by the global count, then clipped."""
+        if self._batches is None:
+            self._batches = self._task.train_batches(step - 1, self._group)
+        write_lr(self.optimizer, self._plan.schedule.lr(step))
+        seed_step(self._group.device, self._plan.seed, self._group.rank, step)
+        self.optimizer.zero_grad()
+        sums = torch.zeros(2, dtype=torch.float64, device=self._group.device)
+        micro_batches = next(self._batches)
+        for index, batch in enumerate(micro_batches):
+            with self._sync_gradients(last=index == len(micro_batches) - 1):
+                with autocast(self._plan.placement):
+                    loss, count = self._task.loss(self._parallel, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+            sums += torch.stack([loss.detach().double(), sums.new_full((), count)])
+        sums = self._group.sum_tensor(sums)
+        norm = self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
+        self.optimizer.step()
+        sums[0] += 0 * norm  # a lost gradient shows in the same number as a lost loss
+        self._sums += sums
+
+    def lost(self, *, thorough: bool = False) -> list[int]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        sound = bool(self._sums.isfinite().all())
+        if sound and thorough:
+            sound = bool(nn.utils.get_total_norm(self.model.parameters()).isfinite())
+        return [] if sound else [0]
+
+    def measure(self, step: int) -> dict[int, dict[str, float]]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        loss, count = self._sums.tolist()
+        self._sums.zero_()
+        self._share_buffers()
+        metrics = evaluate(self._task, self.model, self._group, split="valid", final=False)
+        self._parallel.train()
+        return {
+            0: {
+                "lr": self._plan.schedule.lr(step),
+                "train_loss": loss / max(1.0, count),
+                **metrics,
+            }
+        }
+
+    def keep(self, replicas: Iterable[int]) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        if any(True for _ in replicas):
+            self._kept = True
+            if self._group.leads:
+                save_weights(self._weights, self.model)
+
+    def leave(self, replicas: Iterable[int], step: int) -> None:
+        """There are no others."""
+
+    def finish(self) -> dict[int, Finished]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        self._group.barrier()
+        load_model(self.model, self._weights)
+        metrics = evaluate(self._task, self.model, self._group, split="valid", final=True)
+        return {0: Finished(metrics, self._weights)}
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "train_sums": self._sums,
+        }
+
+    def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._sums.copy_(state["train_sums"])
+        if weights is not None:
+            self._kept = True
+            if self._group.leads:
+                take_weights(self._weights, weights)
+
+    def kept_weights(self) -> Path | None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        return self._weights if self._kept else None
+
+    @property
+    def _weights(self) -> Path:
+        return self._plan.checkpoint_dir / WEIGHTS
+
+    @property
+    def _parallel(self) -> nn.Module:
+        """The model as the loss sees it; made when it first trains, its state is loaded by then."""
+        if self._wrapped is None:
+            self._wrapped = _parallel(self.model, self._group)
+        return self._wrapped
+
+    def _scale_and_clip(self, scale: Tensor) -> Tensor:
+        """The norm that the scaled gradient has before it is clipped."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, scale.float())
+        norm = nn.utils.get_total_norm(gradients)
+        if self._task.recipe.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self._task.recipe.clip_norm, norm
+            )
+        return norm
+
+    def _share_buffers(self) -> None:
+        """Give every rank rank 0's BatchNorm statistics, which each of them gathered on its own.
+
+        They are the ones that are saved and that the next step starts from on every rank.
+        """
+        if (
+            isinstance(self._parallel, DistributedDataParallel)
+            and self._parallel.will_sync_module_buffers()  # type: ignore[no-untyped-call]
+        ):
+            self._parallel._sync_buffers()  # type: ignore[no-untyped-call]
+
+    def _sync_gradients(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once per step, in the backward pass of its last micro-batch."""
+        if last or not isinstance(self._parallel, DistributedDataParallel):
+            return nullcontext()
+        return cast(AbstractContextManager[None], self._parallel.no_sync())
+
+
+def _parallel(model: nn.Module, group: Group) -> nn.Module:
+    """The model in DistributedDataParallel when there are peers.
+
+    It cuts its buckets anew after the first step, unless it looks for unused parameters, and the
+    bits that three or more ranks sum up depend on the cut. So on a CPU, where a resumed run must
+    have the bits of one that never stopped, it has to look for them.
+    """
+    if group.world_size == 1:
+        return model
+    return DistributedDataParallel(model, find_unused_parameters=group.device.type == "cpu")
