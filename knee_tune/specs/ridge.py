@@ -12,7 +12,10 @@ Verdict = Literal["inverse relation", "no inverse relation", "undecided"]
 
 
 class Estimate(Spec):
-    """A number and its bootstrap interval over random seeds (without one: fewer than two seeds)."""
+    """A number and its interval over random seeds (without one: fewer than two seeds).
+
+    Of a mean it is Student's t interval, of anything else a bootstrap that resamples seeds.
+    """
 
     value: float
     low: float | None = None

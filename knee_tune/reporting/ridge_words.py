@@ -1,0 +1,99 @@
+"""The verdict on the inverse relation, and what it means for somebody who has to choose."""
+
+from collections.abc import Sequence
+
+from knee_tune.reporting.intervals import LEVEL
+from knee_tune.specs.ridge import Crossover, Optimum, Verdict
+
+SIGNIFICANT = 1 - LEVEL
+
+
+def verdict_of(crossover: Crossover | None) -> Verdict:
+    """An inverse relation where the crossover test finds one.
+
+    There is none where the seeds show the opposite of what it asks for: short exploring is better
+    at the low seed LRs, or long exploring at the high ones (an interval beyond zero). All else is
+    undecided: too few points or seeds, or differences that may as well be chance.
+    """
+    if crossover is None:
+        return "undecided"
+    if crossover.p < SIGNIFICANT:
+        return "inverse relation"
+    if _sure(crossover.low_lrs.high, below=True) or _sure(crossover.high_lrs.low, below=False):
+        return "no inverse relation"
+    return "undecided"
+
+
+def words_of(crossover: Crossover | None, optimal: Sequence[Optimum], *, seeds: int) -> str:
+    """The verdict and what to do, in a few sentences."""
+    if crossover is None:
+        return _too_little(optimal, seeds=seeds)
+    evidence = f"(crossover test {_p(crossover.p)}, {seeds} random seeds)"
+    verdict = verdict_of(crossover)
+    if verdict == "inverse relation":
+        return (
+            f"The best explore fraction falls as the seed LR rises {evidence}: with a small "
+            f"seed LR explore long, with a large one start to decay early. {_advice(optimal)}"
+        )
+    if verdict == "undecided":
+        return (
+            f"Undecided: the differences between long and short exploring may be chance "
+            f"{evidence}. More random seeds, or a wider range of seed LRs, would tell."
+        )
+    return f"No inverse relation {evidence}: {_opposite(crossover)} {_advice(optimal)}"
+
+
+def _opposite(crossover: Crossover) -> str:
+    """What the seeds show instead."""
+    short_at_low = _sure(crossover.low_lrs.high, below=True)
+    long_at_high = _sure(crossover.high_lrs.low, below=False)
+    if short_at_low and long_at_high:
+        return "short exploring is better at small seed LRs and long exploring at large ones."
+    if long_at_high:
+        everywhere = _sure(crossover.low_lrs.low, below=False)
+        where = "at small and at large seed LRs" if everywhere else "also at the largest seed LRs"
+        return f"long exploring is better {where} that were tried."
+    everywhere = _sure(crossover.high_lrs.high, below=True)
+    where = "at small and at large seed LRs" if everywhere else "also at the smallest seed LRs"
+    return f"short exploring is better {where} that were tried."
+
+
+def _advice(optimal: Sequence[Optimum]) -> str:
+    """The best fractions at the ends and in the middle of the seed LRs."""
+    known = [(each.seed_lr, each.gp or each.raw) for each in optimal if each.gp or each.raw]
+    if not known:
+        return ""
+    ends = [known[index] for index in sorted({0, len(known) // 2, len(known) - 1})]
+    parts = [
+        f"{estimate.value:.2g}{_range(estimate.low, estimate.high)} at seed LR {lr:.3g}"
+        for lr, estimate in ends
+        if estimate is not None
+    ]
+    return f"Best explore fraction: {', '.join(parts)}."
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({low:.2g} to {high:.2g})"
+
+
+def _too_little(optimal: Sequence[Optimum], *, seeds: int) -> str:
+    if seeds < 2:
+        return (
+            "Undecided: one random seed cannot tell an inverse relation from chance. Run the study "
+            "with --replicates 5 or more."
+        )
+    if len(optimal) < 3:
+        return "Undecided: an inverse relation needs three seed LRs or more to show."
+    return (
+        "Undecided: three seed LRs or more need explore fractions up to 0.3 as well as from 0.6 to "
+        "0.9 to be compared."
+    )
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def _sure(bound: float | None, *, below: bool) -> bool:
+    """Whether an interval's bound lies beyond zero."""
+    return bound is not None and (bound < 0 if below else bound > 0)
