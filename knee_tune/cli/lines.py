@@ -1,5 +1,8 @@
 """Plain lines, for commands that need no table while they work."""
 
+from pathlib import Path
+
+import typer
 from rich.console import Console
 
 
@@ -12,3 +15,11 @@ class ConsoleLines:
     def line(self, text: str) -> None:
         """Print it."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def open_in_browser(path: Path) -> None:
+    """Open a file in the browser there is; a line on standard error if there is none."""
+    import webbrowser
+
+    if not webbrowser.open(path.absolute().as_uri()):
+        typer.echo("--open: no browser was found; open the file yourself", err=True)

@@ -1,0 +1,243 @@
+"""``knee-tune reproduce``: a table of the paper again, as a study of ours and its report."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from knee_tune.app.home import Places
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.run import Watch, run_study
+from knee_tune.app.workshop import Device, GroupOptions
+from knee_tune.errors import UserError
+from knee_tune.specs.files import available, find
+from knee_tune.specs.records import StudyRecord, TrialRecord
+from knee_tune.specs.ridge import Estimate, Ridge
+from knee_tune.specs.strict_yaml import read_document
+from knee_tune.specs.study import StudySpec
+
+TABLE_STUDY = re.compile(r"(table\d+)-(.+)")
+"""Studies that repeat a table are called ``tableN-TASK`` or ``tableN-TASK-PRESET``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A study file that repeats one of the paper's tables."""
+
+    table: str
+    task: str
+    preset: str | None
+    """None: the size that needs no ``--preset``."""
+    study: str
+    nproc: int | None
+    """Ranks that the file asks for."""
+
+    def answers(self, table: str, task: str, preset: str | None) -> bool:
+        """Whether this is what was asked for."""
+        return (self.table, self.task, self.preset) == (table, task, preset)
+
+    @property
+    def command(self) -> str:
+        """What to type after ``knee-tune reproduce``."""
+        preset = f" --preset {self.preset}" if self.preset else ""
+        return f"{self.table} --task {self.task}{preset}"
+
+
+def designs() -> Iterator[Design]:
+    """Every table that can be reproduced, on every task."""
+    for study in available("studies"):
+        if named := TABLE_STUDY.fullmatch(study):
+            path = find("studies", study)
+            data = read_document(path, str(path)).data
+            task = str(data.get("task"))
+            usual = named[2] == task
+            yield Design(
+                table=named[1],
+                task=task,
+                preset=None if usual else str(data.get("preset")),
+                study=study,
+                nproc=data.get("nproc"),
+            )
+
+
+def find_design(table: str, *, task: str, preset: str | None) -> Design:
+    """The design for a table on a task; UserError, naming what there is, if there is none."""
+    known = list(designs())
+    found = next((each for each in known if each.answers(table, task, preset)), None)
+    if found is None:
+        asked = f"{table} --task {task}" + (f" --preset {preset}" if preset else "")
+        there = "; ".join(each.command for each in known)
+        raise UserError(f"reproduce {asked}: there is no such design; there are: {there}")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproductionRequest:
+    """What a person asks for; None leaves the choice to the study file."""
+
+    table: str
+    task: str
+    preset: str | None = None
+    name: str | None = None
+    seeds: int | None = None
+    fuse: bool = True
+    nproc: int | None = None
+    device: Device = "auto"
+    trunk_cache: int = GroupOptions.trunk_cache
+    settings: tuple[str, ...] = ()
+
+    def resolve(self) -> tuple[StudyRequest, GroupOptions]:
+        """The study to be run, and how; UserError for what there is not.
+
+        Replicas are spread over all CPU cores: a rank on each. Without fusing, as many runs are
+        trained at a time instead. A study with another number of seeds, or without fusing, has a
+        name of its own.
+        """
+        design = find_design(self.table, task=self.task, preset=self.preset)
+        plain = StudyRequest(task=self.task, study=design.study).resolve()[0]
+        named = self.nproc or design.nproc
+        seeds = self.seeds or plain.replicates
+        cores = 1 if named or _has_gpu(self.device) else min(_cores(), seeds)
+        nproc = named or (cores if self.fuse else 1)
+        parts = [
+            design.study,
+            f"{seeds}-seeds" if seeds != plain.replicates else "",
+            "" if self.fuse else "one-by-one",
+        ]
+        request = StudyRequest(
+            task=self.task,
+            study=design.study,
+            name=self.name or "-".join(filter(None, parts)),
+            replicates=seeds,
+            fuse=None if self.fuse else False,
+            nproc=nproc,
+            settings=self.settings,
+        )
+        options = GroupOptions(
+            nproc=nproc,
+            nproc_asked=self.nproc is not None,
+            slots=1 if self.fuse else cores,
+            device=self.device,
+            trunk_cache=self.trunk_cache,
+        )
+        return request, options
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One point of the study: means over its random seeds."""
+
+    seed_lr: float
+    explore_fraction: float
+    explore_epochs: float
+    metrics: dict[str, float]
+    std: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What came out of it."""
+
+    table: str
+    record: StudyRecord
+    ridge: Ridge | None
+    report: Path | None
+    notices: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[TableRow]:
+        """Every complete point, by seed LR and explore fraction."""
+        ranked = sorted(self.record.ranked, key=lambda trial: trial.point)
+        return [_row(trial, self.record.spec) for trial in ranked]
+
+    @property
+    def seconds(self) -> float:
+        """Time during which trials were trained, whatever commands did it."""
+        return _covered(
+            (trial.started, trial.started + trial.seconds)
+            for trial in self.record.trials
+            if trial.started is not None and trial.seconds is not None
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``reproduce --json`` prints."""
+        ridge, steps = self.ridge, self.record.steps
+        optimal = [
+            {"seed_lr": each.seed_lr, "explore_fraction": each.raw.value, **_interval(each.raw)}
+            for each in (ridge.optimal if ridge else ())
+            if each.raw is not None
+        ]
+        spearman = ridge.spearman if ridge else None
+        return {
+            "table": self.table,
+            "study": self.record.name,
+            "optimal": optimal,
+            "spearman": {"value": spearman.value, **_interval(spearman)} if spearman else None,
+            "crossover_p": ridge.crossover.p if ridge and ridge.crossover else None,
+            "verdict": ridge.verdict if ridge else None,
+            "seconds": round(self.seconds, 1),
+            "steps": {"trained": steps.trained, "independent": steps.independent},
+            "rows": [vars(row) for row in self.rows],
+            "report": str(self.report) if self.report else None,
+        }
+
+
+def reproduce(request: ReproductionRequest, places: Places, *, watch: Watch) -> Reproduction:
+    """Run the study, or what is left of it, and report.
+
+    KeyboardInterrupt is raised on after every running trial was told; the same call continues.
+    """
+    study, options = request.resolve()
+    summary = run_study(study, places, options, timeout=None, register=False, watch=watch)
+    return Reproduction(
+        table=request.table,
+        record=summary.record,
+        ridge=summary.ridge,
+        report=summary.report,
+        notices=summary.notices,
+    )
+
+
+def _row(trial: TrialRecord, spec: StudySpec) -> TableRow:
+    values = defaultdict[str, list[float]](list)
+    for replicate in trial.replicates:
+        for name, value in replicate.metrics.items():
+            values[name].append(value)
+    return TableRow(
+        seed_lr=trial.seed_lr,
+        explore_fraction=trial.explore_fraction,
+        explore_epochs=round(trial.explore_fraction * spec.recipe["epochs"], 6),
+        metrics={name: fmean(each) for name, each in values.items()} or trial.metrics,
+        std={name: stdev(each) for name, each in values.items() if len(each) > 1},
+    )
+
+
+def _interval(estimate: Estimate) -> dict[str, float | None]:
+    return {"low": estimate.low, "high": estimate.high}
+
+
+def _covered(spans: Iterator[tuple[float, float]]) -> float:
+    """The length of the union of spans of time."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _has_gpu(device: Device) -> bool:
+    """Whether a GPU is going to train, told from the device files: torch takes seconds to load."""
+    if device == "auto":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    return device == "cuda"

@@ -1,0 +1,181 @@
+"""``knee-tune reproduce``: one of the paper's tables, on a machine of ours."""
+
+import json as json_module
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from knee_tune.cli.lines import open_in_browser
+from knee_tune.cli.options import (
+    DEFAULT_HOME,
+    DEFAULT_TRUNK_CACHE,
+    Device,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    TrackingOption,
+    TrunkCacheOption,
+)
+
+if TYPE_CHECKING:
+    from knee_tune.app.reproduce import Reproduction
+    from knee_tune.app.run import StudyStart
+    from knee_tune.specs.ridge import Estimate, Ridge
+    from knee_tune.tuning.listeners import Watcher
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(help="A table of the paper: table15, table16.")],
+    task: Annotated[str, typer.Option(help="On which task, as in digits.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Another size of it, as in demo for table15 on iwslt.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Random seeds. (default: the study's, 20 or 3)")
+    ] = None,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse/--no-fuse", help="Train as one batched model, or every run by itself."
+        ),
+    ] = True,
+    nproc: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks. (default: the study's, else one for every CPU core)"),
+    ] = None,
+    study_name: Annotated[
+        str | None, typer.Option(help="Name to keep the study under. (default: its file's)")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field: --set recipe.epochs=4"),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    json: JsonOption = False,
+    device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
+    trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Repeat a table of the paper and report. The same command again continues."""
+    from knee_tune.app.home import Home, Places
+    from knee_tune.app.reproduce import ReproductionRequest
+    from knee_tune.app.reproduce import reproduce as reproduced
+    from knee_tune.app.trunks import size_of_cache
+    from knee_tune.cli.summary import print_start
+    from knee_tune.cli.watch import watching
+
+    request = ReproductionRequest(
+        table=table,
+        task=task,
+        preset=preset,
+        name=study_name,
+        seeds=seeds,
+        fuse=fuse,
+        nproc=nproc,
+        device=device.value,
+        trunk_cache=size_of_cache(trunk_cache),
+        settings=tuple(settings or ()),
+    )
+    study, _ = request.resolve()
+    progress = Console(highlight=False, stderr=json)
+    progress.print(f"[bold]{study.name}[/]: task {task}; warming up ...")
+
+    def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
+        print_start(progress, start)
+        return watching(progress, start)
+
+    places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
+    found = reproduced(request, places, watch=watch)
+    if json:
+        typer.echo(json_module.dumps(found.as_json()))
+    else:
+        print_reproduction(Console(highlight=False), found)
+    if show and found.report is not None:
+        open_in_browser(found.report)
+
+
+def print_reproduction(console: Console, found: "Reproduction") -> None:
+    """What the study says of the table, what it cost, and where its report is."""
+    record, ridge = found.record, found.ridge
+    seeds = "1 seed" if record.spec.replicates == 1 else f"{record.spec.replicates} seeds"
+    console.print(
+        f"\n[bold]{found.table.replace('table', 'Table ')}[/] on {record.task}: "
+        f"{len(record.ranked)} of {record.spec.size} points, {seeds} each"
+    )
+    if len(record.spec.seed_lrs) == 1:
+        console.print(_by_epochs(found))
+    elif ridge is not None:
+        console.print(_by_seed_lr(ridge))
+    if ridge is not None:
+        for line in _answers(ridge):
+            console.print(line, soft_wrap=True)
+    for line in record.steps.words:
+        console.print(line, soft_wrap=True)
+    console.print(f"trained in {found.seconds:.0f} s")
+    for notice in found.notices:
+        console.print(notice, style="yellow", markup=False, soft_wrap=True)
+    if found.report is not None:
+        console.print(f"report: {found.report}", soft_wrap=True, markup=False)
+
+
+def _by_seed_lr(ridge: "Ridge") -> Table:
+    """The best explore fraction of every seed LR."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("seed LR", "best explore", "95 % interval", ridge.surface.metric):
+        table.add_column(column, justify="right")
+    for each in ridge.optimal:
+        if each.raw is not None:
+            at_best = "" if each.metric is None else f"{each.metric.value:.4g}"
+            interval = _between(each.raw, percent=True)
+            table.add_row(f"{each.seed_lr:g}", f"{each.raw.value:.0%}", interval, at_best)
+    return table
+
+
+def _by_epochs(found: "Reproduction") -> Table:
+    """Every metric against the explore epochs, at the one seed LR there is."""
+    rows = found.rows
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("explore epochs", "explore", *names):
+        table.add_column(column, justify="right")
+    for row in rows:
+        values = (
+            f"{row.metrics[name]:.4g}" + (f" ± {row.std[name]:.2g}" if name in row.std else "")
+            for name in names
+        )
+        table.add_row(f"{row.explore_epochs:g}", f"{row.explore_fraction:.0%}", *values)
+    return table
+
+
+def _answers(ridge: "Ridge") -> list[str]:
+    """Recommendation, description, evidence and verdict; those there are."""
+    lines = []
+    if (best := ridge.recommended) is not None:
+        expected = f"{best.expected.value:.4g}{_between(best.expected, before=' ')}"
+        lines.append(
+            f"[bold green]use seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/]: "
+            f"{ridge.surface.metric} {expected} with a new random seed"
+        )
+    if ridge.spearman is not None:
+        interval = _between(ridge.spearman, before=" ")
+        lines.append(
+            "rank correlation (Spearman) of seed LR and best explore fraction: "
+            f"{ridge.spearman.value:.2f}{interval}"
+        )
+    if ridge.crossover is not None:
+        lines.append(f"crossover test: p = {ridge.crossover.p:.2g}")
+    return [*lines, f"[bold]{ridge.verdict}[/]: {ridge.words}"]
+
+
+def _between(estimate: "Estimate", *, percent: bool = False, before: str = "") -> str:
+    """``[low, high]``; nothing if there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    if percent:
+        return f"{before}{estimate.low:.0%} to {estimate.high:.0%}"
+    return f"{before}[{estimate.low:.4g}, {estimate.high:.4g}]"
