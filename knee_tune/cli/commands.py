@@ -18,6 +18,8 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrialOption,
 )
+from knee_tune.cli.report import report
+from knee_tune.cli.reproduce import reproduce
 from knee_tune.cli.run import run
 from knee_tune.cli.trunks import trunks_app
 from knee_tune.cli.upkeep import doctor, prepare
@@ -174,3 +176,5 @@ app.add_typer(trunks_app, name="trunks")
 app.command()(audit)
 app.command()(budget)
 app.command()(doctor)
+app.command()(report)
+app.command()(reproduce)

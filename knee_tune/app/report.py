@@ -1,0 +1,148 @@
+"""``knee-tune report``: a study's records, statistics and surroundings as one document."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from knee_tune.app.home import Places
+from knee_tune.app.look import look_at
+from knee_tune.app.winner import TEST_PREFIX
+from knee_tune.errors import UserError
+from knee_tune.reporting.document import Command
+from knee_tune.reporting.html import as_html
+from knee_tune.reporting.markdown import as_markdown
+from knee_tune.reporting.report import ReportContext, StudyReport, build_report
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.ridge import Ridge
+from knee_tune.specs.study import StudySpec
+from knee_tune.tracking import provenance
+from knee_tune.tuning.importance import importances_of
+from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.study import Study, load_study
+
+Format = Literal["html", "md", "json"]
+
+
+def study_report(places: Places, name: str | None) -> StudyReport:
+    """The report of that study; without a name, of the only one there is.
+
+    UserError if there is none, or if none of its trials is complete.
+    """
+    from knee_tune.reporting.ridge import ridge_of  # slow
+
+    record = look_at(places, name)
+    study = load_study(open_storage(places.storage_url), record.name)
+    return report_of(study, places, record=record, ridge=ridge_of(record))
+
+
+def report_of(
+    study: Study, places: Places, *, record: StudyRecord, ridge: Ridge | None
+) -> StudyReport:
+    """The report of a study whose record and statistics are at hand."""
+    if record.best is None:
+        raise UserError(
+            f"study {record.name}: no trial is complete yet, so there is nothing to report"
+        )
+    test = {
+        trial.number: study.user_attrs[f"{TEST_PREFIX}{trial.key}"]
+        for trial in record.trials
+        if f"{TEST_PREFIX}{trial.key}" in study.user_attrs
+    }
+    context = ReportContext(
+        written=time.time(),
+        importances=importances_of(study, seed=record.spec.seed),
+        environment=_environment(study, record),
+        replay=_replay(places, record, tested=test),
+        study_file=_study_file(record.spec),
+        test=test,
+    )
+    return build_report(record, ridge=ridge, context=context)
+
+
+def text_of(report: StudyReport, form: Format) -> str:
+    """The report as a file of that format."""
+    match form:
+        case "html":
+            return as_html(report)
+        case "md":
+            return as_markdown(report)
+        case "json":
+            return report.model_dump_json(indent=2) + "\n"
+
+
+def write_report(report: StudyReport, path: Path, form: Format) -> Path:
+    """Write it, the whole of it or nothing; UserError if the file cannot be written."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text_of(report, form), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(
+            f"report {path}: cannot be written ({error.strerror}); name a file elsewhere"
+        ) from error
+    return path
+
+
+def usual_path(places: Places, study: str, form: Format) -> Path:
+    """``<home>/reports/<study>.<format>``."""
+    return places.home.root / "reports" / f"{study}.{form}"
+
+
+def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
+    """Where it was trained, as its newest plan says, and the versions that read it now."""
+    plans = (trial.user_attrs.get("plan") for trial in reversed(study.get_trials(deepcopy=False)))
+    plan = next((plan for plan in plans if plan), None)
+    facts = {"task": record.task, "preset": record.spec.preset}
+    if plan is not None:
+        placement = plan["placement"]
+        facts["device"] = placement["device"] + (", bf16" if placement["amp"] else "")
+        facts["ranks"] = str(placement["world_size"])
+    seeds = record.spec.replicate_seeds
+    facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
+    facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
+    tags = provenance()
+    versions = {
+        name.removeprefix("version."): value
+        for name, value in tags.items()
+        if not name.startswith("mlflow.")
+    }
+    commit = tags.get("mlflow.source.git.commit")
+    return facts | versions | ({"git commit": commit} if commit else {})
+
+
+def _replay(
+    places: Places, record: StudyRecord, *, tested: dict[int, dict[str, float]]
+) -> tuple[Command, ...]:
+    winner = record.winner
+    assert winner is not None, "a report has a complete trial"
+    commands = [
+        Command(
+            what=f"Train trial {winner.number}, the best one, again from its recorded plan and "
+            "compare",
+            text=places.command("replay", record.name, "--trial", str(winner.number)),
+        ),
+        Command(what="Write this report anew", text=places.command("report", record.name)),
+        Command(
+            what="Look at every trial in Optuna Dashboard",
+            text=places.command("dashboard", record.name),
+        ),
+    ]
+    if not tested:
+        commands.append(
+            Command(
+                what="Test the winner once and put it into the model registry",
+                text=places.command("register", record.name),
+            )
+        )
+    return tuple(commands)
+
+
+def _study_file(spec: StudySpec) -> str:
+    """The resolved settings as a study file; the paper's tables are no settings."""
+    settings = spec.model_dump(mode="json", exclude_none=True, exclude={"reference"})
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

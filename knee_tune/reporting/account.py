@@ -1,0 +1,271 @@
+"""Sections of a report that give an account: cost, pruning, what matters, baselines, fresh seeds,
+the paper's tables, all trials."""
+
+from collections.abc import Iterator
+
+from knee_tune.reporting.document import Section, Table
+from knee_tune.reporting.shown import (
+    NOTHING,
+    in_words,
+    interval,
+    learning_rate,
+    number,
+    percent,
+    split_of,
+)
+from knee_tune.specs.audit import Rate
+from knee_tune.specs.confirmation import Candidate, Confirmation
+from knee_tune.specs.importances import Importances
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.study import ReferenceRow, ReferenceTable
+
+
+def steps_section(record: StudyRecord) -> Section | None:
+    """What the study cost beside trials that each train alone; None before one has finished."""
+    words = record.steps.words
+    if not words:
+        return None
+    outside = [
+        f"outside the search: {steps.trained:,} steps for the {what}"
+        for what, steps in (
+            ("confirmation", record.confirmation.steps if record.confirmation else None),
+            ("audit of pruning", record.audit.steps if record.audit.trials else None),
+        )
+        if steps is not None
+    ]
+    sentences = tuple(f"{line[0].upper()}{line[1:]}." for line in [*words, *outside])
+    return Section(key="steps", title="What it cost", words=sentences, figures=("steps",))
+
+
+def audit_section(record: StudyRecord) -> Section | None:
+    """How often pruning was wrong; None without an audit."""
+    report = record.audit_report
+    if report is None:
+        return None
+    trials = {trial.number: trial for trial in record.trials}
+    rows = tuple(
+        (
+            str(each.number),
+            learning_rate(trials[each.number].seed_lr),
+            percent(trials[each.number].explore_fraction),
+            "diverged" if each.value is None else number(each.value),
+            NOTHING if each.rank is None else str(each.rank),
+            "wrong" if each.wrong else "right",
+        )
+        for each in report.verdicts
+    )
+    return Section(
+        key="audit",
+        title="Was pruning right?",
+        words=(
+            f"{report.wrong.of} of {report.pruned} pruned trials, chosen at random, were trained "
+            f"to their end. Wrong prunes (better than every complete trial): {_rate(report.wrong)}."
+            f" Among the best three: {_rate(report.top)}. In the best quarter: "
+            f"{_rate(report.top_quarter)}.",
+            f"Pruning saved {report.steps_saved:,} steps; the audit trained "
+            f"{report.steps_trained:,}.",
+        ),
+        tables=(
+            Table(
+                caption=f"Audited trials ({split_of(record.metric)} split)",
+                columns=("trial", "seed LR", "explore", record.metric, "rank", "its prune was"),
+                rows=rows,
+            ),
+        ),
+    )
+
+
+def importance_section(importances: Importances | None) -> Section | None:
+    """What matters more; None if it could not be computed."""
+    if importances is None:
+        return None
+    shares = ", ".join(
+        f"{'seed LR' if name == 'seed_lr' else name.replace('_', ' ')} {percent(share)}"
+        for name, share in importances.values.items()
+    )
+    return Section(
+        key="importance",
+        title="Which of the two matters more",
+        words=(
+            f"By {importances.evaluator}, from {importances.trials} complete trials: {shares}. "
+            f"A share is {importances.measures}. Other evaluators, such as PED-ANOVA, measure "
+            "something else and may rank them differently.",
+        ),
+        figures=("importance",),
+    )
+
+
+def baselines_section(record: StudyRecord) -> Section | None:
+    """Other schedules; None if none was trained."""
+    if not record.baselines:
+        return None
+    best = record.winner
+    rows = [
+        (
+            each.schedule.replace("_", " "),
+            learning_rate(each.seed_lr),
+            NOTHING,
+            number(each.value) if each.value is not None else each.reason or each.state,
+            NOTHING if each.seed is None else str(each.seed),
+        )
+        for each in record.baselines
+    ]
+    if best is not None:
+        first = best.replicates[0] if best.replicates else None
+        rows.append(
+            (
+                "knee (best trial)",
+                learning_rate(best.seed_lr),
+                percent(best.explore_fraction),
+                number(first.value if first else best.value),
+                NOTHING if best.seed is None else str(best.seed),
+            )
+        )
+    return Section(
+        key="baselines",
+        title="Other schedules",
+        words=(
+            "Trained outside the search with the same budget, one random seed each, beside the run "
+            "of the best trial with its first seed. The best of many runs is rather too good.",
+        ),
+        tables=(
+            Table(
+                caption=f"{in_words(record.metric).capitalize()} by schedule",
+                columns=("schedule", "seed LR", "explore", record.metric, "random seed"),
+                rows=tuple(rows),
+                marked=len(rows) - 1 if best is not None else None,
+            ),
+        ),
+    )
+
+
+def confirmation_section(confirmation: Confirmation | None) -> Section | None:
+    """The best points again, with seeds that the search did not use; None if not asked for."""
+    if confirmation is None:
+        return None
+    count = confirmation.comparisons
+    together = f" The {count} differences hold together (Bonferroni)." if count > 1 else ""
+    failures = tuple(
+        f"Seed LR {learning_rate(each.seed_lr)}, explore {percent(each.explore_fraction)} is out: "
+        f"{run.reason or 'no value'} (random seed {run.seed})."
+        for each in confirmation.candidates
+        for run in each.runs
+        if run.value is None
+    )
+    return Section(
+        key="confirmation",
+        title="With fresh random seeds",
+        words=(
+            f"{confirmation.words[0].upper()}{confirmation.words[1:]}.",
+            "The best of a search owes part of its lead to luck. So the best points and the "
+            f"paper's default were trained again with {len(confirmation.seeds)} random seeds that "
+            f"the search did not use. Intervals are Student's t at 95 %.{together}",
+            *failures,
+        ),
+        figures=("confirmation",),
+        tables=(
+            Table(
+                caption=f"{in_words(confirmation.metric).capitalize()} over fresh seeds",
+                columns=("seed LR", "explore", confirmation.metric, "difference to the default"),
+                rows=tuple(_candidate(each) for each in confirmation.candidates),
+                marked=confirmation.winner,
+            ),
+        ),
+    )
+
+
+def reference_section(record: StudyRecord) -> Section | None:
+    """The paper's tables; None if the study names none."""
+    if not record.spec.reference:
+        return None
+    return Section(
+        key="paper",
+        title="The paper's own numbers",
+        words=(
+            "From the paper that proposed the Knee schedule"
+            + (f" ({record.spec.source})" if record.spec.source else "")
+            + ". Where task, model or metric differ, compare what they say, not the numbers.",
+        ),
+        tables=tuple(_reference(table) for table in record.spec.reference),
+    )
+
+
+def trials_section(record: StudyRecord) -> Section:
+    """Every trial there is."""
+    best = record.best
+    numbers = [trial.number for trial in record.trials]
+    counts = record.counts
+    rows = tuple(
+        (
+            str(trial.number),
+            learning_rate(trial.seed_lr),
+            percent(trial.explore_fraction),
+            number(trial.value),
+            NOTHING if trial.spread is None else f"{trial.spread:.2g}",
+            f"{trial.steps_trained:,}",
+            f"{trial.steps_reused:,}",
+            trial.state if trial.state == "complete" else trial.reason or trial.state,
+        )
+        for trial in record.trials
+    )
+    return Section(
+        key="trials",
+        title="All trials",
+        words=(
+            f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed, "
+            f"{counts.running} running.",
+        ),
+        tables=(
+            Table(
+                caption=f"Trials; {record.metric} is the mean over random seeds "
+                f"({split_of(record.metric)} split), sd their standard deviation",
+                columns=(
+                    *("trial", "seed LR", "explore", record.metric, "sd"),
+                    *("steps trained", "steps reused", "state"),
+                ),
+                rows=rows,
+                marked=numbers.index(best.number) if best else None,
+                folded=True,
+            ),
+        ),
+    )
+
+
+def _candidate(candidate: Candidate) -> tuple[str, ...]:
+    return (
+        learning_rate(candidate.seed_lr),
+        percent(candidate.explore_fraction),
+        interval(candidate.mean),
+        "the default itself" if candidate.default else interval(candidate.difference, sign=True),
+    )
+
+
+def _reference(table: ReferenceTable) -> Table:
+    metrics = sorted({name for row in table.rows for name in row.metrics})
+    page = f", page {table.page}" if table.page else ""
+    runs = f"; means over {table.runs} runs" if table.runs else ""
+    note = f". {table.note}" if table.note else ""
+    return Table(
+        caption=f"{table.table} (section {table.section}{page}{runs}){note}",
+        columns=("schedule", "epochs", "seed LR", "explore epochs", "explore", *metrics),
+        rows=tuple(tuple(_reference_row(row, metrics)) for row in table.rows),
+        folded=len(table.rows) > 12,
+    )
+
+
+def _reference_row(row: ReferenceRow, metrics: list[str]) -> Iterator[str]:
+    yield row.schedule.replace("_", " ")
+    yield str(row.epochs)
+    yield NOTHING if row.seed_lr is None else learning_rate(row.seed_lr)
+    yield NOTHING if row.explore_epochs is None else str(row.explore_epochs)
+    yield NOTHING if row.explore_epochs is None else percent(row.explore_epochs / row.epochs)
+    for name in metrics:
+        value, spread = row.metrics.get(name), row.std.get(name)
+        yield number(value) + ("" if spread is None else f" ± {spread:.2g}")
+
+
+def _rate(rate: Rate) -> str:
+    return (
+        f"{rate.count} of {rate.of} ({rate.share:.0%}, 95 % interval {rate.low:.0%} to "
+        f"{rate.high:.0%})"
+    )

@@ -1,0 +1,157 @@
+"""The answer of a study: which setting to use, what to expect of it, how sure that is."""
+
+from knee_tune.reporting.document import Tile
+from knee_tune.reporting.shown import estimate, in_words, learning_rate, number, percent
+from knee_tune.specs.base import Spec
+from knee_tune.specs.confirmation import Confirmed, Interval
+from knee_tune.specs.recipe import Direction
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.ridge import Estimate, Ridge
+
+
+class Answer(Spec):
+    """The recommended setting. Its numbers are of ``metric``, for a random seed yet to come."""
+
+    seed_lr: float
+    explore_fraction: float
+    metric: str
+    expected: Estimate | None
+    default: Estimate | None
+    """The paper's default: the recipe's own seed LR with 50 % explore."""
+    difference: Estimate | None
+    """To the default, seed by seed, with its sign as measured."""
+    confirmed: Confirmed
+    evidence: str
+    """Where the numbers come from."""
+
+    @property
+    def setting(self) -> str:
+        """``seed LR 0.05, explore 50%``."""
+        return f"seed LR {learning_rate(self.seed_lr)}, explore {percent(self.explore_fraction)}"
+
+
+def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
+    """What fresh seeds have confirmed; else what the surface recommends; else the best trial.
+
+    None if no trial is complete.
+    """
+    best = record.best
+    if best is None:
+        return None
+    confirmation = record.confirmation
+    winner = confirmation.best if confirmation else None
+    recommended = ridge.recommended if ridge else None
+    if confirmation is not None and winner is not None and confirmation.confirmed:
+        default = next((each.mean for each in confirmation.candidates if each.default), None)
+        return Answer(
+            seed_lr=winner.seed_lr,
+            explore_fraction=winner.explore_fraction,
+            metric=record.metric,
+            expected=_as_estimate(winner.mean),
+            default=_as_estimate(default),
+            difference=_as_estimate(winner.difference),
+            confirmed="yes",
+            evidence=f"{len(confirmation.seeds)} fresh random seeds, not used in the search",
+        )
+    if recommended is not None:
+        point = (recommended.seed_lr, recommended.explore_fraction)
+        return Answer(
+            seed_lr=recommended.seed_lr,
+            explore_fraction=recommended.explore_fraction,
+            metric=record.metric,
+            expected=recommended.expected,
+            default=recommended.default,
+            difference=recommended.difference,
+            confirmed=confirmation.says(point) if confirmation else "not tried",
+            evidence="the search's own random seeds, each left out in turn of the choice",
+        )
+    return Answer(
+        seed_lr=best.seed_lr,
+        explore_fraction=best.explore_fraction,
+        metric=record.metric,
+        expected=None if best.value is None else Estimate(value=best.value),
+        default=None,
+        difference=None,
+        confirmed=record.confirmed(best),
+        evidence="the best trial of the search, so rather too good than too bad",
+    )
+
+
+def tiles_of(answer: Answer, *, direction: Direction) -> tuple[Tile, ...]:
+    """The numbers that people look for first."""
+    metric = in_words(answer.metric)
+    tiles = [
+        Tile(label="seed LR", value=learning_rate(answer.seed_lr)),
+        Tile(
+            label="explore fraction",
+            value=percent(answer.explore_fraction),
+            note="of the training budget, before the LR begins to fall",
+        ),
+    ]
+    if (expected := answer.expected) is not None:
+        better = "lower is better" if direction == "minimize" else "higher is better"
+        tiles.append(
+            Tile(
+                label=f"expected {metric}",
+                value=number(expected.value),
+                note=f"{_interval(expected)}; {better}".removeprefix("; "),
+            )
+        )
+    if (difference := answer.difference) is not None:
+        tiles.append(
+            Tile(
+                label="against the paper's default",
+                value=number(difference.value, sign=True),
+                note=_interval(difference, sign=True),
+            )
+        )
+    said = {"yes": "yes", "no": "no", "not tried": "not tried"}[answer.confirmed]
+    tiles.append(Tile(label="confirmed by fresh seeds", value=said))
+    return tuple(tiles)
+
+
+def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
+    """The answer as sentences."""
+    metric = in_words(answer.metric)
+    said = [f"Use {answer.setting}."]
+    if answer.expected is not None:
+        said.append(f"Expect a {metric} of {estimate(answer.expected)} ({answer.evidence}).")
+    if answer.difference is not None and answer.default is not None:
+        said.append(
+            f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "
+            f"explore 50%) has {estimate(answer.default)}; the difference is "
+            f"{estimate(answer.difference, sign=True)}, {_judged(answer, record.direction)}."
+        )
+    confirmation = record.confirmation
+    if confirmation is not None:
+        said.append(f"Fresh random seeds: {confirmation.words}.")
+    else:
+        said.append("No fresh random seeds have confirmed it (knee-tune run --confirm 3:5 does).")
+    return tuple(said)
+
+
+def _judged(answer: Answer, direction: Direction) -> str:
+    """What the interval of the difference says, in words."""
+    difference = answer.difference
+    assert difference is not None
+    if difference.value == 0 and difference.low == difference.high:
+        return "so it is the default itself or equals it"
+    if difference.low is None or difference.high is None:
+        return "which a single random seed cannot tell from chance"
+    if difference.low <= 0 <= difference.high:
+        return "which may be chance: the interval includes zero"
+    better = difference.high < 0 if direction == "minimize" else difference.low > 0
+    return "better beyond chance" if better else "worse beyond chance"
+
+
+def _interval(value: Estimate, *, sign: bool = False) -> str:
+    if value.low is None or value.high is None:
+        return ""
+    low, high = number(value.low, sign=sign), number(value.high, sign=sign)
+    return f"{value.level:.0%} interval {low} to {high}"
+
+
+def _as_estimate(interval: Interval | None) -> Estimate | None:
+    if interval is None:
+        return None
+    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)

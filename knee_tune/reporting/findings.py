@@ -1,0 +1,188 @@
+"""Sections of a report that say what was found: surface, ridge, evidence, learning curves."""
+
+from knee_tune.reporting.answer import Answer, answer_in_words
+from knee_tune.reporting.document import Section, Table
+from knee_tune.reporting.run_figures import curves_shown
+from knee_tune.reporting.shown import (
+    NOTHING,
+    estimate,
+    fraction_estimate,
+    in_words,
+    learning_rate,
+    number,
+    p_value,
+    percent,
+    split_of,
+)
+from knee_tune.reporting.surface_figures import paper_ridges
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.ridge import Crossover, Ridge, Surface
+
+
+def answer_section(record: StudyRecord, answer: Answer) -> Section:
+    """What to use, first."""
+    return Section(key="answer", title="The answer", words=answer_in_words(answer, record))
+
+
+def surface_section(ridge: Ridge) -> Section:
+    """Every point that was tried."""
+    surface = ridge.surface
+    seeds = f"{surface.seeds} random seeds" if surface.seeds != 1 else "one random seed"
+    better = "lower" if surface.direction == "minimize" else "higher"
+    errors = any(error is not None for row in surface.errors for error in row)
+    words = [
+        f"Mean {in_words(surface.metric)} over {seeds} for every seed LR and explore fraction that "
+        f"was trained to its end; {better} is better. "
+        + ("± is the standard error of the mean. " if errors else "")
+        + "The best fraction of each seed LR is in bold"
+        + ("; the frame marks the recommended setting." if ridge.recommended else ".")
+    ]
+    if not errors:
+        words.append(
+            "With one random seed nothing says how far a number is chance; --replicates 3 or more "
+            "does."
+        )
+    return Section(
+        key="surface",
+        title="Seed LR and explore fraction together",
+        words=tuple(words),
+        figures=("surface", "slices"),
+        tables=(_surface_table(surface),),
+    )
+
+
+def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
+    """The best fraction for every seed LR; None with one seed LR."""
+    if len(ridge.optimal) < 2:
+        return None
+    split = split_of(ridge.surface.metric)
+    intervals = any(each.raw and each.raw.low is not None for each in ridge.optimal)
+    words = [
+        "Found three ways: the best fraction that was tried; the top of a smooth surface fitted to "
+        "all points by a Gaussian process; and that of a cubic polynomial. Where the three agree "
+        f"the answer does not hang on the method. All from the {split} split.",
+    ]
+    if intervals:
+        words.append(
+            "Brackets and bars are 95 % intervals: the random seeds were drawn anew a thousand "
+            "times, and everything computed again from each draw."
+        )
+    papers = paper_ridges(record.spec.reference)
+    if papers:
+        tables = ", ".join(f"{table.table} (section {table.section})" for table, _ in papers)
+        words.append(
+            f"Open diamonds are the paper's own points, {tables}: another task, so compare the "
+            "direction, not the numbers."
+        )
+    rows = tuple(
+        (
+            learning_rate(each.seed_lr),
+            fraction_estimate(each.raw),
+            fraction_estimate(each.gp),
+            fraction_estimate(each.cubic),
+            estimate(each.metric),
+        )
+        for each in ridge.optimal
+    )
+    table = Table(
+        caption=f"Best explore fraction by seed LR ({split} split)",
+        columns=(
+            "seed LR",
+            "best tried",
+            "Gaussian process",
+            "cubic surface",
+            f"{ridge.surface.metric} at best tried",
+        ),
+        rows=rows,
+    )
+    return Section(
+        key="ridge",
+        title="The best explore fraction for each seed LR",
+        words=tuple(words),
+        figures=("ridge",),
+        tables=(table,),
+    )
+
+
+def evidence_section(ridge: Ridge) -> Section | None:
+    """Does the best fraction fall as the seed LR rises, and is that more than chance?"""
+    if len(ridge.optimal) < 2:
+        return None
+    words = [f"Verdict: {ridge.verdict}. {ridge.words}"]
+    if ridge.crossover is not None:
+        words += _crossover_in_words(ridge.crossover, ridge.surface)
+    else:
+        words.append(
+            "Evidence: there are too few points or random seeds for the crossover test, which "
+            "compares long with short exploring at low and at high seed LRs."
+        )
+    if ridge.spearman is not None:
+        words.append(
+            "Description: the rank correlation (Spearman) of seed LR and best fraction tried is "
+            f"{estimate(ridge.spearman)}. -1 means that every larger seed LR has a smaller best "
+            "fraction, 0 no order at all. It sums up the picture above; it is no evidence, for "
+            "chance alone makes it large too easily."
+        )
+    return Section(
+        key="evidence",
+        title="Do larger seed LRs need less exploring?",
+        words=tuple(words),
+        figures=("crossover",),
+    )
+
+
+def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
+    """How training went; None without evaluations."""
+    trials = curves_shown(record, ridge)
+    if not trials:
+        return None
+    lrs = {trial.seed_lr for trial in trials}
+    which = (
+        f"at seed LR {learning_rate(trials[0].seed_lr)}, for several explore fractions"
+        if len(lrs) == 1
+        else "of the best trials"
+    )
+    metric = in_words(min(trials[0].curve[0].metrics))
+    many = record.spec.replicates > 1
+    means = ", means over random seeds" if many else ""
+    return Section(
+        key="curves",
+        title="Learning curves and their knees",
+        words=(
+            f"{metric.capitalize()} {which}{means}. A diamond marks the knee, where the LR (above) "
+            "begins to fall; most of the gain comes after it, so a run that still explores looks "
+            "worse than it ends.",
+        ),
+        figures=("curves",),
+    )
+
+
+def _crossover_in_words(test: Crossover, surface: Surface) -> list[str]:
+    metric = in_words(surface.metric)
+    turned = ", turned so that positive is better" if surface.direction == "minimize" else ""
+    return [
+        "Evidence: for each random seed, the mean with long exploring (60 to 90 % of the budget) "
+        f"minus that with short exploring (30 % or less). In {metric}{turned}, this is "
+        f"{estimate(test.low_lrs, sign=True)} in the lowest third of the seed LRs and "
+        f"{estimate(test.high_lrs, sign=True)} in the highest third. If larger seed LRs need less "
+        "exploring, the first is above zero and the second below.",
+        f"Both hold together with {p_value(test.p)} (crossover test: two one-sided t-tests over "
+        "random seeds, the larger p counts). So clear a picture would come about by chance with at "
+        "most that probability; below 0.05 is the usual mark.",
+    ]
+
+
+def _surface_table(surface: Surface) -> Table:
+    rows = []
+    for lr, means, errors in zip(surface.seed_lrs, surface.means, surface.errors, strict=True):
+        cells = (
+            NOTHING if mean is None else number(mean) + ("" if error is None else f" ± {error:.2g}")
+            for mean, error in zip(means, errors, strict=True)
+        )
+        rows.append((learning_rate(lr), *cells))
+    return Table(
+        caption=f"{surface.metric} ({split_of(surface.metric)} split), mean ± standard error",
+        columns=("seed LR", *(percent(each) for each in surface.explore_fractions)),
+        rows=tuple(rows),
+        folded=True,
+    )

@@ -1,0 +1,59 @@
+"""A report as one HTML file that needs nothing else: no network, no server, no other file."""
+
+import json
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from knee_tune.reporting.report import StudyReport
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_NUMERIC = re.compile(r"[-+–]?[\d.,]*(\d|–)")
+_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def as_html(report: StudyReport) -> str:
+    """The page, with the figures and the library that draws them inside; some 5 MB."""
+    from plotly.offline import get_plotlyjs  # slow
+
+    return _template().render(
+        report=report,
+        figures=script_json({name: _undressed(each) for name, each in report.figures.items()}),
+        plotly_js=get_plotlyjs() if report.figures else "",
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand in a ``<script>``: nothing in it can end the element or open another."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for character, escaped in _UNSAFE.items():
+        text = text.replace(character, escaped)
+    return text
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell begins with a number, so that it is set to the right."""
+    return _NUMERIC.match(cell) is not None
+
+
+def _undressed(figure: dict[str, Any]) -> dict[str, Any]:
+    """Without plotly's template: the page dresses its figures itself, for light and for dark."""
+    layout = {name: value for name, value in figure["layout"].items() if name != "template"}
+    return {"data": figure["data"], "layout": layout}
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # slow
+
+    environment = Environment(
+        loader=PackageLoader("knee_tune.reporting", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["number"] = is_number
+    return environment.get_template("report.html")

@@ -1,0 +1,263 @@
+"""The report of a study: everything that it shows, as values; HTML and Markdown only write it."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field
+
+from knee_tune.reporting.account import (
+    audit_section,
+    baselines_section,
+    confirmation_section,
+    importance_section,
+    reference_section,
+    steps_section,
+    trials_section,
+)
+from knee_tune.reporting.answer import Answer, answer_of, tiles_of
+from knee_tune.reporting.document import Command, Section, Table, Tile
+from knee_tune.reporting.figures import study_figures
+from knee_tune.reporting.findings import (
+    answer_section,
+    curves_section,
+    evidence_section,
+    ridge_section,
+    surface_section,
+)
+from knee_tune.specs.audit import AuditReport
+from knee_tune.specs.base import Spec
+from knee_tune.specs.confirmation import Confirmation
+from knee_tune.specs.importances import Importances
+from knee_tune.specs.recipe import Direction
+from knee_tune.specs.records import BaselineRecord, Counts, Steps, StudyRecord
+from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Ridge, Surface, Verdict
+from knee_tune.specs.study import ReferenceTable
+
+
+class ReportContext(Spec):
+    """What a report shows that the record of its study does not hold."""
+
+    written: float = Field(description="seconds since 1970, UTC")
+    importances: Importances | None = None
+    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, data")
+    replay: tuple[Command, ...] = ()
+    study_file: str = Field(default="", description="YAML with which the study can be run again")
+    test: dict[int, dict[str, float]] = Field(
+        default_factory=dict, description="metrics on the test split, by trial, where measured"
+    )
+
+
+class Optimal(Spec):
+    """The best explore fraction tried at one seed LR; low and high are its bootstrap interval."""
+
+    seed_lr: float
+    explore_fraction: float
+    low: float | None
+    high: float | None
+    gp: Estimate | None
+    cubic: Estimate | None
+    metric: Estimate | None
+
+
+class StudyReport(Spec):
+    """All that a report says. Dumped without ``tiles``, ``sections`` and ``figures``, which say
+    the same to people."""
+
+    study: str
+    task: str
+    preset: str
+    description: str
+    written: str = Field(description="ISO 8601, UTC")
+    metric: str = Field(description="of all values, with its split, as in valid_accuracy")
+    direction: Direction
+    recommended: Answer
+    verdict: Verdict | None
+    words: str
+    optimal: tuple[Optimal, ...]
+    spearman: Estimate | None
+    crossover_p: float | None
+    crossover: Crossover | None
+    surface: Surface | None
+    steps: Steps
+    counts: Counts
+    audit: AuditReport | None
+    importances: Importances | None
+    baselines: tuple[BaselineRecord, ...]
+    confirmation: Confirmation | None
+    test: dict[int, dict[str, float]]
+    reference: tuple[ReferenceTable, ...]
+    environment: dict[str, str]
+    replay: tuple[Command, ...]
+    left_out: tuple[str, ...] = Field(description="what the report has nothing to show of, and why")
+    tiles: tuple[Tile, ...] = Field(exclude=True)
+    sections: tuple[Section, ...] = Field(exclude=True)
+    figures: dict[str, dict[str, Any]] = Field(
+        exclude=True, description="plotly figures, see figures.study_figures"
+    )
+
+
+def build_report(
+    record: StudyRecord, *, ridge: Ridge | None, context: ReportContext
+) -> StudyReport:
+    """Everything about a study with at least one complete trial; ValueError without one."""
+    answer = answer_of(record, ridge)
+    if answer is None:
+        raise ValueError(f"study {record.name}: no trial is complete")
+    return StudyReport(
+        study=record.name,
+        task=record.task,
+        preset=record.spec.preset,
+        description=record.spec.description,
+        written=datetime.fromtimestamp(context.written, UTC).isoformat(timespec="seconds"),
+        metric=record.metric,
+        direction=record.direction,
+        recommended=answer,
+        verdict=ridge.verdict if ridge else None,
+        words=ridge.words if ridge else "",
+        optimal=tuple(_optimal(each) for each in ridge.optimal if each.raw) if ridge else (),
+        spearman=ridge.spearman if ridge else None,
+        crossover_p=ridge.crossover.p if ridge and ridge.crossover else None,
+        crossover=ridge.crossover if ridge else None,
+        surface=ridge.surface if ridge else None,
+        steps=record.steps,
+        counts=record.counts,
+        audit=record.audit_report,
+        importances=context.importances,
+        baselines=record.baselines,
+        confirmation=record.confirmation,
+        test=context.test,
+        reference=record.spec.reference,
+        environment=context.environment,
+        replay=context.replay,
+        left_out=_left_out(record, ridge, context),
+        tiles=tiles_of(answer, direction=record.direction),
+        sections=_sections(record, ridge, context, answer),
+        figures=study_figures(record, ridge, importances=context.importances),
+    )
+
+
+def _sections(
+    record: StudyRecord, ridge: Ridge | None, context: ReportContext, answer: Answer
+) -> tuple[Section, ...]:
+    """Those that have something to say, the answer first."""
+    sections = [
+        answer_section(record, answer),
+        surface_section(ridge) if ridge else None,
+        ridge_section(record, ridge) if ridge else None,
+        evidence_section(ridge) if ridge else None,
+        curves_section(record, ridge),
+        steps_section(record),
+        audit_section(record),
+        importance_section(context.importances),
+        baselines_section(record),
+        confirmation_section(record.confirmation),
+        _test_section(record, context),
+        reference_section(record),
+        trials_section(record),
+        _again_section(context),
+    ]
+    return tuple(section for section in sections if section is not None)
+
+
+def _optimal(optimum: Optimum) -> Optimal:
+    assert optimum.raw is not None
+    return Optimal(
+        seed_lr=optimum.seed_lr,
+        explore_fraction=optimum.raw.value,
+        low=optimum.raw.low,
+        high=optimum.raw.high,
+        gp=optimum.gp,
+        cubic=optimum.cubic,
+        metric=optimum.metric,
+    )
+
+
+def _left_out(record: StudyRecord, ridge: Ridge | None, context: ReportContext) -> tuple[str, ...]:
+    """A line for each part of a report that there is nothing to show of."""
+    pruned = len(record.pruned_trials)
+    reasons = {
+        "Ridge: one seed LR only, so there is no relation to show.": (
+            ridge is not None and len(ridge.optimal) < 2
+        ),
+        "Fresh random seeds: none were tried; the run command with --confirm 3:5 does.": (
+            record.confirmation is None
+        ),
+        f"Audit of pruning: not made for the {pruned} pruned trials; knee-tune audit does.": (
+            pruned > 0 and not record.audit.trials
+        ),
+        "Audit of pruning: no trial was pruned.": pruned == 0 and not record.audit.trials,
+        "Other schedules: none were trained; the run command with --schedule cosine does.": (
+            not record.baselines
+        ),
+        "Importance: it needs two complete trials that differ.": context.importances is None,
+        "Test split: not looked at; only knee-tune register does, once, with the winner.": (
+            not context.test
+        ),
+    }
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def _test_section(record: StudyRecord, context: ReportContext) -> Section | None:
+    """What the test split said of the models that were registered; None if none was."""
+    if not context.test:
+        return None
+    trials = {trial.number: trial for trial in record.trials}
+    names = sorted({name for metrics in context.test.values() for name in metrics})
+    rows = tuple(
+        (
+            str(number),
+            f"{trials[number].seed_lr:g}",
+            f"{100 * trials[number].explore_fraction:.4g}%",
+            *(f"{metrics[name]:.4g}" if name in metrics else "–" for name in names),
+        )
+        for number, metrics in sorted(context.test.items())
+    )
+    return Section(
+        key="test",
+        title="On the test split",
+        words=(
+            "Measured once, when a model was registered, with the weights of its first random "
+            "seed. Nothing was chosen by these numbers; all others are of the validation split.",
+        ),
+        tables=(
+            Table(
+                caption="Test metrics of registered trials",
+                columns=("trial", "seed LR", "explore", *names),
+                rows=rows,
+            ),
+        ),
+    )
+
+
+def _again_section(context: ReportContext) -> Section:
+    """Environment, versions, and how to get these numbers again."""
+    return Section(
+        key="again",
+        title="Environment, and how to replay",
+        words=(
+            "Training is deterministic: with the same versions on the same kind of machine a trial "
+            "comes out the same, to the bit if its runs were trained one by one, up to rounding if "
+            "they were trained together as one batched model.",
+        ),
+        tables=(
+            Table(
+                caption="Where the study was trained, and the versions that wrote this report",
+                columns=("what", "which"),
+                rows=tuple(context.environment.items()),
+            ),
+        )
+        if context.environment
+        else (),
+        commands=context.replay
+        + (
+            (
+                Command(
+                    what="The whole study, with its settings: save this as study.yaml and type "
+                    "knee-tune run --study study.yaml",
+                    text=context.study_file,
+                ),
+            )
+            if context.study_file
+            else ()
+        ),
+    )
