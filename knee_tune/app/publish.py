@@ -6,15 +6,21 @@ becomes a line.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
+from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy
+from knee_tune.app.report import Format, report_of, usual_path, write_report
+from knee_tune.reporting.figures import study_figures
 from knee_tune.reporting.note import study_note
+from knee_tune.reporting.report import StudyReport
+from knee_tune.reporting.ridge import ridge_of
 from knee_tune.reporting.tables import (
     optimal_table,
     replicates_table,
@@ -24,6 +30,7 @@ from knee_tune.reporting.tables import (
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.tracking import Attached
+from knee_tune.tracking import without_password
 from knee_tune.tuning.artifacts import attach_to_study, attach_weights
 from knee_tune.tuning.dashboard import link_trials, show_figures, write_study_note
 from knee_tune.tuning.study import study_record
@@ -34,8 +41,17 @@ INTERVAL = 20.0
 SHARE = 20
 """Updates take at most one part in so many of a running study's time."""
 
-ON_THE_PAGE = ("surface", "ridge")
-"""Figures that Optuna Dashboard shows; it has curves and importances of its own."""
+ON_THE_PAGE = MappingProxyType(
+    {
+        "surface": "Seed LR and explore fraction together",
+        "ridge": "The best explore fraction for each seed LR",
+    }
+)
+"""Figures that Optuna Dashboard shows, with their titles; curves it has of its own."""
+
+FORMS: tuple[Format, ...] = ("html", "md", "json")
+
+ENDED = ("complete", "pruned", "failed")
 
 Say = Callable[[str], None]
 
@@ -52,37 +68,30 @@ class Published:
 
 def publish(opened: OpenedStudy, *, on_line: Say) -> Published:
     """Everything about a study as it is now, with all statistics; takes seconds."""
-    record, ridge = study_record(opened.study), None
-    figures: dict[str, dict[str, Any]] = {}
-    report: tuple[Path, ...] = ()
+    record = study_record(opened.study)
+    if record.best is None:
+        show_now(opened, on_line=on_line)
+        return Published()
+    ridge, report = None, None
+    files: tuple[Path, ...] = ()
     with _or_a_line("statistics", on_line):
-        from knee_tune.reporting.ridge import ridge_of
-
         ridge = ridge_of(record)
-    with _or_a_line("figures", on_line):
-        from knee_tune.reporting.figures import study_figures
-
-        figures = study_figures(record, ridge)
     with _or_a_line("report", on_line):
-        report = _write_report(opened, record, ridge)
+        report = report_of(opened.study, opened.places, record=record, ridge=ridge)
+        files = _write(report, opened.places)
     opened.tracker.flush()  # so that every run's address is known
-    note = _note(opened, record, ridge)
     with _or_a_line("Optuna Dashboard", on_line):
-        _show(opened, record, note, figures)
-    with _or_a_line("artifacts in Optuna Dashboard", on_line):
-        store = opened.places.home.dashboard_artifacts
-        for file in report:
-            attach_to_study(opened.study, file, store=store)
-        if record.winner is not None:
-            attach_weights(opened.study, winner=record.winner.number, store=store)
+        _show(opened, record, ridge, report.figures if report else {})
+        _attach(opened, record, files)
     with _or_a_line("MLflow", on_line):
-        for artifact in _artifacts(record, ridge, figures, report):
+        for artifact in (*_pages(report, files), *_tables(record, ridge)):
             opened.tracker.record(artifact)
+    note = study_note(record, ridge, links=_more(opened))
     return Published(
         metrics=_metrics(ridge),
-        tags={"mlflow.note.content": note} | _tags(ridge),
+        tags={"mlflow.note.content": note} | ({"knee.verdict": ridge.verdict} if ridge else {}),
         ridge=ridge,
-        report=next(iter(report), None),
+        report=files[0] if files else None,
     )
 
 
@@ -125,70 +134,90 @@ class LivePages:
 def show_now(opened: OpenedStudy, *, on_line: Say) -> None:
     """Show in Optuna Dashboard how the study stands; without intervals, which take long."""
     with _or_a_line("Optuna Dashboard", on_line):
-        from knee_tune.reporting.figures import study_figures
-        from knee_tune.reporting.ridge import ridge_of
-
         record = study_record(opened.study)
         ridge = ridge_of(record, resamples=0)
-        figures = study_figures(record, ridge) if record.best else {}
-        _show(opened, record, _note(opened, record, ridge), figures)
+        _show(opened, record, ridge, study_figures(record, ridge))
 
 
 def _show(
-    opened: OpenedStudy, record: StudyRecord, note: str, figures: Mapping[str, dict[str, Any]]
-) -> None:
-    write_study_note(opened.study, note)
-    show_figures(opened.study, {name: figures[name] for name in ON_THE_PAGE if name in figures})
-    unlinked = (each for each in record.trials if each.run_url is None and _has_ended(each.state))
-    links = {trial.number: opened.tracker.run_of(trial.key) for trial in unlinked}
-    link_trials(opened.study, {number: link.url for number, link in links.items() if link})
-
-
-def _has_ended(state: str) -> bool:
-    return state in ("complete", "pruned", "failed")
-
-
-def _note(opened: OpenedStudy, record: StudyRecord, ridge: Ridge | None) -> str:
-    run, command = opened.tracker.run_of(None), opened.places.ui_command
-    link = ""
-    if run is not None and command is not None:
-        start = f" (start `{command}` first)" if " " in command else ""
-        link = f"[MLflow run of this study]({run.url}){start}"
-    more = opened.places.command("report", record.name)
-    return study_note(record, ridge, links=(link, f"Report: `{more}`"))
-
-
-def _write_report(
-    opened: OpenedStudy, record: StudyRecord, ridge: Ridge | None
-) -> tuple[Path, ...]:
-    """The report as files, HTML first."""
-    return ()
-
-
-def _artifacts(
+    opened: OpenedStudy,
     record: StudyRecord,
     ridge: Ridge | None,
     figures: Mapping[str, dict[str, Any]],
-    report: tuple[Path, ...],
-) -> Iterator[Attached]:
-    """What the MLflow run of the study holds."""
-    for file in report:
-        yield Attached(name=file.name, file=file)
-    for name, figure in figures.items():
-        yield Attached(name=f"plots/{name}.html", figure=figure)
-    tables = {
-        "tables/trials.csv": trials_table(record),
-        "tables/replicates.csv": replicates_table(record),
-    }
+) -> None:
+    links = [*_more(opened), *_link_to_study(opened)]
+    write_study_note(opened.study, study_note(record, ridge, links=links))
+    show_figures(
+        opened.study,
+        {
+            name: _titled(figures[name], title)
+            for name, title in ON_THE_PAGE.items()
+            if name in figures
+        },
+    )
+    unlinked = [each for each in record.trials if each.run_url is None and each.state in ENDED]
+    runs = {trial.number: opened.tracker.run_of(trial.key) for trial in unlinked}
+    link_trials(opened.study, {number: run.url for number, run in runs.items() if run})
+
+
+def _more(opened: OpenedStudy) -> tuple[str, ...]:
+    command = opened.places.command("report", opened.study.study_name)
+    return (f"All of it: `{without_password(command)}`",)
+
+
+def _link_to_study(opened: OpenedStudy) -> Iterator[str]:
+    run, command = opened.tracker.run_of(None), opened.places.ui_command
+    if run is not None and command is not None:
+        start = f" (while `{without_password(command)}` runs)" if " " in command else ""
+        yield f"[MLflow run of this study]({run.url}){start}"
+
+
+def _write(report: StudyReport, places: Places) -> tuple[Path, ...]:
+    """The report as files, HTML first."""
+    return tuple(
+        write_report(report, usual_path(places, report.study, form), form) for form in FORMS
+    )
+
+
+def _attach(opened: OpenedStudy, record: StudyRecord, files: Sequence[Path]) -> None:
+    store = opened.places.home.dashboard_artifacts
+    for file in files:
+        attach_to_study(opened.study, file, name=f"report{file.suffix}", store=store)
+    if record.winner is not None:
+        attach_weights(opened.study, winner=record.winner.number, store=store)
+
+
+def _pages(report: StudyReport | None, files: Sequence[Path]) -> Iterator[Attached]:
+    for file in files:
+        yield Attached(name=f"report{file.suffix}", file=file)
+    if report is not None:
+        titles = {name: each.title for each in report.sections for name in each.figures}
+        for name, figure in report.figures.items():
+            titled = _titled(figure, titles.get(name, name))
+            yield Attached(name=f"plots/{name}.html", figure=titled)
+
+
+def _tables(record: StudyRecord, ridge: Ridge | None) -> Iterator[Attached]:
+    yield Attached(name="tables/trials.csv", text=trials_table(record))
+    yield Attached(name="tables/replicates.csv", text=replicates_table(record))
     if ridge is not None:
-        tables |= {
-            "tables/surface.csv": surface_table(ridge.surface),
-            "tables/surface.json": ridge.surface.model_dump_json(indent=2),
-            "tables/optimal.csv": optimal_table(ridge),
-            "ridge.json": ridge.model_dump_json(indent=2),
+        yield Attached(name="tables/surface.csv", text=surface_table(ridge.surface))
+        yield Attached(name="tables/surface.json", text=ridge.surface.model_dump_json(indent=2))
+        yield Attached(name="tables/optimal.csv", text=optimal_table(ridge))
+
+
+def _titled(figure: dict[str, Any], title: str) -> dict[str, Any]:
+    """In a report a heading stands above a figure; alone, it needs a title and room for it."""
+    layout = figure["layout"]
+    margin = layout.get("margin", {})
+    above = {"text": title, "x": 0.02, "y": 1, "yref": "container", "yanchor": "top"}
+    return figure | {
+        "layout": layout
+        | {
+            "title": above | {"pad": {"t": 14}},
+            "margin": margin | {"t": margin.get("t", 40) + 36},
         }
-    for name, text in tables.items():
-        yield Attached(name=name, text=text)
+    }
 
 
 def _metrics(ridge: Ridge | None) -> dict[str, float]:
@@ -205,10 +234,6 @@ def _metrics(ridge: Ridge | None) -> dict[str, float]:
             f"expected_{ridge.surface.metric}": best.expected.value,
         }
     return {name: value for name, value in metrics.items() if value is not None and isfinite(value)}
-
-
-def _tags(ridge: Ridge | None) -> dict[str, str]:
-    return {} if ridge is None else {"knee.verdict": ridge.verdict}
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
 from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
@@ -32,7 +31,7 @@ from knee_tune.tuning.points import wanted
 from knee_tune.tuning.pruners import raw_step_warning
 from knee_tune.tuning.recovery import requeue_failed
 from knee_tune.tuning.study import study_record
-from knee_tune.tuning.trial import Search, TrialRun
+from knee_tune.tuning.trial import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,8 @@ class StudyStart:
     gpus: int
     """On this machine, used or not."""
     replicates: int = 1
+    fused: bool = False
+    """Whether they train together, as one batched model."""
     remarks: tuple[str, ...] = ()
     """What people should know about how this study prunes."""
 
@@ -98,12 +99,12 @@ def run_study(
                     _drive(opened, watcher, timeout=timeout, pages=pages)
                     if _search_is_over(opened, watcher):
                         confirm_winner(opened, watcher)
-                published = publish(opened, on_line=watcher.line)
                 if register and places.tracking_uri and study_record(opened.study).best:
                     try:
                         registered = _register(opened, watcher)
                     except UserError as error:  # the study is done, whatever the registry says
                         notices.append(f"not registered: {error}")
+                published = publish(opened, on_line=watcher.line)
             ended = "COMPLETE"
         except KeyboardInterrupt:
             ended = "INTERRUPTED"
@@ -146,23 +147,16 @@ def _drive(
 ) -> None:
     workshop, study = opened.workshop, opened.study
 
-    def schedule_of(trial: TrialRun | TrialRecord) -> Knee:
+    def schedule(seed_lr: float, explore_fraction: float) -> Knee:
         return knee_schedule(
-            workshop.recipe,
-            workshop.facts,
-            seed_lr=trial.seed_lr,
-            explore_fraction=trial.explore_fraction,
+            workshop.recipe, workshop.facts, seed_lr=seed_lr, explore_fraction=explore_fraction
         )
 
-    def plan(run: TrialRun, slot: int, seed: int) -> TrainPlan:
-        log_key = run.key if seed == workshop.spec.seed else f"{run.key}-seed-{seed}"
-        return workshop.train_plan(schedule_of(run), log_key=log_key, seed=seed, slot=slot)
-
     def after_trial(trial: TrialRecord) -> None:
-        schedule = schedule_of(trial)
+        knee = schedule(trial.seed_lr, trial.explore_fraction)
         point = f"seed LR {trial.seed_lr:g}, explore {trial.explore_fraction:.0%}"
         title = f"Trial {trial.number}: {point}"
-        figure = curves_figure(trial, title=title, total_steps=schedule.total_steps, lr=schedule.lr)
+        figure = curves_figure(trial, title=title, total_steps=knee.total_steps, lr=knee.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
         pages.changed()
 
@@ -176,7 +170,10 @@ def _drive(
             recipe=workshop.recipe,
             axes=opened.axes,
             seeds=workshop.spec.replicate_seeds,
-            plan=plan,
+            schedule=schedule,
+            plan=workshop.train_plan,
+            fused=opened.fused,
+            batched=opened.batched,
             asking=asking,
         ),
         trainer=workshop.trainer,
@@ -233,11 +230,13 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         slots=workshop.options.slots,
         gpus=workshop.facts.gpus,
         replicates=workshop.spec.replicates,
-        remarks=tuple(_remarks(workshop.spec)),
+        fused=opened.fused or opened.batched,
+        remarks=tuple(_remarks(opened)),
     )
 
 
-def _remarks(spec: StudySpec) -> Iterator[str]:
+def _remarks(opened: OpenedStudy) -> Iterator[str]:
+    spec = opened.workshop.spec
     if spec.trials >= spec.size:
         yield f"{spec.size} trials are every point of the search space; the study ends with them"
     if spec.goal == "ridge":
@@ -247,6 +246,13 @@ def _remarks(spec: StudySpec) -> Iterator[str]:
         )
     elif warning := raw_step_warning(spec.acting_pruner):
         yield warning
+    if opened.batched:
+        points = min(spec.limit or spec.size, spec.size)
+        yield f"{points * spec.replicates:,} replicas train as one batched model"
+    elif opened.fused:
+        yield f"{spec.replicates} replicas train as one batched model"
+    elif spec.replicates > 1:
+        yield f"replicates train one by one: {opened.unfused}"
 
 
 def _finished(
@@ -258,7 +264,7 @@ def _finished(
     metrics = {f"steps_{name}": float(count) for name, count in record.steps}
     metrics |= published.metrics
     if best is None or best.value is None:
-        return StudyFinished(state=ended, metrics=metrics, tags=published.tags)
+        return StudyFinished(state=ended, metrics=metrics, tags=dict(published.tags))
     metrics[f"best_{record.metric}"] = best.value
     return StudyFinished(
         state=ended,

@@ -6,6 +6,7 @@ from knee_tune.tracking.store import (
     local_store,
     resolve_tracking_uri,
     ui_command,
+    without_password,
 )
 from knee_tune.tracking.tracker import (
     MlflowTracker,
@@ -28,4 +29,5 @@ __all__ = [
     "send_leftovers",
     "ui_command",
     "unsent_notice",
+    "without_password",
 ]

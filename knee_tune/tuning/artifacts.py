@@ -24,9 +24,9 @@ Optuna's own place for them are the trial's attributes, which nobody may write o
 """
 
 
-def attach_to_study(study: optuna.Study, file: Path, *, store: Path) -> None:
-    """Offer ``file`` on the study's page under its own name. OSError if it cannot be kept."""
-    _attach(study, file, name=file.name, prefix=OF_STUDY, store=store)
+def attach_to_study(study: optuna.Study, file: Path, *, name: str, store: Path) -> None:
+    """Offer ``file`` on the study's page, called ``name``. OSError if it cannot be kept."""
+    _attach(study, file, name=name, prefix=OF_STUDY, store=store)
 
 
 def attach_weights(study: optuna.Study, *, winner: int, store: Path) -> None:
