@@ -4,6 +4,7 @@ Replicas of one random seed are one row of the batch for as long as their LRs ag
 is trained once, and a branch adds a row. Rows are spread over the ranks, each is trained by one.
 """
 
+import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ PACK_ROWS = 256
 PACK_ROWS_GPU = 4096
 """The same on a GPU."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_BLOCK = 1 << 30
+
 _Table = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -45,20 +49,21 @@ class FusedModels:
 
     def __init__(self, task: FusableTask[Any], plan: TrainPlan, group: Group) -> None:
         self._task, self._plan, self._group = task, plan, group
+        if group.device.type == "cpu":
+            _keep_freed_memory()
         self._alone = replace(group, rank=0, world_size=1)
         self._lrs = _lr_table(plan)
         self._seeds = [replica.seed for replica in plan.replicas]
         self._first_steps = dict.fromkeys(range(len(plan.replicas)), 0)
         self._mine = _share(plan, self._lrs, group)
         """Replicas that this rank trains."""
-        self._rows: list[Row] = []
-        self._packs: list[Pack] = []
+        self._packs: list[tuple[Pack, list[Row]]] = []
         self._batches: dict[int, Iterator[Sequence[Any]]] = {}
         self._held_out: list[Any] | None = None
         seeds = sorted({self._seeds[replica] for replica in self._mine})
         if seeds:
             rows = [self._row([r for r in self._mine if self._seeds[r] == seed]) for seed in seeds]
-            self._pack(rows, fresh_rows(task, seeds, group.device))
+            self._add(rows, fresh_rows(task, seeds, group.device))
 
     @property
     def first_steps(self) -> Mapping[int, int]:
@@ -68,27 +73,22 @@ class FusedModels:
 
     def update(self, step: int) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        if any(row.parts <= step for row in self._rows):
+        if any(row.parts <= step for _, rows in self._packs for row in rows):
             self._branch(step)
-        if not self._rows:
-            return
-        seeds = sorted({self._seeds[row.payer] for row in self._rows})
+        seeds = sorted({self._seeds[row.payer] for _, rows in self._packs for row in rows})
         drawn = [next(self._batches_of(seed, step)) for seed in seeds]
         micro_batches = [_stack(parts) for parts in zip(*drawn, strict=True)]
         place = {seed: index for index, seed in enumerate(seeds)}
-        lrs = self._lrs[[row.payer for row in self._rows], step - 1]
-        for pack, rows, first in self._each_pack():
-            places = torch.tensor([place[self._seeds[row.payer]] for row in rows])
-            places = places.to(self._group.device)
-            pack.update(
-                [_take(batch, places) for batch in micro_batches],
-                torch.from_numpy(lrs[first : first + len(rows)]).to(self._group.device),
-            )
+        device = self._group.device
+        for pack, rows in self._packs:
+            places = torch.tensor([place[self._seeds[row.payer]] for row in rows]).to(device)
+            lrs = torch.from_numpy(self._lrs[[row.payer for row in rows], step - 1]).to(device)
+            pack.update([_take(batch, places) for batch in micro_batches], lrs)
 
     def lost(self, *, thorough: bool = False) -> list[int]:
         """See :class:`~knee_tune.training.learner.Learner`."""
         found = []
-        for pack, rows, _ in self._each_pack():
+        for pack, rows in self._packs:
             sound = pack.sums.isfinite().all(1)
             if thorough:
                 sound &= pack.finite()
@@ -103,7 +103,7 @@ class FusedModels:
     def measure(self, step: int) -> dict[int, dict[str, float]]:
         """See :class:`~knee_tune.training.learner.Learner`."""
         measured: dict[int, dict[str, float]] = {}
-        for pack, rows, _ in self._each_pack():
+        for pack, rows in self._packs:
             sums = pack.sums.tolist()
             pack.sums.zero_()
             metrics = {name: values.tolist() for name, values in self._scored(pack).items()}
@@ -119,27 +119,30 @@ class FusedModels:
     def keep(self, replicas: Iterable[int]) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
         wanted = set(replicas)
-        for pack, rows, _ in self._each_pack():
+        for pack, rows in self._packs:
             which = torch.tensor([not wanted.isdisjoint(row.owners) for row in rows])
             pack.keep(which.to(self._group.device))
 
     def leave(self, replicas: Iterable[int], step: int) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
         gone = set(replicas)
-        for row in self._rows:
-            row.owners = [owner for owner in row.owners if owner not in gone]
-            if row.owners and row.payer in gone:
-                self._hand_over(row, step)
         self._mine = [replica for replica in self._mine if replica not in gone]
-        staying = [index for index, row in enumerate(self._rows) if row.owners]
-        if len(staying) < len(self._rows):
-            rows = self._state_of_rows()
-            self._pack([self._rows[index] for index in staying], select(rows, staying))
+        packs, self._packs = self._packs, []
+        for pack, rows in packs:
+            for row in rows:
+                row.owners = [owner for owner in row.owners if owner not in gone]
+                if row.owners and row.payer in gone:
+                    self._hand_over(row, step)
+            staying = [index for index, row in enumerate(rows) if row.owners]
+            if len(staying) == len(rows):
+                self._packs.append((pack, rows))
+            elif staying:
+                self._add([rows[index] for index in staying], select(pack.rows(), staying))
 
     def finish(self) -> dict[int, Finished]:
         """See :class:`~knee_tune.training.learner.Learner`."""
         finished = {}
-        for pack, rows, _ in self._each_pack():
+        for pack, rows in self._packs:
             weights = pack.kept or dict(pack.weights)
             metrics = {name: v.tolist() for name, v in self._scored(pack, pack.kept).items()}
             for index, row in enumerate(rows):
@@ -153,8 +156,9 @@ class FusedModels:
 
     def state(self) -> dict[str, Any]:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        rows = {name: value.cpu() for name, value in self._state_of_rows().items()}
-        owners = [[row.owners, row.payer] for row in self._rows]
+        states = [pack.rows() for pack, _ in self._packs]
+        rows = {n: v.cpu() for n, v in join(states).items()} if states else {}
+        owners = [[row.owners, row.payer] for _, rows in self._packs for row in rows]
         firsts = {r: self._first_steps[r] for r in self._mine}
         parts = self._group.gather_first((owners, firsts, rows))
         if not parts:
@@ -173,29 +177,24 @@ class FusedModels:
         rows = [self._row(*state["owners"][place]) for place in places]
         self._mine = sorted(owner for row in rows for owner in row.owners)
         state_of_rows = {n: v.to(self._group.device) for n, v in state["rows"].items()}
-        self._pack(rows, select(state_of_rows, places))
+        self._packs = []
+        if rows:
+            self._add(rows, select(state_of_rows, places))
 
     def kept_weights(self) -> Path | None:
         """They are a part of the state."""
         return None
 
-    def _each_pack(self) -> Iterator[tuple[Pack, list[Row], int]]:
-        """Every pack with its rows and the place of the first of them among all."""
-        first = 0
-        for pack in self._packs:
-            yield pack, self._rows[first : first + len(pack)], first
-            first += len(pack)
-
-    def _pack(self, rows: list[Row], state: Rows) -> None:
-        """Make packs of these rows, of about equal size."""
+    def _add(self, rows: list[Row], state: Rows) -> None:
+        """Train these rows too, in packs of about equal size; a small last pack takes them in."""
         largest = PACK_ROWS_GPU if self._group.device.type == "cuda" else PACK_ROWS
-        self._rows = rows
-        placement = self._plan.placement
-        parts = cut(state, largest) if rows else []
-        self._packs = [Pack(self._task, part, placement) for part in parts]
-
-    def _state_of_rows(self) -> Rows:
-        return join([pack.rows() for pack in self._packs]) if self._packs else {}
+        if self._packs and len(self._packs[-1][1]) + len(rows) <= largest:
+            pack, others = self._packs.pop()
+            rows, state = others + rows, join([pack.rows(), state])
+        for part in cut(state, largest):
+            pack = Pack(self._task, part, self._plan.placement)
+            self._packs.append((pack, rows[: len(pack)]))
+            rows = rows[len(pack) :]
 
     def _row(self, owners: list[int], payer: int | None = None) -> Row:
         """A row of these replicas; counted for the one whose LR stays up longest if not told."""
@@ -207,23 +206,26 @@ class FusedModels:
 
     def _branch(self, step: int) -> None:
         """Rows whose replicas have different LRs at ``step`` become several of the same state."""
-        rows: list[Row] = []
-        origins: list[int] = []
-        for index, row in enumerate(self._rows):
-            if row.parts > step:
-                rows.append(row)
-                origins.append(index)
-                continue
-            by_lr: dict[float, list[int]] = {}
-            for owner in row.owners:
-                by_lr.setdefault(float(self._lrs[owner, step - 1]), []).append(owner)
-            for owners in by_lr.values():
-                branch = self._row(owners, row.payer if row.payer in owners else None)
-                if branch.payer != row.payer:
+        branches: list[Row] = []
+        states: list[Rows] = []
+        for pack, rows in self._packs:
+            origins = []
+            for index, row in enumerate(rows):
+                if row.parts > step:
+                    continue
+                by_lr: dict[float, list[int]] = {}
+                for owner in row.owners:
+                    by_lr.setdefault(float(self._lrs[owner, step - 1]), []).append(owner)
+                rows[index] = self._row(by_lr.pop(float(self._lrs[row.payer, step - 1])), row.payer)
+                for owners in by_lr.values():
+                    branch = self._row(owners)
                     self._first_steps[branch.payer] = step - 1
-                rows.append(branch)
-                origins.append(index)
-        self._pack(rows, select(self._state_of_rows(), origins))
+                    branches.append(branch)
+                    origins.append(index)
+            if origins:
+                states.append(select(pack.rows(), origins))
+        if branches:
+            self._add(branches, join(states))
 
     def _hand_over(self, row: Row, step: int) -> None:
         """What the row trains from here on is counted for another of its owners."""
@@ -275,6 +277,18 @@ def _share(plan: TrainPlan, lrs: _Table, group: Group) -> list[int]:
             mine += replicas
         placed += len(replicas)
     return sorted(mine)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what the tensors of a step leave, for the next step.
+
+    It gives large blocks back to the system at once, and every page of the next ones is fetched
+    and zeroed again: a quarter of the time of a small model's step. Only glibc has this switch.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, _BLOCK)
 
 
 def _stack(batches: Sequence[Any]) -> Any:

@@ -77,14 +77,20 @@ class Pack:
         self._module.train()
         self._optimizer.zero_grad()
         sums = torch.zeros_like(self.sums)
+        single, count = len(micro_batches) == 1, 0.0
         run = vmap(self._run_losses, randomness="error")
         for batch in micro_batches:
             with autocast(self._placement):
                 losses = run(self.weights, batch)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            count += self._losses.count
+            total = losses.sum()
+            (total / count if single else total).backward()  # type: ignore[no-untyped-call]
             sums[:, 0] += losses.detach()
-            sums[:, 1] += self._losses.count
-        self._scale_and_clip(1 / max(1.0, float(sums[0, 1])) if len(self) else 1.0)
+        sums[:, 1] = count
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if not single:
+            torch._foreach_mul_(gradients, 1 / count)
+        self._clip(gradients)
         step_each(self._optimizer, self._parameters, self._before, lrs)
         self.sums += sums
 
@@ -98,15 +104,15 @@ class Pack:
         sums: dict[str, Tensor] = functional_call(self._scores, named, (batch,))
         return sums
 
-    def _scale_and_clip(self, scale: float) -> None:
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, scale)
-        if self._task.recipe.clip_norm is not None:
-            squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
-            norms = torch.stack(squares).sum(0).sqrt()
-            shrink = (self._task.recipe.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-            for gradient in gradients:
-                gradient.mul_(shrink.view(-1, *[1] * (gradient.dim() - 1)))
+    def _clip(self, gradients: Sequence[Tensor]) -> None:
+        """Each row's gradient by its own norm."""
+        if self._task.recipe.clip_norm is None:
+            return
+        squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
+        norms = torch.stack(squares).sum(0).sqrt()
+        shrink = (self._task.recipe.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(shrink.view(-1, *[1] * (gradient.dim() - 1)))
 
     @torch.no_grad()
     def score(
