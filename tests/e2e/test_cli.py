@@ -326,7 +326,17 @@ def test_the_environment_names_places_and_flags_win(home: Path, tmp_path: Path) 
     assert knee_tune("register", "--tracking-uri", mlflow, expect=0, **tracked_nowhere).stdout
 
 
-COMMANDS = ("run", "status", "best", "register", "replay", "dashboard", "tasks", "doctor")
+COMMANDS = (
+    "run",
+    "status",
+    "best",
+    "register",
+    "replay",
+    "dashboard",
+    "tasks",
+    "doctor",
+    "reproduce",
+)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "data", "data prepare"])

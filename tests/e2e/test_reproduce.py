@@ -1,0 +1,111 @@
+"""The paper's tables from the command line, at a size that takes seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command_line import knee_tune
+
+TABLE_16 = (
+    *("reproduce", "table16", "--task", "digits", "--seeds", "3", "--tracking-uri", "none"),
+    *("--set", "recipe.epochs=2"),
+    *("--set", "space.seed_lr={values: [0.005, 0.025, 0.128]}"),
+    *("--set", "space.explore_fraction={values: [0.0, 0.3, 0.6, 0.9]}"),
+)
+
+TABLE_15 = (
+    *("reproduce", "table15", "--task", "iwslt", "--preset", "demo", "--seeds", "2"),
+    *("--tracking-uri", "none", "--nproc", "1", "--set", "recipe.epochs=1"),
+    *("--set", "recipe.tokens_per_step=4000", "--set", "recipe.valid_pairs=40"),
+    *("--set", "recipe.beam=1", "--set", "space.explore_fraction={values: [0.0, 0.8]}"),
+    *("--set", "recipe.model={encoder_layers: 1, decoder_layers: 1, embed_dim: 16, ffn_dim: 32}"),
+)
+
+
+def printed(*arguments: str | Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(knee_tune(*arguments, "--json").stdout)
+    return said
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduced") / "home"
+
+
+@pytest.fixture(scope="module")
+def table16(home: Path) -> dict[str, Any]:
+    """What the first command says of a small Table 16."""
+    return printed(*TABLE_16, "--home", home)
+
+
+def test_it_says_what_the_table_says_and_how_sure(table16: dict[str, Any]) -> None:
+    assert [each["seed_lr"] for each in table16["optimal"]] == [0.005, 0.025, 0.128]
+    for each in table16["optimal"]:
+        assert 0.0 <= each["low"] <= each["explore_fraction"] <= each["high"] <= 0.9
+    assert -1 <= table16["spearman"]["low"] <= table16["spearman"]["high"] <= 1
+    assert 0 <= table16["crossover_p"] <= 1
+    assert table16["verdict"] in ("inverse relation", "no inverse relation", "undecided")
+
+
+def test_it_says_what_it_cost(table16: dict[str, Any]) -> None:
+    assert table16["seconds"] > 0
+    assert table16["steps"]["independent"] == 3 * 4 * 3 * 100  # points x seeds x steps
+    longest_knee = 3 * 3 * 90  # the trunks up to it are trained once
+    assert longest_knee < table16["steps"]["trained"] < table16["steps"]["independent"]
+
+
+def test_there_is_a_report_to_read(table16: dict[str, Any], home: Path) -> None:
+    report = Path(table16["report"])
+    assert report.parent == home / "reports"
+    assert "<html" in report.read_text()
+
+
+def test_the_same_command_again_just_reports(table16: dict[str, Any], home: Path) -> None:
+    assert printed(*TABLE_16, "--home", home) == table16
+
+    text = knee_tune(*TABLE_16, "--home", home).stdout
+    assert "Table 16 on digits: 12 of 12 points, 3 seeds each" in text
+    assert "use seed LR " in text
+    assert "crossover test: p = " in text
+    assert f"{table16['verdict']}: " in text
+    assert f"report: {table16['report']}" in text
+
+
+def test_one_by_one_is_a_study_of_its_own(table16: dict[str, Any], home: Path) -> None:
+    less = ("--set", "space.explore_fraction={values: [0.0]}", "--seeds", "2", "--no-fuse")
+    other = printed(*TABLE_16, *less, "--home", home)
+    assert table16["study"] == "table16-digits-3-seeds"
+    assert other["study"] == "table16-digits-2-seeds-one-by-one"
+    assert other["spearman"] is None
+
+
+def test_table_15_shows_every_metric_against_the_explore_epochs(tmp_path: Path) -> None:
+    pytest.importorskip("fairseq", reason="needs the translation extra")
+    text = knee_tune(*TABLE_15, "--home", tmp_path).stdout
+    (header,) = (line for line in text.splitlines() if line.startswith("explore epochs"))
+    assert {"valid_ppl", "valid_bleu"} <= set(header.split())
+
+    rows = printed(*TABLE_15, "--home", tmp_path)["rows"]
+    assert [row["explore_epochs"] for row in rows] == [0.0, 0.8]
+    for row in rows:
+        assert row["metrics"]["valid_ppl"] > 1
+        assert row["std"]["valid_ppl"] > 0
+        assert 0 <= row["metrics"]["valid_bleu"] <= 100
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("table17", "--task", "digits"),
+        ("table16", "--task", "digit"),
+        ("table15", "--task", "iwslt", "--preset", "quick"),
+    ],
+)
+def test_what_cannot_be_reproduced_gets_one_line(asked: tuple[str, ...], tmp_path: Path) -> None:
+    done = knee_tune("reproduce", *asked, "--home", tmp_path / "home", expect=2)
+    (line,) = done.stderr.splitlines()
+    assert f"reproduce {' '.join(asked)}: there is no such design" in line
+    assert "table16 --task digits-clean; " in line or line.endswith("table16 --task digits-clean")
+    assert not list(tmp_path.iterdir())
