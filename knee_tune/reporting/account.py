@@ -159,7 +159,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
             f"{confirmation.words[0].upper()}{confirmation.words[1:]}.",
             "The best of a search owes part of its lead to luck. So the best points and the "
             f"paper's default were trained again with {len(confirmation.seeds)} random seeds that "
-            f"the search did not use. Intervals are Student's t at 95 %.{together}",
+            f"the search did not use. Intervals are Student's t at 95%.{together}",
             *failures,
         ),
         figures=("confirmation",),
@@ -266,6 +266,6 @@ def _reference_row(row: ReferenceRow, metrics: list[str]) -> Iterator[str]:
 
 def _rate(rate: Rate) -> str:
     return (
-        f"{rate.count} of {rate.of} ({rate.share:.0%}, 95 % interval {rate.low:.0%} to "
+        f"{rate.count} of {rate.of} ({rate.share:.0%}, 95% interval {rate.low:.0%} to "
         f"{rate.high:.0%})"
     )

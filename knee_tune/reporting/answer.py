@@ -77,19 +77,19 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
     )
 
 
-def tiles_of(answer: Answer, *, direction: Direction) -> tuple[Tile, ...]:
+def tiles_of(answer: Answer, record: StudyRecord) -> tuple[Tile, ...]:
     """The numbers that people look for first."""
-    metric = in_words(answer.metric)
+    metric, epochs = in_words(answer.metric), int(record.spec.recipe["epochs"])
     tiles = [
         Tile(label="seed LR", value=learning_rate(answer.seed_lr)),
         Tile(
             label="explore fraction",
             value=percent(answer.explore_fraction),
-            note="of the training budget, before the LR begins to fall",
+            note=f"{epochs * answer.explore_fraction:.3g} of {epochs} epochs, then the LR falls",
         ),
     ]
     if (expected := answer.expected) is not None:
-        better = "lower is better" if direction == "minimize" else "higher is better"
+        better = "lower is better" if record.direction == "minimize" else "higher is better"
         tiles.append(
             Tile(
                 label=f"expected {metric}",
@@ -121,6 +121,11 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
             f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "
             f"explore 50%) has {estimate(answer.default)}; the difference is "
             f"{estimate(answer.difference, sign=True)}, {_judged(answer, record.direction)}."
+        )
+    elif answer.default is None:
+        said.append(
+            f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "
+            "explore 50%) was not trained with the same seeds, so nothing is said against it."
         )
     confirmation = record.confirmation
     if confirmation is not None:

@@ -1,8 +1,12 @@
 """What a report is made of, whatever it is written as: sections of words, figures and tables."""
 
+import re
+
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
+
+_NUMBER = re.compile(r"[-+–]?[\d.,]*(\d|–)")
 
 
 class Table(Spec):
@@ -13,6 +17,14 @@ class Table(Spec):
     rows: tuple[tuple[str, ...], ...]
     marked: int | None = Field(default=None, description="index of the row that stands out")
     folded: bool = Field(default=False, description="long: HTML opens it on a click")
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """By column, whether all its cells begin with a number: such columns are set right."""
+        return tuple(
+            all(_NUMBER.match(row[column]) for row in self.rows)
+            for column in range(len(self.columns))
+        )
 
 
 class Command(Spec):

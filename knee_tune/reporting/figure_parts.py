@@ -32,7 +32,13 @@ def figure(
             "yaxis": {"automargin": True, **y},
             "height": height,
             "margin": {"l": 60, "r": 24, "t": 48, "b": 56},
-            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+            "legend": {
+                "orientation": "h",
+                "yanchor": "bottom",
+                "y": 1.02,
+                "x": 0,
+                "traceorder": "normal",
+            },
             "hoverlabel": {"align": "left"},
             **layout,
         },
@@ -41,10 +47,12 @@ def figure(
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
     """One axis with its title."""
-    return {"title": {"text": title}, **settings}
+    return {"title": {"text": title, "standoff": 14}, **settings}
 
 
-def bars(estimates: Sequence[Estimate | None], *, scale: float = 1.0) -> dict[str, Any]:
+def bars(
+    estimates: Sequence[Estimate | None], *, scale: float = 1.0, colour: str = ""
+) -> dict[str, Any]:
     """Intervals as error bars, unlike in both directions; none where there is no interval."""
     above: list[float | None] = []
     below: list[float | None] = []
@@ -62,6 +70,7 @@ def bars(estimates: Sequence[Estimate | None], *, scale: float = 1.0) -> dict[st
         "arrayminus": below,
         "thickness": 1.4,
         "width": 3,
+        **({"color": colour} if colour else {}),
         "visible": any(each is not None for each in above),
     }
 

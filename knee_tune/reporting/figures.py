@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from knee_tune.reporting.metric_figures import metrics_figure
 from knee_tune.reporting.run_figures import (
     confirmation_figure,
     curves_of_study,
@@ -24,13 +25,14 @@ def study_figures(
 ) -> dict[str, dict[str, Any]]:
     """Those that have something to show, ready for ``plotly.graph_objects.Figure``.
 
-    Names: surface, ridge, crossover, slices, curves, steps, importance, confirmation.
+    Names: surface, ridge, crossover, slices, metrics, curves, steps, importance, confirmation.
     """
     figures = {
         "surface": surface_figure(ridge) if ridge else None,
         "ridge": ridge_figure(ridge, record.spec.reference) if ridge else None,
         "crossover": crossover_figure(ridge) if ridge else None,
         "slices": slices_figure(ridge) if ridge else None,
+        "metrics": metrics_figure(record),
         "curves": curves_of_study(record, ridge),
         "steps": steps_figure(record.steps),
         "importance": importance_figure(importances) if importances else None,

@@ -2,9 +2,11 @@
 
 from knee_tune.reporting.answer import Answer, answer_in_words
 from knee_tune.reporting.document import Section, Table
+from knee_tune.reporting.metric_figures import other_metrics
 from knee_tune.reporting.run_figures import curves_shown
 from knee_tune.reporting.shown import (
     NOTHING,
+    correlation,
     estimate,
     fraction_estimate,
     in_words,
@@ -19,9 +21,12 @@ from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Crossover, Ridge, Surface
 
 
-def answer_section(record: StudyRecord, answer: Answer) -> Section:
-    """What to use, first."""
-    return Section(key="answer", title="The answer", words=answer_in_words(answer, record))
+def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> Section:
+    """What to use, first; then what holds for other seed LRs."""
+    words = answer_in_words(answer, record)
+    if ridge is not None and len(ridge.optimal) > 1:
+        words = (*words, ridge.words)
+    return Section(key="answer", title="The answer", words=words)
 
 
 def surface_section(ridge: Ridge) -> Section:
@@ -64,7 +69,7 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
     ]
     if intervals:
         words.append(
-            "Brackets and bars are 95 % intervals: the random seeds were drawn anew a thousand "
+            "Brackets and bars are 95% intervals: the random seeds were drawn anew a thousand "
             "times, and everything computed again from each draw."
         )
     papers = paper_ridges(record.spec.reference)
@@ -108,7 +113,7 @@ def evidence_section(ridge: Ridge) -> Section | None:
     """Does the best fraction fall as the seed LR rises, and is that more than chance?"""
     if len(ridge.optimal) < 2:
         return None
-    words = [f"Verdict: {ridge.verdict}. {ridge.words}"]
+    words = [f"Verdict: {ridge.verdict}."]
     if ridge.crossover is not None:
         words += _crossover_in_words(ridge.crossover, ridge.surface)
     else:
@@ -119,7 +124,7 @@ def evidence_section(ridge: Ridge) -> Section | None:
     if ridge.spearman is not None:
         words.append(
             "Description: the rank correlation (Spearman) of seed LR and best fraction tried is "
-            f"{estimate(ridge.spearman)}. -1 means that every larger seed LR has a smaller best "
+            f"{correlation(ridge.spearman)}. -1 means that every larger seed LR has a smaller best "
             "fraction, 0 no order at all. It sums up the picture above; it is no evidence, for "
             "chance alone makes it large too easily."
         )
@@ -128,6 +133,24 @@ def evidence_section(ridge: Ridge) -> Section | None:
         title="Do larger seed LRs need less exploring?",
         words=tuple(words),
         figures=("crossover",),
+    )
+
+
+def metrics_section(record: StudyRecord) -> Section | None:
+    """What else was measured; None if nothing was."""
+    names = other_metrics(record)
+    if not names:
+        return None
+    listed = " and ".join(in_words(name) for name in names)
+    return Section(
+        key="metrics",
+        title="The other metrics",
+        words=(
+            f"At the end of the same runs: {listed}. The study did not choose by "
+            f"{'them' if len(names) > 1 else 'it'}.",
+        ),
+        figures=("metrics",),
+        tables=(_metrics_table(record, names),),
     )
 
 
@@ -161,8 +184,8 @@ def _crossover_in_words(test: Crossover, surface: Surface) -> list[str]:
     metric = in_words(surface.metric)
     turned = ", turned so that positive is better" if surface.direction == "minimize" else ""
     return [
-        "Evidence: for each random seed, the mean with long exploring (60 to 90 % of the budget) "
-        f"minus that with short exploring (30 % or less). In {metric}{turned}, this is "
+        "Evidence: for each random seed, the mean with long exploring (60 to 90% of the budget) "
+        f"minus that with short exploring (30% or less). In {metric}{turned}, this is "
         f"{estimate(test.low_lrs, sign=True)} in the lowest third of the seed LRs and "
         f"{estimate(test.high_lrs, sign=True)} in the highest third. If larger seed LRs need less "
         "exploring, the first is above zero and the second below.",
@@ -170,6 +193,26 @@ def _crossover_in_words(test: Crossover, surface: Surface) -> list[str]:
         "random seeds, the larger p counts). So clear a picture would come about by chance with at "
         "most that probability; below 0.05 is the usual mark.",
     ]
+
+
+def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
+    points = {trial.point: trial for trial in reversed(record.ranked)}
+    shown = (record.metric, *names)
+    rows = tuple(
+        (
+            learning_rate(lr),
+            percent(fraction),
+            *(number(trial.metrics.get(name)) for name in shown),
+        )
+        for (lr, fraction), trial in sorted(points.items())
+    )
+    splits = " and ".join(sorted({split_of(name) for name in shown}))
+    return Table(
+        caption=f"All metrics ({splits} split), means over random seeds",
+        columns=("seed LR", "explore", *shown),
+        rows=rows,
+        folded=len(rows) > 12,
+    )
 
 
 def _surface_table(surface: Surface) -> Table:

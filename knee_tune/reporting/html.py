@@ -1,7 +1,6 @@
 """A report as one HTML file that needs nothing else: no network, no server, no other file."""
 
 import json
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ from knee_tune.reporting.report import StudyReport
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_NUMERIC = re.compile(r"[-+–]?[\d.,]*(\d|–)")
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -33,11 +31,6 @@ def script_json(value: Any) -> str:
     return text
 
 
-def is_number(cell: str) -> bool:
-    """Whether a cell begins with a number, so that it is set to the right."""
-    return _NUMERIC.match(cell) is not None
-
-
 def _undressed(figure: dict[str, Any]) -> dict[str, Any]:
     """Without plotly's template: the page dresses its figures itself, for light and for dark."""
     layout = {name: value for name, value in figure["layout"].items() if name != "template"}
@@ -55,5 +48,4 @@ def _template() -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["number"] = is_number
     return environment.get_template("report.html")

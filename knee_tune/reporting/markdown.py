@@ -45,7 +45,7 @@ def _section(section: Section) -> Iterator[str]:
 def _table(table: Table) -> str:
     lines = [
         "| " + " | ".join(map(_text, table.columns)) + " |",
-        "|" + " ---: |" * len(table.columns),
+        "|" + "".join(" ---: |" if right else " --- |" for right in table.numeric),
     ]
     for index, row in enumerate(table.rows):
         mark = "**" if index == table.marked else ""

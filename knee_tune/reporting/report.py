@@ -21,6 +21,7 @@ from knee_tune.reporting.findings import (
     answer_section,
     curves_section,
     evidence_section,
+    metrics_section,
     ridge_section,
     surface_section,
 )
@@ -130,7 +131,7 @@ def build_report(
         environment=context.environment,
         replay=context.replay,
         left_out=_left_out(record, ridge, context),
-        tiles=tiles_of(answer, direction=record.direction),
+        tiles=tiles_of(answer, record),
         sections=_sections(record, ridge, context, answer),
         figures=study_figures(record, ridge, importances=context.importances),
     )
@@ -141,10 +142,11 @@ def _sections(
 ) -> tuple[Section, ...]:
     """Those that have something to say, the answer first."""
     sections = [
-        answer_section(record, answer),
+        answer_section(record, ridge, answer),
         surface_section(ridge) if ridge else None,
         ridge_section(record, ridge) if ridge else None,
         evidence_section(ridge) if ridge else None,
+        metrics_section(record),
         curves_section(record, ridge),
         steps_section(record),
         audit_section(record),

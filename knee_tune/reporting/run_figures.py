@@ -40,6 +40,7 @@ def curves_of_study(record: StudyRecord, ridge: Ridge | None) -> dict[str, Any] 
             "orientation": "v",
             "x": 1.02,
             "y": 1,
+            "tracegroupgap": 0,
         },
         margin={"l": 60, "r": 24, "t": 16, "b": 56},
     )
@@ -144,6 +145,7 @@ def confirmation_figure(confirmation: Confirmation) -> dict[str, Any] | None:
             "array": [mean.high - mean.mean for _, _, mean in candidates],
             "arrayminus": [mean.mean - mean.low for _, _, mean in candidates],
             "thickness": 1.4,
+            "color": GREY,
         },
         "marker": {
             "size": 11,

@@ -18,10 +18,10 @@ def percent(fraction: float) -> str:
 
 
 def number(value: float | None, *, sign: bool = False) -> str:
-    """Four significant digits."""
+    """Four significant digits, also where the last ones are zeros: columns line up."""
     if value is None:
         return NOTHING
-    return f"{value:{'+' if sign else ''}.4g}"
+    return f"{value:{'+' if sign else ''}#.4g}".removesuffix(".")
 
 
 def learning_rate(value: float) -> str:
@@ -54,6 +54,13 @@ def interval(value: Interval | None, *, sign: bool = False) -> str:
         return NOTHING
     low, high = number(value.low, sign=sign), number(value.high, sign=sign)
     return f"{number(value.mean, sign=sign)} [{low}, {high}]"
+
+
+def correlation(value: Estimate) -> str:
+    """Two decimals: ``-0.96 [-0.99, -0.92]``."""
+    if value.low is None or value.high is None:
+        return f"{value.value:.2f}"
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 def p_value(p: float) -> str:

@@ -126,7 +126,7 @@ def crossover_figure(ridge: Ridge) -> dict[str, Any] | None:
         "mode": "markers",
         "x": [each.value for each in ends],
         "y": ["lowest third<br>of seed LRs", "highest third<br>of seed LRs"],
-        "error_x": bars(ends),
+        "error_x": bars(ends, colour=GREY),
         "marker": {"color": [BLUE, ORANGE], "size": 12},
         "hovertemplate": "%{x:+.3g}<extra></extra>",
         "showlegend": False,
@@ -201,7 +201,7 @@ def _cells(surface: Surface, row: int) -> list[str]:
 
 
 def _colour_range(surface: Surface) -> tuple[float, float]:
-    """From the best mean to the worst that is no outlier (Tukey's fence).
+    """From the best mean to the worst that is not far out (Tukey's outer fence).
 
     A single run that diverged would else leave one colour for all the others.
     """
@@ -209,7 +209,7 @@ def _colour_range(surface: Surface) -> tuple[float, float]:
     if len(means) < 4:
         return means[0], means[-1]
     lower, _, upper = statistics.quantiles(means, n=4, method="inclusive")
-    fence = 1.5 * (upper - lower)
+    fence = 3 * (upper - lower)
     if surface.direction == "minimize":
         return means[0], max(mean for mean in means if mean <= upper + fence)
     return min(mean for mean in means if mean >= lower - fence), means[-1]
