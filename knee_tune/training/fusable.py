@@ -16,6 +16,8 @@ def why_unfusable(task: Task[Any]) -> str:
     """The reason in a few words; empty if it can be fused."""
     if not isinstance(task, FusableTask):
         return "the task does not declare that its models can be batched"
+    if type(task).evaluate is not FusableTask.evaluate:
+        return "the task evaluates its models in a way of its own"
     if reason := _reason_in(task.build_model()):
         return reason
     try:

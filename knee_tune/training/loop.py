@@ -202,6 +202,8 @@ class TrainingRun:
 
         The randomness of a step follows from its number, so this is the whole state.
         """
+        if not self._training:
+            return
         if not self.group.agree(due or time.monotonic() - self._saved >= self._due_after):
             return
         began = time.monotonic()
