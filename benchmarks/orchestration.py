@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,6 +61,15 @@ class Nobody:
 
     def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
         """Nothing."""
+
+    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+        """Not of interest."""
+
+    def batch_progressed(self, step: int) -> None:
+        """Not of interest."""
+
+    def batch_reported(self, report: Report) -> None:
+        """Not of interest."""
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
         """Take the time."""

@@ -18,7 +18,7 @@ from knee_tune.tuning.pruners import make_pruner
 from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import make_sampler
 from knee_tune.tuning.storage import check_storage_url, open_storage
-from knee_tune.tuning.study import Study, open_study
+from knee_tune.tuning.study import Study, open_study, spec_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,22 @@ class OpenedStudy:
     def uid(self) -> str:
         """Unique for ever, also when a study of the same name is made anew."""
         return f"{self.study.study_name}-{self.study.user_attrs['key']}"
+
+    @property
+    def unfused(self) -> str:
+        """Why replicates train one by one; empty if as one batched model."""
+        return _unfused(self.study, self.workshop)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the replicates of a trial train as one batched model."""
+        return self.workshop.spec.replicates > 1 and not self.unfused
+
+    @property
+    def batched(self) -> bool:
+        """Whether all trials that are left do: a grid in which nothing is pruned."""
+        spec = self.workshop.spec
+        return spec.sampler == "grid" and spec.acting_pruner == "none" and not self.unfused
 
 
 @contextmanager
@@ -65,7 +81,9 @@ def open_for_training(
         study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
         total_steps = budget_steps(recipe, workshop.facts)
         study.pruner = make_pruner(
-            spec.acting_pruner, total_steps=total_steps, replicates=spec.replicates
+            spec.acting_pruner,
+            total_steps=total_steps,
+            replicates=spec.replicates if _unfused(study, workshop) else 1,
         )
         opened = OpenedStudy(
             places=places,
@@ -76,6 +94,12 @@ def open_for_training(
         )
         opened.tracker.record(_study_started(opened, placement))
         yield opened
+
+
+def _unfused(study: Study, workshop: Workshop) -> str:
+    if not spec_of(study).fuse:
+        return "this study was begun with --no-fuse"
+    return workshop.facts.unfusable
 
 
 def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:

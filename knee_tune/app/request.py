@@ -24,6 +24,7 @@ class StudyRequest:
     goal: str | None = None
     seed: int | None = None
     replicates: int | None = None
+    fuse: bool | None = None
     confirm: str | None = None
     nproc: int | None = None
     settings: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class StudyRequest:
             goal=self.goal,
             seed=self.seed,
             replicates=self.replicates,
+            fuse=self.fuse,
             confirm=self.confirm,
             nproc=self.nproc,
         )

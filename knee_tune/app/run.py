@@ -21,7 +21,6 @@ from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
-from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
 from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.asking import asking_lock

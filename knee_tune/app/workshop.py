@@ -17,6 +17,7 @@ from knee_tune.planning.plan import (
     DescribePlan,
     Placement,
     Plan,
+    Replica,
     Schedule,
     TaskFacts,
     TaskOrder,
@@ -84,18 +85,33 @@ class Workshop:
         return _placement(self.options, self.facts, slot)
 
     def train_plan(
-        self, schedule: Schedule, *, log_key: str, seed: int | None = None, slot: int = 0
+        self,
+        schedule: Schedule,
+        *,
+        log_key: str,
+        seed: int | None = None,
+        slot: int = 0,
+        replicas: Sequence[Replica] = (),
     ) -> TrainPlan:
         """The order for one run of this task, a branch of its trunk where it has one.
 
         Its checkpoints lie under its :func:`run_key`: the same run, asked for by any trial, study
-        or command of this home, is found again. ``seed``: the study's own if None.
+        or command of this home, is found again. ``seed``: the study's own if None. With
+        ``replicas`` it is a fused run of them, ``schedule`` and ``seed`` being the first one's.
         """
         order = self._order(log_key, seed=seed, slot=slot)
         every = steps_per_evaluation(self.recipe, self.facts)
-        key = run_key(order, self.facts, schedule=schedule, steps_per_evaluation=every)
-        folder = self.home.checkpoints / key
-        plan = train_plan(order, self.recipe, self.facts, schedule=schedule, checkpoint_dir=folder)
+        key = run_key(
+            order, self.facts, schedule=schedule, replicas=replicas, steps_per_evaluation=every
+        )
+        plan = train_plan(
+            order,
+            self.recipe,
+            self.facts,
+            schedule=schedule,
+            replicas=replicas,
+            checkpoint_dir=self.home.checkpoints / key,
+        )
         if not self.options.trunk_cache:
             return plan
         return on_trunk(

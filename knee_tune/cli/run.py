@@ -44,6 +44,14 @@ def run(
         int | None,
         typer.Option(min=1, help="Random seeds of every trial: 1 to explore, 3 to rank."),
     ] = None,
+    fuse: Annotated[
+        bool | None,
+        typer.Option(
+            "--fuse/--no-fuse",
+            help="Train replicates, and an unpruned grid, as one batched model. (default: if the "
+            "task can)",
+        ),
+    ] = None,
     confirm: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +126,7 @@ def run(
         goal=goal,
         seed=seed,
         replicates=replicates,
+        fuse=fuse,
         confirm=confirm,
         nproc=nproc,
         settings=tuple(settings or ()),

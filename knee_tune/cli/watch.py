@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -41,6 +41,7 @@ class PlainWatcher:
 
     def __init__(self, console: Console, start: StudyStart) -> None:
         self._console, self._start = console, start
+        self._batch = frozenset[int]()
 
     def trial_started(
         self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
@@ -69,18 +70,38 @@ class PlainWatcher:
         )
 
     def _run(self, number: int, replicate: int) -> str:
-        if self._start.replicates == 1:
+        if self._start.replicates == 1 or self._start.fused:
             return f"trial {number}"
         return f"trial {number}, replicate {replicate + 1}"
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
         """How it ended."""
+        if number in self._batch and end == "complete":
+            return
         parts = [fate(end, reason).plain]
         if value is not None:
             parts.append(f"{self._start.metric} {value:.4g}")
         if reason and end == "complete":
             parts.append(reason)
         self.line(f"trial {number}: {', '.join(parts)}")
+
+    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+        """How many there are; each of them has a line only if it does not complete."""
+        self._batch = frozenset(points)
+        self.line(
+            f"{len(points)} trials, {len(plan.replicas):,} replicas, {plan.total_steps} steps: "
+            "training"
+        )
+
+    def batch_progressed(self, step: int) -> None:
+        """Nothing: a log needs no sign of life."""
+
+    def batch_reported(self, report: Report) -> None:
+        """The watched metric, as a mean over everything."""
+        value = report.metrics[self._start.watched]
+        self.line(
+            f"step {report.step}/{report.total_steps}, mean {self._start.watched} {value:.4g}"
+        )
 
     def line(self, text: str) -> None:
         """As it is, without wrapping."""
@@ -117,6 +138,7 @@ class LiveWatcher:
         self._console, self._start = console, start
         self._lock = threading.Lock()
         self._rows: dict[int, _Row] = {}
+        self._batch = frozenset[int]()
         self._began = time.monotonic()
         self._wanted = start.trials - start.finished
         self._progress = Progress(
@@ -165,6 +187,23 @@ class LiveWatcher:
             row = self._rows.get(number)
             if row is not None:
                 row.state, row.value, row.reason, row.ended = end, value, reason, time.monotonic()
+
+    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+        """A row each."""
+        self._batch = frozenset(points)
+        steps = plan.total_steps
+        with self._lock:
+            for number, (seed_lr, explore_fraction) in points.items():
+                self._rows[number] = _Row(seed_lr, explore_fraction, steps, steps)
+
+    def batch_progressed(self, step: int) -> None:
+        """Moves the step of all rows."""
+        with self._lock:
+            for number in self._batch:
+                self._rows[number].step = step
+
+    def batch_reported(self, report: Report) -> None:
+        """Nothing: the mean over all of them is nobody's value."""
 
     def line(self, text: str) -> None:
         """Above the table, where it stays."""

@@ -53,6 +53,7 @@ def resolve_study(
     goal: str | None = None,
     seed: int | None = None,
     replicates: int | None = None,
+    fuse: bool | None = None,
     confirm: str | None = None,
     nproc: int | None = None,
 ) -> tuple[StudySpec, Recipe]:
@@ -70,6 +71,7 @@ def resolve_study(
         "--goal": ("goal", goal),
         "--seed": ("seed", seed),
         "--replicates": ("replicates", replicates),
+        "--fuse": ("fuse", fuse),
         "--confirm": ("confirm", confirm),
         "--nproc": ("nproc", nproc),
     }

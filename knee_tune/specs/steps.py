@@ -31,6 +31,18 @@ class StepCount(Spec):
             }
         )
 
+    def of_replica(self, *, first: int, last: int) -> Self:
+        """What one replica of a fused run of this count cost, whose last step was ``last``.
+
+        Up to the step ``first`` another replica was trained for it as well. What the run lost and
+        trained again, every replica did.
+        """
+        reused = min(max(self.reused, first), last)
+        lost = max(0, self.trained + self.reused - self.reached)
+        return self.model_copy(
+            update={"trained": last - reused + lost, "reused": reused, "reached": last}
+        )
+
     def __add__(self, other: Self) -> Self:
         """Of two different runs together."""
         return self.model_copy(

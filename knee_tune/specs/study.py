@@ -100,6 +100,10 @@ class StudySpec(Spec):
     pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
     replicates: int = Field(default=1, gt=0, le=1000, description="random seeds of every trial")
+    fuse: bool = Field(
+        default=True,
+        description="replicates train as one batched model if the task can; an unpruned grid whole",
+    )
     confirm: Confirm | None = Field(default=None, description="after the search")
     nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
     reference: tuple[ReferenceTable, ...] = Field(

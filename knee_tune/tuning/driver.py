@@ -18,8 +18,12 @@ from knee_tune.errors import UserError
 from knee_tune.runs.slots import SlotInterruptedError, Slots
 from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.records import TrialRecord
-from knee_tune.tuning.dashboard import write_trial_note
-from knee_tune.tuning.events import INTERRUPTED, Ending, RunEvents
+from knee_tune.tuning.batch_training import BatchCrew, BatchTraining
+from knee_tune.tuning.batches import take_batch
+from knee_tune.tuning.ends import record_end
+from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
+from knee_tune.tuning.fused import FusedTrial
+from knee_tune.tuning.fused_training import train_fused
 from knee_tune.tuning.listeners import Recorder, Watcher
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
@@ -75,7 +79,14 @@ class Driver:
             self._watcher.line("every point of the search space was tried")
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
-        """One slot's life: one trial after another until there is nothing left to do."""
+        """One slot's life: one trial after another until there is nothing left to do.
+
+        A batch takes whatever is left, so there is work for one slot alone.
+        """
+        if self._search.batched:
+            while slot == 0 and time.monotonic() < deadline and self._drive_batch(trials):
+                pass
+            return
         while time.monotonic() < deadline and self._drive_one(slot, trials):
             pass
 
@@ -95,7 +106,8 @@ class Driver:
             def objective(trial: optuna.Trial) -> float:
                 nonlocal taken_over
                 try:
-                    run = TrialRun(trial, self._search)
+                    kind = FusedTrial if self._search.fused else TrialRun
+                    run = kind(trial, self._search)
                     asking.close()
                     return self._objective(run, slot)
                 except (KeyboardInterrupt, SlotInterruptedError):
@@ -116,16 +128,36 @@ class Driver:
             except (UpdateFinishedTrialError, ValueError):  # Optuna cannot tell a told trial either
                 if not taken_over:
                     raise
-                self._watcher.line(
-                    "this driver was silent for so long that another one took over its trial"
-                )
+                self._watcher.line(TAKEN_OVER)
+        return True
+
+    def _drive_batch(self, trials: int | None) -> bool:
+        """Drive all trials that are left, or as many as make a batch; False if none is wanted."""
+        with self._asking, self._search.asking:
+            if not wanted(self._study, self._search.axes, trials=trials):
+                return False
+            batch = take_batch(self._search, slot=0, trials=trials)
+        if batch is None:
+            return False
+        crew = BatchCrew(
+            study=self._study,
+            trainer=self._trainer,
+            tracker=self._tracker,
+            watcher=self._watcher,
+            raise_if_stopped=self._slots.raise_if_stopped,
+            after_trial=self._after_trial,
+        )
+        try:
+            BatchTraining(batch, crew).run()
+        except UpdateFinishedTrialError:
+            self._watcher.line(TAKEN_OVER)
         return True
 
     def _objective(self, run: TrialRun, slot: int) -> float:
         twin = run.finished_twin()
         if twin is not None:
             return self._repeat(run, twin)
-        plans = run.plans_for(slot)
+        plans = [run.plan_for(slot)] if isinstance(run, FusedTrial) else run.plans_for(slot)
         events = RunEvents(self._tracker, run.key)
         crew = Crew(
             trainer=self._trainer,
@@ -140,7 +172,7 @@ class Driver:
                 number=run.number,
                 seed_lr=run.seed_lr,
                 explore_fraction=run.explore_fraction,
-                replicates=len(plans),
+                replicates=len(run.replicates),
             )
             self._watcher.trial_started(
                 run.number,
@@ -148,27 +180,16 @@ class Driver:
                 explore_fraction=run.explore_fraction,
                 replicates=len(plans),
             )
-            ending = train_replicates(run, plans, crew)
+            if isinstance(run, FusedTrial):
+                ending = train_fused(run, plans[0], crew)
+            else:
+                ending = train_replicates(run, plans, crew)
         except BaseException as error:
-            self._finish(run, events, Ending.of_exception(error))
+            broken = Ending.of_exception(error)
+            record_end(run, broken, events=events, watcher=self._watcher)
             raise
-        self._finish(run, events, ending)
+        record_end(run, ending, events=events, watcher=self._watcher)
         return self._tell(run, ending)
-
-    def _finish(self, run: TrialRun, events: RunEvents, ending: Ending) -> None:
-        """Record the end everywhere but in Optuna's state, which Optuna itself writes next."""
-        run.note_steps(pruned=ending.end == "pruned")
-        if ending.reason:
-            run.note(reason=ending.reason)
-        run.note_link(events.link)
-        write_trial_note(run, ending)
-        events.finished(ending, **run.counts)
-        self._watcher.trial_finished(
-            run.number,
-            ending.end,
-            value=ending.metrics.get(run.metric),
-            reason=ending.reason,
-        )
 
     def _tell(self, run: TrialRun, ending: Ending) -> float:
         """The trial's value, or the exception by which Optuna tells its fate."""

@@ -14,6 +14,8 @@ from knee_tune.tuning.listeners import TOLD, End, Recorder
 
 INTERRUPTED = "interrupted; the same command continues it"
 
+TAKEN_OVER = "this driver was silent for so long that another one took over its trial"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:

@@ -56,6 +56,21 @@ class Watcher(Protocol):
         """A trial came to its end."""
         ...
 
+    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+        """Trials begin, or go on, that train as one batched model.
+
+        ``points``: seed LR and explore fraction of each, by its number.
+        """
+        ...
+
+    def batch_progressed(self, step: int) -> None:
+        """All trials of the batch reached a step."""
+        ...
+
+    def batch_reported(self, report: Report) -> None:
+        """All trials of the batch were evaluated; the metrics are means over all their models."""
+        ...
+
     def line(self, text: str) -> None:
         """Anything else worth a line."""
         ...

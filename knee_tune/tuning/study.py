@@ -4,7 +4,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from itertools import count, takewhile
 from typing import Any
 
 import optuna
@@ -19,7 +18,6 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.records import (
     BaselineRecord,
     Evaluation,
-    ReplicateRecord,
     StudyRecord,
     TrialRecord,
 )
@@ -29,6 +27,7 @@ from knee_tune.tuning.attributes import known_audit, known_confirmation
 from knee_tune.tuning.pruners.alignment import locate
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import KILLED, current, key_of
+from knee_tune.tuning.replicate_notes import replicates_of, runs_of
 
 Study = optuna.Study
 """What the rest of knee-tune passes around without importing Optuna."""
@@ -36,7 +35,7 @@ Study = optuna.Study
 MAKER_PATIENCE = 10.0
 """Seconds for another driver to furnish a study it has just made."""
 
-FIXED_FIELDS = ("task", "recipe", "seed", "nproc", "replicates")
+FIXED_FIELDS = ("task", "recipe", "seed", "nproc", "replicates", "fuse")
 """What may not change while a study lives: its trials would no longer be comparable."""
 
 PARAMETERS = ("seed_lr", "explore_fraction")
@@ -44,9 +43,6 @@ PARAMETERS = ("seed_lr", "explore_fraction")
 
 BASELINE_PREFIX = "baseline:"
 """Study attributes that hold the runs of other schedules."""
-
-REPLICATE_PREFIX = "replicate:"
-"""Trial attributes that hold its replicates, counted from 0."""
 
 _STATES: Mapping[TrialState, records.TrialState] = {
     TrialState.COMPLETE: "complete",
@@ -76,12 +72,15 @@ def open_study(
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=spec.name, storage=storage)
             _await_maker(study)
+        unknown = set[str]()
         if "spec" in study.user_attrs:
+            if "fuse" not in study.user_attrs["spec"]:
+                unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
             _refuse_changes(spec_of(study), spec)
             _refuse_other_data(study, data_fingerprint)
         else:
             _furnish(study, spec, recipe, data_fingerprint)
-        study.set_user_attr("spec", spec.model_dump(mode="json"))
+        study.set_user_attr("spec", spec.model_dump(mode="json", exclude=unknown))
         return study
 
 
@@ -133,10 +132,13 @@ def study_names(storage: BaseStorage) -> list[str]:
 
 
 def spec_of(study: optuna.Study) -> StudySpec:
-    """The specification the study was last run with; UserError for a study not made by us."""
+    """The specification the study was last run with; UserError for a study not made by us.
+
+    One that was made before replicates could be fused goes on without.
+    """
     if "spec" not in study.user_attrs:
         raise UserError(f"study {study.study_name}: it was not made by knee-tune")
-    return StudySpec.model_validate(study.user_attrs["spec"])
+    return StudySpec.model_validate({"fuse": False} | study.user_attrs["spec"])
 
 
 def study_record(study: optuna.Study) -> StudyRecord:
@@ -174,17 +176,6 @@ def record_baseline(study: optuna.Study, record: BaselineRecord) -> None:
     study.set_user_attr(name, record.model_dump(mode="json"))
 
 
-def replicate_attr(index: int) -> str:
-    """The trial attribute that holds a replicate."""
-    return f"{REPLICATE_PREFIX}{index}"
-
-
-def replicates_of(attrs: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
-    """The replicates among a trial's attributes that were begun, in their order."""
-    noted = takewhile(lambda name: name in attrs, map(replicate_attr, count()))
-    return tuple(ReplicateRecord.model_validate(attrs[name]) for name in noted)
-
-
 def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRecord:
     attrs = trial.user_attrs
     plan, replicates = attrs.get("plan"), replicates_of(attrs)
@@ -206,7 +197,7 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         steps_reused=attrs.get("steps_reused", 0),
         steps_recorded=attrs.get("steps_recorded", 0),
         steps_pruned=attrs.get("steps_pruned", 0),
-        steps_budget=attrs.get("replicates", 1) * total_steps,
+        steps_budget=runs_of(attrs) * total_steps,
         reason=attrs.get("reason", silent_death),
         started=started.timestamp() if started else None,
         seconds=(ended - started).total_seconds() if started and ended else None,

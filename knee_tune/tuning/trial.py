@@ -5,19 +5,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.plan import Replica, TrainPlan
+from knee_tune.schedules import Knee
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.records import Evaluation, ReplicateRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import RunLink
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import driver_id, key_of
-from knee_tune.tuning.study import replicate_attr, replicates_of, reported_sign
+from knee_tune.tuning.replicate_notes import replicate_attr, replicates_of
+from knee_tune.tuning.study import reported_sign
 
 _SHARED_BY_TWINS = (
     "key",
@@ -35,6 +37,22 @@ _SHARED_BY_TWINS = (
 _OF_THE_KNEE = {"seed_lr", "total_steps", "warmup_steps", "explore_steps"}
 
 
+class PlanMaker(Protocol):
+    """Makes the plan of a run; with ``replicas``, of a fused run whose first one is ``seed``'s."""
+
+    def __call__(
+        self,
+        schedule: Knee,
+        *,
+        log_key: str,
+        seed: int,
+        slot: int,
+        replicas: Sequence[Replica] = (),
+    ) -> TrainPlan:
+        """``log_key`` names its logs, ``slot`` the devices that it gets."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """What is searched: the study, its axes, and how a point becomes training runs."""
@@ -44,8 +62,13 @@ class Search:
     axes: Mapping[str, Axis]
     seeds: Sequence[int]
     """Random seeds: every trial is trained once with each of them, its replicates."""
-    plan: Callable[["TrialRun", int, int], TrainPlan]
-    """The plan of one replicate: of a trial, on the devices of a slot, with a random seed."""
+    schedule: Callable[[float, float], Knee]
+    """Of a seed LR and an explore fraction."""
+    plan: PlanMaker
+    fused: bool = False
+    """Whether the replicates of a trial train as one batched model."""
+    batched: bool = False
+    """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a trial is asked for, against other drivers (see ``asking.asking_lock``)."""
 
@@ -64,13 +87,14 @@ class TrialRun:
         self.seed_lr = self._suggest("seed_lr")
         self.explore_fraction = self._suggest("explore_fraction")
         self.key = key_of(trial)
+        self.schedule = search.schedule(self.seed_lr, self.explore_fraction)
         self.total_steps = 0
         """Of one replicate; known once it has plans."""
         self.log_dir = Path()
         """Where the ranks of its newest run write what they print."""
         self.counts: dict[str, int] = {}
         """Steps trained, reused and pruned, over all replicates and attempts."""
-        known = trial.study.get_trials(deepcopy=False)[trial.number]
+        known = trial.storage.get_trial(trial._trial_id)
         self.url: str | None = known.user_attrs.get("mlflow_run_url")
         """Of its MLflow run, once that is known."""
         before = dict(enumerate(replicates_of(known.user_attrs)))
@@ -107,18 +131,29 @@ class TrialRun:
 
         The notes are there before the first report: pruners read them.
         """
-        plans = [self._search.plan(self, slot, seed) for seed in self._search.seeds]
-        first = plans[0]
-        dumped = first.model_dump(mode="json")
-        self.total_steps = first.total_steps
+        own, *others = self._search.seeds
+        log_keys = {own: self.key} | {seed: f"{self.key}-seed-{seed}" for seed in others}
+        plans = [
+            self._search.plan(self.schedule, log_key=log_key, seed=seed, slot=slot)
+            for seed, log_key in log_keys.items()
+        ]
+        self.note_plan(plans[0], replicates=len(plans))
+        return plans
+
+    def note_plan(self, plan: TrainPlan, *, replicates: int) -> None:
+        """Keep what everybody may know of the trial's training: ``plan`` is the first replicate's.
+
+        ``replicates``: those that are reported one behind the other.
+        """
+        dumped = plan.model_dump(mode="json")
+        self.total_steps = plan.total_steps
         self.note(
             key=self.key,
-            checkpoint=str(first.checkpoint_dir),
+            checkpoint=str(plan.checkpoint_dir),
             plan=dumped,
             schedule={name: dumped["schedule"][name] for name in _OF_THE_KNEE},
-            replicates=len(plans),
+            replicates=replicates,
         )
-        return plans
 
     def remember(self, replicate: int, step: int, metrics: Mapping[str, float]) -> bool:
         """Take an evaluation of a replicate; False if Optuna was told of it before.
@@ -146,13 +181,26 @@ class TrialRun:
 
     def note_replicate(self, index: int, **changes: Any) -> None:
         """Keep what is new about a replicate, with its curve so far."""
+        self._change(index, **changes)
+        self._note_replicate(index)
+
+    def _note_replicate(self, index: int) -> None:
+        noted = self.replicates[index].model_dump(mode="json")
+        self.note(**{replicate_attr(index): noted})
+
+    def _note_replicates(self, begun: int) -> None:
+        """Keep the first replicates, those that were begun."""
+        for index in range(begun):
+            self._note_replicate(index)
+
+    def _change(self, index: int, **changes: Any) -> None:
         curve = tuple(
             Evaluation(step=step, metrics={self.watched: value})
             for step, value in sorted(self._curves[index].items())
         )
-        changed = self.replicates[index].model_copy(update={"curve": curve, **changes})
-        self.replicates[index] = changed
-        self.note(**{replicate_attr(index): changed.model_dump(mode="json")})
+        self.replicates[index] = self.replicates[index].model_copy(
+            update={"curve": curve, **changes}
+        )
 
     def note_steps(self, *, pruned: bool) -> None:
         """Keep what the trial cost; ``pruned``: nobody will train what is left of its budget."""
@@ -199,10 +247,12 @@ class TrialRun:
         shared = {name: known[name] for name in _SHARED_BY_TWINS if name in known}
         self.note(**shared, reason=reason)
         self.total_steps = known["plan"]["schedule"]["total_steps"]
-        for index, record in enumerate(replicates_of(known)):
+        records = replicates_of(known)
+        for index, record in enumerate(records):
             reached = record.steps.reached
             steps = StepCount(reused=reached, reached=reached)
-            self.note_replicate(index, **{**dict(record), "steps": steps, "answered": True})
+            self._change(index, **{**dict(record), "steps": steps, "answered": True})
+        self._note_replicates(len(records))
         self.note_steps(pruned=twin.state == TrialState.PRUNED)
         for at, value in twin.intermediate_values.items():
             if at not in self._reported:

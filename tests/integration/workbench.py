@@ -1,7 +1,7 @@
 """One study to be driven in a folder, ranks replaced by this process."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from knee_tune.distributed.protocol import (
     Outcome,
     Report,
 )
-from knee_tune.planning.plan import Plan, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.planning.plan import Plan, Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
+from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.training import loop
 from knee_tune.training.worker import run_job
@@ -36,7 +37,7 @@ from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import make_sampler
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import open_study, study_record
-from knee_tune.tuning.trial import Search, TrialRun
+from knee_tune.tuning.trial import Search
 from tests.recording import Recording
 
 EPOCHS, STEPS_PER_EPOCH = 3, 50
@@ -111,6 +112,9 @@ class Watching:
         self.reused: list[tuple[int, int, int, str]] = []
         self.reports: list[tuple[int, int, int]] = []
         self.ends: list[tuple[int, str, str]] = []
+        self.batches: list[list[int]] = []
+        """The numbers of the trials of every batch."""
+        self.batch_steps: list[int] = []
 
     def trial_started(
         self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
@@ -129,6 +133,15 @@ class Watching:
     def trial_finished(self, number: int, end: str, *, value: float | None, reason: str) -> None:
         self.ends.append((number, end, reason))
 
+    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+        self.batches.append([*points])
+
+    def batch_progressed(self, step: int) -> None:
+        """Not of interest."""
+
+    def batch_reported(self, report: Report) -> None:
+        self.batch_steps.append(report.step)
+
     def line(self, text: str) -> None:
         self.lines.append(text)
 
@@ -137,8 +150,16 @@ class Workbench:
     """One study of digits in a folder, to be driven again and again."""
 
     def __init__(
-        self, home: Path, *, trunks: bool = False, epochs: int = EPOCHS, **request: Any
+        self,
+        home: Path,
+        *,
+        trunks: bool = False,
+        epochs: int = EPOCHS,
+        fused: bool = False,
+        batched: bool = False,
+        **request: Any,
     ) -> None:
+        self.fused, self.batched = fused, batched
         self.home, self.recording, self.watching = home, Recording(), Watching()
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
@@ -174,7 +195,10 @@ class Workbench:
                 recipe=self.recipe,
                 axes=self.axes,
                 seeds=self.spec.replicate_seeds,
+                schedule=self._schedule,
                 plan=self._plan,
+                fused=self.fused or self.batched,
+                batched=self.batched,
             ),
             trainer=Trainer(runner, trunks=self.trunks),
             slots=slots,
@@ -183,21 +207,32 @@ class Workbench:
             after_trial=self.after.append,
         )
 
-    def _plan(self, run: TrialRun, slot: int, seed: int) -> TrainPlan:
+    def _schedule(self, seed_lr: float, explore_fraction: float) -> Knee:
+        return knee_schedule(self.recipe, FACTS, seed_lr=seed_lr, explore_fraction=explore_fraction)
+
+    def _plan(
+        self,
+        schedule: Knee,
+        *,
+        log_key: str,
+        seed: int,
+        slot: int,
+        replicas: Sequence[Replica] = (),
+    ) -> TrainPlan:
+        key = log_key.partition("-seed-")[0]
         plan = train_plan(
             TaskOrder(
                 task="digits",
                 recipe=self.spec.recipe,
                 seed=seed,
                 data_dir=self.home,
-                log_dir=self.home / "logs" / run.key,
+                log_dir=self.home / "logs" / key,
             ),
             self.recipe,
             FACTS,
-            schedule=knee_schedule(
-                self.recipe, FACTS, seed_lr=run.seed_lr, explore_fraction=run.explore_fraction
-            ),
-            checkpoint_dir=self.home / f"{run.key}-{seed}",
+            schedule=schedule,
+            replicas=replicas,
+            checkpoint_dir=self.home / f"{key}-{seed}",
         )
         if self.trunks is None:
             return plan

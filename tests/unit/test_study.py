@@ -24,11 +24,11 @@ from knee_tune.tuning.recovery import (
     recover,
     requeue,
 )
+from knee_tune.tuning.replicate_notes import replicate_attr
 from knee_tune.tuning.study import (
     load_study,
     open_study,
     record_baseline,
-    replicate_attr,
     reported_sign,
     spec_of,
     study_record,
