@@ -25,15 +25,14 @@ def steps_section(record: StudyRecord) -> Section | None:
     words = record.steps.words
     if not words:
         return None
-    outside = [
-        f"outside the search: {steps.trained:,} steps for the {what}"
-        for what, steps in (
-            ("confirmation", record.confirmation.steps if record.confirmation else None),
-            ("audit of pruning", record.audit.steps if record.audit.trials else None),
-        )
-        if steps is not None
-    ]
-    sentences = tuple(f"{line[0].upper()}{line[1:]}." for line in [*words, *outside])
+    extra = {
+        "for the confirmation": record.confirmation.steps if record.confirmation else None,
+        "for the audit of pruning": record.audit.steps if record.audit.trials else None,
+    }
+    outside = [f"{steps.trained:,} {what}" for what, steps in extra.items() if steps is not None]
+    if outside:
+        words.append(f"outside the search: {' and '.join(outside)}")
+    sentences = tuple(f"{line[0].upper()}{line[1:]}." for line in words)
     return Section(key="steps", title="What it cost", words=sentences, figures=("steps",))
 
 
@@ -80,7 +79,7 @@ def importance_section(importances: Importances | None) -> Section | None:
     if importances is None:
         return None
     shares = ", ".join(
-        f"{'seed LR' if name == 'seed_lr' else name.replace('_', ' ')} {percent(share)}"
+        f"{'seed LR' if name == 'seed_lr' else name.replace('_', ' ')} {share:.0%}"
         for name, share in importances.values.items()
     )
     return Section(

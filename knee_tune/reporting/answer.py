@@ -3,7 +3,7 @@
 from knee_tune.reporting.document import Tile
 from knee_tune.reporting.shown import estimate, in_words, learning_rate, number, percent
 from knee_tune.specs.base import Spec
-from knee_tune.specs.confirmation import Confirmed, Interval
+from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed, Interval
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Estimate, Ridge
@@ -33,28 +33,21 @@ class Answer(Spec):
 def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
     """What fresh seeds have confirmed; else what the surface recommends; else the best trial.
 
-    None if no trial is complete.
+    Where fresh seeds were tried at that point its numbers are theirs, confirmed or not. None if no
+    trial is complete.
     """
-    best = record.best
+    best, confirmation = record.best, record.confirmation
     if best is None:
         return None
-    confirmation = record.confirmation
-    winner = confirmation.best if confirmation else None
     recommended = ridge.recommended if ridge else None
-    if confirmation is not None and winner is not None and confirmation.confirmed:
-        default = next((each.mean for each in confirmation.candidates if each.default), None)
-        return Answer(
-            seed_lr=winner.seed_lr,
-            explore_fraction=winner.explore_fraction,
-            metric=record.metric,
-            expected=_as_estimate(winner.mean),
-            default=_as_estimate(default),
-            difference=_as_estimate(winner.difference),
-            confirmed="yes",
-            evidence=f"{len(confirmation.seeds)} fresh random seeds, not used in the search",
-        )
+    point = (recommended.seed_lr, recommended.explore_fraction) if recommended else best.point
+    if confirmation is not None:
+        if confirmation.confirmed and confirmation.best is not None:
+            point = confirmation.best.point
+        fresh = next((each for each in confirmation.candidates if each.point == point), None)
+        if fresh is not None and fresh.mean is not None:
+            return _answer_of_fresh_seeds(fresh, confirmation)
     if recommended is not None:
-        point = (recommended.seed_lr, recommended.explore_fraction)
         return Answer(
             seed_lr=recommended.seed_lr,
             explore_fraction=recommended.explore_fraction,
@@ -74,6 +67,20 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
         difference=None,
         confirmed=record.confirmed(best),
         evidence="the best trial of the search, so rather too good than too bad",
+    )
+
+
+def _answer_of_fresh_seeds(fresh: Candidate, confirmation: Confirmation) -> Answer:
+    default = next((each.mean for each in confirmation.candidates if each.default), None)
+    return Answer(
+        seed_lr=fresh.seed_lr,
+        explore_fraction=fresh.explore_fraction,
+        metric=confirmation.metric,
+        expected=_as_estimate(fresh.mean),
+        default=_as_estimate(default),
+        difference=_as_estimate(fresh.difference),
+        confirmed=confirmation.says(fresh.point),
+        evidence=f"{len(confirmation.seeds)} fresh random seeds, not used in the search",
     )
 
 
@@ -122,10 +129,10 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
             f"explore 50%) has {estimate(answer.default)}; the difference is "
             f"{estimate(answer.difference, sign=True)}, {_judged(answer, record.direction)}."
         )
-    elif answer.default is None:
+    elif answer.default is None and answer.expected is not None:
         said.append(
             f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "
-            "explore 50%) was not trained with the same seeds, so nothing is said against it."
+            "explore 50%) was not trained with the same random seeds, so nothing compares."
         )
     confirmation = record.confirmation
     if confirmation is not None:
@@ -153,7 +160,7 @@ def _interval(value: Estimate, *, sign: bool = False) -> str:
     if value.low is None or value.high is None:
         return ""
     low, high = number(value.low, sign=sign), number(value.high, sign=sign)
-    return f"{value.level:.0%} interval {low} to {high}"
+    return f"{percent(value.level)} interval {low} to {high}"
 
 
 def _as_estimate(interval: Interval | None) -> Estimate | None:

@@ -83,9 +83,9 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
         (
             learning_rate(each.seed_lr),
             fraction_estimate(each.raw),
+            estimate(each.metric),
             fraction_estimate(each.gp),
             fraction_estimate(each.cubic),
-            estimate(each.metric),
         )
         for each in ridge.optimal
     )
@@ -94,9 +94,9 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
         columns=(
             "seed LR",
             "best tried",
+            f"its {ridge.surface.metric}",
             "Gaussian process",
             "cubic surface",
-            f"{ridge.surface.metric} at best tried",
         ),
         rows=rows,
     )
@@ -189,9 +189,9 @@ def _crossover_in_words(test: Crossover, surface: Surface) -> list[str]:
         f"{estimate(test.low_lrs, sign=True)} in the lowest third of the seed LRs and "
         f"{estimate(test.high_lrs, sign=True)} in the highest third. If larger seed LRs need less "
         "exploring, the first is above zero and the second below.",
-        f"Both hold together with {p_value(test.p)} (crossover test: two one-sided t-tests over "
-        "random seeds, the larger p counts). So clear a picture would come about by chance with at "
-        "most that probability; below 0.05 is the usual mark.",
+        f"Both together: {p_value(test.p)} (crossover test: two one-sided t-tests over random "
+        "seeds, the larger p counts). Were one of the two not there, chance would show so clear a "
+        "picture with at most that probability; below 0.05 is the usual mark.",
     ]
 
 

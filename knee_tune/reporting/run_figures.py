@@ -31,7 +31,7 @@ def curves_of_study(record: StudyRecord, ridge: Ridge | None) -> dict[str, Any] 
         traces += _curve(record, trial, names[0], label=label, colour=colour)
     return figure(
         traces,
-        x=axis("step", anchor="y"),
+        x=axis("step", anchor="y", rangemode="tozero"),
         y=axis(in_words(names[0]), domain=[0, 0.74]),
         yaxis2=axis("LR", domain=[0.82, 1], rangemode="tozero", automargin=True),
         height=520,

@@ -17,7 +17,7 @@ from knee_tune.reporting.figure_parts import (
     figure,
     ramp,
 )
-from knee_tune.reporting.shown import in_words, learning_rate, number, percent
+from knee_tune.reporting.shown import learning_rate, number, percent
 from knee_tune.specs.ridge import Estimate, Ridge, Surface
 from knee_tune.specs.study import ReferenceRow, ReferenceTable
 
@@ -131,11 +131,10 @@ def crossover_figure(ridge: Ridge) -> dict[str, Any] | None:
         "hovertemplate": "%{x:+.3g}<extra></extra>",
         "showlegend": False,
     }
-    unit = in_words(ridge.surface.metric)
     return figure(
         [trace],
         x=axis(
-            f"← short exploring better · {unit}, long minus short · long exploring better →",
+            "← short exploring better      long exploring better →",
             zeroline=True,
             zerolinewidth=2,
         ),

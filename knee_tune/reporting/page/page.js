@@ -5,7 +5,6 @@
   const places = Array.from(document.querySelectorAll("[data-figure]"));
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
   const font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
-  const printed = 640;
 
   function dress(layout, isDark) {
     const ink = isDark ? "#d5d7da" : "#33383e";
@@ -28,17 +27,17 @@
     return Object.assign({}, layout, dressed);
   }
 
-  function draw(isDark, width) {
+  function draw(isDark, paper) {
     for (const place of places) {
       const figure = figures[place.dataset.figure];
       const layout = dress(figure.layout, isDark);
-      layout.width = width;
+      if (paper) Object.assign(layout, { width: 640, height: 0.82 * layout.height });
       Plotly.react(place, figure.data, layout, config);
     }
   }
 
-  draw(dark.matches);
-  dark.addEventListener("change", () => draw(dark.matches));
-  window.addEventListener("beforeprint", () => draw(false, printed));
-  window.addEventListener("afterprint", () => draw(dark.matches));
+  draw(dark.matches, false);
+  dark.addEventListener("change", () => draw(dark.matches, false));
+  window.addEventListener("beforeprint", () => draw(false, true));
+  window.addEventListener("afterprint", () => draw(dark.matches, false));
 })();

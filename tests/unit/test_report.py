@@ -1,0 +1,446 @@
+"""The report of a study: what it says first, what it draws, what it leaves out, what it escapes."""
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+from knee_tune.reporting.document import Table
+from knee_tune.reporting.figures import study_figures
+from knee_tune.reporting.html import as_html, script_json
+from knee_tune.reporting.markdown import as_markdown
+from knee_tune.reporting.report import ReportContext, StudyReport, build_report
+from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun, Interval
+from knee_tune.specs.importances import Importances
+from knee_tune.specs.records import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Recommendation, Ridge, Surface
+from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.specs.study import ReferenceRow, ReferenceTable, StudySpec
+
+LRS = (1.5e-4, 3e-4, 6e-4)
+FRACTIONS = (0.0, 0.5, 0.9)
+EVIL = "</script><img src=x onerror=alert(1)>|`*_"
+
+PAPER = ReferenceTable(
+    table="Table 16",
+    section="5.5",
+    page=27,
+    rows=tuple(
+        ReferenceRow(
+            schedule="knee",
+            epochs=150,
+            seed_lr=lr,
+            explore_epochs=explore,
+            metrics={"test_accuracy": 95.0},
+        )
+        for lr, explore in ((1e-4, 120), (4e-4, 60))
+    ),
+)
+
+
+def spec(**changes: Any) -> StudySpec:
+    settings: dict[str, Any] = {
+        "name": "ridge-of-a-toy",
+        "task": "toy",
+        "preset": "full",
+        "recipe": {"seed_lr": 3e-4, "epochs": 10, "warmup_steps": 5},
+        "space": SearchSpace(
+            seed_lr=SeedLRSpace(values=LRS), explore_fraction=ExploreFractionSpace(values=FRACTIONS)
+        ),
+        "replicates": 3,
+    }
+    return StudySpec.model_validate(settings | changes)
+
+
+def value(lr: float, fraction: float) -> float:
+    """Highest where the explore fraction is 0.9 at the smallest seed LR, 0 at the largest."""
+    return 90.0 - 5 * abs(fraction - 0.45 * (2 - LRS.index(lr)))
+
+
+def trial(number: int, lr: float, fraction: float, **facts: Any) -> TrialRecord:
+    """A complete trial of 3 x 100 steps, evaluated every 50."""
+    usual: dict[str, Any] = {
+        "state": "complete",
+        "value": value(lr, fraction),
+        "metrics": {"valid_accuracy": value(lr, fraction), "valid_loss": 1.0},
+        "curve": tuple(
+            Evaluation(step=step, metrics={"valid_accuracy": 0.8 * step}) for step in (50, 100)
+        ),
+        "steps_trained": 300,
+        "steps_budget": 300,
+        "seed": 1,
+    }
+    return TrialRecord(
+        number=number, key=f"t{number}", seed_lr=lr, explore_fraction=fraction, **usual | facts
+    )
+
+
+def record(**facts: Any) -> StudyRecord:
+    points = [(lr, fraction) for lr in LRS for fraction in FRACTIONS]
+    usual: dict[str, Any] = {
+        "name": "ridge-of-a-toy",
+        "task": "toy",
+        "metric": "valid_accuracy",
+        "direction": "maximize",
+        "trials": tuple(trial(n, *point) for n, point in enumerate(points)),
+        "spec": spec(reference=(PAPER,)),
+    }
+    return StudyRecord(**usual | facts)
+
+
+def ridge(**facts: Any) -> Ridge:
+    """What :func:`record` comes to; the point (6e-4, 0.9) has no mean."""
+    best = (0.9, 0.5, 0.0)
+    means = tuple(
+        tuple(None if (lr, f) == (6e-4, 0.9) else value(lr, f) for f in FRACTIONS) for lr in LRS
+    )
+    usual: dict[str, Any] = {
+        "surface": Surface(
+            metric="valid_accuracy",
+            direction="maximize",
+            seed_lrs=LRS,
+            explore_fractions=FRACTIONS,
+            means=means,
+            errors=tuple(tuple(None if m is None else 0.25 for m in row) for row in means),
+            seeds=3,
+        ),
+        "optimal": tuple(
+            Optimum(
+                seed_lr=lr,
+                raw=Estimate(value=f, low=max(0, f - 0.2), high=f),
+                gp=Estimate(value=f),
+                cubic=None,
+                metric=Estimate(value=value(lr, f)),
+            )
+            for lr, f in zip(LRS, best, strict=True)
+        ),
+        "spearman": Estimate(value=-0.96, low=-0.99, high=-0.8),
+        "crossover": Crossover(
+            p=0.0004,
+            low_lrs=Estimate(value=1.5, low=1, high=2),
+            high_lrs=Estimate(value=-2, low=-3, high=-1),
+        ),
+        "verdict": "inverse relation",
+        "words": "Explore less at larger seed LRs.",
+        "recommended": Recommendation(
+            seed_lr=3e-4,
+            explore_fraction=0.5,
+            expected=Estimate(value=89.7, low=89, high=90.4),
+            default=Estimate(value=89.7, low=89, high=90.4),
+            difference=Estimate(value=0.5, low=-0.2, high=1.2),
+        ),
+    }
+    return Ridge(**usual | facts)
+
+
+def confirmation(*, confirmed: bool) -> Confirmation:
+    def candidate(lr: float, fraction: float, mean: float, *, default: bool) -> Candidate:
+        around = Interval(mean=mean, low=mean - 1, high=mean + 1, level=0.95)
+        return Candidate(
+            seed_lr=lr,
+            explore_fraction=fraction,
+            trial=None,
+            default=default,
+            runs=tuple(FreshRun(seed=seed, value=mean) for seed in (11, 12)),
+            mean=around,
+            difference=None if default else Interval(mean=3, low=2, high=4, level=0.95),
+        )
+
+    return Confirmation(
+        metric="valid_accuracy",
+        direction="maximize",
+        candidates=(
+            candidate(6e-4, 0.0, 92.0, default=False),
+            candidate(3e-4, 0.5, 89.0, default=True),
+        ),
+        comparisons=1,
+        winner=0,
+        confirmed=confirmed,
+        words="confirmed: better" if confirmed else "not confirmed: includes zero",
+    )
+
+
+IMPORTANCES = Importances(
+    evaluator="fANOVA",
+    measures="a part",
+    values={"seed_lr": 0.7, "explore_fraction": 0.3},
+    trials=9,
+)
+
+
+def report(of: StudyRecord | None = None, on: Ridge | None = None, **context: Any) -> StudyReport:
+    return build_report(of or record(), ridge=on, context=ReportContext(written=0.0, **context))
+
+
+def figures(of: StudyRecord | None = None, on: Ridge | None = None) -> dict[str, go.Figure]:
+    """As plotly understands them: a name that it does not know raises."""
+    made = study_figures(of or record(), on, importances=IMPORTANCES)
+    return {name: go.Figure(figure) for name, figure in made.items()}
+
+
+# Figures
+
+
+def test_figures_that_make_sense_are_drawn() -> None:
+    assert set(figures(on=ridge())) == {
+        *("surface", "ridge", "crossover", "slices", "metrics", "curves", "steps", "importance")
+    }
+    assert set(figures()) == {"metrics", "curves", "steps", "importance"}
+
+
+def test_nothing_is_drawn_of_a_study_without_trials() -> None:
+    assert study_figures(record(trials=()), None) == {}
+
+
+def test_heat_map_axes_are_categories() -> None:
+    """As numbers, labels such as 0.00015 would be drawn on a distorted line."""
+    surface = figures(on=ridge())["surface"]
+    assert (surface.layout.xaxis.type, surface.layout.yaxis.type) == ("category", "category")
+    assert list(surface.data[0].y) == ["0.00015", "0.0003", "0.0006"]
+    assert list(surface.data[0].x) == ["0%", "50%", "90%"]
+
+
+def test_heat_map_cells_have_standard_errors_and_holes_are_empty() -> None:
+    cells = figures(on=ridge())["surface"].data[0].text
+    assert cells[1][1] == "<b>89.75</b><br>±0.25"  # the best of its row
+    assert cells[1][0] == "87.75<br>±0.25"
+    assert cells[2][2] == ""
+
+
+def test_the_recommended_cell_is_framed() -> None:
+    (frame,) = figures(on=ridge())["surface"].layout.shapes
+    assert frame.x0 < 1 < frame.x1  # of column 1, 50 %
+    assert frame.y0 < 1 < frame.y1  # and of row 1, 3e-4
+
+
+def test_one_diverged_point_does_not_take_all_colours() -> None:
+    means = ((0.1, 90.0, 91.0), (90.5, 91.5, 92.0), (91.2, 90.2, 91.8))
+    surface = ridge().surface.model_copy(update={"means": means})
+    drawn = figures(on=ridge(surface=surface))["surface"].data[0]
+    assert (drawn.zmin, drawn.zmax) == (90.0, 92.0)
+    assert drawn.text[0][0].startswith("0.1000")
+
+
+def test_the_ridge_is_on_a_log_axis_beside_the_papers_points() -> None:
+    drawn = figures(on=ridge())["ridge"]
+    assert drawn.layout.xaxis.type == "log"
+    names = [line.name for line in drawn.data]
+    assert names == ["best fraction tried", "Gaussian process", "the paper, Table 16"]  # no cubic
+    raw, _, paper = drawn.data
+    assert list(raw.y) == [90, 50, 0]
+    assert list(raw.error_y.arrayminus) == pytest.approx([20, 20, 0])
+    assert list(paper.x) == [1e-4, 4e-4]
+    assert list(paper.y) == [80, 40]
+
+
+def test_a_table_at_one_seed_lr_is_no_ridge_of_the_paper() -> None:
+    rows = tuple(row.model_copy(update={"seed_lr": 3e-4}) for row in PAPER.rows)
+    single = spec(reference=(PAPER.model_copy(update={"rows": rows}),))
+    names = [line.name for line in figures(record(spec=single), ridge())["ridge"].data]
+    assert "the paper, Table 16" not in names
+
+
+def test_curves_are_of_the_recommended_seed_lr_with_their_knees() -> None:
+    drawn = figures(on=ridge())["curves"]
+    knees = {line.x[0]: line.y[0] for line in drawn.data if line.mode == "markers"}
+    assert set(knees) == {5, 55, 95}  # warmup 5 and 0 %, 50 %, 90 % of 100; 90 gives way to 95
+    assert knees[55] == pytest.approx(0.8 * 55)  # on the curve, between two evaluations
+    assert knees[5] is None  # before the first one
+
+
+def test_the_steps_add_up_to_those_of_independent_trials() -> None:
+    shared = tuple(
+        trial(n, 3e-4, f, steps_trained=100, steps_reused=200) for n, f in enumerate(FRACTIONS)
+    )
+    bar = figures(record(trials=shared))["steps"]
+    assert {line.name: line.x[0] for line in bar.data} == {
+        "trained": 300,
+        "taken over from trunks": 600,
+    }
+
+
+# What the report says
+
+
+def test_json_has_the_numbers_and_no_figures() -> None:
+    dumped = json.loads(report(on=ridge()).model_dump_json())
+    assert dumped["optimal"][0] | {"gp": 0, "cubic": 0, "metric": 0} == {
+        "seed_lr": 1.5e-4,
+        "explore_fraction": 0.9,
+        "low": pytest.approx(0.7),
+        "high": 0.9,
+        "gp": 0,
+        "cubic": 0,
+        "metric": 0,
+    }
+    assert dumped["spearman"]["value"] == -0.96
+    assert dumped["crossover_p"] == 0.0004
+    assert dumped["verdict"] == "inverse relation"
+    assert dumped["steps"]["trained"] == dumped["steps"]["independent"] == 2700
+    assert not {"figures", "sections", "tiles"} & dumped.keys()
+
+
+def test_the_answer_comes_first() -> None:
+    found = report(on=ridge())
+    assert found.sections[0].key == "answer"
+    assert found.sections[0].words[0] == "Use seed LR 0.0003, explore 50%."
+    assert [tile.value for tile in found.tiles] == [
+        "0.0003",
+        "50%",
+        "89.70",
+        "+0.5000",
+        "not tried",
+    ]
+
+
+def test_an_interval_with_zero_in_it_is_called_chance() -> None:
+    words = " ".join(report(on=ridge()).sections[0].words)
+    assert "may be chance: the interval includes zero" in words
+
+
+def test_what_fresh_seeds_have_confirmed_is_recommended() -> None:
+    found = report(record(confirmation=confirmation(confirmed=True)), ridge()).recommended
+    assert (found.seed_lr, found.explore_fraction, found.confirmed) == (6e-4, 0.0, "yes")
+    assert found.expected is not None
+    assert found.expected.value == 92
+    assert found.difference is not None
+    assert found.difference.low == 2
+
+
+def test_what_fresh_seeds_have_not_confirmed_is_said() -> None:
+    found = report(record(confirmation=confirmation(confirmed=False)), ridge())
+    assert found.recommended.seed_lr == 3e-4  # as the surface says
+    assert found.recommended.confirmed == "no"
+    assert any("not confirmed" in words for words in found.sections[0].words)
+
+
+def test_a_study_without_a_ridge_recommends_its_best_trial() -> None:
+    found = report()
+    assert found.recommended.setting == "seed LR 0.00015, explore 90%"
+    assert found.verdict is None
+    assert [section.key for section in found.sections] == [
+        *("answer", "metrics", "curves", "steps", "paper", "trials", "again")
+    ]
+
+
+def test_a_study_without_a_complete_trial_has_no_report() -> None:
+    with pytest.raises(ValueError, match="no trial is complete"):
+        report(record(trials=(trial(0, 3e-4, 0.5, state="failed", value=None),)))
+
+
+def test_what_is_missing_is_said_in_a_line() -> None:
+    assert any(line.startswith("Fresh random seeds: none") for line in report().left_out)
+    found = report(
+        record(
+            confirmation=confirmation(confirmed=True),
+            baselines=(
+                BaselineRecord(schedule="cosine", seed_lr=3e-4, state="complete", value=88),
+            ),
+        ),
+        ridge(),
+        importances=IMPORTANCES,
+        test={4: {"test_accuracy": 87.5}},
+    )
+    assert found.left_out == ("Audit of pruning: no trial was pruned.",)
+    assert {"baselines", "confirmation", "importance", "test"} <= {s.key for s in found.sections}
+
+
+def test_every_table_of_metrics_names_its_split() -> None:
+    found = report(record(confirmation=confirmation(confirmed=True)), ridge())
+    captions = [
+        table.caption
+        for section in found.sections
+        for table in section.tables
+        if section.key not in ("paper", "again")
+    ]
+    assert len(captions) == 5
+    assert all("alidation" in caption for caption in captions)
+
+
+def test_the_importance_evaluator_is_named() -> None:
+    (words,) = next(
+        section.words
+        for section in report(importances=IMPORTANCES).sections
+        if section.key == "importance"
+    )
+    assert "By fANOVA, from 9 complete trials: seed LR 70%, explore fraction 30%" in words
+
+
+def test_columns_of_numbers_are_set_to_the_right() -> None:
+    table = Table(caption="", columns=("a", "b"), rows=(("-1.5 [0, 1]", "cosine"), ("–", "4")))
+    assert table.numeric == (True, False)
+
+
+# As HTML and Markdown
+
+
+class Page(HTMLParser):
+    """Tags, and the text outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._inside = "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    page = Page(as_html(report(on=ridge())))
+    assert not [
+        value
+        for _, attrs in page.tags
+        for name, value in attrs.items()
+        if name in ("src", "href", "srcset", "data") and value and not value.startswith("#")
+    ]
+    assert page.count("h1") == 1
+    assert page.count("h2") == len(report(on=ridge()).sections) + 1
+    assert "Use seed LR 0.0003, explore 50%." in page.text
+
+
+def test_the_page_holds_the_library_that_draws_once() -> None:
+    page = as_html(report(on=ridge()))
+    assert len(re.findall(r"plotly\.js v\d", page)) == 1
+
+
+def test_names_and_texts_cannot_become_markup() -> None:
+    hostile = record(
+        name=EVIL,
+        trials=(*record().trials, trial(9, 3e-4, 0.7, state="failed", value=None, reason=EVIL)),
+        spec=spec(description=EVIL),
+    )
+    text = as_html(report(hostile, ridge(), environment={EVIL: EVIL}))
+    page = Page(text)
+    assert page.count("img") == 0
+    assert page.text.count(EVIL) >= 4  # it is shown as it is
+    assert text.count("</script>") == 3
+
+
+def test_json_in_a_script_cannot_end_it() -> None:
+    written = script_json({"title": "</script><!--\u2028&"})
+    assert not re.search("[<>&\u2028]", written)
+    assert json.loads(written) == {"title": "</script><!--\u2028&"}
+
+
+def test_markdown_tables_hold_hostile_cells() -> None:
+    text = as_markdown(report(record(name=EVIL), ridge()))
+    assert "<img" not in text.replace("\\<", "")
+    for lines in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}
+        assert len(widths) == 1
