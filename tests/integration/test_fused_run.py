@@ -12,7 +12,7 @@ from torch import nn
 from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, Done, Report
-from knee_tune.planning.plan import Placement, Replica, TrainPlan, TrunkPlan
+from knee_tune.planning.plan import Placement, Replica, Schedule, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
 from knee_tune.tasks.digits.recipe import DigitsRecipe
 from knee_tune.tasks.digits.task import DigitsTask
@@ -161,7 +161,7 @@ def test_a_trunk_is_trained_once(plan: MakePlan) -> None:
 
 
 def test_other_schedules_share_what_they_have_in_common(plan: MakePlan) -> None:
-    schedules = [knee(), Cosine(seed_lr=0.2, total_steps=STEPS, warmup_steps=4)]
+    schedules: list[Schedule] = [knee(), Cosine(seed_lr=0.2, total_steps=STEPS, warmup_steps=4)]
     fused, _ = train(plan("fused", [Replica(seed=1, schedule=each) for each in schedules]))
     assert sorted(each.first_step for each in fused.replicas) == [0, 4]
 
