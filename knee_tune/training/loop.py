@@ -131,9 +131,10 @@ class TrainingRun:
         return False
 
     def _leave(self, replicas: Iterable[int]) -> bool:
-        """End these on the driver's word; whether none is left."""
-        self._end("stopped", dict.fromkeys(set(replicas) - self._ended.keys(), ""))
-        return not self._training
+        """End these on the driver's word; whether they were the last ones."""
+        leaving = sorted(set(replicas) - self._ended.keys())
+        self._end("stopped", dict.fromkeys(leaving, ""))
+        return bool(leaving) and not self._training
 
     def _end_diverged(self, lost: Mapping[int, str]) -> bool:
         """End the replicas that are lost; whether that ends the run.

@@ -215,7 +215,7 @@ def test_buffers_are_in_the_state(plan: MakePlan, run: RunPlan) -> None:
     run(ours)
 
     _, state, weights = end_of(ours)
-    assert state["model"]["1.num_batches_tracked"] == STEPS
+    assert state["learner"]["model"]["1.num_batches_tracked"] == STEPS
     assert weights["1.running_mean"].abs().sum() > 0
 
 
