@@ -157,11 +157,7 @@ class Reproduction:
     @property
     def seconds(self) -> float:
         """Time during which trials were trained, whatever commands did it."""
-        return _covered(
-            (trial.started, trial.started + trial.seconds)
-            for trial in self.record.trials
-            if trial.started is not None and trial.seconds is not None
-        )
+        return self.record.seconds
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``reproduce --json`` prints."""
@@ -218,15 +214,6 @@ def _row(trial: TrialRecord, spec: StudySpec) -> TableRow:
 
 def _interval(estimate: Estimate) -> dict[str, float | None]:
     return {"low": estimate.low, "high": estimate.high}
-
-
-def _covered(spans: Iterator[tuple[float, float]]) -> float:
-    """The length of the union of spans of time."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 def _cores() -> int:

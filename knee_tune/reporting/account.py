@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from knee_tune.reporting.document import Section, Table
 from knee_tune.reporting.shown import (
     NOTHING,
+    duration,
     in_words,
     interval,
     learning_rate,
@@ -30,6 +31,8 @@ def steps_section(record: StudyRecord) -> Section | None:
         "for the audit of pruning": record.audit.steps if record.audit.trials else None,
     }
     outside = [f"{steps.trained:,} {what}" for what, steps in extra.items() if steps is not None]
+    if record.seconds:
+        words.insert(0, f"time in which trials were trained: {duration(record.seconds)}")
     if outside:
         words.append(f"outside the search: {' and '.join(outside)}")
     sentences = tuple(f"{line[0].upper()}{line[1:]}." for line in words)

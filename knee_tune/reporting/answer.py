@@ -8,6 +8,9 @@ from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Estimate, Ridge
 
+LEFT_OUT = "the search's own random seeds, each left out in turn of the choice"
+BEST_OF_MANY = "the best trial of the search, so rather too good than too bad"
+
 
 class Answer(Spec):
     """The recommended setting. Its numbers are of ``metric``, for a random seed yet to come."""
@@ -56,7 +59,7 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
             default=recommended.default,
             difference=recommended.difference,
             confirmed=confirmation.says(point) if confirmation else "not tried",
-            evidence="the search's own random seeds, each left out in turn of the choice",
+            evidence=LEFT_OUT if record.spec.replicates > 1 else BEST_OF_MANY,
         )
     return Answer(
         seed_lr=best.seed_lr,
@@ -66,7 +69,7 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
         default=None,
         difference=None,
         confirmed=record.confirmed(best),
-        evidence="the best trial of the search, so rather too good than too bad",
+        evidence=BEST_OF_MANY,
     )
 
 

@@ -161,7 +161,7 @@ def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
         return None
     lrs = {trial.seed_lr for trial in trials}
     which = (
-        f"at seed LR {learning_rate(trials[0].seed_lr)}, for several explore fractions"
+        f"at seed LR {learning_rate(trials[0].seed_lr)}, a line per explore fraction"
         if len(lrs) == 1
         else "of the best trials"
     )
@@ -223,8 +223,10 @@ def _surface_table(surface: Surface) -> Table:
             for mean, error in zip(means, errors, strict=True)
         )
         rows.append((learning_rate(lr), *cells))
+    known = any(error is not None for row in surface.errors for error in row)
     return Table(
-        caption=f"{surface.metric} ({split_of(surface.metric)} split), mean ± standard error",
+        caption=f"{surface.metric} ({split_of(surface.metric)} split), mean"
+        + (" ± standard error" if known else ""),
         columns=("seed LR", *(percent(each) for each in surface.explore_fractions)),
         rows=tuple(rows),
         folded=True,

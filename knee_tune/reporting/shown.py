@@ -63,6 +63,17 @@ def correlation(value: Estimate) -> str:
     return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
+def duration(seconds: float) -> str:
+    """``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def p_value(p: float) -> str:
     """``p = 0.032``, ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

@@ -209,6 +209,20 @@ class StudyRecord(Spec):
         )
 
     @property
+    def seconds(self) -> float:
+        """Time during which trials were trained, whatever commands did it; pauses do not count."""
+        spans = (
+            (trial.started, trial.started + trial.seconds)
+            for trial in self.trials
+            if trial.started is not None and trial.seconds is not None
+        )
+        total, reached = 0.0, float("-inf")
+        for start, end in sorted(spans):
+            total += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return total
+
+    @property
     def pruned_trials(self) -> tuple[TrialRecord, ...]:
         """The trials that pruning ended, one of each point; those that diverged ended themselves.
 
