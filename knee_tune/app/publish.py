@@ -214,8 +214,8 @@ def _titled(figure: dict[str, Any], title: str) -> dict[str, Any]:
     return figure | {
         "layout": layout
         | {
-            "title": above | {"pad": {"t": 14}},
-            "margin": margin | {"t": margin.get("t", 40) + 36},
+            "title": above | {"pad": {"t": 34}},  # below plotly's buttons
+            "margin": margin | {"t": margin.get("t", 40) + 52},
         }
     }
 

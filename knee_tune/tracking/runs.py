@@ -34,9 +34,6 @@ RUN_KEY = "knee.run_key"
 
 STUDY_UID = "knee.study_uid"
 
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow opens such an experiment with its runs, and any other one with what language models do."""
-
 TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
 
@@ -117,9 +114,7 @@ class RunWriter:
             root = artifact_root(self._home, self._uri)
             location = f"{root}/{study.experiment}" if root else None
             try:
-                identity = self._client.create_experiment(
-                    study.experiment, location, tags=EXPERIMENT_TAGS
-                )
+                identity = self._client.create_experiment(study.experiment, location)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 UI_ADDRESS = "http://127.0.0.1:5000"
 """Where ``mlflow ui`` listens unless told otherwise."""
 
+AS_TRAINING = "workflowType=machine_learning"
+"""Has MLflow's pages show training runs; else a browser that is new to it sees language models'."""
+
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 PATIENCE = 3
@@ -69,7 +72,8 @@ def artifact_root(home: Path, uri: str) -> str | None:
 
 def run_link(uri: str, *, experiment_id: str, run_id: str) -> RunLink:
     """The page of a run: on the server, else where ``mlflow ui`` would show it."""
-    return RunLink(run_id=run_id, url=f"{_pages(uri)}/#/experiments/{experiment_id}/runs/{run_id}")
+    page = f"#/experiments/{experiment_id}/runs/{run_id}?{AS_TRAINING}"
+    return RunLink(run_id=run_id, url=f"{_pages(uri)}/{page}")
 
 
 def model_url(uri: str, *, name: str, version: int) -> str:
