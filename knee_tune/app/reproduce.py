@@ -154,11 +154,6 @@ class Reproduction:
         ranked = sorted(self.record.ranked, key=lambda trial: trial.point)
         return [_row(trial, self.record.spec) for trial in ranked]
 
-    @property
-    def seconds(self) -> float:
-        """Time during which trials were trained, whatever commands did it."""
-        return self.record.seconds
-
     def as_json(self) -> dict[str, Any]:
         """The object that ``reproduce --json`` prints."""
         ridge, steps = self.ridge, self.record.steps
@@ -175,7 +170,7 @@ class Reproduction:
             "spearman": {"value": spearman.value, **_interval(spearman)} if spearman else None,
             "crossover_p": ridge.crossover.p if ridge and ridge.crossover else None,
             "verdict": ridge.verdict if ridge else None,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.record.seconds, 1),
             "steps": {"trained": steps.trained, "independent": steps.independent},
             "rows": [vars(row) for row in self.rows],
             "report": str(self.report) if self.report else None,

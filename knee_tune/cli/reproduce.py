@@ -101,6 +101,8 @@ def reproduce(
 
 def print_reproduction(console: Console, found: "Reproduction") -> None:
     """What the study says of the table, what it cost, and where its report is."""
+    from knee_tune.reporting.shown import duration
+
     record, ridge = found.record, found.ridge
     seeds = "1 seed" if record.spec.replicates == 1 else f"{record.spec.replicates} seeds"
     console.print(
@@ -116,7 +118,7 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
             console.print(line, soft_wrap=True)
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
-    console.print(f"trained in {found.seconds:.0f} s")
+    console.print(f"trained in {duration(record.seconds)}")
     for notice in found.notices:
         console.print(notice, style="yellow", markup=False, soft_wrap=True)
     if found.report is not None:

@@ -89,7 +89,7 @@ def trial(number: int, *, started: float, seconds: float, fraction: float = 0.5)
 def test_time_counts_once_whatever_was_trained_in_it() -> None:
     together = [trial(0, started=100, seconds=10), trial(1, started=105, seconds=10)]
     the_next_day = trial(2, started=100_000, seconds=5)
-    assert outcome(*together, the_next_day).seconds == 20
+    assert outcome(*together, the_next_day).record.seconds == 20
 
 
 def test_rows_are_means_over_the_seeds_in_epochs_of_the_recipe() -> None:
