@@ -20,6 +20,7 @@ from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.records import TrialRecord
 from knee_tune.tuning.batch_training import BatchCrew, BatchTraining
 from knee_tune.tuning.batches import take_batch
+from knee_tune.tuning.dashboard import write_trial_note
 from knee_tune.tuning.ends import record_end
 from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
 from knee_tune.tuning.fused import FusedTrial
@@ -212,9 +213,9 @@ class Driver:
         run.copy(twin, reason=reason)
         pruned = twin.state == TrialState.PRUNED
         value = None if pruned else twin.value
-        self._watcher.trial_finished(
-            run.number, "pruned" if pruned else "complete", value=value, reason=reason
-        )
+        ending = Ending(end="pruned" if pruned else "complete", reason=reason)
+        write_trial_note(run, ending)
+        self._watcher.trial_finished(run.number, ending.end, value=value, reason=reason)
         if value is None:
             raise optuna.TrialPruned(reason)
         return value

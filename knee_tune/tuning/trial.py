@@ -246,6 +246,7 @@ class TrialRun:
         known = twin.user_attrs
         shared = {name: known[name] for name in _SHARED_BY_TWINS if name in known}
         self.note(**shared, reason=reason)
+        self.url = known.get("mlflow_run_url")
         self.total_steps = known["plan"]["schedule"]["total_steps"]
         records = replicates_of(known)
         for index, record in enumerate(records):
