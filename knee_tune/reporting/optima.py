@@ -19,14 +19,14 @@ class Optima:
 
 
 def optima_of(scores: Scores, *, resamples: int, rng: np.random.Generator) -> Optima:
-    """Estimate the optima; with two seeds and more, resample the seeds.
+    """Estimate the optima; with two seeds and more, resample the seeds (0: no intervals).
 
     A row with one fraction has no raw optimum. The rank correlation takes the rows that have one;
     it is None with fewer than three of them, or where all have the same.
     """
     points = scores.gains[:, scores.tried]
     weights = None
-    if len(scores.seeds) > 1:
+    if resamples and len(scores.seeds) > 1:
         weights = seed_weights(len(scores.seeds), resamples=resamples, rng=rng)
     means = None if weights is None else weights @ points
     raw, raw_draws = _raw(scores, means)
