@@ -75,8 +75,8 @@ class PlainWatcher:
         return f"trial {number}, replicate {replicate + 1}"
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
-        """How it ended."""
-        if number in self._batch and end == "complete":
+        """How it ended; of a batch, which has one end, those alone that diverged."""
+        if number in self._batch and end != "pruned":
             return
         parts = [fate(end, reason).plain]
         if value is not None:
@@ -86,7 +86,7 @@ class PlainWatcher:
         self.line(f"trial {number}: {', '.join(parts)}")
 
     def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
-        """How many there are; each of them has a line only if it does not complete."""
+        """How many there are."""
         self._batch = frozenset(points)
         self.line(
             f"{len(points)} trials, {len(plan.replicas):,} replicas, {plan.total_steps} steps: "

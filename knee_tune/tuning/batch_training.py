@@ -163,15 +163,16 @@ class BatchTraining:
 
     def _break_off(self, ending: Ending, *, go_on: bool) -> None:
         """Tell every trial that was not told yet, and queue it if it is to ``go_on`` later."""
+        storage = self._study._storage
         for place, run in self._batch.trials.items():
+            trial_id = run.trial._trial_id
             try:
                 run.note(reason=ending.reason)
-                self._study.tell(run.number, state=TrialState.FAIL)
-            except (UpdateFinishedTrialError, ValueError):
+                storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            except UpdateFinishedTrialError:
                 continue  # it has its end, or another driver took it over
             if go_on:
-                told = self._study._storage.get_trial(run.trial._trial_id)
-                requeue(self._study, told, counts=False)
+                requeue(self._study, storage.get_trial(trial_id), counts=False)
             self._events[place].finished(ending)
             self._crew.watcher.trial_finished(
                 run.number, ending.end, value=None, reason=ending.reason

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.planning.plan import Replica, TrainPlan
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.points import Axis, Point, untried
-from knee_tune.tuning.recovery import current, driver_id
+from knee_tune.tuning.recovery import BATCH, current, driver_id
 from knee_tune.tuning.trial import Search
 
 MAX_REPLICAS = 4096
@@ -25,16 +25,13 @@ MAX_TRIALS = 256
 """Trials in one batch: the storage hears of each of them at every evaluation and heartbeat, which
 takes a millisecond or two."""
 
-BATCH = "batch"
-"""Trial attribute that names its batch; the study attribute of that name lists the points."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Trials that train as one fused run."""
 
     name: str
-    """By which the study keeps its points and counts its steps."""
+    """Its trials note it, the study attribute of that name lists its points."""
     points: tuple[Point, ...]
     """Of all its trials, also of those that were told before."""
     plan: TrainPlan

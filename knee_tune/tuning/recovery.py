@@ -25,6 +25,13 @@ KILLED = "its driver was killed"
 _NOT_INHERITED = ("driver", "reason")
 """What was true of the attempt that ended, not of the one that continues it."""
 
+BATCH = "batch"
+"""Trial attribute that names the batch that the trial is a part of, if it is."""
+
+_INHERITED_IN_A_BATCH = ("key", "retries", BATCH, "mlflow_run_id", "mlflow_run_url")
+"""All that the next attempt does not note anew, with every curve: there may be hundreds of trials
+to requeue, and seconds until the driver is killed."""
+
 
 def driver_id() -> dict[str, Any]:
     """This process, so that another can tell whether it still lives."""
@@ -48,6 +55,12 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counts: bool = True) -> 
     retries = attributes.get("retries", 0) + int(counts)
     if retries > RETRY_LIMIT:
         return
+    reports = trial.intermediate_values
+    if BATCH in attributes:
+        attributes = {
+            name: attributes[name] for name in _INHERITED_IN_A_BATCH if name in attributes
+        }
+        reports = {}
     attributes |= {"key": key_of(trial), "retries": retries, "continues": trial.number}
     study.add_trial(
         optuna.create_trial(
@@ -56,7 +69,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counts: bool = True) -> 
             distributions=trial.distributions,
             user_attrs=attributes,
             system_attrs=trial.system_attrs,  # a queued point that was not yet asked for
-            intermediate_values=trial.intermediate_values,
+            intermediate_values=reports,
         )
     )
 

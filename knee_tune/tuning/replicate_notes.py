@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
 from typing import Any
 
-from knee_tune.specs.records import Evaluation, ReplicateRecord
+from pydantic import TypeAdapter
+
+from knee_tune.specs.records import ReplicateRecord
 from knee_tune.specs.steps import StepCount
 
 REPLICATE_PREFIX = "replicate:"
@@ -16,6 +18,8 @@ REPLICATE_PREFIX = "replicate:"
 
 FUSED = "fused"
 """Trial attribute that holds all replicates of a fused trial."""
+
+_RECORDS = TypeAdapter(tuple[ReplicateRecord, ...])
 
 
 def replicate_attr(index: int) -> str:
@@ -67,15 +71,18 @@ def run_of(attrs: Mapping[str, Any]) -> StepCount:
 
 
 def _unpacked(noted: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
+    """Validated as a whole: a study may have tens of thousands of evaluations."""
     watched, steps = noted["watched"], noted["steps"]
-    return tuple(
-        ReplicateRecord(
-            **fields,
-            curve=tuple(
-                Evaluation(step=step, metrics={watched: value})
-                for step, value in zip(steps, curve, strict=True)
-                if value is not None
-            ),
-        )
-        for fields, curve in zip(noted["replicates"], noted["curves"], strict=True)
+    return _RECORDS.validate_python(
+        [
+            fields
+            | {
+                "curve": [
+                    {"step": step, "metrics": {watched: value}}
+                    for step, value in zip(steps, curve, strict=True)
+                    if value is not None
+                ]
+            }
+            for fields, curve in zip(noted["replicates"], noted["curves"], strict=True)
+        ]
     )

@@ -12,6 +12,7 @@ from knee_tune.planning.plan import Replica
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import batches, scribe
 from knee_tune.tuning.batch_training import BatchTraining
+from knee_tune.tuning.recovery import driver_id
 from tests.integration.fused_ranks import FusedRanks, rising
 from tests.integration.workbench import BUDGET, Died, Workbench, at
 
@@ -174,7 +175,7 @@ def test_a_batch_of_a_killed_driver_is_the_same_batch_again(
         with pytest.raises(SystemExit):
             drive(bench, runner)
     assert bench.states == ["complete"] * 2 + ["running"] * 4
-    dead = {"host": batches.driver_id()["host"], "pid": 1, "started": 0.0}
+    dead = {"host": driver_id()["host"], "pid": 1, "started": 0.0}
     for trial in bench.study.get_trials(states=(TrialState.RUNNING,)):
         bench.storage.set_trial_user_attr(trial._trial_id, "driver", dead)
     drive(bench, runner)
