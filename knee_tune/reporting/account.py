@@ -12,6 +12,7 @@ from knee_tune.reporting.shown import (
     learning_rate,
     number,
     percent,
+    sentence,
     split_of,
 )
 from knee_tune.specs.audit import Rate
@@ -35,7 +36,7 @@ def steps_section(record: StudyRecord) -> Section | None:
         words.insert(0, f"time in which trials were trained: {duration(record.seconds)}")
     if outside:
         words.append(f"outside the search: {' and '.join(outside)}")
-    sentences = tuple(f"{line[0].upper()}{line[1:]}." for line in words)
+    sentences = tuple(f"{sentence(line)}." for line in words)
     return Section(key="steps", title="What it cost", words=sentences, figures=("steps",))
 
 
@@ -132,7 +133,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
         ),
         tables=(
             Table(
-                caption=f"{in_words(record.metric).capitalize()} by schedule",
+                caption=f"{sentence(in_words(record.metric))} by schedule",
                 columns=("schedule", "seed LR", "explore", record.metric, "random seed"),
                 rows=tuple(rows),
                 marked=len(rows) - 1 if best is not None else None,
@@ -158,7 +159,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
         key="confirmation",
         title="With fresh random seeds",
         words=(
-            f"{confirmation.words[0].upper()}{confirmation.words[1:]}.",
+            f"{sentence(confirmation.words)}.",
             "The best of a search owes part of its lead to luck. So the best points and the "
             f"paper's default were trained again with {len(confirmation.seeds)} random seeds that "
             f"the search did not use. Intervals are Student's t at 95%.{together}",
@@ -167,7 +168,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
         figures=("confirmation",),
         tables=(
             Table(
-                caption=f"{in_words(confirmation.metric).capitalize()} over fresh seeds",
+                caption=f"{sentence(in_words(confirmation.metric))} over fresh seeds",
                 columns=("seed LR", "explore", confirmation.metric, "difference to the default"),
                 rows=tuple(_candidate(each) for each in confirmation.candidates),
                 marked=confirmation.winner,

@@ -4,6 +4,7 @@ from knee_tune.reporting.document import Tile
 from knee_tune.reporting.shown import estimate, in_words, learning_rate, number, percent
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed, Interval
+from knee_tune.specs.edges import edges
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Estimate, Ridge
@@ -142,6 +143,13 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
         said.append(f"Fresh random seeds: {confirmation.words}.")
     else:
         said.append("No fresh random seeds have confirmed it (knee-tune run --confirm 3:5 does).")
+    said += [
+        f"It lies on the edge of the search space ({edge.what}), so a better one may lie beyond: "
+        f"the run command with --set '{edge.setting}' and more trials looks there."
+        for edge in edges(
+            record.spec, seed_lr=answer.seed_lr, explore_fraction=answer.explore_fraction
+        )
+    ]
     return tuple(said)
 
 

@@ -14,6 +14,7 @@ from knee_tune.reporting.shown import (
     number,
     p_value,
     percent,
+    sentence,
     split_of,
 )
 from knee_tune.reporting.surface_figures import paper_ridges
@@ -172,7 +173,7 @@ def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
         key="curves",
         title="Learning curves and their knees",
         words=(
-            f"{metric.capitalize()} {which}{means}. A diamond marks the knee, where the LR (above) "
+            f"{sentence(metric)} {which}{means}. A diamond marks the knee, where the LR (above) "
             "begins to fall; most of the gain comes after it, so a run that still explores looks "
             "worse than it ends.",
         ),

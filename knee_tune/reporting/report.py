@@ -191,7 +191,9 @@ def _left_out(record: StudyRecord, ridge: Ridge | None, context: ReportContext) 
         "Other schedules: none were trained; the run command with --schedule cosine does.": (
             not record.baselines
         ),
-        "Importance: it needs two complete trials that differ.": context.importances is None,
+        "Importance: it needs four complete trials, varied in both hyperparameters.": (
+            context.importances is None
+        ),
         "Test split: not looked at; only knee-tune register does, once, with the winner.": (
             not context.test
         ),

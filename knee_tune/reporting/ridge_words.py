@@ -65,7 +65,7 @@ def _advice(optimal: Sequence[Optimum]) -> str:
         return ""
     ends = [known[index] for index in sorted({0, len(known) // 2, len(known) - 1})]
     parts = [
-        f"{estimate.value:.2g}{_range(estimate.low, estimate.high)} at seed LR {lr:.3g}"
+        f"{estimate.value:.0%}{_range(estimate.low, estimate.high)} at seed LR {lr:.3g}"
         for lr, estimate in ends
         if estimate is not None
     ]
@@ -73,7 +73,7 @@ def _advice(optimal: Sequence[Optimum]) -> str:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" ({low:.2g} to {high:.2g})"
+    return "" if low is None or high is None else f" ({low:.0%} to {high:.0%})"
 
 
 def _too_little(optimal: Sequence[Optimum], *, seeds: int) -> str:

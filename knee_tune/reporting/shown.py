@@ -8,6 +8,9 @@ from knee_tune.specs.ridge import Estimate
 SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test": "test"}
 """How metric names begin, and the split of the data that says."""
 
+NAMES: Mapping[str, str] = {"ppl": "perplexity", "bleu": "BLEU"}
+"""Metrics whose short names not everybody knows."""
+
 NOTHING = "–"
 """What stands where there is no number."""
 
@@ -87,4 +90,11 @@ def split_of(metric: str) -> str:
 def in_words(metric: str) -> str:
     """``validation accuracy`` of ``valid_accuracy``."""
     split, _, rest = metric.partition("_")
-    return f"{SPLITS[split]} {rest.replace('_', ' ')}" if split in SPLITS and rest else metric
+    if split not in SPLITS or not rest:
+        return metric
+    return f"{SPLITS[split]} {NAMES.get(rest, rest.replace('_', ' '))}"
+
+
+def sentence(text: str) -> str:
+    """With a capital and nothing else changed."""
+    return text[:1].upper() + text[1:]

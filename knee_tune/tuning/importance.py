@@ -6,19 +6,25 @@ from optuna.trial import TrialState
 from knee_tune.specs.importances import Importances
 from knee_tune.tuning.quiet import quiet_optuna
 
+HYPERPARAMETERS = ("seed_lr", "explore_fraction")
+
 FEWEST_TRIALS = 4
 """A forest grown on fewer points says nothing."""
 
 
 def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
-    """By fANOVA; None with too few complete trials, or where all values are the same.
+    """By fANOVA; None unless both hyperparameters and the values of enough trials vary.
 
     fANOVA, because its share is of the variance over the whole search space, which is what the
     heat map shows. Optuna's default, PED-ANOVA, asks what sets the best trials apart, and on few
     points it changes with every trial.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < FEWEST_TRIALS or len({trial.value for trial in complete}) < 2:
+    varied = (
+        {trial.value for trial in complete},
+        *({trial.params[name] for trial in complete} for name in HYPERPARAMETERS),
+    )
+    if len(complete) < FEWEST_TRIALS or any(len(values) < 2 for values in varied):
         return None
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # slow
 

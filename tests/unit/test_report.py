@@ -301,6 +301,13 @@ def test_an_interval_with_zero_in_it_is_called_chance() -> None:
     assert "may be chance: the interval includes zero" in words
 
 
+def test_a_recommended_point_on_the_edge_is_said_to_be_there() -> None:
+    words = " ".join(report().sections[0].words)  # the best trial, at the smallest seed LR
+    assert "on the edge of the search space (smallest seed LR)" in words
+    assert "--set 'space.seed_lr.values=[7.5e-05, 0.00015, 0.0003, 0.0006]'" in words
+    assert "edge" not in " ".join(report(on=ridge()).sections[0].words)
+
+
 def test_what_fresh_seeds_have_confirmed_is_recommended() -> None:
     found = report(record(confirmation=confirmation(confirmed=True)), ridge()).recommended
     assert (found.seed_lr, found.explore_fraction, found.confirmed) == (6e-4, 0.0, "yes")
