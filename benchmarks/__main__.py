@@ -3,6 +3,7 @@
 from benchmarks import (
     curve_tables,
     fairseq_trainer,
+    fused,
     orchestration,
     pruners,
     trunk_savings,
@@ -14,6 +15,7 @@ if __name__ == "__main__":
     for benchmark in (
         orchestration,
         fairseq_trainer,
+        fused,
         trunk_savings,
         trunks,
         curve_tables,
