@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -40,3 +41,24 @@ def autocast(placement: Placement) -> AbstractContextManager[None]:
     if not placement.amp:
         return nullcontext()
     return torch.autocast(placement.device, dtype=torch.bfloat16)
+
+
+def means(measured: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over the replicas."""
+    first = next(iter(measured.values()))
+    if len(measured) == 1:
+        return dict(first)
+    return {name: fmean(metrics[name] for metrics in measured.values()) for name in first}
+
+
+def columns(
+    measured: Mapping[int, Mapping[str, float]], replicas: int
+) -> dict[str, tuple[float | None, ...]]:
+    """Every metric of all ``replicas``, None for those that were not measured."""
+    if not replicas:
+        return {}
+    names = next(iter(measured.values()))
+    return {
+        name: tuple(measured[r][name] if r in measured else None for r in range(replicas))
+        for name in names
+    }

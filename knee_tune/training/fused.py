@@ -4,7 +4,6 @@ Replicas of one random seed are one row of the batch for as long as their LRs ag
 is trained once, and a branch adds a row. Rows are spread over the ranks, each is trained by one.
 """
 
-import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from knee_tune.tasks.fusable import FusableTask
 from knee_tune.training.checkpoint import save_weights
 from knee_tune.training.evaluation import named
 from knee_tune.training.learner import Finished
+from knee_tune.training.memory import keep_freed_memory
 from knee_tune.training.pack import Pack, Rows, cut, fresh_rows, join, select
 
 PACK_ROWS = 256
@@ -26,9 +26,6 @@ PACK_ROWS = 256
 
 PACK_ROWS_GPU = 4096
 """The same on a GPU."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_BLOCK = 1 << 30
 
 _Table = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -50,7 +47,7 @@ class FusedModels:
     def __init__(self, task: FusableTask[Any], plan: TrainPlan, group: Group) -> None:
         self._task, self._plan, self._group = task, plan, group
         if group.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         self._alone = replace(group, rank=0, world_size=1)
         self._lrs = _lr_table(plan)
         self._seeds = [replica.seed for replica in plan.replicas]
@@ -277,18 +274,6 @@ def _share(plan: TrainPlan, lrs: _Table, group: Group) -> list[int]:
             mine += replicas
         placed += len(replicas)
     return sorted(mine)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what the tensors of a step leave, for the next step.
-
-    It gives large blocks back to the system at once, and every page of the next ones is fetched
-    and zeroed again: a quarter of the time of a small model's step. Only glibc has this switch.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            libc.mallopt(parameter, _BLOCK)
 
 
 def _stack(batches: Sequence[Any]) -> Any:

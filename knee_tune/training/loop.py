@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from statistics import fmean
 from typing import Any, Literal
 
 from knee_tune.distributed.group import Group
@@ -14,7 +13,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
 from knee_tune.training.checkpoint import run_fingerprint, save_checkpoint
-from knee_tune.training.evaluation import non_finite
+from knee_tune.training.evaluation import columns, means, non_finite
 from knee_tune.training.fused import FusedModels
 from knee_tune.training.learner import Learner
 from knee_tune.training.single import SingleModel
@@ -103,9 +102,9 @@ class TrainingRun:
             report = Report(
                 step=self.step,
                 total_steps=self.plan.total_steps,
-                metrics=_means(measured),
+                metrics=means(measured),
                 seconds=time.monotonic() - self._started,
-                replicas=_columns(measured, len(self.plan.replicas)),
+                replicas=columns(measured, len(self.plan.replicas)),
             )
             self._history.append(report)
             answer = self.channel.report(report)
@@ -183,7 +182,7 @@ class TrainingRun:
             )
         return self._done(
             "complete",
-            metrics=_means({r: each.metrics for r, each in sound.items()}),
+            metrics=means({r: each.metrics for r, each in sound.items()}),
             weights=str(next(iter(sound.values())).weights),
         )
 
@@ -292,24 +291,3 @@ def _learner(task: Task[Any], plan: TrainPlan, group: Group) -> Learner:
     if not isinstance(task, FusableTask):
         raise TypeError(f"{type(task).__name__} has replicas in its plan, but does not fuse")
     return FusedModels(task, plan, group)
-
-
-def _means(measured: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every metric over the replicas."""
-    first = next(iter(measured.values()))
-    if len(measured) == 1:
-        return dict(first)
-    return {name: fmean(metrics[name] for metrics in measured.values()) for name in first}
-
-
-def _columns(
-    measured: Mapping[int, Mapping[str, float]], replicas: int
-) -> dict[str, tuple[float | None, ...]]:
-    """Every metric of all ``replicas``, None for those that were not measured."""
-    if not replicas:
-        return {}
-    names = next(iter(measured.values()))
-    return {
-        name: tuple(measured[r][name] if r in measured else None for r in range(replicas))
-        for name in names
-    }
