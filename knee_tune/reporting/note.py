@@ -31,7 +31,7 @@ def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str]
     if record.confirmation is not None:
         paragraphs.append(f"Fresh random seeds: {record.confirmation.words}.")
     if ridge is not None:
-        paragraphs.append(f"**{ridge.verdict.capitalize()}.** {ridge.words}")
+        paragraphs.append(ridge.words)
         paragraphs.append(_optima(ridge.optimal, metric=in_words(record.metric)))
     paragraphs.append(
         f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
