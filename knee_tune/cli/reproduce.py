@@ -155,7 +155,10 @@ def _by_epochs(found: "Reproduction") -> Table:
 
 
 def _answers(ridge: "Ridge") -> list[str]:
-    """Recommendation, description, evidence and verdict; those there are."""
+    """Recommendation, description, evidence and verdict; those there are.
+
+    One seed LR says nothing about a relation.
+    """
     lines = []
     if (best := ridge.recommended) is not None:
         expected = f"{best.expected.value:.4g}{_between(best.expected, before=' ')}"
@@ -171,7 +174,9 @@ def _answers(ridge: "Ridge") -> list[str]:
         )
     if ridge.crossover is not None:
         lines.append(f"crossover test: p = {ridge.crossover.p:.2g}")
-    return [*lines, f"[bold]{ridge.verdict}[/]: {ridge.words}"]
+    if len(ridge.optimal) > 1:
+        lines += [f"[bold]verdict: {ridge.verdict}[/]", ridge.words]
+    return lines
 
 
 def _between(estimate: "Estimate", *, percent: bool = False, before: str = "") -> str:

@@ -70,7 +70,7 @@ def test_the_same_command_again_just_reports(table16: dict[str, Any], home: Path
     assert "Table 16 on digits: 12 of 12 points, 3 seeds each" in text
     assert "use seed LR " in text
     assert "crossover test: p = " in text
-    assert f"{table16['verdict']}: " in text
+    assert f"verdict: {table16['verdict']}" in text
     assert f"report: {table16['report']}" in text
 
 
@@ -87,6 +87,7 @@ def test_table_15_shows_every_metric_against_the_explore_epochs(tmp_path: Path) 
     text = knee_tune(*TABLE_15, "--home", tmp_path).stdout
     (header,) = (line for line in text.splitlines() if line.startswith("explore epochs"))
     assert {"valid_ppl", "valid_bleu"} <= set(header.split())
+    assert "verdict" not in text
 
     rows = printed(*TABLE_15, "--home", tmp_path)["rows"]
     assert [row["explore_epochs"] for row in rows] == [0.0, 0.8]
