@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from knee_tune.cli.lines import open_in_browser
 from knee_tune.cli.options import DEFAULT_HOME, HomeOption, StorageOption, StudyArgument
 
 
@@ -51,7 +52,4 @@ def report(
     path = write_report(found, out or usual_path(places, found.study, form.value), form.value)
     typer.echo(f"report: {path}")
     if show:
-        import webbrowser
-
-        if not webbrowser.open(path.absolute().as_uri()):
-            typer.echo("--open: no browser was found; open the file yourself", err=True)
+        open_in_browser(path)

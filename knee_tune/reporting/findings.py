@@ -73,6 +73,12 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
             "Brackets and bars are 95% intervals: the random seeds were drawn anew a thousand "
             "times, and everything computed again from each draw."
         )
+    if pruned := record.counts.pruned:
+        words.append(
+            f"Take it with care: {pruned} {'trial was' if pruned == 1 else 'trials were'} pruned, "
+            "and a seed LR may have lost its best fraction so. A study with --goal ridge prunes "
+            "nothing."
+        )
     papers = paper_ridges(record.spec.reference)
     if papers:
         tables = ", ".join(f"{table.table} (section {table.section})" for table, _ in papers)

@@ -308,6 +308,13 @@ def test_a_recommended_point_on_the_edge_is_said_to_be_there() -> None:
     assert "edge" not in " ".join(report(on=ridge()).sections[0].words)
 
 
+def test_a_ridge_with_pruned_trials_is_to_be_taken_with_care() -> None:
+    pruned = trial(9, 3e-4, 0.7, state="pruned", value=None, reason="pruned at step 50")
+    found = report(record(trials=(*record().trials, pruned)), ridge())
+    words = " ".join(next(each for each in found.sections if each.key == "ridge").words)
+    assert "1 trial was pruned" in words
+
+
 def test_what_fresh_seeds_have_confirmed_is_recommended() -> None:
     found = report(record(confirmation=confirmation(confirmed=True)), ridge()).recommended
     assert (found.seed_lr, found.explore_fraction, found.confirmed) == (6e-4, 0.0, "yes")
