@@ -1,4 +1,4 @@
-"""Numbers with intervals over random seeds: all points of a study are resampled together.
+"""Numbers with intervals over random seeds: all points are resampled together.
 
 Trials that branch off one trunk share its noise, so they are not independent draws; seeds are.
 """
@@ -13,17 +13,18 @@ from knee_tune.specs.ridge import Estimate
 def seed_weights(seeds: int, *, resamples: int, rng: np.random.Generator) -> Floats:
     """(resamples, seeds): what each seed weighs in the mean of a resample; rows sum to 1.
 
-    Plain resampling makes intervals too narrow with few seeds: it takes the spread of n seeds for
-    that of all, and a normal for Student's t distribution. Deviations are stretched to make up for
-    both (as by Hesterberg, 2015, who expands the quantiles: with three seeds there are none left).
+    The Bayesian bootstrap (Rubin, 1981): random weights instead of counts, which with three seeds
+    take ten values only. Deviations are stretched, because n seeds vary less about their own mean
+    than about the true one, and because their spread is itself a guess (Student's t instead of a
+    normal distribution; Hesterberg, 2015, stretches the quantiles to the same end).
     """
     from scipy import stats
 
-    counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    weights = rng.dirichlet(np.ones(seeds), size=resamples)
     quantile = (1 + LEVEL) / 2
     student = stats.t.ppf(quantile, seeds - 1) / stats.norm.ppf(quantile)
-    stretch = student * np.sqrt(seeds / (seeds - 1))
-    return np.asarray(1 / seeds + stretch * (counts - 1) / seeds)
+    stretch = student * np.sqrt((seeds + 1) / (seeds - 1))
+    return np.asarray(1 / seeds + stretch * (weights - 1 / seeds))
 
 
 def percentile_estimate(value: float, draws: Floats) -> Estimate:

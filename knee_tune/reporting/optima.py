@@ -62,21 +62,19 @@ def _raw(scores: Scores, means: Floats | None) -> tuple[Floats, Floats | None]:
 
 
 def _raw_estimate(scores: Scores, row: int, value: float, draws: Floats | None) -> Estimate | None:
-    """With half the way to the next fractions tried on either side: the best may lie between."""
+    """Where all resamples agree, the interval reaches half the way to the next fractions tried."""
     if np.isnan(value):
         return None
     if draws is None:
         return Estimate(value=float(value))
     estimate = percentile_estimate(float(value), draws[:, row])
+    if estimate.low != estimate.high:
+        return estimate
     tried = scores.fractions[scores.tried[row]]
-    middles = ((tried[1:] + tried[:-1]) / 2).round(6)
-    below = middles[middles < estimate.low]
-    above = middles[middles > estimate.high]
+    place = int(np.searchsorted(tried, value))
+    middles = [tried[0], *((tried[1:] + tried[:-1]) / 2).round(6), tried[-1]]
     return estimate.model_copy(
-        update={
-            "low": float(below[-1]) if below.size else float(tried[0]),
-            "high": float(above[0]) if above.size else float(tried[-1]),
-        }
+        update={"low": float(middles[place]), "high": float(middles[place + 1])}
     )
 
 

@@ -43,24 +43,28 @@ class Smoother:
 def gp_smoother(scores: Scores) -> Smoother | None:
     """A Gaussian process over log seed LR and fraction; None with fewer than six points.
 
-    The kernel is a level for each seed LR plus a Matern surface. Noise is known from the seeds;
-    with one seed it is a hyperparameter. Hyperparameters maximise the likelihood once, and the
-    bootstrap keeps them. Its doubt is the posterior's part that is not noise of the means.
+    A quadratic trend with a vague prior (without it the ridge is drawn towards the middle), a level
+    for each seed LR and a Matern surface. Noise is known from the seeds; with one seed it is a
+    hyperparameter. Hyperparameters maximise the likelihood once, and the bootstrap keeps them. Its
+    doubt is the part of the posterior that is not noise of the means.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+    from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
     points = _points(scores)
     means = scores.means[scores.tried]
     scale = float(means.std())
     if len(means) < LEAST_POINTS or len(np.unique(points[:, 1])) < 2 or not scale:
         return None
+    trend = ConstantKernel(100.0, "fixed") * DotProduct(1.0, "fixed") ** 2
     level = ConstantKernel(1.0, (1e-4, 1e4)) * Matern([0.3, 1e3], "fixed", nu=1.5)
     shape = ConstantKernel(1.0, (1e-4, 1e4)) * Matern([0.5, 0.5], (0.1, 10.0), nu=2.5)
     alone = len(scores.seeds) < 2
     noise = np.full(len(means), 1e-8) if alone else _noise(scores) / scale**2 + 1e-8
-    kernel = level + shape + WhiteKernel(0.1, (1e-6, 1e1)) if alone else level + shape
+    kernel = trend + level + shape
+    if alone:
+        kernel += WhiteKernel(0.1, (1e-6, 1e1))
     process = GaussianProcessRegressor(kernel, alpha=noise)
     with warnings.catch_warnings():
         # A hyperparameter at its bound is as good as any other.
@@ -83,27 +87,32 @@ def gp_smoother(scores: Scores) -> Smoother | None:
 def cubic_smoother(scores: Scores) -> Smoother | None:
     """Least squares with all ten terms up to the third degree in log seed LR and fraction.
 
-    None where the points do not determine them. Its doubt is the misfit: what the residuals vary
-    more than the noise of the means.
+    None where the points do not determine them. Its doubt is the misfit: the terms of the fourth
+    and fifth degree that least squares would add.
     """
-    from sklearn.preprocessing import PolynomialFeatures
-
     points = _points(scores)
     means = scores.means[scores.tried]
-    cubic = PolynomialFeatures(degree=3).fit(points)
-    design = cubic.transform(points)
-    count, terms = design.shape
-    if np.linalg.matrix_rank(design) < terms:
+    design = _terms(points, 0, 3)
+    if np.linalg.matrix_rank(design) < design.shape[1]:
         return None
     inverse = np.linalg.pinv(design)
-    residuals = means - design @ (inverse @ means)
-    spread = float(residuals @ residuals) / max(count - terms, 1)
-    noise = float(_noise(scores).mean()) if len(scores.seeds) > 1 else 0.0
+    higher = _terms(points, 4, 5)
+    added = np.linalg.pinv(higher - design @ (inverse @ higher), rcond=1e-6) @ means
     grid = _grid(scores)
-    weights = np.array([cubic.transform(row) @ inverse for row in _rows(scores, grid)])
-    return Smoother(
-        fractions=grid, weights=weights, doubt=weights * np.sqrt(max(spread - noise, 0.0))
-    )
+    weights, doubt = [], []
+    for row in _rows(scores, grid):
+        weight = _terms(row, 0, 3) @ inverse
+        weights.append(weight)
+        doubt.append((_terms(row, 4, 5) - weight @ higher) @ added[:, None])
+    return Smoother(fractions=grid, weights=np.array(weights), doubt=np.array(doubt))
+
+
+def _terms(points: Floats, lowest: int, highest: int) -> Floats:
+    """(points, terms): the products of log seed LR and fraction of these degrees."""
+    from sklearn.preprocessing import PolynomialFeatures
+
+    terms = PolynomialFeatures((lowest, highest), include_bias=lowest == 0)
+    return np.asarray(terms.fit_transform(points))
 
 
 def _points(scores: Scores) -> Floats:
