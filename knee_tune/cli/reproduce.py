@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from knee_tune.cli.confirmation import print_confirmation
 from knee_tune.cli.lines import open_in_browser
 from knee_tune.cli.options import (
     DEFAULT_HOME,
@@ -116,6 +117,8 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
     if ridge is not None:
         for line in _answers(ridge):
             console.print(line, soft_wrap=True)
+    if record.confirmation is not None:
+        print_confirmation(console, record.confirmation)
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     console.print(f"trained in {duration(record.seconds)}")
