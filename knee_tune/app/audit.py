@@ -38,7 +38,8 @@ class AuditOptions:
 def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines) -> StudyRecord:
     """Finish some pruned trials of a study and keep what they come to with it.
 
-    They go on from where pruning stopped them, with every random seed of the study, on the kind of
+    They go on from where pruning stopped them (those whose replicates trained as one batched model
+    start anew, each on its own), with every random seed of the study, on the kind of
     device that they were trained on. The trials themselves stay as they are. UserError if the study
     is unknown, has no complete or no pruned trial, or a run cannot be trained; KeyboardInterrupt is
     raised on, and the same call continues.

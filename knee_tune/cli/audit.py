@@ -39,7 +39,8 @@ def audit(
 ) -> None:
     """Train some pruned trials to their end: how often was pruning wrong?
 
-    They go on from where they were stopped, without changing the study.
+    They go on from where they were stopped, without changing the study; replicates that trained as
+    one batched model start anew.
     A prune was wrong if the trial would have beaten every complete one.
     """
     from knee_tune.app.audit import AuditOptions, audit_study

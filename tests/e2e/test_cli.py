@@ -123,7 +123,9 @@ def test_replicates_share_trunks_and_another_study_is_answered_from_records(
         *("--set", "space.seed_lr={values: [0.05]}"),
         *("--set", "space.explore_fraction={values: [0.2, 0.8]}"),
     )
-    printed = knee_tune(*study, "--replicates", "2", "--study-name", "twice").stdout
+    twice = (*study, "--study-name", "twice", "--replicates", "2", "--no-fuse")
+    printed = knee_tune(*twice).stdout
+    assert "replicates train one by one: this study was begun with --no-fuse" in printed
     assert "50 steps x 2 replicates per trial" in printed
     assert "pruning is off: this study looks for the ridge" in printed
     assert printed.count("from step 10 of its trunk") == 2
@@ -131,10 +133,33 @@ def test_replicates_share_trunks_and_another_study_is_answered_from_records(
     assert "steps trained: 180 of 200 that independent trials would take (90%)" in printed
     assert "steps saved: 20 from trunks (an explore phase that trials share" in printed
 
-    again = knee_tune(*study, "--study-name", "once", "--pruner", "none").stdout
+    again = knee_tune(*study, "--study-name", "once", "--no-fuse").stdout
     assert again.count("answered from its record") == 2
     assert "steps trained: 0 of 100 that independent trials would take (0%)" in again
     assert "steps saved: 100 from records (the same run was trained before)" in again
+
+
+def test_a_grid_in_which_nothing_is_pruned_trains_as_one_batched_model(tmp_path: Path) -> None:
+    study = (
+        *(*QUICK, "--home", tmp_path, "--tracking-uri", "none", "--replicates", "3"),
+        *("--set", "recipe.epochs=1", "--sampler", "grid", "--goal", "ridge"),
+        *("--set", "space.seed_lr={values: [0.05]}"),
+        *("--set", "space.explore_fraction={values: [0.2, 0.8]}"),
+    )
+    printed = knee_tune(*study, "--study-name", "fused").stdout
+    assert "6 replicas train as one batched model" in printed
+    assert printed.count(" ± ") == 3
+    assert "steps trained: 270 of 300 that independent trials would take (90%)" in printed
+    assert "steps saved: 30 from trunks" in printed
+    again = knee_tune(*study, "--study-name", "again").stdout
+    assert "steps trained: 0 of 300" in again
+    first, second = (
+        [line.split()[:6] for line in text.splitlines() if line.endswith("  complete")]
+        for text in (printed, again)
+    )
+    assert first == second
+    refused = knee_tune(*study, "--study-name", "fused", "--no-fuse", expect=2)
+    assert "it was made with fuse=true, not false" in refused.stderr
 
 
 def test_a_pruner_that_compares_at_equal_steps_comes_with_a_warning(tmp_path: Path) -> None:

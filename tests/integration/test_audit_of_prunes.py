@@ -47,6 +47,7 @@ def request(name: str, *, trials: int, pruner: str = "median") -> StudyRequest:
         sampler="random",
         pruner=pruner,
         replicates=len(SEEDS),
+        fuse=False,  # a fused run cannot be taken up by runs of its own
         settings=(
             "recipe.epochs=2",
             f"space.seed_lr={{values: {seed_lrs}}}".replace("1000000000.0", "1.0e+9"),
