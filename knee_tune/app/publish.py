@@ -49,6 +49,12 @@ ON_THE_PAGE = MappingProxyType(
 )
 """Figures that Optuna Dashboard shows, with their titles; curves it has of its own."""
 
+MOST_COLUMNS = 6
+"""Of a heat map on half a page that leave room for numbers in its cells."""
+
+CARD_HEIGHT = 450
+"""Pixels that the dashboard shows of a figure."""
+
 FORMS: tuple[Format, ...] = ("html", "md", "json")
 
 ENDED = ("complete", "pruned", "failed")
@@ -150,7 +156,7 @@ def _show(
     show_figures(
         opened.study,
         {
-            name: _titled(figures[name], title)
+            name: _titled(_legible(figures[name]), title)
             for name, title in ON_THE_PAGE.items()
             if name in figures
         },
@@ -204,6 +210,17 @@ def _tables(record: StudyRecord, ridge: Ridge | None) -> Iterator[Attached]:
         yield Attached(name="tables/surface.csv", text=surface_table(ridge.surface))
         yield Attached(name="tables/surface.json", text=ridge.surface.model_dump_json(indent=2))
         yield Attached(name="tables/optimal.csv", text=optimal_table(ridge))
+
+
+def _legible(figure: dict[str, Any]) -> dict[str, Any]:
+    """The dashboard has half a page for a figure: numbers in many cells would be dots."""
+    traces = [
+        {name: value for name, value in trace.items() if name != "texttemplate"}
+        if len(trace.get("x", ())) > MOST_COLUMNS
+        else trace
+        for trace in figure["data"]
+    ]
+    return {"data": traces, "layout": figure["layout"] | {"height": CARD_HEIGHT}}
 
 
 def _titled(figure: dict[str, Any], title: str) -> dict[str, Any]:
