@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.distributed.protocol import Done, Report
+from knee_tune.distributed.protocol import Done, ReplicaDone, Report
 from knee_tune.planning.plan import Placement, TrainPlan
 from knee_tune.runs.ledger import RECORD, FinishedRun, read_record, write_record
 from knee_tune.schedules import Knee
@@ -131,3 +131,32 @@ def test_a_record_answers_for_no_other_run(plan: TrainPlan, change: dict[str, ob
     write_record(plan, complete(plan), REPORTS)
     assert read(plan.model_copy(update=change), expect="another run") is None
     assert read(plan) is not None
+
+
+def fused(plan: TrainPlan, *states: str) -> Done:
+    """The outcome of a fused run whose complete replicas have their weights in place."""
+    done = complete(plan)
+    replicas = []
+    for place, state in enumerate(states):
+        weights = plan.checkpoint_dir / f"replica-{place}.safetensors"
+        weights.touch()
+        named = str(weights) if state == "complete" else None
+        replicas.append(ReplicaDone.model_validate({"state": state, "step": 100, "weights": named}))
+    return done.model_copy(update={"replicas": tuple(replicas)})
+
+
+def test_a_fused_run_is_answered_with_the_weights_of_every_replica(tmp_path: Path) -> None:
+    old, new = (knee_plan(tmp_path / name, knee=50) for name in ("old", "new"))
+    assert write_record(old, fused(old, "complete", "diverged", "complete"), REPORTS)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    record = read(new)
+    assert record is not None
+    first, lost, last = record.answer(new).replicas
+    assert (first.state, lost.state, lost.weights) == ("complete", "diverged", None)
+    assert last.weights == str(new.checkpoint_dir / "replica-2.safetensors")
+    (new.checkpoint_dir / "replica-2.safetensors").unlink()
+    assert read(new, expect="replica-2.safetensors: missing; the run is trained again") is None
+
+
+def test_a_fused_run_that_a_replica_had_to_leave_is_not_recorded(plan: TrainPlan) -> None:
+    assert not write_record(plan, fused(plan, "complete", "stopped"), REPORTS)

@@ -31,3 +31,22 @@ def test_runs_add_up() -> None:
         StepCount(trained=10, reused=0, reached=10),
     )
     assert one + other == StepCount(trained=11, reused=2, reached=13)
+
+
+def test_a_replica_of_a_fused_run_pays_for_its_own_steps() -> None:
+    run = StepCount().after(first=0, last=100)
+    assert run.of_replica(first=0, last=100) == run
+    assert run.of_replica(first=60, last=100) == StepCount(trained=40, reused=60, reached=100)
+    assert run.of_replica(first=60, last=80) == StepCount(trained=20, reused=60, reached=80)
+
+
+def test_a_replica_of_a_run_on_a_trunk_or_from_a_record_reuses_what_the_run_did() -> None:
+    branch = StepCount().after(first=30, last=100)
+    assert branch.of_replica(first=0, last=100) == branch
+    answered = StepCount().after(first=100, last=100)
+    assert answered.of_replica(first=60, last=100) == StepCount(reused=100, reached=100)
+
+
+def test_what_a_fused_run_lost_every_replica_trained_twice() -> None:
+    run = StepCount().after(first=0, last=50).after(first=40, last=100)
+    assert run.of_replica(first=0, last=100) == StepCount(trained=110, reached=100)

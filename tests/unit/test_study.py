@@ -24,7 +24,7 @@ from knee_tune.tuning.recovery import (
     recover,
     requeue,
 )
-from knee_tune.tuning.replicate_notes import replicate_attr
+from knee_tune.tuning.replicate_notes import fused_attr, replicate_attr, run_of
 from knee_tune.tuning.study import (
     load_study,
     open_study,
@@ -281,6 +281,32 @@ def test_the_curve_of_a_trial_is_the_mean_of_the_replicates_that_have_a_step() -
     ]
     assert record.replicates == tuple(replicates)
     assert (record.steps_budget, record.steps_reused) == (600, 150)
+
+
+def test_replicates_of_a_fused_trial_share_an_attribute() -> None:
+    study = opened(replicates=2)
+    curve = tuple(Evaluation(step=step, metrics={"valid_accuracy": 60.5}) for step in (150, 300))
+    replicates = (
+        ReplicateRecord(seed=1, state="complete", value=70.0, curve=curve),
+        ReplicateRecord(seed=2, state="pruned", steps=StepCount(trained=150), curve=curve[:1]),
+    )
+    run = StepCount(trained=300, reached=300)
+    noted = fused_attr(replicates, watched="valid_accuracy", run=run)
+    trial = ask(study, plan=plan(300), replicates=1, fused=noted)
+    (record,) = study_record(study).trials
+    assert record.replicates == replicates
+    assert record.steps_budget == 2 * 300
+    assert run_of(trial.user_attrs) == run
+
+
+def test_a_study_made_before_replicates_could_be_fused_goes_on_without() -> None:
+    storage = InMemoryStorage()
+    made = opened(storage, replicates=2)
+    assert spec_of(made).fuse
+    old = {name: value for name, value in made.user_attrs["spec"].items() if name != "fuse"}
+    made.set_user_attr("spec", old)
+    for _ in range(2):
+        assert not spec_of(opened(storage, replicates=2)).fuse
 
 
 def test_a_pruned_trial_has_no_value_and_a_stale_one_has_a_reason() -> None:

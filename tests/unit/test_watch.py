@@ -1,6 +1,7 @@
 """What people see while a study runs."""
 
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from knee_tune.app.run import StudyStart
 from knee_tune.cli.summary import print_start
 from knee_tune.cli.watch import LiveWatcher, PlainWatcher
 from knee_tune.distributed.protocol import Report
-from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.plan import Replica, TrainPlan
 from knee_tune.schedules import Knee
 
 START = StudyStart(
@@ -106,3 +107,27 @@ def test_steps_run_on_over_the_replicates() -> None:
     watcher.trial_started(0, PLAN, explore_fraction=0.5, replicates=2)
     watcher.trial_reported(0, report(50), replicate=1)
     assert "150/200" in shown(watcher)
+
+
+def test_a_batch_has_lines_of_its_own_and_trials_only_if_they_diverge() -> None:
+    log = console()
+    watcher = PlainWatcher(log, replace(START, fused=True))
+    replicas = tuple(Replica(seed=seed, schedule=PLAN.schedule) for seed in range(4))
+    plan = PLAN.model_copy(update={"replicas": replicas})
+    watcher.batch_started({3: (0.05, 0.5), 4: (0.05, 0.6)}, plan)
+    watcher.batch_progressed(40)
+    watcher.batch_reported(report(50))
+    watcher.trial_finished(3, "complete", value=61.5, reason="")
+    watcher.trial_finished(4, "pruned", value=None, reason="diverged: non-finite loss")
+    assert printed(log).splitlines() == [
+        "2 trials, 4 replicas, 100 steps: training",
+        "step 50/100, mean valid_accuracy 61.5",
+        "trial 4: pruned: diverged: non-finite loss",
+    ]
+
+
+def test_the_trials_of_a_batch_are_rows_that_go_on_together() -> None:
+    watcher = LiveWatcher(console(), START)
+    watcher.batch_started({0: (0.05, 0.5), 1: (0.1, 0.5)}, PLAN)
+    watcher.batch_progressed(40)
+    assert shown(watcher).count("40/100") == 2
