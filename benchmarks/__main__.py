@@ -6,6 +6,7 @@ from benchmarks import (
     fused,
     orchestration,
     pruners,
+    ridge,
     trunk_savings,
     trunks,
     whole,
@@ -20,6 +21,7 @@ if __name__ == "__main__":
         trunks,
         curve_tables,
         pruners,
+        ridge,
         whole,
     ):
         benchmark.main()

@@ -1,0 +1,203 @@
+"""The ridge of a study: surface, optima, crossover test, verdict and recommendation."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.ridge_surfaces import FRACTIONS, SEED_LRS, Truth, always_long, flat
+from knee_tune.reporting.ridge import ridge_of
+from knee_tune.reporting.scores import Floats
+from knee_tune.specs.recipe import Direction
+from knee_tune.specs.records import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.specs.ridge import Ridge
+from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.specs.study import StudySpec
+
+LRS = tuple(SEED_LRS.tolist())
+SHARES = tuple(FRACTIONS.tolist())
+OPTIMA = np.array([0.9, 0.8, 0.75, 0.6, 0.5, 0.35, 0.2, 0.1, 0.0])
+FALLING = Truth(optima=OPTIMA, accuracies=93 - 6 * (FRACTIONS - OPTIMA[:, None]) ** 2)
+
+
+def record(
+    values: Floats,
+    *,
+    seed_lrs: tuple[float, ...] = LRS,
+    fractions: tuple[float, ...] = SHARES,
+    direction: Direction = "maximize",
+    default_lr: float = 0.05,
+) -> StudyRecord:
+    """A study with these values (seeds, seed LRs, fractions); no trial where they are NaN."""
+    trials = [
+        TrialRecord(
+            number=number,
+            seed_lr=seed_lrs[row],
+            explore_fraction=fractions[column],
+            state="complete",
+            value=float(values[:, row, column].mean()),
+            replicates=tuple(
+                ReplicateRecord(seed=seed, state="complete", value=float(value))
+                for seed, value in enumerate(values[:, row, column], start=1)
+            ),
+        )
+        for number, (row, column) in enumerate(np.ndindex(values.shape[1:]))
+        if np.isfinite(values[:, row, column]).all()
+    ]
+    spec = StudySpec(
+        name="ridge",
+        task="toy",
+        preset="full",
+        recipe={"seed_lr": default_lr},
+        space=SearchSpace(
+            seed_lr=SeedLRSpace(values=seed_lrs),
+            explore_fraction=ExploreFractionSpace(values=fractions),
+        ),
+    )
+    return StudyRecord(
+        name="ridge",
+        task="toy",
+        metric="valid_accuracy",
+        direction=direction,
+        trials=tuple(trials),
+        spec=spec,
+    )
+
+
+def measured(truth: Truth, seeds: int, seed: int = 0) -> Floats:
+    return truth.scores(seeds, np.random.default_rng(seed)).values
+
+
+def ridge(values: Floats, **facts: Any) -> Ridge:
+    found = ridge_of(record(values, **facts), resamples=200)
+    assert found is not None
+    return found
+
+
+def test_a_study_without_a_complete_trial_has_no_ridge() -> None:
+    assert ridge_of(record(np.full((1, 9, 11), np.nan))) is None
+
+
+def test_means_and_standard_errors() -> None:
+    surface = ridge(
+        np.array([[[1.0, np.nan]], [[3.0, np.nan]], [[8.0, np.nan]]]),
+        seed_lrs=(0.1,),
+        fractions=(0.2, 0.5),
+    ).surface
+    assert surface.explore_fractions == (0.2,)
+    assert surface.means == ((4.0,),)
+    assert surface.errors[0][0] == pytest.approx(np.std([1, 3, 8], ddof=1) / np.sqrt(3))
+
+
+def test_points_are_compared_on_the_seeds_that_all_of_them_have() -> None:
+    study = record(np.array([[[1.0, 5.0]], [[3.0, 6.0]]]), seed_lrs=(0.1,), fractions=(0.2, 0.5))
+    longer = (*study.trials[0].replicates, ReplicateRecord(seed=9, state="complete", value=99.0))
+    trials = (study.trials[0].model_copy(update={"replicates": longer}), study.trials[1])
+    found = ridge_of(study.model_copy(update={"trials": trials}))
+    assert found is not None
+    assert (found.surface.seeds, found.surface.means) == (2, ((2.0, 5.5),))
+
+
+def test_the_optima_of_a_falling_ridge_are_found_and_used() -> None:
+    found = ridge(measured(FALLING, 10))
+    gp = [each.gp.value for each in found.optimal if each.gp]
+    cubic = [each.cubic.value for each in found.optimal if each.cubic]
+    assert gp == pytest.approx(OPTIMA, abs=0.12)
+    assert cubic == pytest.approx(OPTIMA, abs=0.2)
+    assert found.spearman is not None
+    assert found.spearman.value < -0.8
+    assert found.crossover is not None
+    assert found.crossover.p < 0.001
+    assert found.verdict == "inverse relation"
+    assert "p < 0.001, 10 random seeds" in found.words
+
+
+def test_a_metric_to_be_minimised_has_the_same_ridge() -> None:
+    values = measured(FALLING, 5)
+    up, down = ridge(values), ridge(-values, direction="minimize")
+    assert down.optimal[0].gp == up.optimal[0].gp
+    assert (down.spearman, down.crossover, down.words) == (up.spearman, up.crossover, up.words)
+    assert up.recommended is not None
+    assert down.recommended is not None
+    assert down.recommended.expected.value == pytest.approx(-up.recommended.expected.value)
+
+
+def test_the_same_record_gives_the_same_numbers() -> None:
+    values = measured(FALLING, 3)
+    assert ridge(values) == ridge(values)
+
+
+def test_where_long_exploring_always_wins_there_is_no_inverse_relation() -> None:
+    found = ridge(measured(always_long(), 10))
+    assert found.crossover is not None
+    assert found.crossover.p > 0.05
+    assert found.verdict == "no inverse relation"
+    assert "long exploring is better at small and at large seed LRs" in found.words
+
+
+def test_where_nothing_makes_a_difference_nothing_is_decided() -> None:
+    assert ridge(measured(flat(), 5)).verdict == "undecided"
+
+
+def test_one_seed_has_values_without_intervals() -> None:
+    found = ridge(measured(FALLING, 1))
+    estimates = [found.optimal[0].raw, found.optimal[0].gp, found.optimal[0].cubic]
+    assert all(each is not None and each.low is None for each in estimates)
+    assert found.crossover is None
+    assert found.verdict == "undecided"
+    assert found.words.startswith("Undecided: one random seed")
+    assert found.recommended is not None
+    assert found.recommended.expected.low is None
+
+
+def test_differences_that_are_the_same_for_both_seeds_are_no_evidence() -> None:
+    values = np.repeat(FALLING.accuracies[None], 2, axis=0)
+    found = ridge(values)
+    assert found.crossover is not None
+    assert found.crossover.p == 1.0
+
+
+def test_scattered_points_are_enough_for_a_surface() -> None:
+    values = measured(FALLING, 5)
+    values[:, np.random.default_rng(3).random(values.shape[1:]) < 0.6] = np.nan
+    found = ridge(values)
+    gp = [each.gp.value for each in found.optimal if each.gp]
+    assert len(gp) == len(found.optimal)
+    assert np.corrcoef(gp, OPTIMA)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 1, 5), (3, 5, 1), (3, 4, 4)]
+)
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_any_study_has_a_ridge(shape: tuple[int, int, int], scale: float) -> None:
+    seeds, rows, columns = shape
+    values = scale * measured(FALLING, seeds)[:, :rows, :columns]
+    found = ridge(values, seed_lrs=LRS[:rows], fractions=SHARES[:columns])
+    assert len(found.optimal) == rows
+    assert found.verdict == "undecided"
+    assert (found.optimal[0].raw is None) == (columns == 1)
+
+
+def test_the_recommendation_expects_less_than_the_lucky_best_mean() -> None:
+    for seed in range(3):
+        values = measured(flat(), 3, seed)
+        chosen = ridge(values).recommended
+        assert chosen is not None
+        assert chosen.expected.value < values.mean(axis=0).max()
+
+
+def test_the_recommendation_is_compared_with_the_default_seed_by_seed() -> None:
+    values = measured(FALLING, 10)
+    chosen = ridge(values, default_lr=LRS[0] * (1 + 1e-6)).recommended
+    assert chosen is not None
+    assert chosen.default is not None
+    assert chosen.default.value == pytest.approx(values[:, 0, SHARES.index(0.5)].mean())
+    assert chosen.difference is not None
+    assert chosen.difference.value == pytest.approx(chosen.expected.value - chosen.default.value)
+
+
+def test_a_default_that_the_grid_does_not_hold_is_not_replaced_by_its_neighbour() -> None:
+    chosen = ridge(measured(FALLING, 3), default_lr=LRS[4] * 1.1).recommended
+    assert chosen is not None
+    assert (chosen.default, chosen.difference) == (None, None)
