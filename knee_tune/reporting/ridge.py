@@ -28,7 +28,7 @@ def ridge_of(record: StudyRecord, *, resamples: int = RESAMPLES) -> Ridge | None
         optimal=optima.by_seed_lr,
         spearman=optima.spearman,
         crossover=crossover,
-        verdict=verdict_of(crossover),
+        verdict=verdict_of(crossover, seeds=len(scores.seeds)),
         words=words_of(crossover, optima.by_seed_lr, seeds=len(scores.seeds)),
         recommended=recommendation_of(scores, default_lr=float(record.spec.recipe["seed_lr"])),
     )

@@ -7,21 +7,24 @@ from knee_tune.specs.ridge import Crossover, Optimum, Verdict
 
 SIGNIFICANT = 1 - LEVEL
 
+ENOUGH_SEEDS = 10
+"""Random seeds with which a relation that matters would show: below, nothing shown decides nothing.
+"""
 
-def verdict_of(crossover: Crossover | None) -> Verdict:
+
+def verdict_of(crossover: Crossover | None, *, seeds: int) -> Verdict:
     """An inverse relation where the crossover test finds one.
 
     There is none where the seeds show the opposite of what it asks for: short exploring is better
-    at the low seed LRs, or long exploring at the high ones (an interval beyond zero). All else is
-    undecided: too few points or seeds, or differences that may as well be chance.
+    at the low seed LRs, or long exploring at the high ones (an interval beyond zero). Nor is there
+    one to go by where :data:`ENOUGH_SEEDS` do not show it. All else is undecided: too few points
+    or seeds.
     """
     if crossover is None:
         return "undecided"
     if crossover.p < SIGNIFICANT:
         return "inverse relation"
-    if _sure(crossover.low_lrs.high, below=True) or _sure(crossover.high_lrs.low, below=False):
-        return "no inverse relation"
-    return "undecided"
+    return "no inverse relation" if _opposed(crossover) or seeds >= ENOUGH_SEEDS else "undecided"
 
 
 def words_of(crossover: Crossover | None, optimal: Sequence[Optimum], *, seeds: int) -> str:
@@ -29,7 +32,7 @@ def words_of(crossover: Crossover | None, optimal: Sequence[Optimum], *, seeds: 
     if crossover is None:
         return _too_little(optimal, seeds=seeds)
     evidence = f"(crossover test {_p(crossover.p)}, {seeds} random seeds)"
-    verdict = verdict_of(crossover)
+    verdict = verdict_of(crossover, seeds=seeds)
     if verdict == "inverse relation":
         return (
             f"The best explore fraction falls as the seed LR rises {evidence}: with a small "
@@ -40,7 +43,28 @@ def words_of(crossover: Crossover | None, optimal: Sequence[Optimum], *, seeds: 
             f"Undecided: the differences between long and short exploring may be chance "
             f"{evidence}. More random seeds, or a wider range of seed LRs, would tell."
         )
-    return f"No inverse relation {evidence}: {_opposite(crossover)} {_advice(optimal)}"
+    instead = _opposite(crossover) if _opposed(crossover) else _not_shown(crossover)
+    return f"No inverse relation {evidence}: {instead} {_advice(optimal)}"
+
+
+def _opposed(crossover: Crossover) -> bool:
+    """Whether the seeds show the opposite of an inverse relation at one end."""
+    return _sure(crossover.low_lrs.high, below=True) or _sure(crossover.high_lrs.low, below=False)
+
+
+def _not_shown(crossover: Crossover) -> str:
+    """At which end the seeds do not tell long exploring from short."""
+    if _sure(crossover.low_lrs.low, below=False):
+        return (
+            "long exploring is better at small seed LRs, and at the largest it is not shown to "
+            "be worse than short exploring."
+        )
+    if _sure(crossover.high_lrs.high, below=True):
+        return (
+            "short exploring is better at large seed LRs, and at the smallest it is not shown to "
+            "be worse than long exploring."
+        )
+    return "long and short exploring are not shown to differ."
 
 
 def _opposite(crossover: Crossover) -> str:

@@ -139,6 +139,12 @@ def test_where_nothing_makes_a_difference_nothing_is_decided() -> None:
     assert ridge(measured(flat(), 5)).verdict == "undecided"
 
 
+def test_what_many_seeds_do_not_show_is_nothing_to_go_by() -> None:
+    found = ridge(measured(flat(), 10))
+    assert found.verdict == "no inverse relation"
+    assert "long and short exploring are not shown to differ" in found.words
+
+
 def test_one_seed_has_values_without_intervals() -> None:
     found = ridge(measured(FALLING, 1))
     estimates = [found.optimal[0].raw, found.optimal[0].gp, found.optimal[0].cubic]
