@@ -99,12 +99,11 @@ def cubic_smoother(scores: Scores) -> Smoother | None:
     higher = _terms(points, 4, 5)
     added = np.linalg.pinv(higher - design @ (inverse @ higher), rcond=1e-6) @ means
     grid = _grid(scores)
-    weights, doubt = [], []
-    for row in _rows(scores, grid):
-        weight = _terms(row, 0, 3) @ inverse
-        weights.append(weight)
-        doubt.append((_terms(row, 4, 5) - weight @ higher) @ added[:, None])
-    return Smoother(fractions=grid, weights=np.array(weights), doubt=np.array(doubt))
+    rows = np.concatenate(_rows(scores, grid))
+    weights = _terms(rows, 0, 3) @ inverse
+    doubt = (_terms(rows, 4, 5) - weights @ higher) @ added
+    shape = len(scores.seed_lrs), len(grid), -1
+    return Smoother(fractions=grid, weights=weights.reshape(shape), doubt=doubt.reshape(shape))
 
 
 def _terms(points: Floats, lowest: int, highest: int) -> Floats:
