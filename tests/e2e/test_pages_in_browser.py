@@ -13,6 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from knee_tune.app.home import Home, Places
+from knee_tune.app.look import look_at
 from knee_tune.tracking.store import AS_TRAINING
 from tests.browser import Browser, find_browser, free_port
 from tests.command_line import knee_tune, running
@@ -41,8 +43,10 @@ def home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def best(home: Path) -> dict[str, Any]:
-    printed: dict[str, Any] = json.loads(knee_tune("best", "--json", "--home", home).stdout)
-    return printed
+    places = Places.of(Home(home), storage=None, tracking_uri="none")
+    found = look_at(places, "small").best_as_json()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
