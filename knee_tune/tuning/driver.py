@@ -36,6 +36,9 @@ from knee_tune.tuning.trial import Search, TrialRun
 FAILURES_IN_A_ROW = 3
 """Failed trials after which the driver stops: the next one would most likely fail too."""
 
+MANY = 8
+"""Trials of a killed driver up to which each is worth a line: a batch has hundreds."""
+
 
 class TrialFailedError(Exception):
     """A trial could not be trained; the study goes on."""
@@ -70,8 +73,12 @@ class Driver:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with quiet_optuna():
-            for trial in recover(self._study, self._tracker):
-                self._watcher.line(f"trial {trial.number}: its driver was killed")
+            dead = recover(self._study, self._tracker)
+            if len(dead) > MANY:
+                self._watcher.line(f"{len(dead)} trials: their driver was killed")
+            else:
+                for trial in dead:
+                    self._watcher.line(f"trial {trial.number}: its driver was killed")
             try:
                 self._slots.run(lambda slot: self._drive(slot, trials, deadline))
             finally:
