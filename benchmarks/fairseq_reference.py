@@ -56,7 +56,8 @@ class Reference:
         self.trainer = Trainer(
             config, fairseq_task, model, bridge.build_criterion(fairseq_task, recipe)
         )
-        self.trainer._optimizer = WrappedOptimizer(build_optimizer(recipe.optimizer, model.parameters()))
+        optimizer = build_optimizer(recipe.optimizer, model.parameters())
+        self.trainer._optimizer = WrappedOptimizer(optimizer)
         self.trainer._lr_scheduler = lr_scheduler.build_lr_scheduler(
             config.lr_scheduler, self.trainer.optimizer
         )

@@ -325,7 +325,7 @@ def test_ranks_must_see_the_same_checkpoints(plan: MakePlan, run: RunPlan) -> No
     class Elsewhere(Group):
         """As if another rank, on another machine, did not see the files of this one."""
 
-        def gather(self, value: object) -> list[object]:
+        def gather(self, value: Any) -> list[Any]:
             return [value, ("No such file or directory", False)]
 
     run(plan(), stop_at(8))

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ class Pair(Group):
         super().__init__(world_size=2)
         object.__setattr__(self, "looks", iter([None, (missing, happens)]))
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: Any) -> list[Any]:
         missing = next(self.__dict__["looks"], None)
         if missing is None:
             return [value, value]
