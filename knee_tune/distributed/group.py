@@ -1,6 +1,6 @@
 """What one rank knows about its group, and the collectives a job needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -57,13 +57,29 @@ class Group:
         dist.all_gather_object(values, value)
         return values
 
-    def gather_first(self, value: object) -> list[Any]:
-        """Every rank's ``value``, in rank order, on rank 0; empty on the others."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.world_size if self.leads else None
-        dist.gather_object(value, values, dst=0)
-        return values or []
+    def collect(
+        self, states: Sequence[Mapping[str, torch.Tensor]]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Every rank's states, in rank order, on rank 0's CPU; empty on the others.
+
+        Tensor by tensor: no rank holds more than its own and what arrives.
+        """
+        shapes = self.gather([{n: (v.shape, v.dtype) for n, v in each.items()} for each in states])
+        if not self.leads:
+            for state in states:
+                for value in state.values():
+                    dist.send(value.contiguous(), dst=0)
+            return []
+        found = [{name: value.cpu() for name, value in state.items()} for state in states]
+        for rank, theirs in enumerate(shapes[1:], start=1):
+            for state_shapes in theirs:
+                state = {}
+                for name, (shape, dtype) in state_shapes.items():
+                    buffer = torch.empty(shape, dtype=dtype, device=self.device)
+                    dist.recv(buffer, src=rank)
+                    state[name] = buffer.cpu()
+                found.append(state)
+        return found
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -21,7 +21,7 @@ from knee_tune.training.learner import Finished
 from knee_tune.training.memory import keep_freed_memory
 from knee_tune.training.pack import Pack, Rows, cut, fresh_rows, join, select
 
-PACK_ROWS = 256
+PACK_ROWS = 512
 """Rows of one pack at most: more of them gain nothing on a CPU, and cost memory."""
 
 PACK_ROWS_GPU = 4096
@@ -153,30 +153,27 @@ class FusedModels:
 
     def state(self) -> dict[str, Any]:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        states = [pack.rows() for pack, _ in self._packs]
-        rows = {n: v.cpu() for n, v in join(states).items()} if states else {}
-        owners = [[row.owners, row.payer] for _, rows in self._packs for row in rows]
+        owners = [[[row.owners, row.payer] for row in rows] for _, rows in self._packs]
         firsts = {r: self._first_steps[r] for r in self._mine}
-        parts = self._group.gather_first((owners, firsts, rows))
-        if not parts:
-            return {}
+        told = self._group.gather((owners, firsts))
+        states = self._group.collect([pack.rows() for pack, _ in self._packs])
         return {
-            "owners": [row for owners, _, _ in parts for row in owners],
-            "first_steps": {r: step for _, firsts, _ in parts for r, step in firsts.items()},
-            "rows": join([rows for owners, _, rows in parts if owners]),
+            "owners": [pack for owners, _ in told for pack in owners],
+            "first_steps": {r: step for _, firsts in told for r, step in firsts.items()},
+            "rows": states,
         }
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
         self._first_steps |= state["first_steps"]
         mine = set(self._mine)
-        places = [i for i, (owners, _) in enumerate(state["owners"]) if mine & set(owners)]
-        rows = [self._row(*state["owners"][place]) for place in places]
-        self._mine = sorted(owner for row in rows for owner in row.owners)
-        state_of_rows = {n: v.to(self._group.device) for n, v in state["rows"].items()}
-        self._packs = []
-        if rows:
-            self._add(rows, select(state_of_rows, places))
+        self._mine, self._packs = [], []
+        for owners, rows in zip(state["owners"], state["rows"], strict=True):
+            places = [place for place, (each, _) in enumerate(owners) if mine & set(each)]
+            if places:
+                kept = [self._row(*owners[place]) for place in places]
+                self._mine += [owner for row in kept for owner in row.owners]
+                self._add(kept, _moved(select(rows, places), self._group.device))
 
     def kept_weights(self) -> Path | None:
         """They are a part of the state."""
@@ -274,6 +271,10 @@ def _share(plan: TrainPlan, lrs: _Table, group: Group) -> list[int]:
             mine += replicas
         placed += len(replicas)
     return sorted(mine)
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    return {name: value.to(device) for name, value in rows.items()}
 
 
 def _stack(batches: Sequence[Any]) -> Any:

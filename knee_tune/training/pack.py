@@ -59,18 +59,24 @@ class Pack:
         self._losses, self._scores = _Losses(task, self._module), _Scores(task, self._module)
         self.sums = rows[_SUMS]
         """(rows, 2) float64: training losses and what they sum over, since the last look."""
-        self.weights = {
-            name: nn.Parameter(rows[_MODEL + name]) for name, _ in self._module.named_parameters()
+        self._stored = {
+            name: nn.Parameter(_turned(rows[_MODEL + name]).contiguous())
+            for name, _ in self._module.named_parameters()
         }
         self.kept = _below(_KEPT, rows)
         """The weights that each row keeps; empty if none did yet."""
-        self._parameters = list(self.weights.values())
+        self._parameters = list(self._stored.values())
         self._before = [torch.empty_like(parameter) for parameter in self._parameters]
         self._optimizer = build_optimizer(task.recipe.optimizer, self._parameters)
-        _load_optimizer(self._optimizer, self.weights, _below(_OPTIMIZER, rows))
+        _load_optimizer(self._optimizer, self._stored, _below(_OPTIMIZER, rows))
 
     def __len__(self) -> int:
         return len(self.sums)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter, (rows, ...): views of what the optimizer moves."""
+        return {name: _turned(parameter) for name, parameter in self._stored.items()}
 
     def update(self, micro_batches: Sequence[Any], lrs: Tensor) -> None:
         """One optimizer update of every row; leaves of the batches are (rows, ...), LRs (rows,)."""
@@ -153,9 +159,9 @@ class Pack:
     def rows(self) -> Rows:
         """The state of all rows."""
         optimizer = {
-            f"{_OPTIMIZER}{name}/{key}": value if value.dim() else value.expand(len(self))
-            for name, weight in self.weights.items()
-            for key, value in self._optimizer.state[weight].items()
+            f"{_OPTIMIZER}{name}/{key}": _turned(value) if value.dim() else value.expand(len(self))
+            for name, parameter in self._stored.items()
+            for key, value in self._optimizer.state[parameter].items()
             if isinstance(value, Tensor)
         }
         model = {_MODEL + name: weight.detach() for name, weight in self.weights.items()}
@@ -201,15 +207,22 @@ def cut(rows: Rows, largest: int) -> list[Rows]:
     return [{name: chunk[i].contiguous() for name, chunk in chunks.items()} for i in range(parts)]
 
 
+def _turned(tensor: Tensor) -> Tensor:
+    """Stacked matrices the other way round, in which their gradients come: no step copies them."""
+    return tensor.mT if tensor.dim() == 3 else tensor
+
+
 def _below(prefix: str, rows: Rows) -> Rows:
     return {name[len(prefix) :]: value for name, value in rows.items() if name.startswith(prefix)}
 
 
 def _load_optimizer(
-    optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], state: Rows
+    optimizer: torch.optim.Optimizer, stored: Mapping[str, nn.Parameter], state: Rows
 ) -> None:
     """Counters of steps, which torch keeps once for all rows, are the same in every row."""
     for path, value in state.items():
         name, _, key = path.rpartition("/")
         scalar = value.dim() == 1 and key == "step"
-        optimizer.state[weights[name]][key] = value[0].clone() if scalar else value
+        optimizer.state[stored[name]][key] = (
+            value[0].clone() if scalar else _turned(value).contiguous()
+        )
