@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from knee_tune.planning.plan import Placement, Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.planning.planner import knee_schedule, train_plan
 from knee_tune.specs.recipe import Recipe
 from knee_tune.tasks.registry import task_entry
+
+if TYPE_CHECKING:
+    from knee_tune.tasks.base import Task
 
 SEED_LRS = tuple(0.005 * 1.5**i for i in range(9))
 FRACTIONS = (*(i / 10 for i in range(10)), 0.95)
@@ -72,8 +75,8 @@ def plan(folder: Path, replicas: Sequence[Replica], epochs: int, *, fused: bool)
     )
 
 
-def train(replicas: Sequence[Replica], epochs: int, *, fused: bool) -> float:
-    """Seconds that one run takes from its first step to its weights."""
+def train(data: "Task[Any]", replicas: Sequence[Replica], epochs: int, *, fused: bool) -> float:
+    """Seconds that one run takes from its first step to its weights; its data is there already."""
     from knee_tune.distributed.group import Group
     from knee_tune.distributed.protocol import Decision, Report
     from knee_tune.training.loop import TrainingRun
@@ -88,8 +91,7 @@ def train(replicas: Sequence[Replica], epochs: int, *, fused: bool) -> float:
 
     with tempfile.TemporaryDirectory() as name:
         order = plan(Path(name), replicas, epochs, fused=fused)
-        entry = task_entry(order.task)
-        task = entry.build(order.recipe, data_dir=order.data_dir, seed=order.seed)
+        task = data.with_seed(order.seed)
         began = time.perf_counter()
         TrainingRun(task, order, Group(), Nobody()).run()
         return time.perf_counter() - began
@@ -100,14 +102,17 @@ def work(load: Load, rounds: int, together: Barrier, answers: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    train(load.replicas[:2], 1, fused=True)
-    train(load.sample[:1], 1, fused=False)
+    recipe, _ = digits(load.epochs)
+    data = task_entry("digits").build(recipe.model_dump(), data_dir=Path(), seed=0)
+    data.describe()
+    train(data, load.replicas[:2], 1, fused=True)
+    train(data, load.sample[:1], 1, fused=False)
     seconds = []
     for _ in range(rounds):
         together.wait()
-        fused = train(load.replicas, load.epochs, fused=True)
+        fused = train(data, load.replicas, load.epochs, fused=True)
         together.wait()
-        alone = sum(train([each], load.epochs, fused=False) for each in load.sample)
+        alone = sum(train(data, [each], load.epochs, fused=False) for each in load.sample)
         steps = 50 * load.epochs
         seconds.append((fused / (steps * len(load.replicas)), alone / (steps * len(load.sample))))
     import resource
