@@ -21,6 +21,9 @@ from knee_tune.training.optimizer import build_optimizer, step_each
 SCORED_ROWS = 16
 """Rows that are evaluated at a time: a whole split for each of them has to fit into the cache."""
 
+SCORED_ROWS_GPU = 512
+"""The same on a GPU, which wants large ones."""
+
 _MODEL, _OPTIMIZER, _KEPT, _SUMS = "model/", "optimizer/", "kept/", "sums"
 
 Rows = dict[str, Tensor]
@@ -127,10 +130,10 @@ class Pack:
         """The mean of every metric, (rows,) float64, with these weights or the rows' own."""
         self._module.eval()
         run = vmap(self._run_scores, in_dims=(0, None), randomness="error")
-        parts = []
-        for first in range(0, len(self), SCORED_ROWS):
+        parts, at_once = [], SCORED_ROWS_GPU if self.sums.is_cuda else SCORED_ROWS
+        for first in range(0, len(self), at_once):
             some = {
-                name: weight[first : first + SCORED_ROWS]
+                name: weight[first : first + at_once]
                 for name, weight in (weights or self.weights).items()
             }
             sums: dict[str, Tensor] = {}
