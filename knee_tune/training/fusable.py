@@ -9,7 +9,7 @@ from knee_tune.distributed.group import Group
 from knee_tune.planning.plan import Placement
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
-from knee_tune.training.pack import Pack, fresh_rows
+from knee_tune.training.pack import Pack, fresh_rows, stack_batches
 
 
 def why_unfusable(task: Task[Any]) -> str:
@@ -45,9 +45,6 @@ def _try(task: FusableTask[Any]) -> None:
     rows = fresh_rows(task, [task.seed, task.seed], group.device)
     pack = Pack(task, rows, Placement())
     micro_batches = next(iter(task.train_batches(0, group)))
-    twice = [
-        torch.utils._pytree.tree_map(lambda leaf: torch.stack([leaf, leaf]), batch)
-        for batch in micro_batches
-    ]
+    twice = [stack_batches([batch, batch]) for batch in micro_batches]
     pack.update(twice, torch.zeros(2))
     pack.score([next(iter(task.eval_batches("valid", group)))])

@@ -19,7 +19,7 @@ from knee_tune.training.checkpoint import save_weights
 from knee_tune.training.evaluation import named
 from knee_tune.training.learner import Finished
 from knee_tune.training.memory import keep_freed_memory
-from knee_tune.training.pack import Pack, Rows, cut, fresh_rows, join, select
+from knee_tune.training.pack import Pack, Rows, cut, fresh_rows, join, select, stack_batches
 
 PACK_ROWS = 512
 """Rows of one pack at most: more of them gain nothing on a CPU, and cost memory."""
@@ -74,7 +74,7 @@ class FusedModels:
             self._branch(step)
         seeds = sorted({self._seeds[row.payer] for _, rows in self._packs for row in rows})
         drawn = [next(self._batches_of(seed, step)) for seed in seeds]
-        micro_batches = [_stack(parts) for parts in zip(*drawn, strict=True)]
+        micro_batches = [stack_batches(parts) for parts in zip(*drawn, strict=True)]
         place = {seed: index for index, seed in enumerate(seeds)}
         device = self._group.device
         for pack, rows in self._packs:
@@ -275,11 +275,6 @@ def _share(plan: TrainPlan, lrs: _Table, group: Group) -> list[int]:
 
 def _moved(rows: Rows, device: torch.device) -> Rows:
     return {name: value.to(device) for name, value in rows.items()}
-
-
-def _stack(batches: Sequence[Any]) -> Any:
-    """The batches of several random seeds as one: every tensor becomes (seeds, ...)."""
-    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *batches)
 
 
 def _take(batch: Any, places: torch.Tensor) -> Any:

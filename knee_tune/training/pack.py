@@ -191,6 +191,11 @@ def fresh_rows(task: FusableTask[Any], seeds: Sequence[int], device: torch.devic
     return stacked | {_SUMS: torch.zeros(len(seeds), 2, dtype=torch.float64, device=device)}
 
 
+def stack_batches(batches: Sequence[Any]) -> Any:
+    """Several batches as one: every tensor gets a first dimension with one place for each."""
+    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *batches)
+
+
 def select(rows: Rows, which: Sequence[int]) -> Rows:
     """Some rows, in that order; a row may come several times."""
     index = torch.tensor(which, dtype=torch.long, device=rows[_SUMS].device)

@@ -129,7 +129,7 @@ class SingleModel:
     def _parallel(self) -> nn.Module:
         """The model as the loss sees it; made when it first trains, its state is loaded by then."""
         if self._wrapped is None:
-            self._wrapped = _parallel(self.model, self._group)
+            self._wrapped = _among_peers(self.model, self._group)
         return self._wrapped
 
     def _scale_and_clip(self, scale: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class SingleModel:
         return cast(AbstractContextManager[None], self._parallel.no_sync())
 
 
-def _parallel(model: nn.Module, group: Group) -> nn.Module:
+def _among_peers(model: nn.Module, group: Group) -> nn.Module:
     """The model in DistributedDataParallel when there are peers.
 
     It cuts its buckets anew after the first step, unless it looks for unused parameters, and the
