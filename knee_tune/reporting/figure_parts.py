@@ -50,6 +50,33 @@ def axis(title: str, **settings: Any) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 14}, **settings}
 
 
+def slice_line(
+    fractions: Sequence[float],
+    means: Sequence[float | None],
+    errors: Sequence[float | None],
+    *,
+    label: str,
+    colour: str,
+) -> dict[str, Any]:
+    """A metric against the explore fraction at the seed LR ``label``, with standard errors."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": label,
+        "x": [100 * fraction for fraction in fractions],
+        "y": means,
+        "error_y": {
+            "type": "data",
+            "array": errors,
+            "thickness": 1,
+            "width": 2,
+            "visible": any(error is not None for error in errors),
+        },
+        "line": {"color": colour, "width": 2},
+        "hovertemplate": f"seed LR {label}, explore %{{x:.4g}}%<br>%{{y:.4g}}<extra></extra>",
+    }
+
+
 def bars(
     estimates: Sequence[Estimate | None], *, scale: float = 1.0, colour: str = ""
 ) -> dict[str, Any]:

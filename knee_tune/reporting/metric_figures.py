@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any
 
-from knee_tune.reporting.figure_parts import axis, figure, ramp
+from knee_tune.reporting.figure_parts import axis, figure, ramp, slice_line
 from knee_tune.reporting.shown import learning_rate
 from knee_tune.specs.records import StudyRecord, TrialRecord
 
@@ -59,24 +59,13 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
 def _line(trials: list[TrialRecord], metric: str, *, label: str, colour: str) -> dict[str, Any]:
     """Means over random seeds with their standard errors."""
     known = [trial for trial in trials if metric in trial.metrics]
-    errors = [_standard_error(trial, metric) for trial in known]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": label,
-        "legendgroup": label,
-        "x": [100 * trial.explore_fraction for trial in known],
-        "y": [trial.metrics[metric] for trial in known],
-        "error_y": {
-            "type": "data",
-            "array": errors,
-            "thickness": 1,
-            "width": 2,
-            "visible": any(error is not None for error in errors),
-        },
-        "line": {"color": colour, "width": 2},
-        "hovertemplate": f"seed LR {label}, explore %{{x:.4g}}%<br>%{{y:.4g}}<extra></extra>",
-    }
+    return slice_line(
+        [trial.explore_fraction for trial in known],
+        [trial.metrics[metric] for trial in known],
+        [_standard_error(trial, metric) for trial in known],
+        label=label,
+        colour=colour,
+    ) | {"legendgroup": label}
 
 
 def _standard_error(trial: TrialRecord, metric: str) -> float | None:

@@ -16,6 +16,7 @@ from knee_tune.reporting.figure_parts import (
     bars,
     figure,
     ramp,
+    slice_line,
 )
 from knee_tune.reporting.shown import learning_rate, number, percent
 from knee_tune.specs.ridge import Estimate, Ridge, Surface
@@ -149,30 +150,17 @@ def slices_figure(ridge: Ridge) -> dict[str, Any] | None:
     surface = ridge.surface
     if len(surface.explore_fractions) < 2:
         return None
-    fractions = [100 * fraction for fraction in surface.explore_fractions]
-    traces = []
-    for row, colour in enumerate(ramp(len(surface.seed_lrs))):
-        means, errors = surface.means[row], surface.errors[row]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": learning_rate(surface.seed_lrs[row]),
-                "x": fractions,
-                "y": means,
-                "error_y": {
-                    "type": "data",
-                    "array": errors,
-                    "thickness": 1,
-                    "width": 2,
-                    "visible": any(error is not None for error in errors),
-                },
-                "line": {"color": colour, "width": 2},
-                "connectgaps": True,
-                "hovertemplate": f"seed LR {learning_rate(surface.seed_lrs[row])}, explore "
-                "%{x:.4g}%<br>%{y:.4g}<extra></extra>",
-            }
+    traces = [
+        slice_line(
+            surface.explore_fractions,
+            surface.means[row],
+            surface.errors[row],
+            label=learning_rate(surface.seed_lrs[row]),
+            colour=colour,
         )
+        | {"connectgaps": True}
+        for row, colour in enumerate(ramp(len(surface.seed_lrs)))
+    ]
     low, high = _colour_range(surface)
     room = 0.06 * (high - low) or 1.0
     return figure(
