@@ -14,6 +14,7 @@ from knee_tune.schedules import (
     OneCycle,
     StepDecay,
 )
+from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.base import Spec
 
 Schedule = Annotated[
@@ -113,7 +114,26 @@ class TestPlan(TaskOrder):
     weights: Path
 
 
-Plan = Annotated[DescribePlan | TrainPlan | TestPlan, Field(discriminator="job")]
+class AnalysePlan(TaskOrder):
+    """Measure a property of finished weights."""
+
+    job: Literal["analyse"] = "analyse"
+    weights: Path
+    analysis: Analysis
+
+
+class LRRangePlan(TaskOrder):
+    """Smith's LR range test: train with an LR that grows from step to step, and record the loss."""
+
+    job: Literal["lr_range"] = "lr_range"
+    low: float = Field(gt=0, description="LR of the first step")
+    high: float = Field(gt=0, description="LR of the last step")
+    steps: int = Field(gt=1)
+
+
+Plan = Annotated[
+    DescribePlan | TrainPlan | TestPlan | AnalysePlan | LRRangePlan, Field(discriminator="job")
+]
 
 
 class TaskFacts(Spec):

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from knee_tune.specs.audit import Audit, AuditReport
 from knee_tune.specs.base import Spec
+from knee_tune.specs.compared import ComparedRun
 from knee_tune.specs.confirmation import Confirmation, Confirmed
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.steps import StepCount
@@ -155,6 +156,9 @@ class StudyRecord(Spec):
     trials: tuple[TrialRecord, ...] = ()
     spec: StudySpec
     baselines: tuple[BaselineRecord, ...] = ()
+    compared: tuple[ComparedRun, ...] = Field(
+        default=(), description="runs of the rows of ``spec.compare``, by row and seed"
+    )
     confirmation: Confirmation | None = Field(default=None, description="the newest one")
     audit: Audit = Field(default=Audit(), description="pruned trials trained to their end")
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.base import Spec
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, SearchSpace
 
@@ -23,13 +24,20 @@ StudyName = Annotated[
 ]
 
 
+PositiveEpochs = Annotated[int, Field(gt=0)]
+
+
 class ReferenceRow(Spec):
     """One row of a published table: a setting and the numbers reported for it."""
 
     schedule: Literal["knee", "step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"]
     epochs: int = Field(gt=0, description="training budget")
     seed_lr: float | None = Field(default=None, gt=0)
+    label: str = Field(default="", description="what people read; empty: made from the setting")
     explore_epochs: int | None = Field(default=None, ge=0, description="knee only")
+    boundaries: tuple[PositiveEpochs, ...] = Field(
+        default=(), description="step only: epochs after which the LR is a tenth; ascending"
+    )
     metrics: dict[str, float] = Field(description="mean values by name and split, as in test_bleu")
     std: dict[str, float] = Field(
         default_factory=dict, description="standard deviations over the runs, same names"
@@ -106,6 +114,19 @@ class StudySpec(Spec):
     )
     confirm: Confirm | None = Field(default=None, description="after the search")
     nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
+    scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="of all epochs: the budget's, warmup's and boundaries'",
+    )
+    compare: ReferenceTable | None = Field(
+        default=None,
+        description="a table whose every row is trained, instead of a search: ours beside theirs",
+    )
+    analyses: tuple[Analysis, ...] = Field(
+        default=(), description="made of every run of ``compare``"
+    )
     reference: tuple[ReferenceTable, ...] = Field(
         default=(), description="published numbers shown beside the study's own"
     )
