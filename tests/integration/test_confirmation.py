@@ -78,6 +78,7 @@ class Arithmetic:
             return Done(state="complete", result=facts.model_dump())
         if isinstance(plan, TestPlan):
             return Done(state="complete", result={"metrics": {"test_accuracy": 69.0}})
+        assert isinstance(plan, TrainPlan)
         return self._train(plan, on_report, on_progress)
 
     def _train(
