@@ -1,8 +1,9 @@
 """What makes two training runs, or the trunks of two runs, the same.
 
 A key names everything that decides the bits of a result, so what was trained under it is never
-trained again. A trunk's key leaves out the budget and the explore fraction: warmup and explore do
-not depend on them, so one trunk serves every fraction and every budget.
+trained again. A trunk's key leaves out the budget, the explore fraction and the kind of decay:
+warmup and explore do not depend on them, so one trunk serves every fraction and every budget, and
+step schedules too.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from knee_tune.planning.plan import Replica, Schedule, TaskFacts, TaskOrder
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Exploring
 
 _DECIDED_BY_THE_SCHEDULE = ("epochs", "seed_lr", "warmup_steps")
 """Fields of a recipe that training reads from its schedule."""
@@ -36,7 +37,7 @@ def trunk_key(
     order: TaskOrder,
     facts: TaskFacts,
     *,
-    schedule: Knee,
+    schedule: Exploring,
     replicas: Sequence[Replica] = (),
     steps_per_evaluation: int,
 ) -> str:
@@ -54,7 +55,7 @@ def trunk_key(
 
 
 def shared_knots(
-    schedule: Knee, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
+    schedule: Exploring, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
 ) -> tuple[int, ...]:
     """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same."""
     measured = list(evaluation_steps)

@@ -8,6 +8,7 @@ from knee_tune.planning.plan import Replica, Schedule, TaskFacts, TaskOrder, Tra
 from knee_tune.schedules import (
     Constant,
     Cosine,
+    Exploring,
     InverseSquareRoot,
     Knee,
     Linear,
@@ -98,23 +99,28 @@ def on_trunk(
     facts: TaskFacts,
     *,
     trunks: Path,
-    explore_fractions: Iterable[float],
+    explore_fractions: Iterable[float] = (),
+    others: Iterable[Schedule] = (),
 ) -> TrainPlan:
-    """``plan`` as a branch of its trunk below ``trunks``; unchanged if it is no Knee schedule, or
-    a fused run of several: their replicas share trunks among themselves.
+    """``plan`` as a branch of its trunk below ``trunks``; unchanged if its schedule never explores,
+    or if it is a fused run of several: their replicas share trunks among themselves.
 
-    The trunk's state is kept at the knees of all ``explore_fractions`` that it passes, where the
-    other branches leave it.
+    The trunk's state is kept at the knees of all ``explore_fractions``, and of the ``others`` at
+    its seed LR, that it passes: there the other branches leave it.
     """
-    knee = plan.schedule
-    if not isinstance(knee, Knee) or any(each.schedule != knee for each in plan.replicas):
+    own = plan.schedule
+    if not isinstance(own, Exploring) or any(each.schedule != own for each in plan.replicas):
         return plan
     every = plan.steps_per_evaluation
-    key = trunk_key(plan, facts, schedule=knee, replicas=plan.replicas, steps_per_evaluation=every)
-    knees = (
-        knee_schedule(recipe, facts, seed_lr=knee.seed_lr, explore_fraction=fraction).knee_step
+    key = trunk_key(plan, facts, schedule=own, replicas=plan.replicas, steps_per_evaluation=every)
+    knees = {
+        knee_schedule(recipe, facts, seed_lr=own.seed_lr, explore_fraction=fraction).knee_step
         for fraction in explore_fractions
-    )
-    knots = shared_knots(knee, knees, plan.evaluation_steps(), every=every)
+    } | {
+        other.knee_step
+        for other in others
+        if isinstance(other, Exploring) and other.seed_lr == own.seed_lr
+    }
+    knots = shared_knots(own, knees, plan.evaluation_steps(), every=every)
     trunk = TrunkPlan(key=key, folder=trunks / key, knots=knots)
     return plan.model_copy(update={"trunk": trunk})

@@ -21,7 +21,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.eviction import Knot, to_drop
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.runs.trunk_notes import StoreNote, TrunkNote, read_note, write_note
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Exploring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class TrunkStore:
     def use(self, plan: TrainPlan) -> None:
         """Note that a run is about to start from its trunk, and to add to it."""
         schedule = plan.schedule
-        if plan.trunk is None or not isinstance(schedule, Knee):
+        if plan.trunk is None or not isinstance(schedule, Exploring):
             return
         now = datetime.now(UTC)
         with self._alone():

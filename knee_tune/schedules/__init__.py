@@ -18,6 +18,9 @@ from knee_tune.schedules.baselines import (
 )
 from knee_tune.schedules.knee import Knee
 
+Exploring = Knee | StepDecay | Constant
+"""Schedules that hold their seed LR after the warmup, up to their ``knee_step``: they explore."""
+
 if TYPE_CHECKING:
     from knee_tune.schedules.torch import (
         ConstantLR,
@@ -35,6 +38,7 @@ __all__ = [
     "ConstantLR",
     "Cosine",
     "CosineLR",
+    "Exploring",
     "InverseSquareRoot",
     "InverseSquareRootLR",
     "Knee",

@@ -26,6 +26,11 @@ class Constant:
             return self.seed_lr * step / self.warmup_steps
         return self.seed_lr
 
+    @property
+    def knee_step(self) -> int:
+        """It explores to the end."""
+        return self.total_steps
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
@@ -88,6 +93,11 @@ class StepDecay:
             raise ValueError(f"boundaries must be positive and ascend, got {self.boundaries}")
         if not 0 < self.factor < 1:
             raise ValueError(f"factor must lie between 0 and 1, got {self.factor}")
+
+    @property
+    def knee_step(self) -> int:
+        """The last step before the first decay: warmup and explore together."""
+        return min((*self.boundaries, self.total_steps))
 
     def lr(self, step: int) -> float:
         """LR of update ``step`` = 1..total_steps."""

@@ -16,7 +16,7 @@ from knee_tune.planning.checkpoint_folder import (
 )
 from knee_tune.planning.keys import measured_alike
 from knee_tune.planning.plan import TrainPlan, TrunkPlan
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Exploring
 from knee_tune.training.checkpoint import save_checkpoint, sweep_drafts
 
 ABANDONED_SECONDS = 3600.0
@@ -40,7 +40,7 @@ class Trunk:
     def reaches(self, step: int) -> bool:
         """Whether the run is on its trunk at ``step``: a run of any budget would be the same."""
         plan, schedule = self._plan, self._plan.schedule
-        on_trunk = isinstance(schedule, Knee) and step <= schedule.knee_step
+        on_trunk = isinstance(schedule, Exploring) and step <= schedule.knee_step
         return on_trunk and measured_alike(
             step, plan.evaluation_steps(), every=plan.steps_per_evaluation
         )

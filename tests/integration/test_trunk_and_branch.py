@@ -22,7 +22,7 @@ from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, 
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.planning.plan import Placement, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.planning.planner import on_trunk, train_plan
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Knee, StepDecay
 from knee_tune.specs.recipe import Recipe
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import worker
@@ -242,6 +242,27 @@ def bench(tmp_path: Path, data: Path, request: pytest.FixtureRequest) -> MakeBen
 
 
 # Branches of one trunk
+
+
+def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
+    house = bench("digits")
+    knee = house.plan("knee", knee=house.epoch, knots=[house.epoch])
+    house.run(knee).result()
+    step = StepDecay(
+        seed_lr=knee.schedule.seed_lr,
+        total_steps=knee.total_steps,
+        boundaries=(house.epoch, 2 * house.epoch),
+    )
+    alone = house.plan("step-alone", knee=0).model_copy(update={"schedule": step})
+    branch = on_trunk(
+        alone.model_copy(update={"checkpoint_dir": house.home / "step"}),
+        house.recipe,
+        house.facts,
+        trunks=house.home / "trunks",
+    )
+    ran = house.run(branch)
+    assert ran.first_step == house.epoch
+    assert same(ran.result(), house.run(alone).result())
 
 
 @pytest.mark.parametrize("ranks", [1, 2], ids=["1 rank", "2 ranks"])
