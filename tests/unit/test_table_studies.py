@@ -12,6 +12,13 @@ from knee_tune.specs.study import ReferenceTable, StudySpec
 
 TABLE_16 = [name for name in available("studies") if name.startswith("table16-")]
 TABLE_15 = [name for name in available("studies") if name.startswith("table15-")]
+COMPARED = [
+    name for name in available("studies") if re.match(r"table(1|2|3|4|8|9|17|18|19|20)-", name)
+]
+"""Studies that train every row of a table."""
+
+NUMBER = re.compile(r"\d[\d.]*(?:e-\d)?")
+"""In a cell of the paper's tables, also 8e-5."""
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +38,7 @@ def papers_table(shared: Path, number: int) -> Iterator[tuple[float, ...]]:
     for line in table.splitlines()[1:]:
         if not line.startswith("|"):
             return
-        yield tuple(float(cell) for cell in re.findall(r"[\d.]+", line))
+        yield tuple(float(number) for number in NUMBER.findall(line))
 
 
 def reference(name: str, table: str) -> ReferenceTable:
@@ -40,7 +47,15 @@ def reference(name: str, table: str) -> ReferenceTable:
 
 
 def test_there_is_a_study_for_every_table() -> None:
-    assert {"table16-digits", "table16-digits-clean", "table16-breast-cancer"} == set(TABLE_16)
+    assert set(TABLE_16) == {
+        *("table16-digits", "table16-digits-clean", "table16-breast-cancer"),
+        *("table16-cifar10", "table16-cifar10-fast", "table16-cifar10-tiny"),
+    }
+    assert set(COMPARED) == {
+        *(f"table{number}-cifar10" for number in (1, 2, 3, 4, 9, 17, 18)),
+        *(f"table{number}-imagenet" for number in (8, 19, 20)),
+        "table1-cifar10-tiny",
+    }
     assert {"table15-iwslt", "table15-iwslt-sample", "table15-iwslt-demo"} == set(TABLE_15)
 
 
@@ -107,3 +122,97 @@ def test_rows_of_table_15_are_the_papers(name: str, shared: Path) -> None:
         (row.explore_epochs, row.metrics["test_bleu"], row.metrics["train_ppl"])
         for row in table.rows
     ] == list(papers_table(shared, 15))
+
+
+# Tables whose rows are trained
+
+
+def compared(name: str) -> ReferenceTable:
+    table = spec_of(name).compare
+    assert table is not None
+    return table
+
+
+def stepped(explore: int) -> tuple[float, tuple[int, ...]]:
+    """Seed LR, boundaries: ``explore`` of 200 epochs at 0.1, then half at 0.01, half at 0.001."""
+    rest = (200 - explore) // 2
+    return (0.1, (explore, explore + rest)) if explore else (0.01, (rest,))
+
+
+def numbers_of(table: ReferenceTable, *names: str) -> list[tuple[float, ...]]:
+    """Means and standard deviations of every row, in the order of the paper's columns."""
+    return [
+        tuple(
+            number
+            for name in names
+            for number in (row.metrics.get(name), row.std.get(name))
+            if number is not None
+        )
+        for row in table.rows
+    ]
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_table_study_trains_as_many_seeds_as_the_paper_at_its_budget(name: str) -> None:
+    spec, table = spec_of(name), compared(name)
+    if spec.scale == 1:
+        assert spec.recipe["epochs"] == max(row.epochs for row in table.rows)
+        assert spec.replicates == table.runs
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "metrics"),
+    [
+        ("table1-cifar10", 1, ("test_accuracy", "train_loss")),
+        ("table3-cifar10", 3, ("sharpness",)),
+        ("table4-cifar10", 4, ("fisher",)),
+    ],
+)
+def test_tables_1_3_and_4_vary_the_epochs_at_the_high_lr(
+    name: str, number: int, metrics: tuple[str, ...], shared: Path
+) -> None:
+    table = compared(name)
+    paper = list(papers_table(shared, number))
+    explored = [int(row[0]) for row in paper]
+    assert [(row.seed_lr, row.boundaries) for row in table.rows] == list(map(stepped, explored))
+    assert numbers_of(table, *metrics) == [row[1:] for row in paper]
+
+
+def test_table_2_varies_the_epochs_at_the_finer_scale(shared: Path) -> None:
+    table, paper = compared("table2-cifar10"), list(papers_table(shared, 2))
+    assert [row.boundaries for row in table.rows] == [(100, 100 + int(row[0])) for row in paper]
+    assert numbers_of(table, "test_accuracy", "train_loss", "sharpness") == [
+        row[1:] for row in paper
+    ]
+    assert [analysis.name for analysis in spec_of("table2-cifar10").analyses] == ["sharpness"]
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARED if re.match(r"table(8|9|\d\d)-", name)])
+def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
+    number = int(re.findall(r"\d+", name)[0])
+    imagenet = ("test_accuracy", "test_top5", "train_loss")
+    metrics = imagenet if name.endswith("imagenet") else ("test_accuracy", "train_loss")
+    table, paper = compared(name), list(papers_table(shared, number))
+    if number in (8, 9):  # the last column is the budget
+        assert [row.epochs for row in table.rows] == [row[-1] for row in paper]
+        paper = [row[:-1] for row in paper]
+    assert numbers_of(table, *metrics) == paper
+
+
+def test_the_tables_in_small_have_the_rows_of_tables_1_and_3() -> None:
+    small = compared("table1-cifar10-tiny").rows
+    for number, metric in ((1, "test_accuracy"), (1, "train_loss"), (3, "sharpness")):
+        for row in compared(f"table{number}-cifar10").rows:
+            (same,) = [each for each in small if each.label == row.label]
+            assert (same.seed_lr, same.boundaries) == (row.seed_lr, row.boundaries)
+            assert same.metrics[metric] == row.metrics[metric]
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_16 if "cifar10" in name])
+def test_table_16_on_cifar10_has_the_papers_seed_lrs_and_its_optima_among_its_fractions(
+    name: str,
+) -> None:
+    spec, rows = spec_of(name), reference(name, "Table 16").rows
+    assert spec.seed_lrs == tuple(row.seed_lr for row in rows)
+    tried = {round(150 * fraction, 2) for fraction in spec.explore_fractions}
+    assert {row.explore_epochs for row in rows} <= tried
