@@ -31,7 +31,7 @@ from knee_tune.planning.plan import DescribePlan, TaskFacts, TaskOrder
 from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.schedules import Knee
 from knee_tune.tasks.digits.recipe import DigitsRecipe
-from knee_tune.training.worker import run_job
+from knee_tune.worker.job import run_job
 
 SEED_LRS = tuple(0.005 * 1.5**i for i in range(9))
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(10))

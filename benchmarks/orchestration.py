@@ -27,8 +27,8 @@ from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Decision, Report
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import knee_schedule
-from knee_tune.training.worker import run_job
 from knee_tune.tuning.listeners import End, Origin, Watcher
+from knee_tune.worker.job import run_job
 
 
 class Nobody:

@@ -37,8 +37,8 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.records import Steps
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.loop import TrainingRun
-from knee_tune.training.worker import run_job
 from knee_tune.tuning.listeners import Watcher
+from knee_tune.worker.job import run_job
 
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(10))
 

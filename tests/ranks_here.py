@@ -11,7 +11,7 @@ from knee_tune.app import workshop
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, Outcome, Report
 from knee_tune.planning.plan import Plan
-from knee_tune.training.worker import run_job
+from knee_tune.worker.job import run_job
 
 
 class RanksHere:

@@ -30,7 +30,7 @@ from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
-from knee_tune.training import ENTRY
+from knee_tune.worker import ENTRY
 
 Device = Literal["auto", "cpu", "cuda"]
 

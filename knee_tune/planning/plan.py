@@ -14,11 +14,12 @@ from knee_tune.schedules import (
     OneCycle,
     StepDecay,
 )
+from knee_tune.schedules.lr_range import LRRange
 from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.base import Spec
 
 Schedule = Annotated[
-    Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant,
+    Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant | LRRange,
     Field(discriminator="name"),
 ]
 

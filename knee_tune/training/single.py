@@ -69,18 +69,23 @@ class SingleModel:
 
     def measure(self, step: int) -> dict[int, dict[str, float]]:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        loss, count = self._sums.tolist()
-        self._sums.zero_()
+        train_loss = self.take_train_loss()
         self._share_buffers()
         metrics = evaluate(self._task, self.model, self._group, split="valid", final=False)
         self._parallel.train()
         return {
             0: {
                 "lr": self._plan.schedule.lr(step),
-                "train_loss": loss / max(1.0, count),
+                "train_loss": train_loss,
                 **metrics,
             }
         }
+
+    def take_train_loss(self) -> float:
+        """The mean training loss since the last look; waits for the device."""
+        loss, count = self._sums.tolist()
+        self._sums.zero_()
+        return float(loss / max(1.0, count))
 
     def keep(self, replicas: Iterable[int]) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""

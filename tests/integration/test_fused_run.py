@@ -17,8 +17,9 @@ from knee_tune.schedules import Cosine, Knee
 from knee_tune.tasks.digits.recipe import DigitsRecipe
 from knee_tune.tasks.digits.task import DigitsTask
 from knee_tune.tasks.tabular.recipe import MlpSize
-from knee_tune.training import ENTRY, loop, worker
+from knee_tune.training import loop
 from knee_tune.training.fusable import why_unfusable
+from knee_tune.worker import ENTRY, job
 from tests.integration.runs import done
 
 STEPS = 24
@@ -63,7 +64,7 @@ def train(
     plan: TrainPlan, decide: Callable[[Report], Decision] = go_on
 ) -> tuple[Done, list[Report]]:
     line = Line(decide)
-    return done(worker.run_job(plan, Group(), line)), line.reports
+    return done(job.run_job(plan, Group(), line)), line.reports
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,10 @@ from knee_tune.planning.plan import (
 )
 from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
-from knee_tune.training import ENTRY, loop, worker
+from knee_tune.training import loop
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.training.evaluation import evaluate
+from knee_tune.worker import ENTRY, job
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 
@@ -108,7 +109,7 @@ def run(request: pytest.FixtureRequest) -> RunPlan:
             return on_report(report)
 
         if plan.placement.world_size == 1:
-            return worker.run_job(plan, Group(), DirectLine(listen)), reports
+            return job.run_job(plan, Group(), DirectLine(listen)), reports
         runner: ForkserverRunner = request.getfixturevalue("forkserver")
         outcome = runner.run(
             plan,
@@ -253,7 +254,7 @@ def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> N
     (broken.checkpoint_dir / "step-00000016" / "manifest.json").write_text("")
 
     line = DirectLine(never)
-    outcome = worker.run_job(broken, Group(), line)
+    outcome = job.run_job(broken, Group(), line)
 
     assert done(outcome).steps_trained == STEPS - 8
     (said,) = line.said
@@ -331,7 +332,7 @@ def test_ranks_must_see_the_same_checkpoints(plan: MakePlan, run: RunPlan) -> No
     run(plan(), stop_at(8))
 
     with pytest.raises(UserError, match="file system that all their machines share"):
-        worker.run_job(plan(), Elsewhere(), DirectLine(never))
+        job.run_job(plan(), Elsewhere(), DirectLine(never))
 
 
 # The arithmetic of a step
@@ -471,7 +472,7 @@ def test_a_long_evaluation_is_no_stall(plan: MakePlan, run: RunPlan) -> None:
 def test_the_entry_is_the_job() -> None:
     module, _, function = ENTRY.partition(":")
 
-    assert getattr(importlib.import_module(module), function) is worker.run_job
+    assert getattr(importlib.import_module(module), function) is job.run_job
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -501,7 +502,7 @@ def test_test(ranks: int, plan: MakePlan, run: RunPlan) -> None:
     task = task_entry("batchnorm").build(ours.recipe, data_dir=ours.data_dir, seed=0)
     model = task.build_model()
     load_model(model, weights)
-    expected = evaluate(task, model, Group(), split="test", final=True)
+    expected = evaluate(task, model, Group(), placement=order.placement, split="test", final=True)
     assert done(outcome).result == {"metrics": pytest.approx(expected, rel=1e-6)}
     assert reports == []
 

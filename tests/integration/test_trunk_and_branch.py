@@ -25,8 +25,8 @@ from knee_tune.planning.planner import on_trunk, train_plan
 from knee_tune.schedules import Knee, StepDecay
 from knee_tune.specs.recipe import Recipe
 from knee_tune.tasks.registry import TASKS, task_entry
-from knee_tune.training import worker
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
+from knee_tune.worker import job
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 
@@ -161,7 +161,7 @@ class Bench:
         """In this process for one rank; else in a real group."""
         line = Line(on_report)
         if self.ranks == 1 and self.task != "mortal":
-            return Ran(plan, worker.run_job(plan, Group(), line), line.reports, line.lines)
+            return Ran(plan, job.run_job(plan, Group(), line), line.reports, line.lines)
         outcome = self.runner().run(
             plan, on_report=line.report, on_line=line.line, on_progress=line.progress
         )

@@ -29,7 +29,6 @@ from knee_tune.runs.trunks import TrunkStore
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.training import loop
-from knee_tune.training.worker import run_job
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Origin
 from knee_tune.tuning.points import Axis
@@ -38,6 +37,7 @@ from knee_tune.tuning.samplers import make_sampler
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import open_study, study_record
 from knee_tune.tuning.trial import Search
+from knee_tune.worker.job import run_job
 from tests.recording import Recording
 
 EPOCHS, STEPS_PER_EPOCH = 3, 50

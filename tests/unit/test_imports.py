@@ -21,6 +21,8 @@ LAYERS = (
     {"distributed"},
     {"tasks"},
     {"training"},
+    {"analysis"},
+    {"worker"},
     {"runs"},
     {"tuning", "tracking", "reporting"},
     {"doctor", "pruners"},

@@ -15,17 +15,15 @@ from torch.nn import functional as F
 
 from knee_tune.distributed.group import Group
 from knee_tune.tasks.base import Split
+from knee_tune.tasks.classifier import Classifier, Examples
 from knee_tune.tasks.fusable import FusableTask
 from knee_tune.tasks.seeding import generator
 from knee_tune.tasks.tabular.recipe import TabularRecipe
 
-Examples = tuple[Tensor, Tensor]
-"""Rows (n, features) float32 and labels (n,) int64."""
-
 T = TypeVar("T", bound=TabularRecipe)
 
 
-class TabularTask(FusableTask[T]):
+class TabularTask(FusableTask[T], Classifier):
     """Classification of the rows of a table.
 
     One fixed shuffle cuts the table into ``splits``; the study's seed never moves a row from one to
@@ -104,6 +102,12 @@ class TabularTask(FusableTask[T]):
         """Summed cross-entropy and the number of examples."""
         rows, labels = batch
         return F.cross_entropy(model(rows), labels, reduction="sum"), len(labels)
+
+    def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
+        """All of it at once: scaled rows as they are, with the seed's noisy labels."""
+        rows, _ = self._scaled["train"]
+        mine = slice(group.rank, limit, group.world_size)
+        yield rows[mine].to(group.device), self._noisy_labels[mine].to(group.device)
 
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
         """All of it at once, with the true labels and nothing augmented."""

@@ -1,0 +1,1 @@
+"""The paper's analyses of a minimum, and the LR range test."""
