@@ -2,16 +2,18 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from knee_tune.app.workshop import Workshop
-from knee_tune.distributed.protocol import Decision, Report
-from knee_tune.planning.plan import Schedule
+from knee_tune.distributed.protocol import Decision, Done, Outcome, Report
+from knee_tune.planning.plan import Schedule, TrainPlan
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.runs.slots import Slots
 from knee_tune.specs.records import Evaluation, RunRecord
+from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import Attached
 from knee_tune.tuning.attributes import Attributes, extra_steps, note_extra_steps
 from knee_tune.tuning.events import Ending, RunEvents
@@ -34,6 +36,34 @@ class ExtraRun:
     label: str
     """The schedule's name, or what the run is for: by it MLflow tells such runs apart."""
     explore_fraction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedRun:
+    """A run that has just ended, in the slot that trained it."""
+
+    run: ExtraRun
+    record: RunRecord
+    steps: StepCount
+    answered: bool
+    """From its record: nothing was trained."""
+    weights: Path | None
+    """None: it is not complete."""
+    slot: int
+    on_life: Callable[[], None]
+    """To be called at every sign of life of what is done with it: an interrupt comes through."""
+
+
+class Follow(Protocol):
+    """What is done with a run when it has ended, before the next one begins in its slot."""
+
+    def __call__(self, ended: EndedRun) -> Mapping[str, float]:
+        """Further metrics of the run, for its record in MLflow."""
+        ...
+
+
+def _nothing(ended: EndedRun) -> Mapping[str, float]:
+    return {}
 
 
 class Lines(Protocol):
@@ -64,12 +94,13 @@ class TrainingFor(Protocol):
 
 
 def train_extra_runs(
-    opened: TrainingFor, watcher: Lines, runs: Sequence[ExtraRun]
+    opened: TrainingFor, watcher: Lines, runs: Sequence[ExtraRun], *, follow: Follow = _nothing
 ) -> list[RunRecord]:
     """Train ``runs``, as many at a time as there are slots; their records in the same order.
 
     One that was finished before, or is the same training as another, is answered from its record.
-    One that cannot be trained has the state "failed", one that diverges "pruned".
+    One that cannot be trained has the state "failed", one that diverges "pruned". ``follow`` is
+    called for every one, in the thread of its slot.
     KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
     """
     waiting = deque(enumerate(runs))
@@ -84,7 +115,7 @@ def train_extra_runs(
                 return
             shown = run.name if len(runs) == 1 else f"{run.name} ({index + 1} of {len(runs)})"
             training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
-            records[index] = training.run_in(slot)
+            records[index] = training.run_in(slot, follow)
 
     slots.run(work)
     return [records[index] for index in range(len(runs))]
@@ -111,7 +142,7 @@ class _Training:
         self._metric = f"valid_{opened.workshop.recipe.objective}"
         self._watched = f"valid_{opened.workshop.recipe.watched}"
 
-    def run_in(self, slot: int) -> RunRecord:
+    def run_in(self, slot: int, follow: Follow) -> RunRecord:
         """Train in that slot; whatever happens, the tracking learns how it ended."""
         opened, run = self._opened, self._run
         plan = opened.workshop.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
@@ -136,18 +167,38 @@ class _Training:
                 on_progress=lambda step: self._slots.raise_if_stopped(),
                 on_steps=lambda steps: note_extra_steps(opened.study, run.key, steps),
             )
+            ending = Ending.of(result.outcome)
+            record = self._record(plan, ending, result.steps, started=started)
+            self._attach_curves(record, total_steps=plan.total_steps)
+            self._show_end(record, answered=result.answered)
+            more = follow(
+                EndedRun(
+                    run=run,
+                    record=record,
+                    steps=result.steps,
+                    answered=result.answered,
+                    weights=_weights(result.outcome) if ending.end == "complete" else None,
+                    slot=slot,
+                    on_life=self._slots.raise_if_stopped,
+                )
+            )
         except BaseException as error:
             self._events.finished(Ending.of_exception(error))
             raise
-        ending = Ending.of(result.outcome)
-        record = RunRecord(
-            seed_lr=run.schedule.seed_lr,
+        self._events.finished(ending, **more)
+        return record
+
+    def _record(
+        self, plan: TrainPlan, ending: Ending, steps: StepCount, *, started: float
+    ) -> RunRecord:
+        return RunRecord(
+            seed_lr=plan.schedule.seed_lr,
             state=ending.end,
             value=ending.metrics.get(self._metric),
             metrics=dict(ending.metrics),
             curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),
-            steps_trained=result.steps.trained,
-            steps_reused=result.steps.reused,
+            steps_trained=steps.trained,
+            steps_reused=steps.reused,
             steps_budget=plan.total_steps,
             reason=ending.reason,
             started=started,
@@ -155,10 +206,6 @@ class _Training:
             checkpoint=str(plan.checkpoint_dir),
             seed=plan.seed,
         )
-        self._attach_curves(record, total_steps=plan.total_steps)
-        self._events.finished(ending)
-        self._show_end(record, answered=result.answered)
-        return record
 
     def _on_report(self, report: Report) -> Decision:
         self._slots.raise_if_stopped()
@@ -189,3 +236,9 @@ class _Training:
         before = " (trained before)" if answered else ""
         state = "failed" if record.state == "failed" else "done"
         self._watcher.line(f"{self._shown}: {state}{value}{reason}{before}")
+
+
+def _weights(outcome: Outcome) -> Path | None:
+    """Where a complete run left its weights."""
+    name = outcome.result.get("weights") if isinstance(outcome, Done) else None
+    return None if name is None else Path(name)

@@ -27,6 +27,8 @@ class StudyRequest:
     fuse: bool | None = None
     confirm: str | None = None
     nproc: int | None = None
+    scale: float | None = None
+    """Of all epochs: a fifth of the paper's budget is 0.2."""
     settings: tuple[str, ...] = ()
 
     def resolve(self) -> tuple[StudySpec, Recipe]:
@@ -50,4 +52,5 @@ class StudyRequest:
             fuse=self.fuse,
             confirm=self.confirm,
             nproc=self.nproc,
+            scale=self.scale,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from knee_tune.app.comparison import compare_rows
 from knee_tune.app.confirm import confirm_winner
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
@@ -54,6 +55,8 @@ class StudyStart:
     replicates: int = 1
     fused: bool = False
     """Whether they train together, as one batched model."""
+    compares: bool = False
+    """A comparison has no trials: runs of a table's rows are counted instead."""
     remarks: tuple[str, ...] = ()
     """What people should know about how this study prunes."""
 
@@ -95,9 +98,12 @@ def run_study(
         try:
             with interruptible(), watch(study_start(opened)) as watcher:
                 with LivePages(opened, on_line=watcher.line) as pages:
-                    _drive(opened, watcher, timeout=timeout, pages=pages)
-                    if _search_is_over(opened, watcher):
-                        confirm_winner(opened, watcher)
+                    if spec.compare is not None:
+                        compare_rows(opened, watcher, on_change=pages.changed)
+                    else:
+                        _drive(opened, watcher, timeout=timeout, pages=pages)
+                        if _search_is_over(opened, watcher):
+                            confirm_winner(opened, watcher)
                 if register and places.tracking_uri and study_record(opened.study).best:
                     try:
                         registered = _register(opened, watcher)
@@ -211,8 +217,14 @@ def _register(opened: OpenedStudy, watcher: Watcher) -> RegisteredModel:
 
 def study_start(opened: OpenedStudy) -> StudyStart:
     """What a watcher is told of an opened study."""
-    workshop = opened.workshop
-    counts = study_record(opened.study).counts
+    workshop, spec = opened.workshop, opened.workshop.spec
+    record = study_record(opened.study)
+    counts = record.counts
+    finished = counts.complete + counts.pruned + counts.failed
+    trials = min(spec.trials, spec.size)
+    if spec.compare is not None:
+        finished = sum(run.state != "failed" for run in record.compared)
+        trials = len(spec.compare.rows) * spec.replicates
     placement = workshop.placement()
     return StudyStart(
         name=workshop.spec.name,
@@ -220,22 +232,26 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         preset=workshop.spec.preset,
         metric=f"valid_{workshop.recipe.objective}",
         watched=f"valid_{workshop.recipe.watched}",
-        trials=min(workshop.spec.trials, workshop.spec.size),
-        finished=counts.complete + counts.pruned + counts.failed,
+        trials=trials,
+        finished=finished,
         total_steps=budget_steps(workshop.recipe, workshop.facts),
         parameters=workshop.facts.parameters,
         device=placement.device,
         world_size=placement.world_size,
         slots=workshop.options.slots,
         gpus=workshop.facts.gpus,
-        replicates=workshop.spec.replicates,
+        replicates=1 if spec.compare else spec.replicates,
         fused=opened.fused or opened.batched,
+        compares=spec.compare is not None,
         remarks=tuple(_remarks(opened)),
     )
 
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workshop.spec
+    if spec.compare is not None:
+        yield f"every row of {spec.compare.table} is trained; nothing is searched"
+        return
     if spec.trials >= spec.size:
         yield f"{spec.size} trials are every point of the search space; the study ends with them"
     if spec.goal == "ridge":

@@ -1,7 +1,7 @@
 """A workshop: a task with its recipe, and the worker groups that can train it."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.errors import UserError
 from knee_tune.planning.keys import run_key
 from knee_tune.planning.plan import (
+    AnalysePlan,
     DescribePlan,
     Placement,
     Plan,
@@ -25,14 +26,18 @@ from knee_tune.planning.plan import (
     TrainPlan,
 )
 from knee_tune.planning.planner import on_trunk, steps_per_evaluation, train_plan
+from knee_tune.planning.rows import row_schedule
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
+from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
 from knee_tune.worker import ENTRY
 
 Device = Literal["auto", "cpu", "cuda"]
+
+OnLife = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,8 @@ class Workshop:
     runner: GroupRunner
     trainer: Trainer
     facts: TaskFacts = field(repr=False)
+    rows: Sequence[Schedule] = ()
+    """What a comparison trains: its table's rows in order; empty for a search."""
 
     def placement(self, slot: int = 0) -> Placement:
         """The devices of a slot."""
@@ -119,7 +126,8 @@ class Workshop:
             self.recipe,
             self.facts,
             trunks=self.home.trunks,
-            explore_fractions=self.spec.explore_fractions,
+            explore_fractions=() if self.rows else self.spec.explore_fractions,
+            others=self.rows,
         )
 
     def solitary_plan(self, schedule: Schedule, *, log_key: str, checkpoint_dir: Path) -> TrainPlan:
@@ -135,10 +143,26 @@ class Workshop:
     def _order(self, log_key: str, *, seed: int | None = None, slot: int = 0) -> TaskOrder:
         return _order(self.home, self.spec, self.placement(slot), log_key, seed=seed)
 
-    def test(self, weights: Path, *, key: str) -> dict[str, float]:
+    def test(
+        self, weights: Path, *, key: str, slot: int = 0, on_life: OnLife = lambda: None
+    ) -> dict[str, float]:
         """Metrics of finished weights on the test split; UserError if that fails."""
-        plan = TestPlan(**dict(self._order(key)), weights=weights)
-        return dict(run_quietly(self.runner, plan)["metrics"])
+        plan = TestPlan(**dict(self._order(key, slot=slot)), weights=weights)
+        return dict(run_quietly(self.runner, plan, on_life=on_life)["metrics"])
+
+    def analyse(
+        self,
+        weights: Path,
+        analysis: Analysis,
+        *,
+        key: str,
+        slot: int = 0,
+        on_life: OnLife = lambda: None,
+    ) -> dict[str, float]:
+        """What an analysis finds of finished weights; UserError if that fails."""
+        order = self._order(key, slot=slot)
+        plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
+        return dict(run_quietly(self.runner, plan, on_life=on_life)["metrics"])
 
 
 @contextmanager
@@ -161,6 +185,7 @@ def open_workshop(
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = TaskFacts.model_validate(run_quietly(runner, DescribePlan(**dict(order))))
         limit = options.trunk_cache
+        table = spec.compare.rows if spec.compare else ()
         yield Workshop(
             home=home,
             spec=spec,
@@ -169,18 +194,24 @@ def open_workshop(
             runner=runner,
             trainer=Trainer(runner, trunks=TrunkStore(home.trunks, limit=limit) if limit else None),
             facts=facts,
+            rows=[row_schedule(row, recipe, facts, scale=spec.scale) for row in table],
         )
     finally:
         runner.close()
 
 
-def run_quietly(runner: GroupRunner, plan: Plan) -> dict[str, Any]:
-    """The result of a plan that reports nothing; UserError with the root cause if it fails."""
+def run_quietly(
+    runner: GroupRunner, plan: Plan, *, on_life: OnLife = lambda: None
+) -> dict[str, Any]:
+    """The result of a plan that reports nothing; UserError with the root cause if it fails.
+
+    ``on_life`` is called at every sign of life; what it raises ends the job and propagates.
+    """
     outcome = runner.run(
         plan,
         on_report=lambda report: Decision(stop=False),
         on_line=lambda text: None,
-        on_progress=lambda step: None,
+        on_progress=lambda step: on_life(),
     )
     if not isinstance(outcome, Done):
         raise UserError(_shown(outcome, plan))

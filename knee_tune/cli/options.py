@@ -40,6 +40,17 @@ TrunkCacheOption = Annotated[
         help="Room for trunk checkpoints in HOME/trunks, as in 500MB; 0 shares no trunks.",
     ),
 ]
+ScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        "--scale",
+        min=0.0001,
+        max=10,
+        metavar="S",
+        help="All epochs times S: the budget's, the warmup's and the boundaries'; as a study of "
+        "its own.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 DEFAULT_HOME = Path("knee-runs")

@@ -13,6 +13,7 @@ from knee_tune.cli.options import (
     Device,
     HomeOption,
     Runner,
+    ScaleOption,
     Schedule,
     StorageOption,
     TrackingOption,
@@ -60,6 +61,7 @@ def run(
             "random seeds; only a confirmed winner becomes champion.",
         ),
     ] = None,
+    scale: ScaleOption = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one trial.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Trials trained at the same time.")] = 1,
     sampler: Annotated[str | None, typer.Option(help="gp, tpe, grid or random.")] = None,
@@ -129,6 +131,7 @@ def run(
         fuse=fuse,
         confirm=confirm,
         nproc=nproc,
+        scale=scale,
         settings=tuple(settings or ()),
     )
     if schedule is None and seed_lr is not None:

@@ -36,11 +36,12 @@ def fate(state: str, reason: str) -> Text:
 def print_start(console: Console, start: "StudyStart") -> None:
     """What is about to be trained."""
     ranks = "1 rank" if start.world_size == 1 else f"{start.world_size} ranks"
-    slots = "" if start.slots == 1 else f", {start.slots} trials at a time"
+    unit = "run" if start.compares else "trial"
+    slots = "" if start.slots == 1 else f", {start.slots} {unit}s at a time"
     times = f" x {start.replicates} replicates" if start.replicates > 1 else ""
     console.print(
-        f"{start.parameters:,} parameters, {start.total_steps:,} steps{times} per trial, {ranks} "
-        f"on {start.device}{slots}; {start.finished} of {start.trials} trials done"
+        f"{start.parameters:,} parameters, {start.total_steps:,} steps{times} per {unit}, {ranks} "
+        f"on {start.device}{slots}; {start.finished} of {start.trials} {unit}s done"
     )
     for remark in start.remarks:
         console.print(remark, markup=False, soft_wrap=True)

@@ -28,7 +28,7 @@ ETA_SECONDS = 3.0
 @contextmanager
 def watching(console: Console, start: StudyStart) -> Iterator[Watcher]:
     """The right watcher for where the output goes."""
-    if not console.is_terminal:
+    if not console.is_terminal or start.compares:  # a comparison has no trials for a table
         yield PlainWatcher(console, start)
         return
     watcher = LiveWatcher(console, start)

@@ -51,22 +51,26 @@ def baseline_schedule(name: str, recipe: Recipe, facts: TaskFacts, *, seed_lr: f
     or two steps have fewer boundaries.
     """
     total = budget_steps(recipe, facts)
+    if name == "step":
+        boundaries = tuple(sorted({total // 2, total * 3 // 4} - {0}))
+        return StepDecay(seed_lr=seed_lr, total_steps=total, boundaries=boundaries)
     warmup = min(recipe.warmup_steps, total)
-    match name:
-        case "step":
-            boundaries = tuple(sorted({total // 2, total * 3 // 4} - {0}))
-            return StepDecay(seed_lr=seed_lr, total_steps=total, boundaries=boundaries)
-        case "one_cycle":
-            return OneCycle(seed_lr=seed_lr, total_steps=total)
-        case "linear":
-            return Linear(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
-        case "cosine":
-            return Cosine(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
-        case "inverse_sqrt":
-            return InverseSquareRoot(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
-        case "constant":
-            return Constant(seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
-    raise ValueError(f"no baseline schedule is called {name!r}")
+    return plain_schedule(name, seed_lr=seed_lr, total_steps=total, warmup_steps=warmup)
+
+
+def plain_schedule(name: str, *, seed_lr: float, total_steps: int, warmup_steps: int) -> Schedule:
+    """A schedule that its seed LR, budget and warmup say everything of; one-cycle has its own."""
+    if name == "one_cycle":
+        return OneCycle(seed_lr=seed_lr, total_steps=total_steps)
+    shapes: dict[str, type[Linear | Cosine | InverseSquareRoot | Constant]] = {
+        "linear": Linear,
+        "cosine": Cosine,
+        "inverse_sqrt": InverseSquareRoot,
+        "constant": Constant,
+    }
+    if name not in shapes:
+        raise ValueError(f"no baseline schedule is called {name!r}")
+    return shapes[name](seed_lr=seed_lr, total_steps=total_steps, warmup_steps=warmup_steps)
 
 
 def steps_per_evaluation(recipe: Recipe, facts: TaskFacts) -> int:

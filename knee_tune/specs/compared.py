@@ -19,5 +19,8 @@ class ComparedRun(Spec):
         "analyses found: sharpness, fisher",
     )
     steps: StepCount = StepCount()
-    seconds: float = Field(default=0.0, ge=0)
+    budget: int = Field(default=0, ge=0, description="steps of its schedule")
+    answered: bool = Field(default=False, description="by the record of the same run")
+    started: float | None = Field(default=None, description="seconds since 1970, UTC")
+    seconds: float = Field(default=0.0, ge=0, description="of training")
     checkpoint: str | None = None

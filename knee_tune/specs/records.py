@@ -204,21 +204,31 @@ class StudyRecord(Spec):
     def steps(self) -> Steps:
         """Steps trained, and steps that independent unpruned trials would have taken."""
         finished = [trial for trial in self.trials if trial.state in ("complete", "pruned")]
+        rows = [run for run in self.compared if run.state != "failed"]
         return Steps(
-            trained=sum(trial.steps_trained for trial in self.trials),
-            independent=sum(trial.steps_budget for trial in finished),
-            reused=sum(trial.steps_reused for trial in finished),
-            pruned=sum(trial.steps_pruned for trial in finished),
-            recorded=sum(trial.steps_recorded for trial in finished),
+            trained=sum(trial.steps_trained for trial in self.trials)
+            + sum(run.steps.trained for run in self.compared),
+            independent=sum(trial.steps_budget for trial in finished)
+            + sum(run.budget for run in rows),
+            reused=sum(trial.steps_reused for trial in finished)
+            + sum(run.steps.reused for run in rows),
+            pruned=sum(trial.steps_pruned for trial in finished)
+            + sum(run.budget - run.steps.reached for run in rows),
+            recorded=sum(trial.steps_recorded for trial in finished)
+            + sum(run.steps.reused for run in rows if run.answered),
         )
 
     @property
     def seconds(self) -> float:
-        """Time during which trials were trained, whatever commands did it; pauses do not count."""
+        """Time during which trials were trained, whatever commands did it; pauses do not count.
+
+        In a comparison, its runs.
+        """
+        runs: list[TrialRecord | ComparedRun] = [*self.trials, *self.compared]
         spans = (
-            (trial.started, trial.started + trial.seconds)
-            for trial in self.trials
-            if trial.started is not None and trial.seconds is not None
+            (run.started, run.started + run.seconds)
+            for run in runs
+            if run.started is not None and run.seconds is not None
         )
         total, reached = 0.0, float("-inf")
         for start, end in sorted(spans):

@@ -14,6 +14,7 @@ from knee_tune.specs.base import Spec
 from knee_tune.specs.overrides import Override, layer_of, merge, origin_of, parse_override
 from knee_tune.specs.problems import Place, Problem, check, refuse
 from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.scaling import refuse_searching, scaled, scaled_name
 from knee_tune.specs.space import SearchSpace
 from knee_tune.specs.strict_yaml import Document, FieldPath
 from knee_tune.specs.study import StudySpec
@@ -56,6 +57,7 @@ def resolve_study(
     fuse: bool | None = None,
     confirm: str | None = None,
     nproc: int | None = None,
+    scale: float | None = None,
 ) -> tuple[StudySpec, Recipe]:
     """The study that files and options describe, and its typed recipe.
 
@@ -74,6 +76,7 @@ def resolve_study(
         "--fuse": ("fuse", fuse),
         "--confirm": ("confirm", confirm),
         "--nproc": ("nproc", nproc),
+        "--scale": ("scale", scale),
     }
     overrides = [parse_override(text) for text in settings] + [
         Override(label=f"{flag} {value}", path=(field,), value=value)
@@ -99,9 +102,13 @@ def resolve_study(
     if study_file is not None:
         _validated(described, recipes, space, in_study)
     study, recipe = _validated(merge(described, asked), recipes, space, in_options)
-    if study.sampler == "grid" and "trials" not in {**written, **asked}:
+    if study.compare is not None:
+        refuse_searching(written, in_study)
+        refuse_searching(asked, in_options, recipe=("epochs",))
+    elif study.sampler == "grid" and "trials" not in {**written, **asked}:
         study = study.model_copy(update={"trials": study.size})
-    return study, recipe
+    named = "name" in asked or study.scale == described.get("scale", 1.0)
+    return scaled(study, recipe, name=study.name if named else scaled_name(study.name, study.scale))
 
 
 def read_space(file: Document, recipe_type: Callable[[str], type[Recipe]]) -> SpaceFile:

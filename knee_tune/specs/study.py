@@ -1,5 +1,6 @@
 """The resolved description of one study: everything that decides what it searches and trains."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -11,6 +12,9 @@ from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, SearchSpace
 Sampler = Literal["gp", "tpe", "grid", "random"]
 Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 Goal = Literal["best", "ridge"]
+
+SEARCHING = ("trials", "sampler", "pruner", "goal", "confirm", "space")
+"""Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
 """Distance from a study's seed to those that confirm its winner: never used in a search."""
@@ -44,13 +48,46 @@ class ReferenceRow(Spec):
     )
 
     @model_validator(mode="after")
-    def _explore_fits(self) -> Self:
-        if self.explore_epochs is not None and self.explore_epochs > self.epochs:
-            raise ValueError(f"explore_epochs must not exceed epochs={self.epochs}")
+    def _phases_fit(self) -> Self:
+        if self.explore_epochs is not None:
+            if self.schedule != "knee":
+                raise ValueError(f"explore_epochs: only knee has them, this is {self.schedule}")
+            if self.explore_epochs > self.epochs:
+                raise ValueError(f"explore_epochs must not exceed epochs={self.epochs}")
+        if self.boundaries:
+            if self.schedule != "step":
+                raise ValueError(f"boundaries: only step has them, this is {self.schedule}")
+            bounds = (*self.boundaries, self.epochs)
+            if any(left >= right for left, right in pairwise(bounds)):
+                raise ValueError(f"boundaries must ascend and lie below epochs={self.epochs}")
         unknown = self.std.keys() - self.metrics.keys()
         if unknown:
             raise ValueError(f"std without a mean in metrics: {', '.join(sorted(unknown))}")
         return self
+
+    @property
+    def setting(self) -> str:
+        """``step 0.1, boundaries 100, 150 of 200 epochs``, in the table's own epochs."""
+        lr = "" if self.seed_lr is None else f" {self.seed_lr:g}"
+        phases = ""
+        if self.explore_epochs is not None:
+            phases = f"explore {self.explore_epochs} of "
+        elif self.boundaries:
+            phases = f"boundaries {', '.join(map(str, self.boundaries))} of "
+        return f"{self.schedule}{lr}, {phases}{self.epochs} epochs"
+
+    @property
+    def shown(self) -> str:
+        """What people read: its label, or else its setting."""
+        return self.label or self.setting
+
+    @property
+    def untrainable(self) -> str:
+        """What is missing before it could be trained; empty if nothing is."""
+        needed = {"seed_lr": self.seed_lr is None}
+        needed["explore_epochs"] = self.schedule == "knee" and self.explore_epochs is None
+        needed["boundaries"] = self.schedule == "step" and not self.boundaries
+        return " and ".join(name for name, missing in needed.items() if missing)
 
 
 class ReferenceTable(Spec):
@@ -138,9 +175,32 @@ class StudySpec(Spec):
             raise ValueError("pruning would bias the ridge: use none with goal ridge")
         return pruner
 
+    @field_validator("compare")
+    @classmethod
+    def _rows_can_be_trained(cls, table: ReferenceTable | None) -> ReferenceTable | None:
+        for number, row in enumerate(table.rows if table else (), start=1):
+            if row.untrainable:
+                raise ValueError(
+                    f"row {number} ({row.shown}) has no {row.untrainable}: it cannot be trained"
+                )
+        return table
+
+    @field_validator("analyses")
+    @classmethod
+    def _of_compared_runs(
+        cls, analyses: tuple[Analysis, ...], info: ValidationInfo
+    ) -> tuple[Analysis, ...]:
+        if analyses and info.data.get("compare") is None:
+            raise ValueError("they are made of the runs of compare, and this study has none")
+        if len({each.name for each in analyses}) < len(analyses):
+            raise ValueError("each can be made once: one is named twice")
+        return analyses
+
     @property
     def acting_pruner(self) -> Pruner:
-        """The pruner that was chosen, or the goal's own."""
+        """The pruner that was chosen, or the goal's own; a comparison prunes nothing."""
+        if self.compare is not None:
+            return "none"
         return self.pruner or ("none" if self.goal == "ridge" else "knee")
 
     @property
@@ -158,9 +218,9 @@ class StudySpec(Spec):
     def tries_default(self) -> bool:
         """Whether the paper's default is a point of the search, and its first trial.
 
-        A grid is exactly the search space's own.
+        A grid is exactly the search space's own, and a comparison has no trials.
         """
-        return self.sampler != "grid"
+        return self.sampler != "grid" and self.compare is None
 
     @property
     def seed_lrs(self) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import optuna
 
 from knee_tune.specs.audit import Audit, AuditedTrial
+from knee_tune.specs.compared import ComparedRun
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.steps import StepCount
 
@@ -13,6 +14,9 @@ CONFIRMATION = "confirmation"
 
 AUDIT_PREFIX = "audit:"
 """Study attributes with the audited trials, one each: two audits at a time lose nothing."""
+
+COMPARED_PREFIX = "compared:"
+"""Study attributes with the runs of a comparison, one for every row and random seed."""
 
 STEPS_PREFIX = "steps:"
 """Study attributes that count the steps of runs outside the search."""
@@ -66,3 +70,18 @@ def known_audit(study: optuna.Study) -> Audit:
         if name.startswith(AUDIT_PREFIX)
     )
     return Audit(trials=tuple(sorted(kept, key=lambda trial: trial.number)))
+
+
+def record_compared(study: Attributes, run: ComparedRun) -> None:
+    """Keep what is known of a row trained with a random seed; it replaces what was known before."""
+    study.set_user_attr(f"{COMPARED_PREFIX}{run.row}:{run.seed}", run.model_dump(mode="json"))
+
+
+def known_compared(study: Attributes) -> tuple[ComparedRun, ...]:
+    """Every run of a comparison that has ended, by row and random seed."""
+    kept = (
+        ComparedRun.model_validate(value)
+        for name, value in study.user_attrs.items()
+        if name.startswith(COMPARED_PREFIX)
+    )
+    return tuple(sorted(kept, key=lambda run: (run.row, run.seed)))

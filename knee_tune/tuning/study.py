@@ -23,7 +23,7 @@ from knee_tune.specs.records import (
 )
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.study import StudySpec
-from knee_tune.tuning.attributes import known_audit, known_confirmation
+from knee_tune.tuning.attributes import known_audit, known_compared, known_confirmation
 from knee_tune.tuning.pruners.alignment import locate
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import KILLED, current, key_of
@@ -35,8 +35,14 @@ Study = optuna.Study
 MAKER_PATIENCE = 10.0
 """Seconds for another driver to furnish a study it has just made."""
 
-FIXED_FIELDS = ("task", "recipe", "seed", "nproc", "replicates", "fuse")
+FIXED_FIELDS = (
+    *("task", "recipe", "seed", "nproc", "replicates", "fuse"),
+    *("scale", "compare", "analyses"),
+)
 """What may not change while a study lives: its trials would no longer be comparable."""
+
+LONGEST_DIFFERENCE = 120
+"""Characters of two values that one line has room for; a table's rows are longer."""
 
 PARAMETERS = ("seed_lr", "explore_fraction")
 """What is searched."""
@@ -160,6 +166,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
             for name, value in attrs.items()
             if name.startswith(BASELINE_PREFIX)
         ),
+        compared=known_compared(study),
         confirmation=known_confirmation(study),
         audit=known_audit(study),
     )
@@ -227,9 +234,11 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     for field in FIXED_FIELDS:
         for path, was, now in _differences(field, before[field], after[field]):
+            differs = f"{path}={json.dumps(was)}, not {json.dumps(now)}"
+            if len(differs) > LONGEST_DIFFERENCE:
+                differs = f"other {path}"
             raise UserError(
-                f"study {new.name}: it was made with {path}={json.dumps(was)}, not "
-                f"{json.dumps(now)}; choose another --study-name"
+                f"study {new.name}: it was made with {differs}; choose another --study-name"
             )
 
 
