@@ -1,6 +1,7 @@
 """Commands around the studies: prepare data, look at the machine."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,24 +16,29 @@ class PreparedSet(Protocol):
 
     folder: Path
     name: str
-    pairs: Mapping[str, int]
-    vocabulary: Mapping[str, int]
-    dropped: int
     seconds: float
     reused: bool
     warnings: Sequence[str]
+
+    def contents(self) -> str:
+        """What is in it, in a few words."""
 
 
 def prepare_data(task: str, home: Home, options: Mapping[str, Any]) -> PreparedSet:
     """Prepare a task's data below ``home.data``.
 
-    UserError for a task that needs no preparation, and for whatever is wrong with the input.
+    UserError for a task that needs no preparation, for an ``option`` that is given (not None) but
+    not this task's, and for whatever is wrong with the input.
     """
     prepare = task_entry(task).load_prepare()
     if prepare is None:
         known = ", ".join(name for name, entry in TASKS.items() if entry.prepare)
         raise UserError(f"data prepare {task}: it needs no preparation; those that do: {known}")
-    prepared: PreparedSet = prepare(data_root=home.data, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - signature(prepare).parameters.keys():
+        option = "--" + name.replace("_", "-")
+        raise UserError(f"data prepare {task}: {option} is no option of this task; leave it out")
+    prepared: PreparedSet = prepare(data_root=home.data, **given)
     return prepared
 
 

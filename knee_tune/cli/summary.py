@@ -144,18 +144,14 @@ def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
             console.print(f"  {preset}{default}: {description}")
 
 
-def print_prepared(console: Console, prepared: "PreparedSet") -> None:
+def print_prepared(console: Console, prepared: "PreparedSet", *, task: str) -> None:
     """What the set holds and how to train on it."""
     done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
-    pairs = ", ".join(f"{count:,} {split}" for split, count in prepared.pairs.items())
-    words = ", ".join(f"{count:,} {language}" for language, count in prepared.vocabulary.items())
-    console.print(f"[bold]{prepared.name}[/] {done}: {pairs} pairs; vocabulary {words}")
-    if prepared.dropped:
-        console.print(f"{prepared.dropped:,} training pairs left out by cleaning")
+    console.print(f"[bold]{prepared.name}[/] {done}: {prepared.contents()}")
     for warning in prepared.warnings:
         console.print(warning, style="yellow", markup=False, soft_wrap=True)
     console.print(f"in {prepared.folder}", soft_wrap=True)
-    console.print(f"train on it: knee-tune run --task iwslt --set recipe.data={prepared.name}")
+    console.print(f"train on it: knee-tune run --task {task} --set recipe.data={prepared.name}")
 
 
 def print_checks(console: Console, checks: "Sequence[Check]") -> None:

@@ -19,19 +19,20 @@ from knee_tune.cli.options import (
 
 
 def prepare(
-    task: Annotated[str, typer.Argument(help="Task whose data is prepared, as in iwslt.")],
+    task: Annotated[str, typer.Argument(help="Task whose data is prepared: iwslt or cifar10.")],
     from_path: Annotated[
         Path | None,
         typer.Option(
             "--from",
-            help="Folder or archive with the corpus. (default: downloaded where it is published)",
+            help="Folder or archive with the corpus; folder, archive or .npz file with the images. "
+            "(default: downloaded where it is published)",
         ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the prepared set, for recipe.data.")
     ] = None,
-    source: Annotated[str, typer.Option(help="Source language.")] = "de",
-    target: Annotated[str, typer.Option(help="Target language.")] = "en",
+    source: Annotated[str | None, typer.Option(help="Source language. (default: de)")] = None,
+    target: Annotated[str | None, typer.Option(help="Target language. (default: en)")] = None,
     kind: Annotated[
         TextKind | None, typer.Option(help="What the text is, if its names do not tell.")
     ] = None,
@@ -52,7 +53,7 @@ def prepare(
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Download, tokenize, clean, split, BPE and binarize a corpus."""
+    """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images."""
     from knee_tune.app.home import Home
     from knee_tune.app.upkeep import prepare_data
     from knee_tune.cli.summary import print_prepared
@@ -68,7 +69,7 @@ def prepare(
         "test_prefix": test_prefix,
         "bpe_codes": bpe_codes,
         "codes": codes,
-        "joint_dictionary": joint_dictionary,
+        "joint_dictionary": joint_dictionary or None,
         "force": force,
     }
     console = Console(highlight=False)
@@ -83,7 +84,7 @@ def prepare(
     if json:
         typer.echo(json_module.dumps(vars(prepared), default=str))
     else:
-        print_prepared(console, prepared)
+        print_prepared(console, prepared, task=task)
 
 
 def doctor(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knee_tune.distributed.group import Group
@@ -71,8 +72,11 @@ class Task(ABC, Generic[R]):
         """
 
     @abstractmethod
-    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
-        """Answers to raw inputs (sentences, images), for the registered model."""
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[Any] | NDArray[Any]:
+        """One answer per raw input (sentence, image), for the registered model.
+
+        Answers that are numbers of one shape, as class scores are, may be an array (n, ...).
+        """
 
     def assets(self) -> dict[str, Path]:
         """Files below ``data_dir`` (by relative name) that ``predict`` needs."""

@@ -80,6 +80,18 @@ TASKS: Mapping[str, TaskEntry] = {
         prepare="knee_tune.tasks.translation.prepare:prepare",
         extra="translation",
     ),
+    "cifar10": TaskEntry(
+        recipe="knee_tune.tasks.vision.cifar10.recipe:Cifar10Recipe",
+        task="knee_tune.tasks.vision.cifar10.task:Cifar10Task",
+        prepare="knee_tune.tasks.vision.cifar10.prepare:prepare",
+        extra="vision",
+    ),
+    "imagenet": TaskEntry(
+        recipe="knee_tune.tasks.vision.imagenet.recipe:ImageNetRecipe",
+        task="knee_tune.tasks.vision.imagenet.task:ImageNetTask",
+        prepare="knee_tune.tasks.vision.imagenet.prepare:prepare",
+        extra="vision",
+    ),
 }
 
 

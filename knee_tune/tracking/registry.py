@@ -168,7 +168,8 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
             run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
         ),
     )
-    if list(mlflow.pyfunc.load_model(str(folder)).predict(example)) != answers:
+    served_answers = mlflow.pyfunc.load_model(str(folder)).predict(example)
+    if not np.array_equal(np.asarray(served_answers), np.asarray(answers)):
         raise UserError(
             f"{model.weights}: the model of {model.task} saved from it does not answer as the "
             "trained one; report this with the trial's recipe"

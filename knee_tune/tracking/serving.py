@@ -1,8 +1,9 @@
 """The registered model, as code that travels with it: MLflow runs this file to load the model.
 
 No pickle: the weights are safetensors, everything else is JSON and the task's own asset files.
-Input is a list of raw inputs (sentences), a 2-D array with one example per row (images), or a data
-frame: one column of inputs, or one column per number. Output is a list with one answer per input.
+Input is a list of raw inputs (sentences), an array (n, ...) of rows or images, or a data frame: one
+column of inputs, or one column per number. Output is a list with one answer per input, or an array
+(n, ...) of them (class scores).
 """
 
 import json
@@ -15,6 +16,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from numpy.typing import NDArray
 from safetensors.torch import load_model
 
 from knee_tune.tasks.registry import task_entry
@@ -48,7 +50,7 @@ class ServedTask(PythonModel):
         context: PythonModelContext | None,
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
-    ) -> list[Any]:
+    ) -> list[Any] | NDArray[Any]:
         """One answer per input."""
         with torch.inference_mode():
             return self._task.predict(self._model, inputs_of(model_input))

@@ -1,24 +1,16 @@
-"""Putting a prepared set together: all files into a new folder, which then takes its name."""
+"""Putting a prepared set together: the files of a folder that is still without its name."""
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
+from knee_tune.tasks.prepared_folder import MANIFEST, record_files
 from knee_tune.tasks.translation.binarize import UNKNOWN, Vocabulary, binarize, read_binarized
 from knee_tune.tasks.translation.bpe import Bpe
 from knee_tune.tasks.translation.corpus import Corpus
-from knee_tune.tasks.translation.manifest import (
-    CODES,
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    record_files,
-    write_manifest,
-)
+from knee_tune.tasks.translation.manifest import CODES, Manifest, read_manifest, write_manifest
 from knee_tune.tasks.translation.text import Progress, silent
 
 Text = tuple[list[str], list[str]]
@@ -43,21 +35,6 @@ def finished(folder: Path, request: Mapping[str, Any], *, force: bool = False) -
             "choose another --name, or replace it with --force"
         )
     return manifest
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill: it replaces ``folder`` if the block ends well and is gone otherwise."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.manifest import checksum
+from knee_tune.tasks.prepared_folder import checksum
 from knee_tune.tasks.translation.text import Progress, silent
 
 BLOCK = 1 << 18

@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from knee_tune.tasks.translation.assemble import Text, finished, new_folder, write_text
+from knee_tune.tasks.prepared_folder import new_folder
+from knee_tune.tasks.translation.assemble import Text, finished, write_text
 from knee_tune.tasks.translation.bpe import Bpe
 from knee_tune.tasks.translation.lexicon import (
     ADJECTIVES,

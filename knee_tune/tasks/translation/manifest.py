@@ -3,26 +3,18 @@
 It is written last, so a folder without one was never finished.
 """
 
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
+from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord
 
-MANIFEST = "manifest.json"
 CODES = "bpe.codes"
 DEMO = "demo.de-en"
 """The set that needs no download: it is generated, on first use."""
 
 _AGAIN = "run 'knee-tune data prepare ... --force', or remove the folder to have the demo made anew"
-
-
-class FileRecord(Spec):
-    """Size and checksum of one file."""
-
-    bytes: int
-    sha256: str
 
 
 class Manifest(Spec):
@@ -54,22 +46,6 @@ class Manifest(Spec):
     """Changes whenever any file of the set does; independent of where it lies."""
 
 
-def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
-    """Every file in ``folder`` (but the manifest) with its checksum, and the fingerprint of all."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST:
-            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=checksum(path))
-    listing = "".join(f"{record.sha256}  {name}\n" for name, record in files.items())
-    return files, sha256(listing.encode()).hexdigest()
-
-
-def checksum(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as stream:
-        return file_digest(stream, algorithm).hexdigest()
-
-
 def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     """The manifest of the set in ``folder``; UserError if there is no finished set.
 
@@ -88,11 +64,7 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
         raise UserError(f"{path}: damaged or of another version; {_AGAIN}") from None
     for name, record in manifest.files.items() if verify else ():
         file = folder / name
-        if (
-            not file.is_file()
-            or file.stat().st_size != record.bytes
-            or checksum(file) != record.sha256
-        ):
+        if not record.describes(file):
             raise UserError(f"{file}: missing or changed since it was prepared; {_AGAIN}")
     return manifest
 

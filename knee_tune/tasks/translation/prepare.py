@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
+from knee_tune.tasks.prepared_folder import checksum, new_folder
 from knee_tune.tasks.translation.assemble import (
     Text,
     copy_binarized,
     finished,
-    new_folder,
     write_text,
 )
 from knee_tune.tasks.translation.bpe import Bpe
@@ -33,7 +33,7 @@ from knee_tune.tasks.translation.corpus import (
     split_off,
 )
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download
-from knee_tune.tasks.translation.manifest import Manifest, checksum
+from knee_tune.tasks.translation.manifest import Manifest
 from knee_tune.tasks.translation.text import Cleaning, Progress, silent, tokenize_lines
 
 MERGES = 10_000
@@ -66,6 +66,13 @@ class Prepared:
     reused: bool
     """The set was there already."""
     warnings: tuple[str, ...] = ()
+
+    def contents(self) -> str:
+        """What is in it, in a few words."""
+        pairs = ", ".join(f"{count:,} {split}" for split, count in self.pairs.items())
+        words = ", ".join(f"{count:,} {language}" for language, count in self.vocabulary.items())
+        left_out = f"; {self.dropped:,} training pairs left out by cleaning" if self.dropped else ""
+        return f"{pairs} pairs; vocabulary {words}{left_out}"
 
 
 def prepare(

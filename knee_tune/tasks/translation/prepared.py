@@ -5,7 +5,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.manifest import DEMO, MANIFEST, Manifest, read_manifest
+from knee_tune.tasks.prepared_folder import MANIFEST
+from knee_tune.tasks.translation.manifest import DEMO, Manifest, read_manifest
 
 
 def find_prepared(data_dir: Path, name: str) -> tuple[Path, Manifest]:

@@ -1,0 +1,57 @@
+"""A folder of prepared data: written whole or not at all, and known by its files' checksums."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from knee_tune.specs.base import Spec
+
+MANIFEST = "manifest.json"
+"""Written last, so a folder without one was never finished."""
+
+
+class FileRecord(Spec):
+    """Size and checksum of one file."""
+
+    bytes: int
+    sha256: str
+
+    def describes(self, path: Path) -> bool:
+        """Whether the file at ``path`` is there and still what it was."""
+        return (
+            path.is_file() and path.stat().st_size == self.bytes and checksum(path) == self.sha256
+        )
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as stream:
+        return file_digest(stream, algorithm).hexdigest()
+
+
+def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
+    """Every file in ``folder`` (but the manifest) with its checksum, and the fingerprint of all."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST:
+            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=checksum(path))
+    listing = "".join(f"{record.sha256}  {name}\n" for name, record in files.items())
+    return files, sha256(listing.encode()).hexdigest()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill: it replaces ``folder`` if the block ends well and is gone otherwise."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,53 @@
+"""What tasks on images have in common: their loss, their scores, and how they are evaluated."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from knee_tune.distributed.group import Group
+from knee_tune.specs.recipe import Recipe
+from knee_tune.tasks.base import Split, Task
+from knee_tune.tasks.classifier import Classifier, Examples
+
+T = TypeVar("T", bound=Recipe)
+
+
+class ImageClassifier(Task[T], Classifier):
+    """Images (n, 3, height, width) float32, channels last in memory, and labels (n,) int64."""
+
+    @abstractmethod
+    def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
+        """This rank's part of ``split``, on ``group.device``, with nothing augmented."""
+
+    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
+        """Summed cross-entropy and the number of images."""
+        images, labels = batch
+        return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
+
+    def score(self, scores: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Every metric summed over a batch of class scores (n, classes)."""
+        return {
+            "loss": F.cross_entropy(scores, labels, reduction="sum"),
+            "accuracy": 100 * (scores.argmax(1) == labels).sum(),
+        }
+
+    def evaluate(
+        self, model: nn.Module, group: Group, *, split: Split, final: bool
+    ) -> Mapping[str, float]:
+        """The mean of every metric over the split; waits for the device once, at the end."""
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for images, labels in self.eval_batches(split, group):
+            for name, value in self.score(model(images), labels).items():
+                totals[name] = totals.get(name, 0) + value.double()
+            count += len(labels)
+            group.alive()
+        sums = (
+            torch.stack([*totals.values()]).tolist() if totals else [0.0] * len(self.recipe.metrics)
+        )
+        *values, images_seen = group.sum([*sums, count])
+        return dict(zip(totals, (value / images_seen for value in values), strict=True))

@@ -1,0 +1,101 @@
+"""A prepared set of small images: one uint8 file, mapped into memory, and a manifest.
+
+``<data>/<name>/{images.npy, labels.npy, manifest.json}``: all images (n, side, side, 3) and labels
+(n,), the training images first, in the order they were published in.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knee_tune.errors import UserError
+from knee_tune.specs.base import Spec
+from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, new_folder, record_files
+
+IMAGES, LABELS = "images.npy", "labels.npy"
+
+Pixels = NDArray[np.uint8]
+"""Images (n, side, side, 3), red first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Training and test images, labels (n,) uint8 counted from 0."""
+
+    train: Pixels
+    train_labels: NDArray[np.uint8]
+    test: Pixels
+    test_labels: NDArray[np.uint8]
+
+
+class ImageManifest(Spec):
+    """What a prepared set of images is and where it came from."""
+
+    format: int = 1
+    name: str
+    origin: str
+    """The file or folder it was made from, or who publishes it."""
+    images: dict[str, int]
+    """By split: "train" and "test"."""
+    files: dict[str, FileRecord]
+    fingerprint: str
+    """Changes whenever any file of the set does; independent of where it lies."""
+
+
+def write_images(folder: Path, images: Images, *, origin: str) -> ImageManifest:
+    """Make ``folder`` the prepared set of these images; it appears whole or not at all."""
+    with new_folder(folder) as partial:
+        pixels = np.lib.format.open_memmap(
+            partial / IMAGES,
+            mode="w+",
+            dtype=np.uint8,
+            shape=(len(images.train) + len(images.test), *images.train.shape[1:]),
+        )
+        pixels[: len(images.train)] = images.train
+        pixels[len(images.train) :] = images.test
+        pixels.flush()
+        np.save(partial / LABELS, np.concatenate([images.train_labels, images.test_labels]))
+        files, fingerprint = record_files(partial)
+        manifest = ImageManifest(
+            name=folder.name,
+            origin=origin,
+            images={"train": len(images.train), "test": len(images.test)},
+            files=files,
+            fingerprint=fingerprint,
+        )
+        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path, *, task: str, verify: bool = False) -> ImageManifest:
+    """The manifest of the set in ``folder``; UserError if there is no finished set.
+
+    ``verify`` looks at the files too: UserError if one is missing or not as it was prepared.
+    """
+    again = f"run 'knee-tune data prepare {task} ... --force'"
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = ImageManifest.model_validate_json(text)
+    except FileNotFoundError:
+        raise UserError(
+            f"recipe.data={folder.name}: no prepared images in {folder}; run 'knee-tune data "
+            f"prepare {task}', which downloads them, or with --from FILE.npz|DIR where there is "
+            "no network"
+        ) from None
+    except ValueError:
+        raise UserError(f"{folder / MANIFEST}: damaged or of another version; {again}") from None
+    for name, record in manifest.files.items() if verify else ():
+        if not record.describes(folder / name):
+            raise UserError(f"{folder / name}: missing or changed since it was prepared; {again}")
+    return manifest
+
+
+def map_images(folder: Path, manifest: ImageManifest) -> Images:
+    """The images of a set, read from disk where they are touched."""
+    pixels, labels = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, LABELS))
+    cut = manifest.images["train"]
+    return Images(
+        train=pixels[:cut], train_labels=labels[:cut], test=pixels[cut:], test_labels=labels[cut:]
+    )
