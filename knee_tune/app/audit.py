@@ -96,6 +96,7 @@ def _placed_as(study: Study, number: int, options: AuditOptions) -> GroupOptions
         nproc=before.world_size,
         device=before.device,
         amp=before.amp,
+        compile=before.compile,
         slots=options.slots,
         stall_timeout=before.stall_timeout,
         trunk_cache=options.trunk_cache,

@@ -130,7 +130,9 @@ def replay(
     recorded = TrainPlan.model_validate(study.trials[trial.number].user_attrs["plan"])
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     before = recorded.placement
-    options = GroupOptions(nproc=before.world_size, device=before.device, amp=before.amp)
+    options = GroupOptions(
+        nproc=before.world_size, device=before.device, amp=before.amp, compile=before.compile
+    )
 
     def reported(report: Report) -> Decision:
         on_report(report)

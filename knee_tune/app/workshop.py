@@ -1,5 +1,6 @@
 """A workshop: a task with its recipe, and the worker groups that can train it."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,11 @@ class GroupOptions:
     nnodes: int = 1
     launcher: Sequence[str] = ("torchrun",)
     device: Device = "auto"
-    amp: bool = False
+    trials_per_gpu: int = 1
+    """Slots that share a GPU: for models that do not fill one."""
+    amp: bool | None = None
+    """bf16 autocast; None: as the recipe says, where there is a GPU."""
+    compile: bool = False
     stall_timeout: float = 600.0
     trunk_cache: int = 20_000_000_000
     """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
@@ -70,6 +75,12 @@ class GroupOptions:
             raise UserError(
                 f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
                 "the ranks of all machines"
+            )
+        if self.trials_per_gpu > 1 and self.nproc > 1:
+            raise UserError(
+                f"--trials-per-gpu {self.trials_per_gpu}: only trials of one rank share a GPU, a "
+                f"trial of --nproc {self.nproc} needs one for each of its ranks; leave one of them "
+                "out"
             )
 
 
@@ -89,7 +100,7 @@ class Workshop:
 
     def placement(self, slot: int = 0) -> Placement:
         """The devices of a slot."""
-        return _placement(self.options, self.facts, slot)
+        return _placement(self.options, self.facts, slot, amp=self.recipe.amp)
 
     def train_plan(
         self,
@@ -238,10 +249,11 @@ def _order(
     )
 
 
-def _placement(options: GroupOptions, facts: TaskFacts, slot: int) -> Placement:
+def _placement(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
+    """``amp``: what the recipe wants where there is a GPU."""
     device = options.device
-    local = options.nproc // options.nnodes
-    needed = local * options.slots
+    local, shared = options.nproc // options.nnodes, options.trials_per_gpu
+    needed = local * math.ceil(options.slots / shared)
     if device == "auto":
         enough = needed <= facts.gpus
         device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
@@ -250,17 +262,25 @@ def _placement(options: GroupOptions, facts: TaskFacts, slot: int) -> Placement:
         if needed > facts.gpus:
             raise UserError(
                 f"--nproc {options.nproc} --concurrency {options.slots}: needs {needed} GPUs on "
-                f"this machine, which has {facts.gpus}; lower one of them, or --device cpu"
+                f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
+                "one with --trials-per-gpu, or --device cpu"
             )
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
-        devices = ",".join(every[slot * local : (slot + 1) * local])
+        first = slot // shared * local
+        devices = ",".join(every[first : first + local])
     elif options.amp:
         raise UserError("--amp: bf16 training needs a GPU; leave it out on a CPU")
+    elif shared > 1:
+        raise UserError(
+            f"--trials-per-gpu {shared}: there is no GPU to share on a CPU; leave it out, "
+            "--concurrency alone says how many trials train at the same time"
+        )
     return Placement(
         world_size=options.nproc,
         device=device,
         visible_devices=devices,
-        amp=options.amp,
+        amp=device == "cuda" and (amp if options.amp is None else options.amp),
+        compile=options.compile,
         stall_timeout=options.stall_timeout,
     )

@@ -12,10 +12,13 @@ from knee_tune.cli.lines import ConsoleLines
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    AmpOption,
+    CompileOption,
     Device,
     HomeOption,
     JsonOption,
     TrackingOption,
+    TrialsPerGpuOption,
     TrunkCacheOption,
 )
 from knee_tune.errors import UserError
@@ -72,7 +75,9 @@ def budget(
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one run.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
-    amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (GPU).")] = False,
+    trials_per_gpu: TrialsPerGpuOption = 1,
+    amp: AmpOption = None,
+    compile_: CompileOption = False,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -120,7 +125,9 @@ def budget(
         nproc_asked=nproc is not None,
         slots=concurrency,
         device=device.value,
+        trials_per_gpu=trials_per_gpu,
         amp=amp,
+        compile=compile_,
         trunk_cache=size_of_cache(trunk_cache),
     )
     places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)

@@ -40,6 +40,27 @@ TrunkCacheOption = Annotated[
         help="Room for trunk checkpoints in HOME/trunks, as in 500MB; 0 shares no trunks.",
     ),
 ]
+TrialsPerGpuOption = Annotated[
+    int,
+    typer.Option(
+        "--trials-per-gpu",
+        min=1,
+        metavar="K",
+        help="Trials of --concurrency that share a GPU: for small models, one rank each.",
+    ),
+]
+AmpOption = Annotated[
+    bool | None,
+    typer.Option("--amp/--no-amp", help="bf16 autocast on a GPU. (default: as the recipe says)"),
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="torch.compile, on a GPU with CUDA graphs. Every trial waits for the compiler before "
+        "its first step, up to a minute where its cache is cold: for long trials.",
+    ),
+]
 ScaleOption = Annotated[
     float | None,
     typer.Option(

@@ -10,6 +10,8 @@ from rich.console import Console
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    AmpOption,
+    CompileOption,
     Device,
     HomeOption,
     Runner,
@@ -17,6 +19,7 @@ from knee_tune.cli.options import (
     Schedule,
     StorageOption,
     TrackingOption,
+    TrialsPerGpuOption,
     TrunkCacheOption,
 )
 
@@ -87,7 +90,9 @@ def run(
         float | None, typer.Option(min=1e-12, help="Seed LR of --schedule. (default: the recipe's)")
     ] = None,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
-    amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (GPU).")] = False,
+    trials_per_gpu: TrialsPerGpuOption = 1,
+    amp: AmpOption = None,
+    compile_: CompileOption = False,
     runner: Annotated[
         Runner, typer.Option(help="How worker groups are started.")
     ] = Runner.FORKSERVER,
@@ -146,7 +151,9 @@ def run(
         nnodes=nnodes,
         launcher=tuple(shlex.split(launcher)),
         device=device.value,
+        trials_per_gpu=trials_per_gpu,
         amp=amp,
+        compile=compile_,
         stall_timeout=stall_timeout,
         trunk_cache=size_of_cache(trunk_cache),
     )

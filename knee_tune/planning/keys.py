@@ -14,8 +14,8 @@ from typing import Any
 from knee_tune.planning.plan import Replica, Schedule, TaskFacts, TaskOrder
 from knee_tune.schedules import Exploring
 
-_DECIDED_BY_THE_SCHEDULE = ("epochs", "seed_lr", "warmup_steps")
-"""Fields of a recipe that training reads from its schedule."""
+_DECIDED_ELSEWHERE = ("epochs", "seed_lr", "warmup_steps", "amp")
+"""Fields of a recipe that training reads from its schedule, and from its placement."""
 
 
 def run_key(
@@ -77,9 +77,7 @@ def measured_alike(knot: int, evaluation_steps: Iterable[int], *, every: int) ->
 
 
 def _parts(order: TaskOrder, facts: TaskFacts, steps_per_evaluation: int) -> dict[str, Any]:
-    recipe = {
-        name: value for name, value in order.recipe.items() if name not in _DECIDED_BY_THE_SCHEDULE
-    }
+    recipe = {name: value for name, value in order.recipe.items() if name not in _DECIDED_ELSEWHERE}
     placement = order.placement
     return {
         "task": order.task,
@@ -88,6 +86,7 @@ def _parts(order: TaskOrder, facts: TaskFacts, steps_per_evaluation: int) -> dic
         "world_size": placement.world_size,
         "device": placement.device,
         "amp": placement.amp,
+        "compile": placement.compile,
         "code": facts.code,
         "threads": facts.threads,
         "data": facts.data_fingerprint,

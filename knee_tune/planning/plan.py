@@ -33,6 +33,7 @@ class Placement(Spec):
         default=None, description="CUDA_VISIBLE_DEVICES of the group; None leaves it alone"
     )
     amp: bool = Field(default=False, description="bf16 autocast (GPU only)")
+    compile: bool = Field(default=False, description="the training step's model by torch.compile")
     stall_timeout: float = Field(
         default=600.0, gt=0, description="seconds without a sign of life before a rank is hung"
     )

@@ -133,7 +133,7 @@ def _moved(
 
 def _identity(plan: TrainPlan) -> dict[str, Any]:
     shared = {"task", "recipe", "seed", "schedule", "replicas", "steps_per_evaluation"}
-    placement = plan.placement.model_dump(include={"world_size", "device", "amp"})
+    placement = plan.placement.model_dump(include={"world_size", "device", "amp", "compile"})
     return plan.model_dump(mode="json", include=shared) | placement
 
 

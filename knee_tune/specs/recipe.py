@@ -48,6 +48,7 @@ class Recipe(Spec):
     optimizer: Optimizer
     clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
     accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
+    amp: bool = Field(default=False, description="bf16 autocast on a GPU; a CPU stays in float32")
     evaluations_per_epoch: int = Field(default=1, gt=0)
     keep: Literal["best", "last"] = Field(
         default="last", description="which weights a trial is judged by and registered with"

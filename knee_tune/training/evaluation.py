@@ -17,11 +17,20 @@ V = TypeVar("V")
 
 
 def evaluate(
-    task: Task[Any], model: nn.Module, group: Group, *, split: Split, final: bool
+    task: Task[Any],
+    model: nn.Module,
+    group: Group,
+    *,
+    placement: Placement,
+    split: Split,
+    final: bool,
 ) -> dict[str, float]:
-    """The task's metrics on ``split``, each named after it: ``valid_ppl``, ``test_bleu``."""
+    """The task's metrics on ``split``, each named after it: ``valid_ppl``, ``test_bleu``.
+
+    In the arithmetic of training: what trained under bf16 autocast is also measured under it.
+    """
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(placement):
         metrics = task.evaluate(model, group, split=split, final=final)
     return named(split, metrics)
 
@@ -37,7 +46,7 @@ def non_finite(metrics: Mapping[str, float]) -> str:
 
 
 def autocast(placement: Placement) -> AbstractContextManager[None]:
-    """The arithmetic that losses are computed in."""
+    """The arithmetic that losses and metrics are computed in."""
     if not placement.amp:
         return nullcontext()
     return torch.autocast(placement.device, dtype=torch.bfloat16)

@@ -139,7 +139,9 @@ class Pack:
             sums: dict[str, Tensor] = {}
             count = 0.0
             for batch in batches:
-                for name, value in run(some, batch).items():
+                with autocast(self._placement):
+                    scores = run(some, batch)
+                for name, value in scores.items():
                     sums[name] = sums.get(name, 0.0) + value.double()
                 count += self._scores.count
             parts.append({name: value / count for name, value in sums.items()})

@@ -15,6 +15,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
+from knee_tune.training.compiled import compiled
 from knee_tune.training.evaluation import autocast, evaluate
 from knee_tune.training.learner import Finished
 from knee_tune.training.optimizer import build_optimizer, write_lr
@@ -32,6 +33,7 @@ class SingleModel:
         """Of the training losses and of what they sum over, since the last look."""
         self._kept = False
         self._wrapped: nn.Module | None = None
+        self._compiled: nn.Module | None = None
         self._batches: Any = None
 
     @property
@@ -40,7 +42,10 @@ class SingleModel:
         return {0: 0}
 
     def update(self, step: int) -> None:
-        """Gradients are normalised by the global count, then clipped."""
+        """Gradients are normalised by the global count, then clipped.
+
+        Nothing in here waits for the device: what happened is looked at now and then.
+        """
         if self._batches is None:
             self._batches = self._task.train_batches(step - 1, self._group)
         write_lr(self.optimizer, self._plan.schedule.lr(step))
@@ -51,27 +56,24 @@ class SingleModel:
         for index, batch in enumerate(micro_batches):
             with self._sync_gradients(last=index == len(micro_batches) - 1):
                 with autocast(self._plan.placement):
-                    loss, count = self._task.loss(self._parallel, batch)
+                    loss, count = self._task.loss(self._trained, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([loss.detach().double(), sums.new_full((), count)])
+            sums[0].add_(loss.detach())
+            sums[1].add_(count)
         sums = self._group.sum_tensor(sums)
-        norm = self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
+        self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
         self.optimizer.step()
-        sums[0] += 0 * norm  # a lost gradient shows in the same number as a lost loss
         self._sums += sums
 
     def lost(self, *, thorough: bool = False) -> list[int]:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        sound = bool(self._sums.isfinite().all())
-        if sound and thorough:
-            sound = bool(nn.utils.get_total_norm(self.model.parameters()).isfinite())
-        return [] if sound else [0]
+        return [] if bool(self._seen_sums().isfinite().all()) else [0]
 
     def measure(self, step: int) -> dict[int, dict[str, float]]:
         """See :class:`~knee_tune.training.learner.Learner`."""
         train_loss = self.take_train_loss()
         self._share_buffers()
-        metrics = evaluate(self._task, self.model, self._group, split="valid", final=False)
+        metrics = self._evaluate(final=False)
         self._parallel.train()
         return {
             0: {
@@ -83,7 +85,7 @@ class SingleModel:
 
     def take_train_loss(self) -> float:
         """The mean training loss since the last look; waits for the device."""
-        loss, count = self._sums.tolist()
+        loss, count = self._seen_sums().tolist()
         self._sums.zero_()
         return float(loss / max(1.0, count))
 
@@ -101,8 +103,7 @@ class SingleModel:
         """See :class:`~knee_tune.training.learner.Learner`."""
         self._group.barrier()
         load_model(self.model, self._weights)
-        metrics = evaluate(self._task, self.model, self._group, split="valid", final=True)
-        return {0: Finished(metrics, self._weights)}
+        return {0: Finished(self._evaluate(final=True), self._weights)}
 
     def state(self) -> dict[str, Any]:
         """See :class:`~knee_tune.training.learner.Learner`."""
@@ -132,21 +133,41 @@ class SingleModel:
 
     @property
     def _parallel(self) -> nn.Module:
-        """The model as the loss sees it; made when it first trains, its state is loaded by then."""
+        """The model among its peers; made when it first trains, its state is loaded by then."""
         if self._wrapped is None:
             self._wrapped = _among_peers(self.model, self._group)
         return self._wrapped
 
-    def _scale_and_clip(self, scale: Tensor) -> Tensor:
-        """The norm that the scaled gradient has before it is clipped."""
+    @property
+    def _trained(self) -> nn.Module:
+        """The model as the loss sees it."""
+        if self._compiled is None:
+            self._compiled = (
+                compiled(self._parallel, self._group, accumulate=self._task.recipe.accumulate)
+                if self._plan.placement.compile
+                else self._parallel
+            )
+        return self._compiled
+
+    def _evaluate(self, *, final: bool) -> dict[str, float]:
+        return evaluate(
+            self._task,
+            self.model,
+            self._group,
+            placement=self._plan.placement,
+            split="valid",
+            final=final,
+        )
+
+    def _seen_sums(self) -> Tensor:
+        """The sums; a lost gradient, which the weights keep, shows in them as a lost loss does."""
+        return self._sums + 0 * nn.utils.get_total_norm(self.model.parameters())
+
+    def _scale_and_clip(self, scale: Tensor) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, scale.float())
-        norm = nn.utils.get_total_norm(gradients)
         if self._task.recipe.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self._task.recipe.clip_norm, norm
-            )
-        return norm
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._task.recipe.clip_norm)
 
     def _share_buffers(self) -> None:
         """Give every rank rank 0's BatchNorm statistics, which each of them gathered on its own.

@@ -40,7 +40,9 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
             return TrainingRun(task, plan, group, channel).run()
         case TestPlan():
             model = _finished_model(task, plan.weights, group)
-            metrics = evaluate(task, model, watched, split="test", final=True)
+            metrics = evaluate(
+                task, model, watched, placement=plan.placement, split="test", final=True
+            )
             if lost := non_finite(metrics):
                 raise UserError(
                     f"{plan.weights}: non-finite {lost} with these weights; choose another trial"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
+from knee_tune.planning.plan import Placement
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.evaluation import evaluate
@@ -288,7 +289,7 @@ def test_evaluation_disturbs_nothing(task: Task[Any]) -> None:
     generator = torch.get_rng_state()
 
     def measure() -> dict[str, float]:
-        return evaluate(task, model, ALONE, split="valid", final=True)
+        return evaluate(task, model, ALONE, placement=Placement(), split="valid", final=True)
 
     assert measure() == measure()
     assert torch.equal(torch.get_rng_state(), generator)

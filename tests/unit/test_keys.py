@@ -27,6 +27,7 @@ OTHER_ORDERS: Mapping[str, Mapping[str, Any]] = {
     "world size": {"placement": Placement(world_size=2)},
     "device": {"placement": Placement(device="cuda")},
     "arithmetic": {"placement": Placement(device="cuda", amp=True)},
+    "compiler": {"placement": Placement(compile=True)},
     "task": {"task": "other"},
 }
 OTHER_FACTS: Mapping[str, Mapping[str, Any]] = {
@@ -45,6 +46,12 @@ def test_budget_and_explore_fraction_are_not_in_the_key_of_a_trunk() -> None:
     longer = Knee(seed_lr=0.1, total_steps=300, explore_steps=20, warmup_steps=10)
     other_budget = ORDER.model_copy(update={"recipe": ORDER.recipe | {"epochs": 6}})
     assert trunk(other_budget, schedule=longer) == trunk()
+
+
+def test_what_the_placement_has_decided_is_asked_of_the_placement() -> None:
+    """The recipe's wish for bf16 changes nothing on a CPU."""
+    wish = ORDER.model_copy(update={"recipe": ORDER.recipe | {"amp": True}})
+    assert trunk(wish) == trunk()
 
 
 def test_where_things_lie_is_in_no_key() -> None:

@@ -1,0 +1,111 @@
+"""Which devices a slot gets, and in which arithmetic it trains."""
+
+from pathlib import Path
+
+import pytest
+
+from knee_tune.app.home import Home
+from knee_tune.app.workshop import GroupOptions, Workshop
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import Placement, TaskFacts
+from knee_tune.runs.trainer import Trainer
+from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.specs.study import StudySpec
+from knee_tune.tasks.registry import task_entry
+from tests.pretend_ranks import PretendRanks
+
+
+@pytest.fixture(autouse=True)
+def _no_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def placed(options: GroupOptions, *, gpus: int, amp: bool = False) -> list[Placement]:
+    """Where every slot of these options trains on a machine with so many GPUs."""
+    options.check()
+    recipe = task_entry("digits").recipe_type().model_validate({"amp": amp})
+    runner = PretendRanks()
+    workshop = Workshop(
+        home=Home(Path("home")),
+        spec=StudySpec(
+            name="s",
+            task="digits",
+            preset="p",
+            recipe=recipe.model_dump(mode="json"),
+            space=SearchSpace(
+                seed_lr=SeedLRSpace(values=(0.1,)),
+                explore_fraction=ExploreFractionSpace(values=(0.5,)),
+            ),
+        ),
+        recipe=recipe,
+        options=options,
+        runner=runner,
+        trainer=Trainer(runner, trunks=None),
+        facts=TaskFacts(
+            steps_per_epoch=1, data_fingerprint="d", parameters=1, examples={}, gpus=gpus
+        ),
+    )
+    return [workshop.placement(slot) for slot in range(options.slots)]
+
+
+def devices(options: GroupOptions, *, gpus: int) -> list[str | None]:
+    return [each.visible_devices for each in placed(options, gpus=gpus)]
+
+
+def test_every_slot_has_gpus_of_its_own() -> None:
+    assert devices(GroupOptions(slots=2), gpus=2) == ["0", "1"]
+    assert devices(GroupOptions(slots=2, nproc=2), gpus=4) == ["0,1", "2,3"]
+
+
+def test_small_trials_share_a_gpu() -> None:
+    assert devices(GroupOptions(slots=3, trials_per_gpu=3), gpus=1) == ["0", "0", "0"]
+    assert devices(GroupOptions(slots=5, trials_per_gpu=2), gpus=3) == ["0", "0", "1", "1", "2"]
+
+
+def test_only_visible_gpus_are_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert devices(GroupOptions(slots=3, trials_per_gpu=2), gpus=2) == ["5", "5", "7"]
+
+
+def test_a_cpu_has_no_devices_to_give() -> None:
+    assert devices(GroupOptions(slots=2), gpus=0) == [None, None]
+
+
+def test_too_few_gpus_are_refused_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"needs 3 GPUs .* has 2; .*--trials-per-gpu"):
+        placed(GroupOptions(slots=5, trials_per_gpu=2, device="cuda"), gpus=2)
+
+
+def test_ranks_of_one_trial_never_share_a_gpu() -> None:
+    with pytest.raises(UserError, match="--trials-per-gpu 2: only trials of one rank"):
+        placed(GroupOptions(slots=2, nproc=2, trials_per_gpu=2), gpus=2)
+
+
+def test_there_is_no_gpu_to_share_on_a_cpu() -> None:
+    with pytest.raises(UserError, match="--trials-per-gpu 2: there is no GPU"):
+        placed(GroupOptions(slots=2, trials_per_gpu=2, device="cpu"), gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "bf16"),
+    [
+        (True, None, True),
+        (True, False, False),
+        (False, None, False),
+        (False, True, True),
+    ],
+)
+def test_bf16_is_the_recipes_choice_unless_asked_for(
+    recipe: bool, asked: bool | None, bf16: bool
+) -> None:
+    assert placed(GroupOptions(amp=asked), gpus=1, amp=recipe)[0].amp is bf16
+
+
+def test_a_cpu_stays_in_float32_whatever_the_recipe_would_like() -> None:
+    assert not placed(GroupOptions(), gpus=0, amp=True)[0].amp
+    with pytest.raises(UserError, match="--amp: bf16 training needs a GPU"):
+        placed(GroupOptions(amp=True), gpus=0)
+
+
+def test_compiling_is_said_to_the_ranks() -> None:
+    assert placed(GroupOptions(compile=True), gpus=0)[0].compile
