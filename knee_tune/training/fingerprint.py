@@ -23,7 +23,7 @@ _TRAINS = (
 _IMPORT = re.compile(rb"^[ \t]*(?:from|import)[ \t]+(\w+)", re.MULTILINE)
 """The top-level name of what a line imports. A line of prose that looks so does no harm."""
 
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "fairseq": "fairseq-fixed"}
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "fairseq": "fairseq-fixed", "PIL": "pillow"}
 """Libraries that are installed under another name than they are imported by."""
 
 

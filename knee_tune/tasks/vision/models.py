@@ -24,6 +24,11 @@ class StagedResNet(nn.Module):
     the plain torch defaults that common CIFAR scripts leave in place.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, published: ResNet, choice: NetworkChoice, *, classes: int) -> None:
         super().__init__()
         small = choice.stem == "cifar"

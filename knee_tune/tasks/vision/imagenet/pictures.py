@@ -1,0 +1,90 @@
+"""Reading one picture: decoded with Pillow, cropped and resized as torchvision does, in uint8."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+"""A picture (height, width, 3), red first."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images, by channel, for pixels in [0, 1]."""
+
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Share of the picture that a training crop covers, and width over height of it."""
+
+_TRIES = 10
+
+
+class UnreadableError(Exception):
+    """A picture cannot be decoded; the message says which and why, in one line."""
+
+
+def read(path: Path) -> Image.Image:
+    """The decoded picture in RGB; UnreadableError if it is not one."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnreadableError(f"{path}: no readable image ({reason})") from None
+
+
+def training_view(image: Image.Image, *, side: int, draw: torch.Generator) -> Pixels:
+    """A random crop resized to ``side`` pixels, mirrored half of the time."""
+    *crop, flip = torch.rand(4 * _TRIES + 1, generator=draw, dtype=torch.float64).tolist()
+    view = image.crop(random_box(*image.size, crop)).resize((side, side), Image.Resampling.BILINEAR)
+    pixels = np.asarray(view)
+    return pixels[:, ::-1] if flip < 0.5 else pixels
+
+
+def evaluation_view(image: Image.Image, *, side: int) -> Pixels:
+    """The middle, after the shorter side was resized to 8/7 of ``side`` pixels."""
+    width, height = image.size
+    short = round(side * 8 / 7)
+    if width <= height:
+        size = short, int(short * height / width)
+    else:
+        size = int(short * width / height), short
+    left, top = (round((length - side) / 2) for length in size)
+    whole = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(whole.crop((left, top, left + side, top + side)))
+
+
+def random_box(width: int, height: int, draws: list[float]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a crop; ``draws`` are 40 numbers in [0, 1).
+
+    As torchvision's RandomResizedCrop: area and aspect ratio (in logarithms) are uniform. If ten
+    tries do not fit into the picture, it is the largest crop in the middle of an allowed ratio.
+    """
+    for each in range(0, 4 * _TRIES, 4):
+        share, slope, left, top = draws[each : each + 4]
+        area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * share)
+        low, high = map(math.log, RATIO)
+        ratio = math.exp(low + (high - low) * slope)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            return x, y, x + w, y + h
+    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    x, y = (width - w) // 2, (height - h) // 2
+    return x, y, x + w, y + h
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(n, h, w, 3) uint8 as networks take them: (n, 3, h, w) float32, channels last in memory."""
+    scale = 1 / (255 * torch.tensor(STD, device=pixels.device)).view(3, 1, 1)
+    shift = torch.tensor(MEAN, device=pixels.device) / torch.tensor(STD, device=pixels.device)
+    return pixels.permute(0, 3, 1, 2).float().mul_(scale).sub_(shift.view(3, 1, 1))
+
+
+def as_picture(pixels: Any) -> Image.Image:
+    """Raw pixels (height, width, 3), 0 to 255, as a picture."""
+    return Image.fromarray(np.asarray(pixels).astype(np.uint8))
