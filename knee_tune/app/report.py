@@ -10,13 +10,15 @@ from knee_tune.app.home import Places
 from knee_tune.app.look import look_at
 from knee_tune.app.winner import TEST_PREFIX
 from knee_tune.errors import UserError
-from knee_tune.reporting.document import Command
+from knee_tune.reporting.compared_report import ComparisonReport, build_comparison_report
+from knee_tune.reporting.context import ReportContext
+from knee_tune.reporting.document import Command, Report
 from knee_tune.reporting.html import as_html
 from knee_tune.reporting.markdown import as_markdown
-from knee_tune.reporting.report import ReportContext, StudyReport, build_report
+from knee_tune.reporting.report import StudyReport, build_report
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Ridge
-from knee_tune.specs.study import StudySpec
+from knee_tune.specs.study import SEARCHING, StudySpec
 from knee_tune.tracking import provenance
 from knee_tune.tuning.importance import importances_of
 from knee_tune.tuning.storage import open_storage
@@ -25,15 +27,17 @@ from knee_tune.tuning.study import Study, load_study
 Format = Literal["html", "md", "json"]
 
 
-def study_report(places: Places, name: str | None) -> StudyReport:
-    """The report of that study; without a name, of the only one there is.
+def study_report(places: Places, name: str | None) -> Report:
+    """The report of that study, whatever it did; without a name, of the only one there is.
 
-    UserError if there is none, or if none of its trials is complete.
+    UserError if there is none, or if none of its trials (of a comparison: its runs) is complete.
     """
     from knee_tune.reporting.ridge import ridge_of  # slow
 
     record = look_at(places, name)
     study = load_study(open_storage(places.storage_url), record.name)
+    if record.spec.compare is not None:
+        return comparison_report_of(study, places, record=record)
     return report_of(study, places, record=record, ridge=ridge_of(record))
 
 
@@ -61,7 +65,27 @@ def report_of(
     return build_report(record, ridge=ridge, context=context)
 
 
-def text_of(report: StudyReport, form: Format) -> str:
+def comparison_report_of(study: Study, places: Places, *, record: StudyRecord) -> ComparisonReport:
+    """The report of a study that trains a table, whose record is at hand.
+
+    UserError if none of its runs is complete.
+    """
+    if not any(run.state == "complete" for run in record.compared):
+        raise UserError(
+            f"study {record.name}: no run is complete yet, so there is nothing to report"
+        )
+    context = ReportContext(
+        written=time.time(),
+        environment=_environment(study, record),
+        replay=(
+            Command(what="Write this report anew", text=places.command("report", record.name)),
+        ),
+        study_file=_study_file(record.spec),
+    )
+    return build_comparison_report(record, context=context)
+
+
+def text_of(report: Report, form: Format) -> str:
     """The report as a file of that format."""
     match form:
         case "html":
@@ -72,7 +96,7 @@ def text_of(report: StudyReport, form: Format) -> str:
             return report.model_dump_json(indent=2) + "\n"
 
 
-def write_report(report: StudyReport, path: Path, form: Format) -> Path:
+def write_report(report: Report, path: Path, form: Format) -> Path:
     """Write it, the whole of it or nothing; UserError if the file cannot be written."""
     draft = path.with_name(f".{path.name}.draft")
     try:
@@ -103,7 +127,8 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
         facts["ranks"] = str(placement["world_size"])
     seeds = record.spec.replicate_seeds
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-    facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
+    if record.spec.compare is None:
+        facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
     tags = provenance()
     versions = {
@@ -143,6 +168,10 @@ def _replay(
 
 
 def _study_file(spec: StudySpec) -> str:
-    """The resolved settings as a study file; the paper's tables are no settings."""
-    settings = spec.model_dump(mode="json", exclude_none=True, exclude={"reference"})
+    """The resolved settings as a study file; the paper's tables are no settings.
+
+    The budget of a search is scaled already.
+    """
+    left_out = {"reference", *(SEARCHING if spec.compare else ("scale", "analyses"))}
+    settings = spec.model_dump(mode="json", exclude_none=True, exclude=left_out)
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -1,10 +1,12 @@
 """What a report is made of, whatever it is written as: sections of words, figures and tables."""
 
 import re
+from typing import Any
 
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
+from knee_tune.specs.recipe import Direction
 
 _NUMBER = re.compile(r"[-+–]?[\d.,]*(\d|–)")
 
@@ -43,6 +45,7 @@ class Section(Spec):
     figures: tuple[str, ...] = Field(default=(), description="names; left out where there is none")
     tables: tuple[Table, ...] = ()
     commands: tuple[Command, ...] = ()
+    wide: bool = Field(default=False, description="figures need all the width: tables go below")
 
 
 class Tile(Spec):
@@ -51,3 +54,25 @@ class Tile(Spec):
     label: str
     value: str
     note: str = ""
+
+
+class Report(Spec):
+    """What every report says, whatever its study did. Dumped without ``tiles``, ``sections`` and
+    ``figures``, which say the same to people."""
+
+    study: str
+    task: str
+    preset: str
+    description: str
+    written: str = Field(description="ISO 8601, UTC")
+    metric: str = Field(description="of all values, with its split, as in valid_accuracy")
+    direction: Direction
+    environment: dict[str, str]
+    replay: tuple[Command, ...]
+    left_out: tuple[str, ...] = Field(description="what the report has nothing to show of, and why")
+    tiles: tuple[Tile, ...] = Field(exclude=True)
+    sections: tuple[Section, ...] = Field(exclude=True, description="the answer first")
+    figures: dict[str, dict[str, Any]] = Field(exclude=True, description="plotly figures, by name")
+    explains_knee: bool = Field(
+        exclude=True, description="whether a page says what a Knee schedule is"
+    )

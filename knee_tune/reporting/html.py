@@ -4,7 +4,7 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from knee_tune.reporting.report import StudyReport
+from knee_tune.reporting.document import Report
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def as_html(report: StudyReport) -> str:
+def as_html(report: Report) -> str:
     """The page, with the figures and the library that draws them inside; some 5 MB."""
     from plotly.offline import get_plotlyjs  # slow
 

@@ -3,18 +3,17 @@
 import re
 from collections.abc import Iterator
 
-from knee_tune.reporting.document import Section, Table
-from knee_tune.reporting.report import StudyReport
+from knee_tune.reporting.document import Report, Section, Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
 
 
-def as_markdown(report: StudyReport) -> str:
+def as_markdown(report: Report) -> str:
     """Every section with its words and tables; figures are in the HTML alone."""
     return "\n\n".join(_blocks(report)) + "\n"
 
 
-def _blocks(report: StudyReport) -> Iterator[str]:
+def _blocks(report: Report) -> Iterator[str]:
     yield f"# {_text(report.study)}"
     if report.description:
         yield _text(report.description)

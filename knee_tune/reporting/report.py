@@ -1,10 +1,5 @@
 """The report of a study: everything that it shows, as values; HTML and Markdown only write it."""
 
-from datetime import UTC, datetime
-from typing import Any
-
-from pydantic import Field
-
 from knee_tune.reporting.account import (
     audit_section,
     baselines_section,
@@ -15,7 +10,8 @@ from knee_tune.reporting.account import (
     trials_section,
 )
 from knee_tune.reporting.answer import Answer, answer_of, tiles_of
-from knee_tune.reporting.document import Command, Section, Table, Tile
+from knee_tune.reporting.context import ReportContext, again_section, written_at
+from knee_tune.reporting.document import Report, Section, Table
 from knee_tune.reporting.figures import study_figures
 from knee_tune.reporting.findings import (
     answer_section,
@@ -29,23 +25,9 @@ from knee_tune.specs.audit import AuditReport
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.importances import Importances
-from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import BaselineRecord, Counts, Steps, StudyRecord
 from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Ridge, Surface, Verdict
 from knee_tune.specs.study import ReferenceTable
-
-
-class ReportContext(Spec):
-    """What a report shows that the record of its study does not hold."""
-
-    written: float = Field(description="seconds since 1970, UTC")
-    importances: Importances | None = None
-    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, data")
-    replay: tuple[Command, ...] = ()
-    study_file: str = Field(default="", description="YAML with which the study can be run again")
-    test: dict[int, dict[str, float]] = Field(
-        default_factory=dict, description="metrics on the test split, by trial, where measured"
-    )
 
 
 class Optimal(Spec):
@@ -60,17 +42,9 @@ class Optimal(Spec):
     metric: Estimate | None
 
 
-class StudyReport(Spec):
-    """All that a report says. Dumped without ``tiles``, ``sections`` and ``figures``, which say
-    the same to people."""
+class StudyReport(Report):
+    """The report of a search."""
 
-    study: str
-    task: str
-    preset: str
-    description: str
-    written: str = Field(description="ISO 8601, UTC")
-    metric: str = Field(description="of all values, with its split, as in valid_accuracy")
-    direction: Direction
     recommended: Answer
     verdict: Verdict | None
     words: str
@@ -87,14 +61,6 @@ class StudyReport(Spec):
     confirmation: Confirmation | None
     test: dict[int, dict[str, float]]
     reference: tuple[ReferenceTable, ...]
-    environment: dict[str, str]
-    replay: tuple[Command, ...]
-    left_out: tuple[str, ...] = Field(description="what the report has nothing to show of, and why")
-    tiles: tuple[Tile, ...] = Field(exclude=True)
-    sections: tuple[Section, ...] = Field(exclude=True)
-    figures: dict[str, dict[str, Any]] = Field(
-        exclude=True, description="plotly figures, see figures.study_figures"
-    )
 
 
 def build_report(
@@ -109,7 +75,7 @@ def build_report(
         task=record.task,
         preset=record.spec.preset,
         description=record.spec.description,
-        written=datetime.fromtimestamp(context.written, UTC).isoformat(timespec="seconds"),
+        written=written_at(context),
         metric=record.metric,
         direction=record.direction,
         recommended=answer,
@@ -134,6 +100,7 @@ def build_report(
         tiles=tiles_of(answer, record),
         sections=_sections(record, ridge, context, answer),
         figures=study_figures(record, ridge, importances=context.importances),
+        explains_knee=True,
     )
 
 
@@ -156,7 +123,7 @@ def _sections(
         _test_section(record, context),
         reference_section(record),
         trials_section(record),
-        _again_section(context),
+        again_section(context, unit="trial"),
     ]
     return tuple(section for section in sections if section is not None)
 
@@ -229,39 +196,5 @@ def _test_section(record: StudyRecord, context: ReportContext) -> Section | None
                 columns=("trial", "seed LR", "explore", *names),
                 rows=rows,
             ),
-        ),
-    )
-
-
-def _again_section(context: ReportContext) -> Section:
-    """Environment, versions, and how to get these numbers again."""
-    return Section(
-        key="again",
-        title="Environment, and how to replay",
-        words=(
-            "Training is deterministic: with the same versions on the same kind of machine a trial "
-            "comes out the same, to the bit if its runs were trained one by one, up to rounding if "
-            "they were trained together as one batched model.",
-        ),
-        tables=(
-            Table(
-                caption="Where the study was trained, and the versions that wrote this report",
-                columns=("what", "which"),
-                rows=tuple(context.environment.items()),
-            ),
-        )
-        if context.environment
-        else (),
-        commands=context.replay
-        + (
-            (
-                Command(
-                    what="The whole study, with its settings: save this as study.yaml and type "
-                    "knee-tune run --study study.yaml",
-                    text=context.study_file,
-                ),
-            )
-            if context.study_file
-            else ()
         ),
     )

@@ -1,5 +1,6 @@
 """Numbers as people read them, the same in figures, tables and sentences."""
 
+import math
 from collections.abc import Mapping
 
 from knee_tune.specs.confirmation import Interval
@@ -8,7 +9,12 @@ from knee_tune.specs.ridge import Estimate
 SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test": "test"}
 """How metric names begin, and the split of the data that says."""
 
-NAMES: Mapping[str, str] = {"ppl": "perplexity", "bleu": "BLEU"}
+NAMES: Mapping[str, str] = {
+    "ppl": "perplexity",
+    "bleu": "BLEU",
+    "top5": "top-5 accuracy",
+    "fisher": "Fisher score",
+}
 """Metrics whose short names not everybody knows."""
 
 NOTHING = "–"
@@ -40,6 +46,20 @@ def estimate(value: Estimate | None, *, sign: bool = False) -> str:
     if value.low is None or value.high is None:
         return said
     return f"{said} [{number(value.low, sign=sign)}, {number(value.high, sign=sign)}]"
+
+
+def rounded(value: Estimate | None, *, sign: bool = False) -> str:
+    """As :func:`estimate`, with as many decimals as the interval leaves certain, and one more."""
+    if value is None:
+        return NOTHING
+    if value.low is None or value.high is None or math.isclose(value.high, value.low):
+        return estimate(value, sign=sign)
+    half = (value.high - value.low) / 2
+    decimals = min(9, max(0, 1 - math.floor(math.log10(half))))
+    said, low, high = (
+        f"{each:{'+' if sign else ''}.{decimals}f}" for each in (value.value, value.low, value.high)
+    )
+    return f"{said} [{low}, {high}]"
 
 
 def fraction_estimate(value: Estimate | None) -> str:
@@ -91,7 +111,7 @@ def in_words(metric: str) -> str:
     """``validation accuracy`` of ``valid_accuracy``."""
     split, _, rest = metric.partition("_")
     if split not in SPLITS or not rest:
-        return metric
+        return NAMES.get(metric, metric)
     return f"{SPLITS[split]} {NAMES.get(rest, rest.replace('_', ' '))}"
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from knee_tune.reporting.context import ReportContext
 from knee_tune.reporting.document import Table
 from knee_tune.reporting.figures import study_figures
 from knee_tune.reporting.html import as_html, script_json
 from knee_tune.reporting.markdown import as_markdown
-from knee_tune.reporting.report import ReportContext, StudyReport, build_report
+from knee_tune.reporting.report import StudyReport, build_report
 from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun, Interval
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import BaselineRecord, Evaluation, StudyRecord, TrialRecord

@@ -1,0 +1,320 @@
+"""What the trained rows of a table say: means over random seeds, differences, a trend."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from knee_tune.reporting.explored import Explored, explored_in
+from knee_tune.reporting.intervals import mean_interval, paired_interval
+from knee_tune.specs.base import Spec
+from knee_tune.specs.compared import ComparedRun
+from knee_tune.specs.confirmation import Interval
+from knee_tune.specs.recipe import Direction
+from knee_tune.specs.records import Steps, StudyRecord
+from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.study import ReferenceRow
+
+PER_EPOCHS = 10
+"""Explore epochs, of the paper's, that a slope is told for."""
+
+EXPECTED_TO_FALL = ("sharpness", "fisher")
+"""With more exploring, says the paper's hypothesis (section 3.1)."""
+
+
+class Measured(Spec):
+    """One metric of one row over its random seeds; None and empty where none has it."""
+
+    values: dict[int, float] = Field(description="by random seed")
+    mean: Estimate | None = Field(description="with its 95 % t interval from two seeds on")
+    std: float | None = Field(description="sample standard deviation; None with one seed")
+    difference: Estimate | None = Field(
+        description="to the reference row, seed by seed; all differences of a metric hold together "
+        "(Bonferroni)"
+    )
+    paper: float | None
+    paper_std: float | None
+
+
+class RowOutcome(Spec):
+    """A row of the table, trained."""
+
+    label: str
+    schedule: str
+    seed_lr: float
+    epochs: int = Field(description="the paper's")
+    trained_epochs: float
+    explore_epochs: int | None = Field(description="that the rows differ in, the paper's")
+    metrics: dict[str, Measured]
+    missing: dict[int, str] = Field(description="why a random seed has no numbers")
+
+
+class Trend(Spec):
+    """A metric against the explore epochs: the slope of a straight line, seed by seed."""
+
+    metric: str
+    expected: Literal["rises", "falls"] = Field(description="in the paper, or by its hypothesis")
+    slope: Estimate = Field(description=f"mean over seeds, per {PER_EPOCHS} of the paper's epochs")
+    paper: float | None = Field(description="the slope of the paper's own means")
+    p: float | None = Field(description="one-sided, of no slope; None with one seed")
+    seeds: int = Field(description="that have the metric in every row")
+
+    @property
+    def told(self) -> Literal["rises", "falls"] | None:
+        """What the interval says; None if it holds zero, or if there is none."""
+        if self.slope.low is None or self.slope.high is None:
+            return None
+        if self.slope.low > 0:
+            return "rises"
+        return "falls" if self.slope.high < 0 else None
+
+
+class Comparison(Spec):
+    """A published table beside the same rows, trained."""
+
+    table: str
+    section: str
+    runs: int | None = Field(description="of the paper, per row")
+    note: str
+    scale: float = Field(description="trained epochs by the paper's")
+    seeds: tuple[int, ...]
+    metric: str = Field(description="that differences and order are judged by")
+    direction: Direction = Field(description="of ``metric``")
+    metrics: tuple[str, ...] = Field(description="those of the paper first")
+    reference: int = Field(description="the row that the others are compared with")
+    explored: Explored | None = Field(description="None: the rows are no series")
+    rows: tuple[RowOutcome, ...]
+    trends: tuple[Trend, ...]
+    steps: Steps
+    seconds: float = Field(description="of training and measuring, summed over the runs")
+
+    @property
+    def papers_metrics(self) -> tuple[str, ...]:
+        """Those that the paper gives for at least one row."""
+        return tuple(
+            name
+            for name in self.metrics
+            if any(row.metrics[name].paper is not None for row in self.rows)
+        )
+
+
+def comparison_of(record: StudyRecord) -> Comparison:
+    """The statistics of a study that trains a table; ValueError if it does not, or has no run."""
+    table = record.spec.compare
+    done = [run for run in record.compared if run.state == "complete"]
+    if table is None or not done:
+        raise ValueError(f"study {record.name}: no row of a table is trained")
+    explored = explored_in(table.rows)
+    reference = reference_of(table.rows, explored)
+    metric = _judged_metric(record.metric, done)
+    metrics = _metrics_of(table.rows, done, first=metric)
+    rows = tuple(
+        RowOutcome(
+            label=label_of(row),
+            schedule=row.schedule,
+            seed_lr=row.seed_lr or float(record.spec.recipe["seed_lr"]),
+            epochs=row.epochs,
+            trained_epochs=row.epochs * record.spec.scale,
+            explore_epochs=explored.epochs[index] if explored else None,
+            metrics={
+                name: _measured(
+                    row,
+                    name,
+                    values=_values(done, index, name),
+                    reference=None if index == reference else _values(done, reference, name),
+                    comparisons=len(table.rows) - 1,
+                )
+                for name in metrics
+            },
+            missing={
+                run.seed: run.reason or run.state
+                for run in record.compared
+                if run.row == index and run.state != "complete"
+            },
+        )
+        for index, row in enumerate(table.rows)
+    )
+    return Comparison(
+        table=table.table,
+        section=table.section,
+        runs=table.runs,
+        note=table.note,
+        scale=record.spec.scale,
+        seeds=tuple(sorted({run.seed for run in record.compared})),
+        metric=metric,
+        direction=record.direction,
+        metrics=metrics,
+        reference=reference,
+        explored=explored,
+        rows=rows,
+        trends=tuple(trends_of(rows, explored, metric=metric, direction=record.direction)),
+        steps=steps_of(record.compared),
+        seconds=sum(run.seconds for run in record.compared),
+    )
+
+
+def label_of(row: ReferenceRow) -> str:
+    """What people read: the table's own words, else the schedule and its epochs."""
+    return row.label or f"{row.schedule.replace('_', ' ')}, {row.epochs} epochs"
+
+
+def reference_of(rows: Sequence[ReferenceRow], explored: Explored | None) -> int:
+    """The row that explores least; without a series the step schedule, else Knee, else the first.
+
+    Where the paper has a hand-tuned step schedule it is the baseline; in its appendix Knee stands
+    against other schedules.
+    """
+    if explored is not None:
+        return explored.epochs.index(min(explored.epochs))
+    schedules = [row.schedule for row in rows]
+    return next((schedules.index(name) for name in ("step", "knee") if name in schedules), 0)
+
+
+def trends_of(
+    rows: Sequence[RowOutcome], explored: Explored | None, *, metric: str, direction: Direction
+) -> list[Trend]:
+    """Of every metric for which the paper leads one to expect something; none without a series."""
+    if explored is None:
+        return []
+    trends = []
+    for name in rows[0].metrics:
+        known = {explored.epochs[index]: row.metrics[name].paper for index, row in enumerate(rows)}
+        told = {epochs: value for epochs, value in known.items() if value is not None}
+        paper = slope([*told], [*told.values()]) if len(told) > 1 else None
+        if paper:
+            expected: Literal["rises", "falls"] = "rises" if paper > 0 else "falls"
+        elif name in EXPECTED_TO_FALL:
+            expected = "falls"
+        elif name == metric:
+            expected = "rises" if direction == "maximize" else "falls"
+        else:
+            continue
+        if (trend := _trend(rows, name, expected=expected, paper=paper)) is not None:
+            trends.append(trend)
+    return sorted(trends, key=lambda trend: _rank(trend.metric, judged=metric))
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the least-squares line, per :data:`PER_EPOCHS` of ``x``."""
+    return PER_EPOCHS * statistics.linear_regression(x, y).slope
+
+
+def steps_of(runs: Sequence[ComparedRun]) -> Steps:
+    """What they cost, and what independent runs would have taken.
+
+    A run that trained no step although it is complete was answered by the record of the same run.
+    """
+    finished = [run.steps for run in runs if run.state in ("complete", "pruned")]
+    return Steps(
+        trained=sum(run.steps.trained for run in runs),
+        independent=sum(steps.reached for steps in finished),
+        reused=sum(steps.reused for steps in finished),
+        pruned=0,
+        recorded=sum(steps.reused for steps in finished if not steps.trained),
+    )
+
+
+def _trend(
+    rows: Sequence[RowOutcome],
+    metric: str,
+    *,
+    expected: Literal["rises", "falls"],
+    paper: float | None,
+) -> Trend | None:
+    """None if no random seed has the metric in every row: slopes of fewer rows do not compare."""
+    seeds = set.intersection(*(set(row.metrics[metric].values) for row in rows))
+    explored = [float(row.explore_epochs or 0) for row in rows]
+    slopes = [
+        slope(explored, [row.metrics[metric].values[seed] for row in rows])
+        for seed in sorted(seeds)
+    ]
+    if not slopes:
+        return None
+    sign = 1 if expected == "rises" else -1
+    return Trend(
+        metric=metric,
+        expected=expected,
+        slope=_estimate(slopes),
+        paper=paper,
+        p=one_sided_p([sign * each for each in slopes]) if len(slopes) > 1 else None,
+        seeds=len(slopes),
+    )
+
+
+def one_sided_p(values: Sequence[float]) -> float:
+    """Probability of a mean this far above zero where there is none; two values at least."""
+    from scipy import stats
+
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    if error == 0:
+        return 0.0 if mean > 0 else 1.0
+    return float(stats.t.sf(mean / error, len(values) - 1))
+
+
+def _measured(
+    row: ReferenceRow,
+    metric: str,
+    *,
+    values: dict[int, float],
+    reference: dict[int, float] | None,
+    comparisons: int,
+) -> Measured:
+    paired = sorted(values.keys() & reference.keys()) if reference is not None else []
+    difference = None
+    if reference is not None and paired:
+        ours, theirs = [values[seed] for seed in paired], [reference[seed] for seed in paired]
+        difference = (
+            _of_interval(paired_interval(ours, theirs, comparisons=comparisons))
+            if len(paired) > 1
+            else Estimate(value=ours[0] - theirs[0])
+        )
+    return Measured(
+        values=values,
+        mean=_estimate(list(values.values())) if values else None,
+        std=statistics.stdev(values.values()) if len(values) > 1 else None,
+        difference=difference,
+        paper=row.metrics.get(metric),
+        paper_std=row.std.get(metric),
+    )
+
+
+def _rank(metric: str, *, judged: str) -> int:
+    """What is told first: the metric that rows are judged by, then how sharp their minima are."""
+    return 0 if metric == judged else 1 if metric in EXPECTED_TO_FALL else 2
+
+
+def _values(runs: Sequence[ComparedRun], row: int, metric: str) -> dict[int, float]:
+    found = ((run.seed, run.metrics.get(metric)) for run in runs if run.row == row)
+    return {
+        seed: value
+        for seed, value in sorted(found, key=lambda pair: pair[0])
+        if value is not None and math.isfinite(value)
+    }
+
+
+def _judged_metric(metric: str, runs: Sequence[ComparedRun]) -> str:
+    """The study's metric on the test split, which nothing was selected on, if it was measured."""
+    tested = f"test_{metric.partition('_')[2]}"
+    return tested if any(tested in run.metrics for run in runs) else metric
+
+
+def _metrics_of(
+    rows: Sequence[ReferenceRow], runs: Sequence[ComparedRun], *, first: str
+) -> tuple[str, ...]:
+    papers = dict.fromkeys(name for row in rows for name in row.metrics)
+    ours = sorted({name for run in runs for name in run.metrics})
+    later = sorted(ours, key=lambda name: (name.startswith("valid_"), name))
+    return tuple(dict.fromkeys([*papers, first, *later]))
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    if len(values) > 1:
+        return _of_interval(mean_interval(values))
+    return Estimate(value=values[0])
+
+
+def _of_interval(interval: Interval) -> Estimate:
+    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)

@@ -1,0 +1,271 @@
+"""Figures of a comparison: its rows beside the paper's, and how random seeds scatter in each."""
+
+from typing import Any
+
+from knee_tune.reporting.compared import Comparison, RowOutcome
+from knee_tune.reporting.figure_parts import BLUE, GREY, ORANGE, axis, bars, figure, ramp
+from knee_tune.reporting.shown import in_words, learning_rate
+from knee_tune.specs.ridge import Estimate
+
+MOST_PANELS = 4
+
+PANEL = 250
+"""Pixels per metric."""
+
+MANY_SEEDS = 15
+"""From so many on a histogram says more than points."""
+
+BINS = 24
+
+
+def comparison_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Ready for ``plotly.graph_objects.Figure``: ``beside``, then ``seeds_<metric>`` of each."""
+    figures = {"beside": beside_figure(comparison)}
+    for name in scattered(comparison):
+        figures[f"seeds_{name}"] = seeds_figure(comparison, name)
+    return {name: each for name, each in figures.items() if each is not None}
+
+
+def scattered(comparison: Comparison) -> tuple[str, ...]:
+    """Metrics whose random seeds are drawn: the one that is judged, and those of analyses."""
+    names = (comparison.metric, "sharpness", "fisher")
+    return tuple(
+        name
+        for name in names
+        if name in comparison.metrics
+        and any(len(row.metrics[name].values) > 1 for row in comparison.rows)
+    )
+
+
+def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
+    """A row of two panels per metric, ours and the paper's; None where nothing was measured.
+
+    Each has a scale of its own: at another budget the numbers differ and the course is compared.
+    """
+    names = [
+        name
+        for name in comparison.papers_metrics or (comparison.metric,)
+        if any(row.metrics[name].values for row in comparison.rows)
+    ][:MOST_PANELS]
+    if not names:
+        return None
+    traces: list[dict[str, Any]] = []
+    axes: dict[str, Any] = {}
+    height = 1 / len(names)
+    for panel, name in enumerate(names):
+        top = 1 - panel * height
+        for side, (left, right) in enumerate(((0.0, 0.46), (0.56, 1.0))):
+            suffix = "" if panel == side == 0 else str(2 * panel + side + 1)
+            last = panel == len(names) - 1
+            axes[f"yaxis{suffix}"] = axis(
+                in_words(name) if side == 0 else "",
+                domain=[top - 0.8 * height, top],
+                anchor=f"x{suffix}",
+                automargin=True,
+            )
+            axes[f"xaxis{suffix}"] = _x_axis(comparison, last=last) | {
+                "domain": [left, right],
+                "anchor": f"y{suffix}",
+                "automargin": True,
+            }
+            drawn = _ours(comparison, name) if side == 0 else _papers(comparison, name)
+            traces += [
+                each
+                | {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+                | ({"showlegend": False} if panel else {})
+                for each in drawn
+            ]
+    return figure(
+        traces,
+        x=axes.pop("xaxis"),
+        y=axes.pop("yaxis"),
+        height=110 + PANEL * len(names),
+        **axes,
+    )
+
+
+def seeds_figure(comparison: Comparison, metric: str) -> dict[str, Any]:
+    """How the random seeds of every row scatter, as in Figures 2 and 3 of the paper."""
+    rows = [row for row in comparison.rows if row.metrics[metric].values]
+    if max(len(row.metrics[metric].values) for row in rows) >= MANY_SEEDS:
+        return _histograms(rows, metric)
+    return _strips(rows, metric)
+
+
+def _ours(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
+    """Every seed as a point, means with their intervals above."""
+    known = [row for row in comparison.rows if row.metrics[metric].values]
+    seeds = [
+        (row, seed, value) for row in known for seed, value in row.metrics[metric].values.items()
+    ]
+    series = comparison.explored is not None
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "each random seed",
+            "legendgroup": "seeds",
+            "x": [_x(row) for row, _, _ in seeds],
+            "y": [value for _, _, value in seeds],
+            "text": [f"{row.label}, random seed {seed}" for row, seed, _ in seeds],
+            "marker": {"color": GREY, "size": 6, "opacity": 0.55},
+            "hovertemplate": "%{text}<br>%{y:.4g}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if series else "markers",
+            "name": "ours: mean, 95% interval",
+            "legendgroup": "ours",
+            "x": [_x(row) for row in known],
+            "y": [_mean(row, metric).value for row in known],
+            "error_y": bars([_mean(row, metric) for row in known], colour=BLUE),
+            "line": {"color": BLUE, "width": 2},
+            "marker": {"color": BLUE, "size": 9},
+            "text": [row.label for row in known],
+            "hovertemplate": "%{text}<br>%{y:.4g}<extra></extra>",
+        },
+    ]
+
+
+def _papers(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
+    """Means with standard deviations, where the table has them."""
+    known = [row for row in comparison.rows if row.metrics[metric].paper is not None]
+    spread = [row.metrics[metric].paper_std for row in known]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if comparison.explored is not None else "markers",
+            "name": "the paper"
+            + (": mean, standard deviation" if any(each is not None for each in spread) else ""),
+            "legendgroup": "paper",
+            "x": [_x(row) for row in known],
+            "y": [row.metrics[metric].paper for row in known],
+            "error_y": {
+                "type": "data",
+                "array": spread,
+                "thickness": 1.4,
+                "width": 3,
+                "color": ORANGE,
+                "visible": any(each is not None for each in spread),
+            },
+            "line": {"color": ORANGE, "width": 2},
+            "marker": {"color": ORANGE, "size": 10, "symbol": "diamond-open"},
+            "text": [row.label for row in known],
+            "hovertemplate": "the paper: %{text}<br>%{y:.4g}<extra></extra>",
+        }
+    ]
+
+
+def _x_axis(comparison: Comparison, *, last: bool) -> dict[str, Any]:
+    if comparison.explored is None:
+        return axis("", type="category", showticklabels=last)
+    title = f"epochs at LR {learning_rate(comparison.explored.lr)}, of the paper's"
+    return axis(title if last else "", showticklabels=last)
+
+
+def _x(row: RowOutcome) -> float | str:
+    return row.label if row.explore_epochs is None else row.explore_epochs
+
+
+def _mean(row: RowOutcome, metric: str) -> Estimate:
+    mean = row.metrics[metric].mean
+    assert mean is not None, "a row with values has a mean"
+    return mean
+
+
+def _strips(rows: list[RowOutcome], metric: str) -> dict[str, Any]:
+    """A line of points per row, the first one on top, a bar at its mean."""
+    traces: list[dict[str, Any]] = []
+    for row, colour in zip(rows, ramp(len(rows)), strict=True):
+        values = row.metrics[metric].values
+        traces += [
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": row.label,
+                "x": list(values.values()),
+                "y": [row.label] * len(values),
+                "text": [f"random seed {seed}" for seed in values],
+                "marker": {"color": colour, "size": 10, "opacity": 0.75},
+                "hovertemplate": f"{row.label}, %{{text}}<br>%{{x:.4g}}<extra></extra>",
+            },
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": f"{row.label}: mean",
+                "x": [_mean(row, metric).value],
+                "y": [row.label],
+                "marker": {
+                    "symbol": "line-ns",
+                    "size": 26,
+                    "line": {"color": colour, "width": 3},
+                },
+                "hovertemplate": f"{row.label}, mean<br>%{{x:.4g}}<extra></extra>",
+            },
+        ]
+    return figure(
+        traces,
+        x=axis(in_words(metric)),
+        y=axis("", type="category", categoryorder="array", categoryarray=_upwards(rows)),
+        height=110 + 46 * len(rows),
+        showlegend=False,
+        margin={"l": 60, "r": 24, "t": 16, "b": 56},
+    )
+
+
+def _histograms(rows: list[RowOutcome], metric: str) -> dict[str, Any]:
+    """A panel per row, one above the other, with the same bins: they move and they tighten."""
+    every = [value for row in rows for value in row.metrics[metric].values.values()]
+    low, high = min(every), max(every)
+    bins = {"start": low, "end": high, "size": (high - low) / BINS or 1.0}
+    axes: dict[str, Any] = {}
+    traces: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    height = 1 / len(rows)
+    for panel, (row, colour) in enumerate(zip(rows, ramp(len(rows)), strict=True)):
+        suffix = str(panel + 1) if panel else ""
+        top = 1 - panel * height
+        axes[f"yaxis{suffix}"] = axis(
+            "", domain=[top - 0.86 * height, top], anchor="x", automargin=True, nticks=4
+        )
+        traces.append(
+            {
+                "type": "histogram",
+                "name": row.label,
+                "x": list(row.metrics[metric].values.values()),
+                "xbins": bins,
+                "autobinx": False,
+                "yaxis": f"y{suffix}",
+                "marker": {"color": colour},
+                "hovertemplate": f"{row.label}<br>%{{x}}: %{{y}} random seeds<extra></extra>",
+            }
+        )
+        notes.append(
+            {
+                "text": f"{row.label}: {_mean(row, metric).value:.4g}",
+                "xref": "paper",
+                "yref": "paper",
+                "x": 0.99,
+                "y": top - 0.04 * height,
+                "xanchor": "right",
+                "yanchor": "top",
+                "showarrow": False,
+            }
+        )
+    first = axes.pop("yaxis")
+    anchor = f"y{len(rows)}" if len(rows) > 1 else "y"
+    return figure(
+        traces,
+        x=axis(in_words(metric), anchor=anchor),
+        y=first,
+        height=90 + 120 * len(rows),
+        showlegend=False,
+        annotations=notes,
+        margin={"l": 60, "r": 24, "t": 16, "b": 56},
+        **axes,
+    )
+
+
+def _upwards(rows: list[RowOutcome]) -> list[str]:
+    """Labels from the bottom up."""
+    return [row.label for row in reversed(rows)]
