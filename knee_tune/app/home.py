@@ -40,6 +40,12 @@ class Home:
         """Checkpoints and kept weights, a folder per training run (see ``planning/keys.py``)."""
         return self.root.absolute() / "checkpoints"
 
+    def weights(self, noted: str) -> Path:
+        """Where kept weights are now: the home may have been moved since their path was noted."""
+        path = Path(noted)
+        _, _, inside = noted.rpartition(f"/{self.checkpoints.name}/")
+        return path if path.is_file() or not inside else self.checkpoints / inside
+
     @property
     def trunks(self) -> Path:
         """Trunk checkpoints, a folder per trunk."""

@@ -53,7 +53,7 @@ def register_study(
             "register: --tracking-uri none has no model registry; name a server or file"
         )
     attrs = study.trials[trial.number].user_attrs
-    weights = Path(attrs["weights"])
+    weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
     test = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}")

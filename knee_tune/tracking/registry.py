@@ -15,6 +15,7 @@ from knee_tune import __version__
 from knee_tune.errors import UserError
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
+from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, without_password
 from knee_tune.tracking.tracker import send_leftovers
 
@@ -38,6 +39,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
     """
     with _one_line_errors(uri), patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
+        follow_home(home, uri)
         client = connect(uri)
         run = _source_run(client, model, uri)
         name = f"knee-tune-{model.task}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from knee_tune.specs.tracking import Event, RunLink, StudyStarted, TrialStarted
+from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.outbox import Outbox, outbox_root, study_folders
 from knee_tune.tracking.sender import Sender
 from knee_tune.tracking.store import connect, without_password
@@ -149,6 +150,7 @@ def unsent_notice(remaining: int, uri: str) -> str | None:
 
 
 def _connect_writer(uri: str, home: Path) -> "RunWriter":
+    follow_home(home, uri)
     client = connect(uri)
     from knee_tune.tracking.runs import RunWriter
 

@@ -237,3 +237,17 @@ print(model.predict(images), model.predict(pd.DataFrame(images)))
     torch.manual_seed(1)
     digits = task.predict(task.build_model(), list(np.tile(np.arange(64.0) % 17, (3, 1))))
     assert answer.stdout.strip() == f"{digits} {digits}"
+
+
+def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) -> None:
+    registered = register(trained(home, "toy", seed=1), home=home, uri=local_store(home))
+    moved = home.rename(home.with_name("moved"))
+    uri = local_store(moved)
+    again = register(trained(moved, "toy", seed=2), home=moved, uri=uri)
+    mlflow.set_tracking_uri(uri)
+    for version in (registered.version, again.version):
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{again.name}/{version}"))
+        assert (folder / "MLmodel").is_file()
+    stored = connect(uri).get_logged_model(registered.model_id).artifact_location
+    assert stored.startswith((moved / "artifacts").as_uri())
+    assert not home.exists()
