@@ -31,6 +31,17 @@ def look_at(places: Places, name: str | None) -> StudyRecord:
     return study_record(load_study(storage, name))
 
 
+def look_at_search(places: Places, name: str | None) -> StudyRecord:
+    """As :func:`look_at`, for what only a search has: UserError for a study that compares."""
+    record = look_at(places, name)
+    if record.spec.compare is not None:
+        raise UserError(
+            f"study {record.name}: it compares schedules and searches nothing, so it has no "
+            f"trials; see knee-tune status {record.name}"
+        )
+    return record
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
     """One line of ``knee-tune tasks``."""

@@ -14,9 +14,11 @@ from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import Watch, run_study
 from knee_tune.app.workshop import Device, GroupOptions
 from knee_tune.errors import UserError
+from knee_tune.reporting.compared import Comparison, Measured, comparison_of
 from knee_tune.specs.files import available, find
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Estimate, Ridge
+from knee_tune.specs.scaling import scaled_name
 from knee_tune.specs.strict_yaml import read_document
 from knee_tune.specs.study import StudySpec
 
@@ -84,8 +86,11 @@ class ReproductionRequest:
     preset: str | None = None
     name: str | None = None
     seeds: int | None = None
+    scale: float | None = None
     fuse: bool = True
     nproc: int | None = None
+    concurrency: int | None = None
+    """Runs at a time."""
     device: Device = "auto"
     trunk_cache: int = GroupOptions.trunk_cache
     settings: tuple[str, ...] = ()
@@ -93,20 +98,24 @@ class ReproductionRequest:
     def resolve(self) -> tuple[StudyRequest, GroupOptions]:
         """The study to be run, and how; UserError for what there is not.
 
-        Replicas are spread over all CPU cores: a rank on each. Without fusing, as many runs are
-        trained at a time instead. A study with another number of seeds, or without fusing, has a
-        name of its own.
+        Replicas are spread over all CPU cores: a rank on each. Without fusing, and where the rows
+        of a table are trained, which have schedules of their own, as many runs are trained at a
+        time instead. A study with another number of seeds or scale, or without fusing, has a name
+        of its own.
         """
         design = find_design(self.table, task=self.task, preset=self.preset)
         plain = StudyRequest(task=self.task, study=design.study).resolve()[0]
+        fuse = self.fuse and plain.compare is None
         named = self.nproc or design.nproc
         seeds = self.seeds or plain.replicates
-        cores = 1 if named or _has_gpu(self.device) else min(_cores(), seeds)
-        nproc = named or (cores if self.fuse else 1)
+        runs = seeds * (len(plain.compare.rows) if plain.compare else 1)
+        cores = 1 if named or _has_gpu(self.device) else min(_cores(), runs)
+        nproc = named or (cores if fuse else 1)
+        as_designed = self.scale in (None, plain.scale)
         parts = [
-            design.study,
+            design.study if as_designed else scaled_name(design.study, self.scale or plain.scale),
             f"{seeds}-seeds" if seeds != plain.replicates else "",
-            "" if self.fuse else "one-by-one",
+            "one-by-one" if plain.compare is None and not fuse else "",
         ]
         request = StudyRequest(
             task=self.task,
@@ -115,12 +124,13 @@ class ReproductionRequest:
             replicates=seeds,
             fuse=None if self.fuse else False,
             nproc=nproc,
+            scale=self.scale,
             settings=self.settings,
         )
         options = GroupOptions(
             nproc=nproc,
             nproc_asked=self.nproc is not None,
-            slots=1 if self.fuse else cores,
+            slots=self.concurrency or (1 if fuse else cores),
             device=self.device,
             trunk_cache=self.trunk_cache,
         )
@@ -154,6 +164,33 @@ class Reproduction:
         ranked = sorted(self.record.ranked, key=lambda trial: trial.point)
         return [_row(trial, self.record.spec) for trial in ranked]
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """The table's rows beside ours; None for a search, or before a run is complete."""
+        if not any(run.state == "complete" for run in self.record.compared):
+            return None
+        return comparison_of(self.record)
+
+    def _compared(self) -> list[dict[str, Any]]:
+        found, table = self.comparison, self.record.spec.compare
+        if found is None or table is None:
+            return []
+        return [
+            {
+                "label": row.shown,
+                "setting": row.setting,
+                "paper": {
+                    name: {"mean": value, "std": row.std.get(name)}
+                    for name, value in row.metrics.items()
+                },
+                "ours": {
+                    name: _measured(each) for name, each in ours.metrics.items() if each.values
+                },
+                "failed": ours.missing,
+            }
+            for row, ours in zip(table.rows, found.rows, strict=True)
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """The object that ``reproduce --json`` prints."""
         ridge, steps = self.ridge, self.record.steps
@@ -172,7 +209,7 @@ class Reproduction:
             "verdict": ridge.verdict if ridge else None,
             "seconds": round(self.record.seconds, 1),
             "steps": {"trained": steps.trained, "independent": steps.independent},
-            "rows": [vars(row) for row in self.rows],
+            "rows": self._compared() or [vars(row) for row in self.rows],
             "report": str(self.report) if self.report else None,
         }
 
@@ -205,6 +242,13 @@ def _row(trial: TrialRecord, spec: StudySpec) -> TableRow:
         metrics={name: fmean(each) for name, each in values.items()} or trial.metrics,
         std={name: stdev(each) for name, each in values.items() if len(each) > 1},
     )
+
+
+def _measured(found: Measured) -> dict[str, Any]:
+    """Mean, sample standard deviation, number of seeds, and the 95 % t interval."""
+    assert found.mean is not None, "it has values"
+    count = len(found.values)
+    return {"mean": found.mean.value, "std": found.std, "n": count, **_interval(found.mean)}
 
 
 def _interval(estimate: Estimate) -> dict[str, float | None]:

@@ -223,7 +223,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
     finished = counts.complete + counts.pruned + counts.failed
     trials = min(spec.trials, spec.size)
     if spec.compare is not None:
-        finished = sum(run.state != "failed" for run in record.compared)
+        runs = record.run_counts
+        finished = runs.complete + runs.pruned
         trials = len(spec.compare.rows) * spec.replicates
     placement = workshop.placement()
     return StudyStart(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from knee_tune.cli.analyse import analyse_app
 from knee_tune.cli.audit import audit
 from knee_tune.cli.budget import budget
 from knee_tune.cli.options import (
@@ -67,10 +68,10 @@ def best(
 ) -> None:
     """The best seed LR and explore fraction found so far."""
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at
+    from knee_tune.app.look import look_at_search
     from knee_tune.errors import UserError
 
-    record = look_at(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
+    record = look_at_search(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
     found = record.best_as_json()
     if found is None:
         raise UserError(f"study {record.name}: no trial is complete yet")
@@ -99,14 +100,14 @@ def register(
 ) -> None:
     """Test a study's winner once and put it into the MLflow model registry."""
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at
+    from knee_tune.app.look import look_at_search
     from knee_tune.app.winner import register_study
     from knee_tune.cli.confirmation import print_registered
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     registered = register_study(
         places,
-        look_at(places, study).name,
+        look_at_search(places, study).name,
         number=trial,
         alias=alias.value if alias else None,
         untried="champion",  # who types this has decided
@@ -124,12 +125,12 @@ def replay(
 ) -> None:
     """Train a trial again from its recorded plan and compare."""
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at
+    from knee_tune.app.look import look_at_search
     from knee_tune.app.winner import replay as replay_trial
     from knee_tune.cli.summary import print_replay
 
     places = Places.of(Home(home), storage=storage, tracking_uri="none")
-    record = look_at(places, study)
+    record = look_at_search(places, study)
     console = Console(highlight=False)
     again = replay_trial(
         places,
@@ -173,6 +174,7 @@ def tasks(json: JsonOption = False) -> None:
 
 app.add_typer(data_app, name="data")
 app.add_typer(trunks_app, name="trunks")
+app.add_typer(analyse_app, name="analyse")
 app.command()(audit)
 app.command()(budget)
 app.command()(doctor)

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation
 from knee_tune.cli.lines import open_in_browser
 from knee_tune.cli.options import (
@@ -16,6 +17,7 @@ from knee_tune.cli.options import (
     Device,
     HomeOption,
     JsonOption,
+    ScaleOption,
     StorageOption,
     TrackingOption,
     TrunkCacheOption,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="A table of the paper: table15, table16.")],
+    table: Annotated[str, typer.Argument(help="A table of the paper: table1, table16.")],
     task: Annotated[str, typer.Option(help="On which task, as in digits.")],
     preset: Annotated[
         str | None, typer.Option(help="Another size of it, as in demo for table15 on iwslt.")
@@ -43,9 +45,18 @@ def reproduce(
             "--fuse/--no-fuse", help="Train as one batched model, or every run by itself."
         ),
     ] = True,
+    scale: ScaleOption = None,
     nproc: Annotated[
         int | None,
         typer.Option(min=1, help="Ranks. (default: the study's, else one for every CPU core)"),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs trained at the same time. (default: one for every CPU core, where they are "
+            "not fused and no GPU trains them)",
+        ),
     ] = None,
     study_name: Annotated[
         str | None, typer.Option(help="Name to keep the study under. (default: its file's)")
@@ -77,7 +88,9 @@ def reproduce(
         name=study_name,
         seeds=seeds,
         fuse=fuse,
+        scale=scale,
         nproc=nproc,
+        concurrency=concurrency,
         device=device.value,
         trunk_cache=size_of_cache(trunk_cache),
         settings=tuple(settings or ()),
@@ -102,9 +115,11 @@ def reproduce(
 
 def print_reproduction(console: Console, found: "Reproduction") -> None:
     """What the study says of the table, what it cost, and where its report is."""
-    from knee_tune.reporting.shown import duration
-
     record, ridge = found.record, found.ridge
+    if record.spec.compare is not None:
+        print_comparison(console, record)
+        _print_end(console, found)
+        return
     seeds = "1 seed" if record.spec.replicates == 1 else f"{record.spec.replicates} seeds"
     console.print(
         f"\n[bold]{found.table.replace('table', 'Table ')}[/] on {record.task}: "
@@ -119,6 +134,14 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
             console.print(line, soft_wrap=True)
     if record.confirmation is not None:
         print_confirmation(console, record.confirmation)
+    _print_end(console, found)
+
+
+def _print_end(console: Console, found: "Reproduction") -> None:
+    """What it cost, what is amiss, and where the report is."""
+    from knee_tune.reporting.shown import duration
+
+    record = found.record
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     console.print(f"trained in {duration(record.seconds)}")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knee_tune.cli.audit import audit_line
+from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
 
 if TYPE_CHECKING:
@@ -58,16 +59,23 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
         print_registered(console, summary.registered)
     for notice in summary.notices:
         console.print(notice, style="yellow", markup=False, soft_wrap=True)
+    if record.spec.compare is not None and summary.report is not None:
+        console.print(f"report: {summary.report}", soft_wrap=True, markup=False)
     console.print("\nLook at it:")
     commands = [places.command("dashboard", record.name), places.ui_command]
-    if places.tracking_uri is not None:
+    if places.tracking_uri is not None and record.spec.compare is None:
         commands.append(places.command("register", record.name, tracking=True))
     for command in filter(None, commands):
         console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
 def print_status(console: Console, record: "StudyRecord") -> None:
-    """Trials, the best one, and what it all cost."""
+    """Trials, the best one, and what it all cost; of a comparison, its rows."""
+    if record.spec.compare is not None:
+        print_comparison(console, record)
+        for line in record.steps.words:
+            console.print(line, soft_wrap=True)
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("trial", "seed LR", "explore", record.metric, "trained", "reused"):
         table.add_column(column, justify="right")

@@ -169,6 +169,12 @@ class StudyRecord(Spec):
         return Counts(**{state: counter[state] for state in Counts.model_fields})
 
     @property
+    def run_counts(self) -> Counts:
+        """Runs of a comparison by state; those that diverged are counted as pruned."""
+        counter = Counter(run.state for run in self.compared)
+        return Counts(**{state: counter[state] for state in Counts.model_fields})
+
+    @property
     def best(self) -> TrialRecord | None:
         """The complete trial with the best value, the earliest of equals; None if there is none."""
         return next(iter(self.ranked), None)
@@ -285,10 +291,12 @@ class StudyRecord(Spec):
         }
 
     def status_as_json(self) -> dict[str, Any]:
-        """The object that ``status --json`` prints."""
+        """The object that ``status --json`` prints; of a comparison, with its ``runs``."""
+        runs = {"runs": self.run_counts.model_dump()} if self.spec.compare else {}
         return {
             "study": self.name,
             "counts": self.counts.model_dump(),
+            **runs,
             "best": self.best_as_json(),
             "steps": self.steps.model_dump(),
             "audit": self.audit_report.model_dump() if self.audit_report else None,
