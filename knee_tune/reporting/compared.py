@@ -88,7 +88,7 @@ class Comparison(Spec):
     rows: tuple[RowOutcome, ...]
     trends: tuple[Trend, ...]
     steps: Steps
-    seconds: float = Field(description="of training and measuring, summed over the runs")
+    seconds: float = Field(description="in which runs were trained; pauses do not count")
 
     @property
     def papers_metrics(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def comparison_of(record: StudyRecord) -> Comparison:
     metrics = _metrics_of(table.rows, done, first=metric)
     rows = tuple(
         RowOutcome(
-            label=label_of(row),
+            label=row.shown,
             schedule=row.schedule,
             seed_lr=row.seed_lr or float(record.spec.recipe["seed_lr"]),
             epochs=row.epochs,
@@ -150,14 +150,9 @@ def comparison_of(record: StudyRecord) -> Comparison:
         explored=explored,
         rows=rows,
         trends=tuple(trends_of(rows, explored, metric=metric, direction=record.direction)),
-        steps=steps_of(record.compared),
-        seconds=sum(run.seconds for run in record.compared),
+        steps=record.steps,
+        seconds=record.seconds,
     )
-
-
-def label_of(row: ReferenceRow) -> str:
-    """What people read: the table's own words, else the schedule and its epochs."""
-    return row.label or f"{row.schedule.replace('_', ' ')}, {row.epochs} epochs"
 
 
 def reference_of(rows: Sequence[ReferenceRow], explored: Explored | None) -> int:
@@ -199,21 +194,6 @@ def trends_of(
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Of the least-squares line, per :data:`PER_EPOCHS` of ``x``."""
     return PER_EPOCHS * statistics.linear_regression(x, y).slope
-
-
-def steps_of(runs: Sequence[ComparedRun]) -> Steps:
-    """What they cost, and what independent runs would have taken.
-
-    A run that trained no step although it is complete was answered by the record of the same run.
-    """
-    finished = [run.steps for run in runs if run.state in ("complete", "pruned")]
-    return Steps(
-        trained=sum(run.steps.trained for run in runs),
-        independent=sum(steps.reached for steps in finished),
-        reused=sum(steps.reused for steps in finished),
-        pruned=0,
-        recorded=sum(steps.reused for steps in finished if not steps.trained),
-    )
 
 
 def _trend(

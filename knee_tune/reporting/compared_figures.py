@@ -40,7 +40,7 @@ def scattered(comparison: Comparison) -> tuple[str, ...]:
 def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
     """A row of two panels per metric, ours and the paper's; None where nothing was measured.
 
-    Each has a scale of its own: at another budget the numbers differ and the course is compared.
+    At another budget each has a scale of its own: numbers differ then, and the course is compared.
     """
     names = [
         name
@@ -55,13 +55,14 @@ def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
     for panel, name in enumerate(names):
         top = 1 - panel * height
         for side, (left, right) in enumerate(((0.0, 0.46), (0.56, 1.0))):
-            suffix = "" if panel == side == 0 else str(2 * panel + side + 1)
+            suffix = _suffix(2 * panel + side)
             last = panel == len(names) - 1
             axes[f"yaxis{suffix}"] = axis(
                 in_words(name) if side == 0 else "",
                 domain=[top - 0.8 * height, top],
                 anchor=f"x{suffix}",
                 automargin=True,
+                **({"matches": f"y{_suffix(2 * panel)}"} if side and comparison.scale == 1 else {}),
             )
             axes[f"xaxis{suffix}"] = _x_axis(comparison, last=last) | {
                 "domain": [left, right],
@@ -156,6 +157,11 @@ def _papers(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
     ]
 
 
+def _suffix(index: int) -> str:
+    """Plotly counts from 1 and leaves the first number out."""
+    return str(index + 1) if index else ""
+
+
 def _x_axis(comparison: Comparison, *, last: bool) -> dict[str, Any]:
     if comparison.explored is None:
         return axis("", type="category", showticklabels=last)
@@ -223,10 +229,10 @@ def _histograms(rows: list[RowOutcome], metric: str) -> dict[str, Any]:
     notes: list[dict[str, Any]] = []
     height = 1 / len(rows)
     for panel, (row, colour) in enumerate(zip(rows, ramp(len(rows)), strict=True)):
-        suffix = str(panel + 1) if panel else ""
+        suffix = _suffix(panel)
         top = 1 - panel * height
         axes[f"yaxis{suffix}"] = axis(
-            "", domain=[top - 0.86 * height, top], anchor="x", automargin=True, nticks=4
+            "", domain=[top - 0.94 * height, top - 0.24 * height], anchor="x", nticks=4
         )
         traces.append(
             {
@@ -246,9 +252,9 @@ def _histograms(rows: list[RowOutcome], metric: str) -> dict[str, Any]:
                 "xref": "paper",
                 "yref": "paper",
                 "x": 0.99,
-                "y": top - 0.04 * height,
+                "y": top - 0.22 * height,
                 "xanchor": "right",
-                "yanchor": "top",
+                "yanchor": "bottom",
                 "showarrow": False,
             }
         )

@@ -44,7 +44,6 @@ def build_comparison_report(record: StudyRecord, *, context: ReportContext) -> C
         tiles=comparison_tiles(comparison),
         sections=_sections(record, comparison, context),
         figures=comparison_figures(comparison) | ({"steps": steps} if steps else {}),
-        explains_knee=any(row.schedule == "knee" for row in comparison.rows),
         comparison=comparison,
     )
 

@@ -105,7 +105,7 @@ def seeds_section(comparison: Comparison) -> Section | None:
             "By the paper's hypothesis longer exploring moves the distribution over random seeds "
             "to wider minima and higher test accuracy, and tightens it (its Figures 2 and 3)."
             if comparison.explored
-            else "Two rows whose random seeds overlap differ by less than chance does.",
+            else "Every point is one run: another random seed falls somewhere among them.",
         ),
         figures=tuple(f"seeds_{name}" for name in names),
         tables=(
@@ -146,7 +146,7 @@ def others_section(comparison: Comparison) -> Section | None:
 
 def cost_section(comparison: Comparison) -> Section:
     """Steps and time."""
-    words = [f"time of all runs, one after the other: {duration(comparison.seconds)}"]
+    words = [f"time in which runs were trained: {duration(comparison.seconds)}"]
     words += [line.replace("trials", "runs") for line in comparison.steps.words]
     return Section(
         key="steps",

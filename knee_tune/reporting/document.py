@@ -1,7 +1,7 @@
 """What a report is made of, whatever it is written as: sections of words, figures and tables."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -60,6 +60,9 @@ class Report(Spec):
     """What every report says, whatever its study did. Dumped without ``tiles``, ``sections`` and
     ``figures``, which say the same to people."""
 
+    explains_search: ClassVar[bool] = False
+    """Whether a page says what is searched: seed LR and explore fraction of a Knee schedule."""
+
     study: str
     task: str
     preset: str
@@ -73,6 +76,3 @@ class Report(Spec):
     tiles: tuple[Tile, ...] = Field(exclude=True)
     sections: tuple[Section, ...] = Field(exclude=True, description="the answer first")
     figures: dict[str, dict[str, Any]] = Field(exclude=True, description="plotly figures, by name")
-    explains_knee: bool = Field(
-        exclude=True, description="whether a page says what a Knee schedule is"
-    )

@@ -1,5 +1,7 @@
 """The report of a study: everything that it shows, as values; HTML and Markdown only write it."""
 
+from typing import ClassVar
+
 from knee_tune.reporting.account import (
     audit_section,
     baselines_section,
@@ -44,6 +46,8 @@ class Optimal(Spec):
 
 class StudyReport(Report):
     """The report of a search."""
+
+    explains_search: ClassVar[bool] = True
 
     recommended: Answer
     verdict: Verdict | None
@@ -100,7 +104,6 @@ def build_report(
         tiles=tiles_of(answer, record),
         sections=_sections(record, ridge, context, answer),
         figures=study_figures(record, ridge, importances=context.importances),
-        explains_knee=True,
     )
 
 
