@@ -19,6 +19,7 @@ from knee_tune.planning.plan import Placement
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.evaluation import evaluate
+from tests.generated_images import put_cifar10
 
 ALONE = Group()
 PAIR = [Group(rank=rank, world_size=2) for rank in range(2)]
@@ -31,17 +32,19 @@ class Case:
     recipe: Mapping[str, Any]
     example_ids: Callable[[Any], list[Any]]
     """What tells the examples of one micro-batch apart."""
-    other_data: Callable[[pytest.MonkeyPatch], None]
-    """From here on, the task's data are slightly different."""
+    other_data: Callable[[pytest.MonkeyPatch, Path], None]
+    """From here on, the task's data (those in the folder) are slightly different."""
     together: bool
     """Whether the shares of all ranks at a step are the batch of a single rank at that step."""
+    data: Callable[[Path], None] = lambda folder: None
+    """Puts what the task cannot make itself into the data folder."""
 
 
-def _another_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+def _another_pixel(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     _another_value(monkeypatch, "knee_tune.tasks.digits.task.load_digits")
 
 
-def _another_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+def _another_feature(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     _another_value(monkeypatch, "knee_tune.tasks.breast_cancer.task.load_breast_cancer")
 
 
@@ -57,12 +60,16 @@ def _rows(batch: Any) -> list[Any]:
     return [(row.numpy().tobytes(), int(label)) for row, label in zip(*batch, strict=True)]
 
 
-def _another_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def _another_sentence(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     from knee_tune.tasks.translation import grammar
 
     text = grammar.generate()
     text["valid"][1][7] += " !"
     monkeypatch.setattr(grammar, "generate", lambda: text)
+
+
+def _other_images(_: pytest.MonkeyPatch, folder: Path) -> None:
+    put_cifar10(folder, seed=1)
 
 
 CASES = {
@@ -97,6 +104,13 @@ CASES = {
         other_data=_another_sentence,
         together=False,
     ),
+    "cifar10": Case(
+        recipe={"batch_size": 24, "validation": 40, "side": 16, "model": {"width": 8}},
+        example_ids=_rows,
+        other_data=_other_images,
+        together=True,
+        data=put_cifar10,
+    ),
 }
 
 Make = Callable[..., Task[Any]]
@@ -117,6 +131,8 @@ def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     if task_entry(found).extra == "translation":
         pytest.importorskip("fairseq", reason="needs the translation extra")
+    if task_entry(found).extra == "vision":
+        pytest.importorskip("torchvision", reason="needs the vision extra")
     return found
 
 
@@ -127,7 +143,10 @@ def case(name: str) -> Case:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.mktemp("data")
+    for case in CASES.values():
+        case.data(folder)
+    return folder
 
 
 @pytest.fixture
@@ -203,7 +222,7 @@ def test_fingerprint_stays_and_changes_with_the_data(
     assert {"train", "valid", "test"} <= examples.keys()
     assert min(examples.values()) > 0
 
-    case.other_data(monkeypatch)
+    case.other_data(monkeypatch, tmp_path)
     changed, _ = make(folder=tmp_path).describe()
     assert changed != fingerprint
 

@@ -29,7 +29,7 @@ class ImageClassifier(Task[T], Classifier):
         return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
 
     def score(self, scores: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
-        """Every metric summed over a batch of class scores (n, classes)."""
+        """Every metric of the recipe, summed over a batch of class scores (n, classes)."""
         return {
             "loss": F.cross_entropy(scores, labels, reduction="sum"),
             "accuracy": 100 * (scores.argmax(1) == labels).sum(),
@@ -39,15 +39,13 @@ class ImageClassifier(Task[T], Classifier):
         self, model: nn.Module, group: Group, *, split: Split, final: bool
     ) -> Mapping[str, float]:
         """The mean of every metric over the split; waits for the device once, at the end."""
-        totals: dict[str, Tensor] = {}
+        names = [metric.name for metric in self.recipe.metrics]
+        totals = torch.zeros(len(names), dtype=torch.float64, device=group.device)
         count = 0
         for images, labels in self.eval_batches(split, group):
-            for name, value in self.score(model(images), labels).items():
-                totals[name] = totals.get(name, 0) + value.double()
+            sums = self.score(model(images), labels)
+            totals += torch.stack([sums[name].double() for name in names])
             count += len(labels)
             group.alive()
-        sums = (
-            torch.stack([*totals.values()]).tolist() if totals else [0.0] * len(self.recipe.metrics)
-        )
-        *values, images_seen = group.sum([*sums, count])
-        return dict(zip(totals, (value / images_seen for value in values), strict=True))
+        *values, examples = group.sum([*totals.tolist(), count])
+        return dict(zip(names, (value / examples for value in values), strict=True))

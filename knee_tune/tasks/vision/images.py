@@ -4,7 +4,7 @@
 (n,), the training images first, in the order they were published in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 """Images (n, side, side, 3), red first."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
     """Training and test images, labels (n,) uint8 counted from 0."""
 
@@ -28,6 +28,11 @@ class Images:
     train_labels: NDArray[np.uint8]
     test: Pixels
     test_labels: NDArray[np.uint8]
+
+    def same_as(self, other: "Images") -> bool:
+        """Whether all images and labels are the same."""
+        names = [field.name for field in fields(self)]
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
 class ImageManifest(Spec):

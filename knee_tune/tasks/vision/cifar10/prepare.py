@@ -9,7 +9,12 @@ from pathlib import Path
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.vision.cifar10.sources import download, read_source
-from knee_tune.tasks.vision.images import ImageManifest, read_manifest, write_images
+from knee_tune.tasks.vision.images import (
+    ImageManifest,
+    map_images,
+    read_manifest,
+    write_images,
+)
 
 PUBLISHED = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -43,8 +48,8 @@ def prepare(
 ) -> PreparedImages:
     """The prepared set ``<data_root>/<name>``, of what is at ``from_path`` or else downloaded.
 
-    A set that is there already stays, unless ``force``. UserError for everything wrong with the
-    input; nothing is half-written.
+    A set that is there already stays, unless ``force``; other images at ``from_path`` need it, or
+    another name. UserError for everything wrong with the input; nothing is half-written.
     """
     began = time.monotonic()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
@@ -62,19 +67,23 @@ def prepare(
             reused=reused,
         )
 
+    known = None
     if folder.exists():
         if not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
         if not force:
-            manifest = read_manifest(folder, task="cifar10", verify=True)
-            if manifest.origin != origin:
-                raise UserError(
-                    f"{folder} was prepared from {manifest.origin}: choose another --name, or "
-                    "replace it with --force"
-                )
-            return prepared(manifest, reused=True)
+            known = read_manifest(folder, task="cifar10", verify=True)
+            if from_path is None:
+                return prepared(known, reused=True)
     progress("read images" if from_path else "download", 0.0)
     images = read_source(from_path) if from_path else download(data_root / "downloads")
+    if known is not None:
+        if map_images(folder, known).same_as(images):
+            return prepared(known, reused=True)
+        raise UserError(
+            f"{folder} was prepared from other images ({known.origin}): choose another --name, "
+            "or replace it with --force"
+        )
     progress("write images", 0.5)
     manifest = write_images(folder, images, origin=origin)
     progress("write images", 1.0)

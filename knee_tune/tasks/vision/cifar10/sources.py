@@ -109,16 +109,13 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 class _ArraysOnly(pickle.Unpickler):
     """Loads containers, numbers and numpy arrays; nothing a file says is called besides."""
 
+    _RECONSTRUCT = np.empty(0).__reduce__()[0]  # where it lives depends on numpy's version
     _ADMITTED = frozenset({"_reconstruct", "ndarray", "dtype"})
 
     def find_class(self, module: str, name: str) -> Any:
         package = module.partition(".")[0]
         if package == "numpy" and name in self._ADMITTED:
-            if name == "_reconstruct":
-                from numpy._core.multiarray import _reconstruct
-
-                return _reconstruct
-            return getattr(np, name)
+            return self._RECONSTRUCT if name == "_reconstruct" else getattr(np, name)
         if (module, name) == ("_codecs", "encode"):  # how newer pickles write bytes
             import codecs
 
@@ -139,6 +136,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
 
 def _checked(path: Path, *parts: tuple[np.ndarray, np.ndarray]) -> Images:
     """Training and test images, if they are images and labels; UserError if not."""
+    parts = tuple((x, y[:, 0] if y.shape == (len(x), 1) else y) for x, y in parts)
     for x, y in parts:
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (SIDE, SIDE, 3) or not len(x):
             raise UserError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
 
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Examples]]:
         """This rank's part of every batch, cut into micro-batches."""
-        padded, _ = self._on(group.device, "train", padding=self.recipe.crop_padding)
+        padded, _ = self._on(group.device, "train")
         labels = self._noisy_labels.to(group.device)
         steps = self.steps_per_epoch(group)
         batch = self.recipe.batch_size
@@ -87,8 +87,10 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
 
     def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
         """See :class:`~knee_tune.tasks.classifier.Classifier`."""
-        images, _ = self._on(group.device, "train")
-        yield from _in_batches(images[:limit], self._noisy_labels[:limit].to(group.device), group)
+        padded, _ = self._on(group.device, "train")
+        inside = slice(self.recipe.crop_padding, self.recipe.crop_padding + self.recipe.side)
+        labels = self._noisy_labels.to(group.device)
+        yield from _in_batches(padded[:limit, inside, inside], labels[:limit], group)
 
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
         """With the true labels."""
@@ -117,7 +119,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         return read_manifest(self._folder, task="cifar10")
 
     @cached_property
-    def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def _splits(self) -> dict[str, Examples]:
         """Images (n, side, side, 3) uint8 and labels (n,) int64, on the CPU."""
         found = map_images(self._folder, self._manifest)
         rest = len(found.train) - self.recipe.validation
@@ -141,16 +143,15 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         }
 
     @cached_property
-    def _resident(self) -> dict[tuple[torch.device, str, int], tuple[Tensor, Tensor]]:
+    def _resident(self) -> dict[tuple[torch.device, Split | Literal["train"]], Examples]:
         return {}
 
-    def _on(
-        self, device: torch.device, split: Split | str, *, padding: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Padded images and labels of a split on a device, where they stay."""
-        key = device, split, padding
+    def _on(self, device: torch.device, split: Split | Literal["train"]) -> Examples:
+        """Images, padded if they are to be cropped, and labels of a split, kept on the device."""
+        key = device, split
         if key not in self._resident:
             images, labels = self._splits[split]
+            padding = self.recipe.crop_padding if split == "train" else 0
             self._resident[key] = pad(images.to(device), padding), labels.to(device)
         return self._resident[key]
 
