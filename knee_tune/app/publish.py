@@ -9,24 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
+from knee_tune.app.findings import Findings, findings_of, without_statistics
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy
-from knee_tune.app.report import Format, report_of, usual_path, write_report
-from knee_tune.reporting.figures import study_figures
-from knee_tune.reporting.note import study_note
-from knee_tune.reporting.report import StudyReport
-from knee_tune.reporting.ridge import ridge_of
-from knee_tune.reporting.tables import (
-    optimal_table,
-    replicates_table,
-    surface_table,
-    trials_table,
-)
+from knee_tune.app.report import Format, usual_path, write_report
+from knee_tune.reporting.document import Report
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.tracking import Attached
@@ -40,14 +30,6 @@ INTERVAL = 20.0
 
 SHARE = 20
 """Updates take at most one part in so many of a running study's time."""
-
-ON_THE_PAGE = MappingProxyType(
-    {
-        "surface": "Seed LR and explore fraction together",
-        "ridge": "The best explore fraction for each seed LR",
-    }
-)
-"""Figures that Optuna Dashboard shows, with their titles; curves it has of its own."""
 
 MOST_COLUMNS = 6
 """Of a heat map on half a page that leave room for numbers in its cells."""
@@ -75,28 +57,28 @@ class Published:
 def publish(opened: OpenedStudy, *, on_line: Say) -> Published:
     """Everything about a study as it is now, with all statistics; takes seconds."""
     record = study_record(opened.study)
-    if record.best is None:
+    found = without_statistics(record)
+    with _or_a_line("statistics", on_line):
+        found = findings_of(record)
+    if not found.complete:
         show_now(opened, on_line=on_line)
         return Published()
-    ridge, report = None, None
+    report = None
     files: tuple[Path, ...] = ()
-    with _or_a_line("statistics", on_line):
-        ridge = ridge_of(record)
     with _or_a_line("report", on_line):
-        report = report_of(opened.study, opened.places, record=record, ridge=ridge)
+        report = found.report(opened.study, opened.places)
         files = _write(report, opened.places)
     opened.tracker.flush()  # so that every run's address is known
     with _or_a_line("Optuna Dashboard", on_line):
-        _show(opened, record, ridge, report.figures if report else {})
+        _show(opened, found, report.figures if report else {})
         _attach(opened, record, files)
     with _or_a_line("MLflow", on_line):
-        for artifact in (*_pages(report, files), *_tables(record, ridge)):
+        for artifact in (*_pages(report, files), *found.tables()):
             opened.tracker.record(artifact)
-    note = study_note(record, ridge, links=_more(opened))
     return Published(
-        metrics=_metrics(ridge),
-        tags={"mlflow.note.content": note} | ({"knee.verdict": ridge.verdict} if ridge else {}),
-        ridge=ridge,
+        metrics=found.metrics(),
+        tags={"mlflow.note.content": found.note(_more(opened))} | found.tags(),
+        ridge=found.ridge,
         report=files[0] if files else None,
     )
 
@@ -140,28 +122,24 @@ class LivePages:
 def show_now(opened: OpenedStudy, *, on_line: Say) -> None:
     """Show in Optuna Dashboard how the study stands; without intervals, which take long."""
     with _or_a_line("Optuna Dashboard", on_line):
-        record = study_record(opened.study)
-        ridge = ridge_of(record, resamples=0)
-        _show(opened, record, ridge, study_figures(record, ridge))
+        found = findings_of(study_record(opened.study), resamples=0)
+        _show(opened, found, found.figures())
 
 
-def _show(
-    opened: OpenedStudy,
-    record: StudyRecord,
-    ridge: Ridge | None,
-    figures: Mapping[str, dict[str, Any]],
-) -> None:
+def _show(opened: OpenedStudy, found: Findings, figures: Mapping[str, dict[str, Any]]) -> None:
     links = [*_more(opened), *_link_to_study(opened)]
-    write_study_note(opened.study, study_note(record, ridge, links=links))
+    write_study_note(opened.study, found.note(links))
     show_figures(
         opened.study,
         {
             name: _titled(_legible(figures[name]), title)
-            for name, title in ON_THE_PAGE.items()
+            for name, title in found.on_the_page.items()
             if name in figures
         },
     )
-    unlinked = [each for each in record.trials if each.run_url is None and each.state in ENDED]
+    unlinked = [
+        each for each in found.record.trials if each.run_url is None and each.state in ENDED
+    ]
     runs = {trial.number: opened.tracker.run_of(trial.key) for trial in unlinked}
     link_trials(opened.study, {number: run.url for number, run in runs.items() if run})
 
@@ -178,7 +156,7 @@ def _link_to_study(opened: OpenedStudy) -> Iterator[str]:
         yield f"[MLflow run of this study]({run.url}){start}"
 
 
-def _write(report: StudyReport, places: Places) -> tuple[Path, ...]:
+def _write(report: Report, places: Places) -> tuple[Path, ...]:
     """The report as files, HTML first."""
     return tuple(
         write_report(report, usual_path(places, report.study, form), form) for form in FORMS
@@ -193,7 +171,7 @@ def _attach(opened: OpenedStudy, record: StudyRecord, files: Sequence[Path]) -> 
         attach_weights(opened.study, winner=record.winner.number, store=store)
 
 
-def _pages(report: StudyReport | None, files: Sequence[Path]) -> Iterator[Attached]:
+def _pages(report: Report | None, files: Sequence[Path]) -> Iterator[Attached]:
     for file in files:
         yield Attached(name=f"report{file.suffix}", file=file)
     if report is not None:
@@ -201,15 +179,6 @@ def _pages(report: StudyReport | None, files: Sequence[Path]) -> Iterator[Attach
         for name, figure in report.figures.items():
             titled = _titled(figure, titles.get(name, name))
             yield Attached(name=f"plots/{name}.html", figure=titled)
-
-
-def _tables(record: StudyRecord, ridge: Ridge | None) -> Iterator[Attached]:
-    yield Attached(name="tables/trials.csv", text=trials_table(record))
-    yield Attached(name="tables/replicates.csv", text=replicates_table(record))
-    if ridge is not None:
-        yield Attached(name="tables/surface.csv", text=surface_table(ridge.surface))
-        yield Attached(name="tables/surface.json", text=ridge.surface.model_dump_json(indent=2))
-        yield Attached(name="tables/optimal.csv", text=optimal_table(ridge))
 
 
 def _legible(figure: dict[str, Any]) -> dict[str, Any]:
@@ -235,22 +204,6 @@ def _titled(figure: dict[str, Any], title: str) -> dict[str, Any]:
             "margin": margin | {"t": margin.get("t", 40) + 52},
         }
     }
-
-
-def _metrics(ridge: Ridge | None) -> dict[str, float]:
-    if ridge is None:
-        return {}
-    metrics: dict[str, float | None] = {
-        "spearman": ridge.spearman.value if ridge.spearman else None,
-        "crossover_p": ridge.crossover.p if ridge.crossover else None,
-    }
-    if (best := ridge.recommended) is not None:
-        metrics |= {
-            "recommended_seed_lr": best.seed_lr,
-            "recommended_explore_fraction": best.explore_fraction,
-            f"expected_{ridge.surface.metric}": best.expected.value,
-        }
-    return {name: value for name, value in metrics.items() if value is not None and isfinite(value)}
 
 
 @contextmanager

@@ -32,6 +32,22 @@ def replicates_table(record: StudyRecord) -> str:
     return _csv(("number", "seed_lr", "explore_fraction", "seed", "state", "value"), rows)
 
 
+def compared_table(record: StudyRecord) -> str:
+    """A row per run of a comparison, with all that was measured of it."""
+    table = record.spec.compare
+    names = sorted({name for run in record.compared for name in run.metrics})
+    rows = (
+        (
+            *(run.row, table.rows[run.row].shown if table else "", run.seed, run.state),
+            *(run.metrics.get(name) for name in names),
+            *(run.steps.trained, run.steps.reused, run.seconds, run.reason, run.checkpoint),
+        )
+        for run in record.compared
+    )
+    after = ("steps_trained", "steps_reused", "seconds", "reason", "checkpoint")
+    return _csv(("row", "label", "seed", "state", *names, *after), rows)
+
+
 def surface_table(surface: Surface) -> str:
     """A row per point that has a mean."""
     rows = (
