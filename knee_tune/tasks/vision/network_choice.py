@@ -13,6 +13,10 @@ Stem = Literal["cifar", "imagenet"]
 _RESNET = re.compile(r"(wide_)?resnet\d|resnext\d")
 _WIDTH = 64
 
+_NARROWEST = 8
+"""Of fewer input channels, oneDNN's strided 1x1 convolutions (torch 2.14, CPU, channels last) write
+past the end of their memory."""
+
 
 class NetworkChoice(Spec):
     """A torchvision classification network with weights of its own, never pre-trained ones.
@@ -31,7 +35,9 @@ class NetworkChoice(Spec):
         "convolution of stride 1 without pooling (cifar)",
     )
     width: int = Field(
-        default=_WIDTH, gt=0, description="channels of the first stage; other than 64: ResNets only"
+        default=_WIDTH,
+        ge=_NARROWEST,
+        description="channels of the first stage; other than 64: ResNets only",
     )
 
     @model_validator(mode="before")

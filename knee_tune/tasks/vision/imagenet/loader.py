@@ -5,8 +5,11 @@ alone. So the number of workers changes nothing, and a run that is resumed in th
 decodes nothing it will not train on.
 """
 
+import ctypes
 import os
-from collections.abc import Iterable, Iterator
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,9 @@ from knee_tune.tasks.vision.imagenet.pictures import (
 
 _PREFETCHED = 2
 """Batches that every worker has ready."""
+
+_PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,8 @@ def load(
     ``workers`` None: this rank's share of the machine's cores. UserError for an unreadable picture.
     """
     processes = share_of_cores(group) if workers is None else workers
+    if isinstance(requests, Sequence):  # to start a worker takes longer than to read a batch or two
+        processes = min(processes, len(requests) // 2)
     on_gpu = group.device.type == "cuda"
     batches: Iterable[Any] = DataLoader(
         reader,
@@ -90,6 +98,7 @@ def load(
         multiprocessing_context="fork" if processes and os.name == "posix" else None,
         pin_memory=on_gpu,
         collate_fn=_as_it_is,
+        worker_init_fn=_end_with_the_parent,
         generator=torch.Generator(),  # it would draw from the global one
     )
     for batch in batches:
@@ -104,6 +113,15 @@ def share_of_cores(group: Group) -> int:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // here)
+
+
+def _end_with_the_parent(_: int) -> None:
+    """Where the kernel can see to it; elsewhere a worker looks for its parent every few seconds.
+
+    Until it ends it holds the rank's line to the driver open, who would wait for it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,6 +1,6 @@
 """ImageNet (or any folder of images) with a torchvision network."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
@@ -136,10 +136,10 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
         self, folder: str, pictures: NDArray[np.int64], group: Group
     ) -> Iterator[Examples]:
         mine, size = pictures[group.rank :: group.world_size], self.recipe.evaluation_batch
-        parts = (mine[begin : begin + size] for begin in range(0, len(mine), size))
-        return self._load(folder, (Request(pictures=each, epoch=None) for each in parts), group)
+        parts = [mine[begin : begin + size] for begin in range(0, len(mine), size)]
+        return self._load(folder, [Request(pictures=each, epoch=None) for each in parts], group)
 
-    def _load(self, folder: str, requests: Iterator[Request], group: Group) -> Iterator[Examples]:
+    def _load(self, folder: str, requests: Iterable[Request], group: Group) -> Iterator[Examples]:
         reader = Reader(
             root=self._manifest.root / folder,
             files=self._files[folder],
