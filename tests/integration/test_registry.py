@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from knee_tune.tasks import registry as tasks
 from knee_tune.tracking import open_tracker
 from knee_tune.tracking.registry import register
 from knee_tune.tracking.store import connect, local_store
+from tests.generated_images import generated_images, put_cifar10
 from tests.mlflow_stores import new_home
 
 TOY = tasks.TaskEntry(
@@ -62,11 +64,17 @@ def home(
 
 
 def trained(
-    home: Path, task: str, *, seed: int, key: str = "trial-0", alias: Alias = "champion"
+    home: Path,
+    task: str,
+    *,
+    seed: int,
+    key: str = "trial-0",
+    alias: Alias = "champion",
+    recipe: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
     (home / "data" / "dict").mkdir(parents=True, exist_ok=True)
     (home / "data" / "dict" / "words.txt").write_text("Laenge Wort")
-    recipe: dict[str, Any] = {}
+    recipe = dict(recipe or {})
     torch.manual_seed(seed)
     built = tasks.task_entry(task).build(recipe, data_dir=home / "data", seed=1)
     weights = home / f"weights-{seed}.safetensors"
@@ -237,6 +245,32 @@ print(model.predict(images), model.predict(pd.DataFrame(images)))
     torch.manual_seed(1)
     digits = task.predict(task.build_model(), list(np.tile(np.arange(64.0) % 17, (3, 1))))
     assert answer.stdout.strip() == f"{digits} {digits}"
+
+
+def test_images_are_scored(home: Path) -> None:
+    """A batch of images in, their class scores out, and the signature says so."""
+    pytest.importorskip("torchvision", reason="needs the vision extra")
+    images = generated_images(test=5).test
+    put_cifar10(home / "data")
+    small = {"model": {"width": 8}, "side": 16}
+    registered = put(home, trained(home, "cifar10", seed=1, recipe=small))
+    shutil.rmtree(home / "data")  # the model needs none of it
+    task = tasks.task_entry("cifar10").build(small, data_dir=home, seed=1)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        scores = task.predict(task.build_model().eval(), list(images))
+
+    loaded = mlflow.pyfunc.load_model(registered.uri)
+
+    answers = loaded.predict(images)
+    assert answers.shape == (5, 10)
+    assert answers.dtype == np.float32
+    np.testing.assert_allclose(answers, scores, rtol=1e-4, atol=1e-5)
+    signature = loaded.metadata.signature
+    assert [(spec.type, spec.shape) for spec in signature.inputs] == [("uint8", (-1, 32, 32, 3))]
+    assert [(spec.type, spec.shape) for spec in signature.outputs] == [("float32", (-1, 10))]
+    with pytest.raises(mlflow.MlflowException):
+        loaded.predict(images.astype(np.float32))
 
 
 def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""A branch is the uninterrupted run, bit for bit: two tasks, 1 to 3 ranks, any knee, any crash.
+"""A branch is the uninterrupted run, bit for bit: three tasks, 1 to 3 ranks, any knee, any crash.
 
 Budgets are counted in epochs, a knee in steps. A run that shares nothing says what is right; the
 branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
@@ -27,6 +27,7 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.worker import job
+from tests.generated_images import put_cifar10
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 
@@ -52,6 +53,17 @@ IWSLT: dict[str, Any] = {
         "heads": 2,
     },
 }
+CIFAR10: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 40,
+    "validation": 40,
+    "side": 8,
+    "crop_padding": 1,
+    "model": {"width": 8},
+    "keep": "best",
+}
+BASES = {"iwslt": (IWSLT, "fairseq"), "cifar10": (CIFAR10, "torchvision")}
+"""Small recipes, and the library without which they are skipped; the other tasks are digits."""
 
 OnReport = Callable[[Report], bool]
 """What the driver does with a report; True to stop."""
@@ -190,6 +202,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "sklearn.datasets",
             "knee_tune.tasks.translation.task",
             "knee_tune.tasks.translation.fairseq_bridge",
+            "knee_tune.tasks.vision.cifar10.task",
         ],
     )
     yield runner
@@ -198,7 +211,9 @@ def forkserver() -> Iterator[ForkserverRunner]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.mktemp("data")
+    put_cifar10(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -217,9 +232,8 @@ MakeBench = Callable[..., Bench]
 @pytest.fixture
 def bench(tmp_path: Path, data: Path, request: pytest.FixtureRequest) -> MakeBench:
     def make(task: str = "batchnorm", ranks: int = 1, **recipe: Any) -> Bench:
-        if task == "iwslt":
-            pytest.importorskip("fairseq", reason="needs the translation extra")
-        base = IWSLT if task == "iwslt" else DIGITS
+        base, library = BASES.get(task, (DIGITS, "torch"))
+        pytest.importorskip(library, reason=f"{task} needs {library}")
         built = task_entry(task).build({**base, **recipe}, data_dir=data, seed=5)
         fingerprint, examples = built.describe()
         facts = TaskFacts(
@@ -274,6 +288,7 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"optimizer": {"name": "radam"}, "clip_norm": 1.0}, id="BatchNorm, RAdam"),
         pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
         pytest.param({"task": "iwslt"}, id="iwslt"),
+        pytest.param({"task": "cifar10"}, id="cifar10"),
     ],
 )
 def test_branches_are_the_uninterrupted_runs(
