@@ -1,9 +1,10 @@
 """The answer of a study: which setting to use, what to expect of it, how sure that is."""
 
 from knee_tune.reporting.document import Tile
+from knee_tune.reporting.intervals import as_estimate
 from knee_tune.reporting.shown import estimate, in_words, learning_rate, number, percent
 from knee_tune.specs.base import Spec
-from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed, Interval
+from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed
 from knee_tune.specs.edges import edges
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord
@@ -75,14 +76,15 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
 
 
 def _answer_of_fresh_seeds(fresh: Candidate, confirmation: Confirmation) -> Answer:
+    assert fresh.mean is not None, "every one of its seeds has a value"
     default = next((each.mean for each in confirmation.candidates if each.default), None)
     return Answer(
         seed_lr=fresh.seed_lr,
         explore_fraction=fresh.explore_fraction,
         metric=confirmation.metric,
-        expected=_as_estimate(fresh.mean),
-        default=_as_estimate(default),
-        difference=_as_estimate(fresh.difference),
+        expected=as_estimate(fresh.mean),
+        default=as_estimate(default) if default else None,
+        difference=as_estimate(fresh.difference) if fresh.difference else None,
         confirmed=confirmation.says(fresh.point),
         evidence=f"{len(confirmation.seeds)} fresh random seeds, not used in the search",
     )
@@ -172,9 +174,3 @@ def _interval(value: Estimate, *, sign: bool = False) -> str:
         return ""
     low, high = number(value.low, sign=sign), number(value.high, sign=sign)
     return f"{percent(value.level)} interval {low} to {high}"
-
-
-def _as_estimate(interval: Interval | None) -> Estimate | None:
-    if interval is None:
-        return None
-    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)

@@ -3,25 +3,18 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import Field
 
 from knee_tune.reporting.explored import Explored, explored_in
-from knee_tune.reporting.intervals import mean_interval, paired_interval
+from knee_tune.reporting.intervals import as_estimate, mean_estimate, paired_interval
+from knee_tune.reporting.trends import Course, Trend, trend_of
 from knee_tune.specs.base import Spec
 from knee_tune.specs.compared import ComparedRun
-from knee_tune.specs.confirmation import Interval
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import Steps, StudyRecord
 from knee_tune.specs.ridge import Estimate
 from knee_tune.specs.study import ReferenceRow
-
-PER_EPOCHS = 10
-"""Explore epochs, of the paper's, that a slope is told for."""
-
-EXPECTED_TO_FALL = ("sharpness", "fisher")
-"""With more exploring, says the paper's hypothesis (section 3.1)."""
 
 
 class Measured(Spec):
@@ -49,26 +42,6 @@ class RowOutcome(Spec):
     explore_epochs: int | None = Field(description="that the rows differ in, the paper's")
     metrics: dict[str, Measured]
     missing: dict[int, str] = Field(description="why a random seed has no numbers")
-
-
-class Trend(Spec):
-    """A metric against the explore epochs: the slope of a straight line, seed by seed."""
-
-    metric: str
-    expected: Literal["rises", "falls"] = Field(description="in the paper, or by its hypothesis")
-    slope: Estimate = Field(description=f"mean over seeds, per {PER_EPOCHS} of the paper's epochs")
-    paper: float | None = Field(description="the slope of the paper's own means")
-    p: float | None = Field(description="one-sided, of no slope; None with one seed")
-    seeds: int = Field(description="that have the metric in every row")
-
-    @property
-    def told(self) -> Literal["rises", "falls"] | None:
-        """What the interval says; None if it holds zero, or if there is none."""
-        if self.slope.low is None or self.slope.high is None:
-            return None
-        if self.slope.low > 0:
-            return "rises"
-        return "falls" if self.slope.high < 0 else None
 
 
 class Comparison(Spec):
@@ -149,7 +122,7 @@ def comparison_of(record: StudyRecord) -> Comparison:
         reference=reference,
         explored=explored,
         rows=rows,
-        trends=tuple(trends_of(rows, explored, metric=metric, direction=record.direction)),
+        trends=_trends(rows, explored, judged=metric, direction=record.direction),
         steps=record.steps,
         seconds=record.seconds,
     )
@@ -167,71 +140,28 @@ def reference_of(rows: Sequence[ReferenceRow], explored: Explored | None) -> int
     return next((schedules.index(name) for name in ("step", "knee") if name in schedules), 0)
 
 
-def trends_of(
-    rows: Sequence[RowOutcome], explored: Explored | None, *, metric: str, direction: Direction
-) -> list[Trend]:
-    """Of every metric for which the paper leads one to expect something; none without a series."""
+def _trends(
+    rows: Sequence[RowOutcome], explored: Explored | None, *, judged: str, direction: Direction
+) -> tuple[Trend, ...]:
+    """Of every metric that one expects something of; none where the rows are no series.
+
+    Told first: the metric that rows are judged by, then how sharp their minima are.
+    """
     if explored is None:
-        return []
-    trends = []
-    for name in rows[0].metrics:
-        known = {explored.epochs[index]: row.metrics[name].paper for index, row in enumerate(rows)}
-        told = {epochs: value for epochs, value in known.items() if value is not None}
-        paper = slope([*told], [*told.values()]) if len(told) > 1 else None
-        if paper:
-            expected: Literal["rises", "falls"] = "rises" if paper > 0 else "falls"
-        elif name in EXPECTED_TO_FALL:
-            expected = "falls"
-        elif name == metric:
-            expected = "rises" if direction == "maximize" else "falls"
-        else:
-            continue
-        if (trend := _trend(rows, name, expected=expected, paper=paper)) is not None:
-            trends.append(trend)
-    return sorted(trends, key=lambda trend: _rank(trend.metric, judged=metric))
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of the least-squares line, per :data:`PER_EPOCHS` of ``x``."""
-    return PER_EPOCHS * statistics.linear_regression(x, y).slope
-
-
-def _trend(
-    rows: Sequence[RowOutcome],
-    metric: str,
-    *,
-    expected: Literal["rises", "falls"],
-    paper: float | None,
-) -> Trend | None:
-    """None if no random seed has the metric in every row: slopes of fewer rows do not compare."""
-    seeds = set.intersection(*(set(row.metrics[metric].values) for row in rows))
-    explored = [float(row.explore_epochs or 0) for row in rows]
-    slopes = [
-        slope(explored, [row.metrics[metric].values[seed] for row in rows])
-        for seed in sorted(seeds)
+        return ()
+    better: Course = "rises" if direction == "maximize" else "falls"
+    found = [
+        trend_of(
+            name,
+            explored,
+            values=[row.metrics[name].values for row in rows],
+            papers=[row.metrics[name].paper for row in rows],
+            hoped=better if name == judged else None,
+        )
+        for name in rows[0].metrics
     ]
-    if not slopes:
-        return None
-    sign = 1 if expected == "rises" else -1
-    return Trend(
-        metric=metric,
-        expected=expected,
-        slope=_estimate(slopes),
-        paper=paper,
-        p=one_sided_p([sign * each for each in slopes]) if len(slopes) > 1 else None,
-        seeds=len(slopes),
-    )
-
-
-def one_sided_p(values: Sequence[float]) -> float:
-    """Probability of a mean this far above zero where there is none; two values at least."""
-    from scipy import stats
-
-    mean = statistics.fmean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    if error == 0:
-        return 0.0 if mean > 0 else 1.0
-    return float(stats.t.sf(mean / error, len(values) - 1))
+    told = [trend for trend in found if trend is not None]
+    return tuple(sorted(told, key=lambda each: (each.metric != judged, not each.of_sharpness)))
 
 
 def _measured(
@@ -247,23 +177,18 @@ def _measured(
     if reference is not None and paired:
         ours, theirs = [values[seed] for seed in paired], [reference[seed] for seed in paired]
         difference = (
-            _of_interval(paired_interval(ours, theirs, comparisons=comparisons))
+            as_estimate(paired_interval(ours, theirs, comparisons=comparisons))
             if len(paired) > 1
             else Estimate(value=ours[0] - theirs[0])
         )
     return Measured(
         values=values,
-        mean=_estimate(list(values.values())) if values else None,
+        mean=mean_estimate(list(values.values())) if values else None,
         std=statistics.stdev(values.values()) if len(values) > 1 else None,
         difference=difference,
         paper=row.metrics.get(metric),
         paper_std=row.std.get(metric),
     )
-
-
-def _rank(metric: str, *, judged: str) -> int:
-    """What is told first: the metric that rows are judged by, then how sharp their minima are."""
-    return 0 if metric == judged else 1 if metric in EXPECTED_TO_FALL else 2
 
 
 def _values(runs: Sequence[ComparedRun], row: int, metric: str) -> dict[int, float]:
@@ -288,13 +213,3 @@ def _metrics_of(
     ours = sorted({name for run in runs for name in run.metrics})
     later = sorted(ours, key=lambda name: (name.startswith("valid_"), name))
     return tuple(dict.fromkeys([*papers, first, *later]))
-
-
-def _estimate(values: Sequence[float]) -> Estimate:
-    if len(values) > 1:
-        return _of_interval(mean_interval(values))
-    return Estimate(value=values[0])
-
-
-def _of_interval(interval: Interval) -> Estimate:
-    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)

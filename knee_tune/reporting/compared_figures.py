@@ -3,7 +3,8 @@
 from typing import Any
 
 from knee_tune.reporting.compared import Comparison, RowOutcome
-from knee_tune.reporting.figure_parts import BLUE, GREY, ORANGE, axis, bars, figure, ramp
+from knee_tune.reporting.figure_parts import BLUE, GREY, ORANGE, axis, bars, figure, subplot
+from knee_tune.reporting.seed_figures import seeds_figure
 from knee_tune.reporting.shown import in_words, learning_rate
 from knee_tune.specs.ridge import Estimate
 
@@ -12,17 +13,13 @@ MOST_PANELS = 4
 PANEL = 250
 """Pixels per metric."""
 
-MANY_SEEDS = 15
-"""From so many on a histogram says more than points."""
-
-BINS = 24
-
 
 def comparison_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Ready for ``plotly.graph_objects.Figure``: ``beside``, then ``seeds_<metric>`` of each."""
     figures = {"beside": beside_figure(comparison)}
     for name in scattered(comparison):
-        figures[f"seeds_{name}"] = seeds_figure(comparison, name)
+        groups = {row.label: row.metrics[name].values for row in comparison.rows}
+        figures[f"seeds_{name}"] = seeds_figure(groups, metric=name)
     return {name: each for name, each in figures.items() if each is not None}
 
 
@@ -55,14 +52,14 @@ def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
     for panel, name in enumerate(names):
         top = 1 - panel * height
         for side, (left, right) in enumerate(((0.0, 0.46), (0.56, 1.0))):
-            suffix = _suffix(2 * panel + side)
+            suffix = subplot(2 * panel + side)
             last = panel == len(names) - 1
             axes[f"yaxis{suffix}"] = axis(
                 in_words(name) if side == 0 else "",
                 domain=[top - 0.8 * height, top],
                 anchor=f"x{suffix}",
                 automargin=True,
-                **({"matches": f"y{_suffix(2 * panel)}"} if side and comparison.scale == 1 else {}),
+                **({"matches": f"y{subplot(2 * panel)}"} if side and comparison.scale == 1 else {}),
             )
             axes[f"xaxis{suffix}"] = _x_axis(comparison, last=last) | {
                 "domain": [left, right],
@@ -83,14 +80,6 @@ def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
         height=110 + PANEL * len(names),
         **axes,
     )
-
-
-def seeds_figure(comparison: Comparison, metric: str) -> dict[str, Any]:
-    """How the random seeds of every row scatter, as in Figures 2 and 3 of the paper."""
-    rows = [row for row in comparison.rows if row.metrics[metric].values]
-    if max(len(row.metrics[metric].values) for row in rows) >= MANY_SEEDS:
-        return _histograms(rows, metric)
-    return _strips(rows, metric)
 
 
 def _ours(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
@@ -157,11 +146,6 @@ def _papers(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
     ]
 
 
-def _suffix(index: int) -> str:
-    """Plotly counts from 1 and leaves the first number out."""
-    return str(index + 1) if index else ""
-
-
 def _x_axis(comparison: Comparison, *, last: bool) -> dict[str, Any]:
     if comparison.explored is None:
         return axis("", type="category", showticklabels=last)
@@ -177,101 +161,3 @@ def _mean(row: RowOutcome, metric: str) -> Estimate:
     mean = row.metrics[metric].mean
     assert mean is not None, "a row with values has a mean"
     return mean
-
-
-def _strips(rows: list[RowOutcome], metric: str) -> dict[str, Any]:
-    """A line of points per row, the first one on top, a bar at its mean."""
-    traces: list[dict[str, Any]] = []
-    for row, colour in zip(rows, ramp(len(rows)), strict=True):
-        values = row.metrics[metric].values
-        traces += [
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": row.label,
-                "x": list(values.values()),
-                "y": [row.label] * len(values),
-                "text": [f"random seed {seed}" for seed in values],
-                "marker": {"color": colour, "size": 10, "opacity": 0.75},
-                "hovertemplate": f"{row.label}, %{{text}}<br>%{{x:.4g}}<extra></extra>",
-            },
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": f"{row.label}: mean",
-                "x": [_mean(row, metric).value],
-                "y": [row.label],
-                "marker": {
-                    "symbol": "line-ns",
-                    "size": 26,
-                    "line": {"color": colour, "width": 3},
-                },
-                "hovertemplate": f"{row.label}, mean<br>%{{x:.4g}}<extra></extra>",
-            },
-        ]
-    return figure(
-        traces,
-        x=axis(in_words(metric)),
-        y=axis("", type="category", categoryorder="array", categoryarray=_upwards(rows)),
-        height=110 + 46 * len(rows),
-        showlegend=False,
-        margin={"l": 60, "r": 24, "t": 16, "b": 56},
-    )
-
-
-def _histograms(rows: list[RowOutcome], metric: str) -> dict[str, Any]:
-    """A panel per row, one above the other, with the same bins: they move and they tighten."""
-    every = [value for row in rows for value in row.metrics[metric].values.values()]
-    low, high = min(every), max(every)
-    bins = {"start": low, "end": high, "size": (high - low) / BINS or 1.0}
-    axes: dict[str, Any] = {}
-    traces: list[dict[str, Any]] = []
-    notes: list[dict[str, Any]] = []
-    height = 1 / len(rows)
-    for panel, (row, colour) in enumerate(zip(rows, ramp(len(rows)), strict=True)):
-        suffix = _suffix(panel)
-        top = 1 - panel * height
-        axes[f"yaxis{suffix}"] = axis(
-            "", domain=[top - 0.94 * height, top - 0.24 * height], anchor="x", nticks=4
-        )
-        traces.append(
-            {
-                "type": "histogram",
-                "name": row.label,
-                "x": list(row.metrics[metric].values.values()),
-                "xbins": bins,
-                "autobinx": False,
-                "yaxis": f"y{suffix}",
-                "marker": {"color": colour},
-                "hovertemplate": f"{row.label}<br>%{{x}}: %{{y}} random seeds<extra></extra>",
-            }
-        )
-        notes.append(
-            {
-                "text": f"{row.label}: {_mean(row, metric).value:.4g}",
-                "xref": "paper",
-                "yref": "paper",
-                "x": 0.99,
-                "y": top - 0.22 * height,
-                "xanchor": "right",
-                "yanchor": "bottom",
-                "showarrow": False,
-            }
-        )
-    first = axes.pop("yaxis")
-    anchor = f"y{len(rows)}" if len(rows) > 1 else "y"
-    return figure(
-        traces,
-        x=axis(in_words(metric), anchor=anchor),
-        y=first,
-        height=90 + 120 * len(rows),
-        showlegend=False,
-        annotations=notes,
-        margin={"l": 60, "r": 24, "t": 16, "b": 56},
-        **axes,
-    )
-
-
-def _upwards(rows: list[RowOutcome]) -> list[str]:
-    """Labels from the bottom up."""
-    return [row.label for row in reversed(rows)]

@@ -1,6 +1,6 @@
 """Sections of the report of a comparison."""
 
-from knee_tune.reporting.compared import PER_EPOCHS, Comparison, RowOutcome
+from knee_tune.reporting.compared import Comparison, RowOutcome
 from knee_tune.reporting.compared_figures import scattered
 from knee_tune.reporting.compared_words import answer_words
 from knee_tune.reporting.document import Section, Table
@@ -14,6 +14,7 @@ from knee_tune.reporting.shown import (
     rounded,
     sentence,
 )
+from knee_tune.reporting.trends import PER_EPOCHS
 from knee_tune.specs.records import StudyRecord
 
 

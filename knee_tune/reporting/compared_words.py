@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from knee_tune.reporting.compared import EXPECTED_TO_FALL, PER_EPOCHS, Comparison, RowOutcome, Trend
+from knee_tune.reporting.compared import Comparison, RowOutcome
 from knee_tune.reporting.document import Tile
 from knee_tune.reporting.shown import (
     in_words,
@@ -13,6 +13,8 @@ from knee_tune.reporting.shown import (
     rounded,
     sentence,
 )
+from knee_tune.reporting.trends import PER_EPOCHS, Trend
+from knee_tune.specs.confirmation import CLAIMING_SEEDS
 from knee_tune.specs.ridge import Estimate
 
 IN_POINTS = ("accuracy", "top5", "bleu")
@@ -80,7 +82,7 @@ def comparison_tiles(comparison: Comparison) -> tuple[Tile, ...]:
             note=_trend_note(trend),
         )
         for trend in comparison.trends
-        if trend.metric in (comparison.metric, *EXPECTED_TO_FALL)
+        if trend.metric == comparison.metric or trend.of_sharpness
     ]
     best = best_row(comparison)
     if not tiles and best is not None:
@@ -190,7 +192,12 @@ def _conditions(comparison: Comparison) -> str:
     seeds = _seeds(len(comparison.seeds))
     missing = sum(len(row.missing) for row in comparison.rows)
     gap = f" Runs that did not finish are left out: {missing}." if missing else ""
-    return f"Every row was trained with {seeds}, {scale}.{gap}"
+    few = (
+        f" Fewer than {CLAIMING_SEEDS} random seeds are good for a look, not for a claim."
+        if len(comparison.seeds) < CLAIMING_SEEDS
+        else ""
+    )
+    return f"Every row was trained with {seeds}, {scale}.{few}{gap}"
 
 
 def _beside(comparison: Comparison) -> str:
@@ -231,7 +238,8 @@ def _unit(metric: str) -> str:
 
 
 def _short(value: float, *, sign: bool = False) -> str:
-    return f"{value:{'+' if sign else ''}.2g}"
+    """Two significant digits."""
+    return f"{float(f'{value:.2g}'):{'+' if sign else ''}g}"
 
 
 def _seeds(count: int) -> str:

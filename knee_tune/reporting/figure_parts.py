@@ -50,6 +50,11 @@ def axis(title: str, **settings: Any) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 14}, **settings}
 
 
+def subplot(index: int) -> str:
+    """What plotly appends to the names of a panel's axes: it counts from 1 and omits the first."""
+    return str(index + 1) if index else ""
+
+
 def slice_line(
     fractions: Sequence[float],
     means: Sequence[float | None],

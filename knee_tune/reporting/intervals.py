@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from knee_tune.specs.confirmation import Interval
+from knee_tune.specs.ridge import Estimate
 
 LEVEL = 0.95
 """Of every interval; of all differences together where several are looked at."""
@@ -37,3 +38,15 @@ def paired_interval(
     """
     differences = [value - reference for value, reference in zip(values, references, strict=True)]
     return mean_interval(differences, level=1 - (1 - LEVEL) / comparisons)
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """The mean with its t interval; of one value the value alone."""
+    if len(values) == 1:
+        return Estimate(value=values[0])
+    return as_estimate(mean_interval(values))
+
+
+def as_estimate(interval: Interval) -> Estimate:
+    """The same numbers, as other statistics have them."""
+    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)
