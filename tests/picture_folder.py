@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from knee_tune.tasks.vision.imagenet.prepare import prepare
+
 CLASSES = ("n01", "n02", "n03")
 
 
@@ -21,3 +23,8 @@ def make_pictures(root: Path, *, train: int = 12, val: int = 3, side: int = 40) 
                 image = Image.fromarray(pixels.astype(np.uint8))
                 image.save(root / folder / name / f"{name}_{index}.JPEG", quality=90)
     return root
+
+
+def put_imagenet(data_dir: Path, *, side: int = 40) -> None:
+    """Index a generated folder of 36 + 9 pictures under the name ``imagenet``."""
+    prepare(data_root=data_dir, from_path=make_pictures(data_dir / "pictures", side=side))

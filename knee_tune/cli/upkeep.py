@@ -19,7 +19,9 @@ from knee_tune.cli.options import (
 
 
 def prepare(
-    task: Annotated[str, typer.Argument(help="Task whose data is prepared: iwslt or cifar10.")],
+    task: Annotated[
+        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10 or imagenet.")
+    ],
     from_path: Annotated[
         Path | None,
         typer.Option(

@@ -20,6 +20,7 @@ from knee_tune.tasks.base import Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.evaluation import evaluate
 from tests.generated_images import put_cifar10
+from tests.picture_folder import put_imagenet
 
 ALONE = Group()
 PAIR = [Group(rank=rank, world_size=2) for rank in range(2)]
@@ -72,6 +73,10 @@ def _other_images(_: pytest.MonkeyPatch, folder: Path) -> None:
     put_cifar10(folder, seed=1)
 
 
+def _other_pictures(_: pytest.MonkeyPatch, folder: Path) -> None:
+    put_imagenet(folder, side=41)
+
+
 CASES = {
     "digits": Case(
         recipe={"batch_size": 50, "model": {"dropout": 0.1}},
@@ -110,6 +115,19 @@ CASES = {
         other_data=_other_images,
         together=True,
         data=put_cifar10,
+    ),
+    "imagenet": Case(
+        recipe={
+            "batch_size": 8,
+            "validation": 2,
+            "image_side": 32,
+            "workers": 0,
+            "model": {"name": "resnet18", "width": 8, "stem": "cifar"},
+        },
+        example_ids=_rows,
+        other_data=_other_pictures,
+        together=True,
+        data=put_imagenet,
     ),
 }
 

@@ -32,7 +32,12 @@ LAYERS = (
 )
 """From the bottom up. A room may import lower rooms, never one beside it or above."""
 
-ROOM_OF = {"optuna": "tuning", "mlflow": "tracking", "fairseq": "tasks/translation"}
+ROOM_OF = {
+    "optuna": "tuning",
+    "mlflow": "tracking",
+    "fairseq": "tasks/translation",
+    "torchvision": "tasks/vision",
+}
 """The only folder that may import this library."""
 
 
