@@ -1,15 +1,14 @@
-"""The Fisher score of a minimum: the largest eigenvalue of the true Fisher (section 3.2.2)."""
+"""The true Fisher of a minimum, whose largest eigenvalue is the Fisher score (section 3.2.2)."""
 
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
-from knee_tune.analysis.lanczos import largest_eigenvalue
 from knee_tune.analysis.training_loss import flat, parts
 from knee_tune.distributed.group import Group
-from knee_tune.specs.analyses import Fisher
 from knee_tune.tasks.classifier import Examples
 from knee_tune.tasks.seeding import generator
 
@@ -42,31 +41,39 @@ class FisherMatrix:
         self.size = sum(p.numel() for p in self._shapes)
         """Parameters, the side of the matrix."""
         draw = generator(seed, "fisher labels", group.rank)
-        self._labels: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        """Those drawn, (n, samples) for every batch."""
         with torch.no_grad():
             for inputs, _ in batches():
                 group.alive()
                 uniform = torch.rand(len(inputs), samples, generator=draw, dtype=torch.float64)
-                self._labels.append(drawn_labels(model(inputs), uniform.to(inputs.device)))
-        drawn = sum(labels.shape[0] for labels in self._labels)
+                self.labels.append(drawn_labels(model(inputs), uniform.to(inputs.device)))
+        drawn = sum(labels.shape[0] for labels in self.labels)
         self._examples = int(group.sum([drawn])[0])
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """F v, for v (parameters,)."""
         direction = dict(zip(self._weights, parts(vector, self._shapes), strict=True))
         total = torch.zeros_like(vector)
-        for (inputs, _), labels in zip(self._batches(), self._labels, strict=True):
+        for (inputs, _), labels in zip(self._batches(), self.labels, strict=True):
             self._group.alive()
 
             def scores(weights: dict[str, Tensor], inputs: Tensor = inputs) -> Tensor:
                 found: Tensor = functional_call(self._model, weights, (inputs,))
                 return found
 
-            forward = jvp(scores, (self._weights,), (direction,))
+            with warnings.catch_warnings():  # torch warns of its own use of torch.jit
+                warnings.simplefilter("ignore", FutureWarning)
+                forward = jvp(scores, (self._weights,), (direction,))
             backward = vjp(scores, self._weights)
             (pulled,) = backward[1](outer_products(forward[0], labels, forward[1]))
             total += flat([pulled[name] for name in self._weights])
         return self._group.sum_tensor(total) / self._examples
+
+    def random_vector(self, seed: int) -> Tensor:
+        """A vector (parameters,) to start from, the same on every rank and device."""
+        draw = generator(seed, "fisher vector")
+        return torch.randn(self.size, generator=draw).to(self._group.device)
 
 
 def drawn_labels(scores: Tensor, uniform: Tensor) -> Tensor:
@@ -85,12 +92,3 @@ def outer_products(scores: Tensor, labels: Tensor, change: Tensor) -> Tensor:
     along = (p * change).sum(1, keepdim=True) - change  # (p - e_y) . change, for every y
     drawn = along.gather(1, labels) / labels.shape[1]
     return (p * drawn.sum(1, keepdim=True)).scatter_add(1, labels, -drawn)
-
-
-def fisher_score(matrix: FisherMatrix, *, settings: Fisher, device: torch.device) -> float:
-    """Its largest eigenvalue, by Lanczos' method."""
-    draw = generator(settings.seed, "fisher vector")
-    start = torch.randn(matrix.size, generator=draw).to(device)
-    return largest_eigenvalue(
-        matrix.__matmul__, start, iterations=settings.iterations, tolerance=settings.tolerance
-    )

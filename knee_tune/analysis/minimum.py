@@ -1,50 +1,72 @@
-"""Measure a minimum of a task's training loss, as an analysis asks."""
+"""Measure a minimum of a task's training loss, as a plan asks."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from knee_tune.analysis.fisher import FisherMatrix, fisher_score
+from knee_tune.analysis.fisher import FisherMatrix
+from knee_tune.analysis.lanczos import largest_eigenvalue
 from knee_tune.analysis.sharpness import sharpness
 from knee_tune.analysis.training_loss import TrainingLoss, full_precision
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel
 from knee_tune.errors import UserError
-from knee_tune.specs.analyses import Analysis, Fisher, Sharpness
+from knee_tune.planning.plan import AnalysePlan
+from knee_tune.specs.analyses import Fisher, Sharpness
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.classifier import Classifier
 
 
 def analyse(
-    task: Task[Any], model: nn.Module, analysis: Analysis, group: Group, channel: Channel
+    task: Task[Any], plan: AnalysePlan, model: nn.Module, group: Group, channel: Channel
 ) -> dict[str, float]:
     """``sharpness`` and the ``loss`` it starts from, or ``fisher``; the same on every rank.
 
-    UserError if the task is no :class:`Classifier`.
+    The channel is told the number of looks at the whole sample so far. UserError if the task is no
+    :class:`Classifier`.
     """
     if not isinstance(task, Classifier):
         raise UserError(
-            f"task {type(task).__name__}: {analysis.name} needs a task that tells classes apart; "
-            "choose one of those (digits, cifar10)"
+            f"task {plan.task}: {plan.analysis.name} asks how sure the model is of classes, and "
+            "this task has none; choose one that does, such as digits or cifar10"
         )
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    watched = replace(group, alive=lambda: channel.progress(looks))
     model.eval()
-    batches = partial(task.train_examples, group, limit=analysis.examples)
+    batches = partial(task.train_examples, watched, limit=plan.analysis.examples)
     with full_precision():
-        match analysis:
-            case Sharpness():
-                loss = TrainingLoss(model, task.loss, batches, group=group)
-                sharp = sharpness(loss, loss.parameters, settings=analysis)
+        match plan.analysis:
+            case Sharpness() as settings:
+                loss = TrainingLoss(model, task.loss, batches, group=watched)
+
+                def ascended() -> tuple[float, Tensor]:
+                    look()
+                    return loss()
+
+                sharp = sharpness(ascended, loss.parameters, settings=settings)
                 if sharp.stuck and group.leads:
                     channel.line("the gradient at these weights is exactly 0: nothing to ascend")
                 return {"sharpness": sharp.value, "loss": sharp.loss}
-            case Fisher():
+            case Fisher() as settings:
                 matrix = FisherMatrix(
-                    model,
-                    batches,
-                    samples=analysis.samples,
-                    seed=analysis.seed,
-                    group=group,
+                    model, batches, samples=settings.samples, seed=settings.seed, group=watched
                 )
-                score = fisher_score(matrix, settings=analysis, device=group.device)
+
+                def multiplied(vector: Tensor) -> Tensor:
+                    look()
+                    return matrix @ vector
+
+                score = largest_eigenvalue(
+                    multiplied,
+                    matrix.random_vector(settings.seed),
+                    iterations=settings.iterations,
+                    tolerance=settings.tolerance,
+                )
                 return {"fisher": score}

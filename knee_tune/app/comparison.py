@@ -94,7 +94,14 @@ class _Comparison:
         for analysis in self._spec.analyses:
             if analysis.name not in run.metrics:
                 try:
-                    found = workshop.analyse(weights, analysis, key=key, slot=slot, on_life=on_life)
+                    found = workshop.analyse(
+                        weights,
+                        analysis,
+                        key=key,
+                        seed=ended.run.seed,
+                        slot=slot,
+                        on_life=on_life,
+                    )
                 except UserError as error:
                     return self._given_up(run, ended, f"{analysis.name}: {error}")
                 run = self._kept(_with(run, {analysis.name: found[analysis.name]}))

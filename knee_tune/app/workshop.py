@@ -117,7 +117,7 @@ class Workshop:
         or command of this home, is found again. ``seed``: the study's own if None. With
         ``replicas`` it is a fused run of them, ``schedule`` and ``seed`` being the first one's.
         """
-        order = self._order(log_key, seed=seed, slot=slot)
+        order = self.order(log_key, seed=seed, slot=slot)
         every = steps_per_evaluation(self.recipe, self.facts)
         key = run_key(
             order, self.facts, schedule=schedule, replicas=replicas, steps_per_evaluation=every
@@ -144,21 +144,22 @@ class Workshop:
     def solitary_plan(self, schedule: Schedule, *, log_key: str, checkpoint_dir: Path) -> TrainPlan:
         """The order for one run that shares nothing with any other."""
         return train_plan(
-            self._order(log_key),
+            self.order(log_key),
             self.recipe,
             self.facts,
             schedule=schedule,
             checkpoint_dir=checkpoint_dir,
         )
 
-    def _order(self, log_key: str, *, seed: int | None = None, slot: int = 0) -> TaskOrder:
+    def order(self, log_key: str, *, seed: int | None = None, slot: int = 0) -> TaskOrder:
+        """What every plan of this task needs; ``seed``: the study's own if None."""
         return _order(self.home, self.spec, self.placement(slot), log_key, seed=seed)
 
     def test(
         self, weights: Path, *, key: str, slot: int = 0, on_life: OnLife = lambda: None
     ) -> dict[str, float]:
         """Metrics of finished weights on the test split; UserError if that fails."""
-        plan = TestPlan(**dict(self._order(key, slot=slot)), weights=weights)
+        plan = TestPlan(**dict(self.order(key, slot=slot)), weights=weights)
         return dict(run_quietly(self.runner, plan, on_life=on_life)["metrics"])
 
     def analyse(
@@ -167,11 +168,15 @@ class Workshop:
         analysis: Analysis,
         *,
         key: str,
+        seed: int,
         slot: int = 0,
         on_life: OnLife = lambda: None,
     ) -> dict[str, float]:
-        """What an analysis finds of finished weights; UserError if that fails."""
-        order = self._order(key, slot=slot)
+        """What an analysis finds of weights trained with that seed; UserError if that fails.
+
+        The seed may be part of the training data, as where labels are noisy.
+        """
+        order = self.order(key, seed=seed, slot=slot)
         plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
         return dict(run_quietly(self.runner, plan, on_life=on_life)["metrics"])
 
@@ -225,11 +230,11 @@ def run_quietly(
         on_progress=lambda step: on_life(),
     )
     if not isinstance(outcome, Done):
-        raise UserError(_shown(outcome, plan))
+        raise UserError(shown_failure(outcome, plan))
     return outcome.result
 
 
-def _shown(failure: Failure, plan: Plan) -> str:
+def shown_failure(failure: Failure, plan: Plan) -> str:
     """What people can put right in its own words; anything else with the place of its traceback."""
     if failure.kind == "user_error":
         return failure.message

@@ -1,7 +1,10 @@
-"""Where a run's checkpoints are, for those who only need to find or delete them."""
+"""Where a run's checkpoints and weights are, for those who only need to find or delete them."""
 
 import shutil
 from pathlib import Path
+
+KEPT_WEIGHTS = "weights.safetensors"
+"""The file in a run's checkpoint folder with the weights that the run keeps."""
 
 
 def checkpoint_path(directory: Path, *, step: int) -> Path:

@@ -27,7 +27,7 @@ class Fisher(Spec):
     name: Literal["fisher"] = "fisher"
     samples: int = Field(default=10, gt=0, description="labels drawn from the model per example")
     iterations: int = Field(default=100, gt=0, description="matrix-vector products at most")
-    tolerance: float = Field(default=1e-3, gt=0, description="relative change that ends them")
+    tolerance: float = Field(default=1e-3, gt=0, description="relative error bound that ends them")
     examples: int | None = Field(
         default=None, gt=0, description="of the training split, the first ones; None: all of it"
     )

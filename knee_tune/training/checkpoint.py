@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_step
+from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS, checkpoint_path, checkpoint_step
 from knee_tune.planning.plan import TrainPlan
 
 FORMAT = 3
 """Changes with what a state holds, so that no state of another version is loaded."""
 
-STATE, WEIGHTS, MANIFEST = "state.pt", "weights.safetensors", "manifest.json"
+STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, "manifest.json"
 
 _DRAFT = ".draft-"
 _DAMAGE = (

@@ -50,7 +50,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
             return Done(state="complete", result={"metrics": metrics})
         case AnalysePlan():
             model = _finished_model(task, plan.weights, group)
-            measured = analyse(task, model, plan.analysis, watched, channel)
+            measured = analyse(task, plan, model, group, channel)
             if lost := non_finite(measured):
                 raise UserError(
                     f"{plan.weights}: non-finite {lost} with these weights; choose others"
@@ -80,7 +80,7 @@ def _finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:
     try:
         load_model(model, weights)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).replace("\n", " ").replace("\t", "")[:200]
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise UserError(
             f"{weights}: no weights of this task's model ({reason}); "
             "give a file of the same task and recipe"

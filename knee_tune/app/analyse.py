@@ -1,0 +1,211 @@
+"""``knee-tune analyse``: how sharp the minimum is that a trial, a row or any weights ended in."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from knee_tune.app.comparison import key_of
+from knee_tune.app.extra_runs import Lines
+from knee_tune.app.home import Places
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.run import interruptible
+from knee_tune.app.winner import find_trial
+from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop, shown_failure
+from knee_tune.distributed.protocol import Decision, Done
+from knee_tune.errors import UserError
+from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS
+from knee_tune.planning.plan import AnalysePlan
+from knee_tune.specs.analyses import Analysis, Sharpness
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.study import StudySpec
+from knee_tune.specs.tracking import RunLink
+from knee_tune.tasks.registry import task_entry
+from knee_tune.tracking import experiment_name
+from knee_tune.tracking.measured import add_metrics
+from knee_tune.tuning.storage import open_storage, refuse_missing
+from knee_tune.tuning.study import Study, load_study, spec_of, study_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Finished weights that are to be analysed."""
+
+    name: str
+    """What people read."""
+    weights: Path
+    seed: int
+    """That they were trained with: it may be part of the training data (noisy labels)."""
+    key: str | None = None
+    """Of their MLflow run in the study; None: they are of no study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysed:
+    """What was found of them."""
+
+    subject: Subject
+    metrics: dict[str, float]
+    """``sharpness`` and the ``loss`` it starts from, or ``fisher``."""
+    run: RunLink | None = None
+    """The MLflow run that has the metric now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Whom an analysis is shown to while it works."""
+
+    lines: Lines
+    on_look: Callable[[int], None]
+    """Called about once a second with the looks at the whole sample so far, see :func:`looks`."""
+
+
+def looks(analysis: Analysis) -> int:
+    """How often an analysis looks at its whole sample, at most."""
+    return analysis.iterations + isinstance(analysis, Sharpness)
+
+
+def analyse_study(
+    places: Places,
+    name: str,
+    analysis: Analysis,
+    *,
+    number: int | None = None,
+    row: int | None = None,
+    options: GroupOptions,
+    watched: Watched,
+) -> list[Analysed]:
+    """Analyse a study's winner, or its trial of that number; of a comparison every run of a row.
+
+    Rows are counted from 1. What is found joins the MLflow run of the trial; where MLflow does not
+    answer, that is a line. UserError if there is no such trial or row, or its weights are gone.
+    """
+    refuse_missing(places.storage_url)
+    study = load_study(open_storage(places.storage_url), name)
+    spec = spec_of(study)
+    subjects = list(_subjects(study, spec, number=number, row=row))
+    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+    with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
+        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
+            raise UserError(f"study {name}: its data has changed since; these are other losses")
+        analysed = []
+        for subject in subjects:
+            found = _analyse(workshop, subject, analysis, watched)
+            run = _tracked(places, study, found, analysis, watched.lines)
+            analysed.append(replace(found, run=run))
+        return analysed
+
+
+def analyse_weights(
+    places: Places,
+    request: StudyRequest,
+    weights: Path,
+    analysis: Analysis,
+    *,
+    options: GroupOptions,
+    watched: Watched,
+) -> Analysed:
+    """Analyse a file of weights, trained with the task, recipe and random seed of ``request``.
+
+    UserError if there is no such file, or it does not fit the task's model.
+    """
+    if not weights.is_file():
+        raise UserError(f"--weights {weights}: no such file; name a weights.safetensors")
+    spec, recipe = request.resolve()
+    subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
+    places.home.create()
+    with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
+        return _analyse(workshop, subject, analysis, watched)
+
+
+def _subjects(
+    study: Study, spec: StudySpec, *, number: int | None, row: int | None
+) -> Iterator[Subject]:
+    """What is to be analysed; UserError if it is not there."""
+    record = study_record(study)
+    if spec.compare is None and row is not None:
+        raise UserError(f"--row {row}: study {record.name} compares no rows; leave it out")
+    if spec.compare is None:
+        yield _trial(study, record, number)
+        return
+    if number is not None:
+        raise UserError(f"--trial {number}: study {record.name} compares rows; name one with --row")
+    rows = spec.compare.rows
+    if row is None or row > len(rows):
+        listed = "; ".join(f"{index}: {each.shown}" for index, each in enumerate(rows, start=1))
+        asked = "name a row with --row" if row is None else f"--row {row}: not there"
+        raise UserError(f"study {record.name}: {asked}; its rows are {listed}")
+    runs = [run for run in record.compared if run.row == row - 1 and run.state == "complete"]
+    if not runs:
+        raise UserError(f"study {record.name}: no run of row {row} is complete yet")
+    for run in runs:
+        yield _there(
+            Subject(
+                name=f"{rows[row - 1].shown}, seed {run.seed}",
+                weights=Path(run.checkpoint or "") / KEPT_WEIGHTS,
+                seed=run.seed,
+                key=key_of(run.row, run.seed),
+            )
+        )
+
+
+def _trial(study: Study, record: StudyRecord, number: int | None) -> Subject:
+    trial = record.winner if number is None else find_trial(study, number)
+    if trial is None or trial.state != "complete":
+        which = "no trial is complete yet" if trial is None else f"trial {number} is {trial.state}"
+        raise UserError(f"study {record.name}: {which}; only complete trials have weights")
+    return _there(
+        Subject(
+            name=f"trial {trial.number} of {record.name}",
+            weights=Path(study.trials[trial.number].user_attrs["weights"]),
+            seed=record.spec.seed,
+            key=trial.key,
+        )
+    )
+
+
+def _there(subject: Subject) -> Subject:
+    if not subject.weights.is_file():
+        raise UserError(f"{subject.name}: its weights are gone ({subject.weights})")
+    return subject
+
+
+def _analyse(
+    workshop: Workshop, subject: Subject, analysis: Analysis, watched: Watched
+) -> Analysed:
+    order = workshop.order(f"analyse-{analysis.name}", seed=subject.seed)
+    plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
+    watched.lines.line(f"{analysis.name} of {subject.name}")
+    outcome = workshop.runner.run(
+        plan,
+        on_report=lambda report: Decision(stop=False),
+        on_line=watched.lines.line,
+        on_progress=watched.on_look,
+    )
+    if not isinstance(outcome, Done):
+        raise UserError(shown_failure(outcome, plan))
+    return Analysed(subject=subject, metrics=outcome.result["metrics"])
+
+
+def _tracked(
+    places: Places, study: Study, found: Analysed, analysis: Analysis, lines: Lines
+) -> RunLink | None:
+    """The MLflow run that has the metric now, if there is one."""
+    if places.tracking_uri is None or found.subject.key is None:
+        return None
+    try:
+        run = add_metrics(
+            {analysis.name: found.metrics[analysis.name]},
+            tags={f"knee.{analysis.name}": analysis.model_dump_json(exclude={"name"})},
+            study_uid=f"{study.study_name}-{study.user_attrs['key']}",
+            key=found.subject.key,
+            experiment=experiment_name(spec_of(study).task),
+            home=places.home.root,
+            uri=places.tracking_uri,
+        )
+    except Exception as error:  # the analysis is sound, and may have taken an hour
+        reason = (str(error).splitlines() or [""])[0][:200]
+        lines.line(f"MLflow: not recorded ({type(error).__name__}: {reason})")
+        return None
+    if run is None:
+        lines.line(f"MLflow: not recorded, it has no run of {found.subject.name}")
+    return run

@@ -1,0 +1,314 @@
+"""``knee-tune analyse``: the paper's measures of a minimum, and the LR range test."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from knee_tune.cli.lines import ConsoleLines
+from knee_tune.cli.options import (
+    DEFAULT_HOME,
+    Device,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    StudyArgument,
+    TrackingOption,
+)
+
+if TYPE_CHECKING:
+    from knee_tune.app.analyse import Analysed
+    from knee_tune.specs.analyses import Analysis
+
+analyse_app = typer.Typer(
+    help="How sharp a minimum is (sharpness, Fisher score); LR range test.", no_args_is_help=True
+)
+
+TrialOption = Annotated[
+    int | None, typer.Option("--trial", min=0, help="Number of the trial; the winner if left out.")
+]
+RowOption = Annotated[
+    int | None, typer.Option("--row", min=1, help="Of a comparison: its row, counted from 1.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="A safetensors file instead of a study.")
+]
+TaskOption = Annotated[str | None, typer.Option("--task", help="What --weights are of.")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="Variant of the task.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field: --set recipe.batch_size=64"),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Random seed of the training run.")
+]
+ExamplesOption = Annotated[
+    int | None,
+    typer.Option("--examples", min=1, help="Training examples, the first ones. (default: all)"),
+]
+NprocOption = Annotated[int, typer.Option("--nproc", min=1, help="Ranks that share the work.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="What computes.")]
+
+
+@analyse_app.command()
+def sharpness(
+    study: StudyArgument = None,
+    trial: TrialOption = None,
+    row: RowOption = None,
+    weights: WeightsOption = None,
+    task: TaskOption = None,
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
+    seed: SeedOption = None,
+    epsilon: Annotated[
+        float, typer.Option(min=1e-12, help="The box: epsilon * (|weight| + 1) to either side.")
+    ] = 1e-4,
+    lr: Annotated[float, typer.Option(min=1e-12, help="Of the ascent.")] = 1e-3,
+    iterations: Annotated[int, typer.Option(min=1, help="Steps of the ascent.")] = 1000,
+    examples: ExamplesOption = None,
+    nproc: NprocOption = 1,
+    device: DeviceOption = Device.AUTO,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Keskar's sharpness (the paper's equation 1) by projected gradient ascent.
+
+    How far the training loss can rise close to the weights, in percent of 1 + loss. Draws nothing.
+    """
+    from knee_tune.specs.analyses import Sharpness
+
+    _analyse(
+        Sharpness(epsilon=epsilon, lr=lr, iterations=iterations, examples=examples),
+        _Subject(study, trial, row, weights, task, preset, settings, seed),
+        _Where(nproc, device, home, storage, tracking_uri),
+        json=json,
+    )
+
+
+@analyse_app.command()
+def fisher(
+    study: StudyArgument = None,
+    trial: TrialOption = None,
+    row: RowOption = None,
+    weights: WeightsOption = None,
+    task: TaskOption = None,
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
+    seed: SeedOption = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Labels drawn from the model for every example.")
+    ] = 10,
+    iterations: Annotated[
+        int, typer.Option(min=1, help="Products with the matrix, at most.")
+    ] = 100,
+    tolerance: Annotated[
+        float, typer.Option(min=1e-9, help="Relative error bound that ends them.")
+    ] = 1e-3,
+    label_seed: Annotated[int, typer.Option(min=0, help="Random seed of the labels.")] = 1,
+    examples: ExamplesOption = None,
+    nproc: NprocOption = 1,
+    device: DeviceOption = Device.AUTO,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """The Fisher score (section 3.2.2): the largest eigenvalue of the true Fisher matrix."""
+    from knee_tune.specs.analyses import Fisher
+
+    _analyse(
+        Fisher(
+            samples=samples,
+            iterations=iterations,
+            tolerance=tolerance,
+            examples=examples,
+            seed=label_seed,
+        ),
+        _Subject(study, trial, row, weights, task, preset, settings, seed),
+        _Where(nproc, device, home, storage, tracking_uri),
+        json=json,
+    )
+
+
+@analyse_app.command(name="lr-range")
+def lr_range(
+    task: Annotated[str, typer.Option("--task", help="What to train; see knee-tune tasks.")],
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
+    seed: SeedOption = None,
+    low: Annotated[float, typer.Option(min=1e-12, help="LR of the first step.")] = 1e-5,
+    high: Annotated[float, typer.Option(min=1e-12, help="LR of the last step.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=2, help="Steps from the one to the other.")] = 200,
+    out: Annotated[
+        Path | None, typer.Option(help="The plot, an HTML file. (default: in HOME)")
+    ] = None,
+    nproc: NprocOption = 1,
+    device: DeviceOption = Device.AUTO,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Smith's LR range test: the LR grows from step to step until the loss explodes.
+
+    Its minimum, and a tenth of it: the paper's choice of one-cycle's maximum LR (appendix A).
+    """
+    from knee_tune.app.home import Home
+    from knee_tune.app.lr_range import RangeRequest, lr_range_test
+    from knee_tune.app.request import StudyRequest
+    from knee_tune.app.workshop import GroupOptions
+
+    request = StudyRequest(
+        task=task, preset=preset, settings=tuple(settings or ()), seed=seed, nproc=nproc
+    )
+    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    test = lr_range_test(
+        Home(home),
+        RangeRequest(study=request, low=low, high=high, steps=steps),
+        out=out,
+        options=GroupOptions(nproc=nproc, device=device.value),
+        lines=lines,
+        on_step=_Tenths(lines, "step", of=steps),
+    )
+    reading = test.reading
+    if json:
+        found = {
+            "task": test.task,
+            "minimum_lr": reading.minimum_lr,
+            "suggested_lr": reading.suggested_lr,
+            "still_falling": reading.still_falling,
+            "lrs": test.lrs,
+            "losses": test.losses,
+            "plot": str(test.page),
+        }
+        typer.echo(json_module.dumps(found))
+        return
+    ended = f"stopped at LR {test.lrs[-1]:.3g}: the loss exploded" if test.exploded else "done"
+    lines.line(f"{ended}, after {len(test.lrs)} of {steps} steps")
+    lines.line(f"lowest smoothed loss at LR {reading.minimum_lr:.3g}; plot: {test.page}")
+    if reading.still_falling:
+        lines.line(f"it still falls at the highest LR: try again with --high {high * 10:g}")
+    lines.line(
+        f"suggested maximum LR of one-cycle, one order lower: {reading.suggested_lr:.2g}, as in "
+        f"--schedule one_cycle --seed-lr {reading.suggested_lr:.2g}"
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be analysed, as options name it."""
+
+    study: str | None
+    trial: int | None
+    row: int | None
+    weights: Path | None
+    task: str | None
+    preset: str | None
+    settings: list[str] | None
+    seed: int | None
+
+    def check(self) -> None:
+        """UserError for options that do not go together."""
+        from knee_tune.errors import UserError
+
+        of_weights = {
+            "--task": self.task,
+            "--preset": self.preset,
+            "--set": self.settings,
+            "--seed": self.seed,
+        }
+        of_study = {"STUDY": self.study, "--trial": self.trial, "--row": self.row}
+        if self.weights is None:
+            strange = [name for name, value in of_weights.items() if value is not None]
+            if strange:
+                raise UserError(f"{', '.join(strange)}: goes with --weights; a study has its own")
+        else:
+            strange = [name for name, value in of_study.items() if value is not None]
+            if strange:
+                raise UserError(f"--weights: names what to analyse; leave {', '.join(strange)} out")
+            if self.task is None:
+                raise UserError("--weights: of which task? name it with --task")
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What computes, and where studies are kept."""
+
+    nproc: int
+    device: Device
+    home: Path
+    storage: str | None
+    tracking_uri: str | None
+
+
+class _Tenths:
+    """Says how far something is, at most ten times."""
+
+    def __init__(self, lines: ConsoleLines, what: str, *, of: int) -> None:
+        self._lines, self._what, self._of, self._said = lines, what, of, 0
+
+    def __call__(self, reached: int) -> None:
+        tenth = 10 * reached // self._of
+        if tenth > self._said:
+            self._said = tenth
+            self._lines.line(f"{self._what} {reached:,} of {self._of:,}")
+
+
+def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bool) -> None:
+    from knee_tune.app.analyse import Watched, analyse_study, analyse_weights, looks
+    from knee_tune.app.home import Home, Places
+    from knee_tune.app.look import look_at
+    from knee_tune.app.request import StudyRequest
+    from knee_tune.app.workshop import GroupOptions
+
+    subject.check()
+    places = Places.of(Home(where.home), storage=where.storage, tracking_uri=where.tracking_uri)
+    options = GroupOptions(nproc=where.nproc, device=where.device.value)
+    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    watched = Watched(lines=lines, on_look=_Tenths(lines, f"{analysis.name}:", of=looks(analysis)))
+    if subject.weights is not None:
+        request = StudyRequest(
+            task=subject.task,
+            preset=subject.preset,
+            settings=tuple(subject.settings or ()),
+            seed=subject.seed,
+            nproc=where.nproc,
+        )
+        found = [
+            analyse_weights(
+                places, request, subject.weights, analysis, options=options, watched=watched
+            )
+        ]
+    else:
+        found = analyse_study(
+            places,
+            look_at(places, subject.study).name,
+            analysis,
+            number=subject.trial,
+            row=subject.row,
+            options=options,
+            watched=watched,
+        )
+    if json:
+        settings = analysis.model_dump(mode="json")
+        typer.echo(
+            json_module.dumps({"analysis": settings, "results": [_as_json(each) for each in found]})
+        )
+        return
+    for each in found:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in each.metrics.items())
+        tracked = f" (in MLflow: {each.run.url})" if each.run else ""
+        lines.line(f"{each.subject.name}: {shown}{tracked}")
+
+
+def _as_json(found: "Analysed") -> dict[str, Any]:
+    return {
+        "name": found.subject.name,
+        "weights": str(found.subject.weights),
+        "seed": found.subject.seed,
+        **found.metrics,
+        "run_id": found.run.run_id if found.run else None,
+    }
