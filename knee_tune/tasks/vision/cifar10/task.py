@@ -25,7 +25,7 @@ from knee_tune.tasks.vision.models import build_network
 CLASSES = 10
 SIDE = 32
 TOGETHER = 1000
-"""Images of one batch of an evaluation, over all ranks."""
+"""Images of one batch of one rank's evaluation."""
 
 _SPLIT_SEED = 60_000
 
@@ -166,8 +166,9 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
 
 def _in_batches(images: Tensor, labels: Tensor, group: Group) -> Iterator[Examples]:
     """This rank's part of every batch; one without an image for it is left out."""
-    for start in range(group.rank, len(labels), TOGETHER):
-        mine = slice(start, start - group.rank + TOGETHER, group.world_size)
+    stride = TOGETHER * group.world_size
+    for start in range(group.rank, len(labels), stride):
+        mine = slice(start, start - group.rank + stride, group.world_size)
         yield normalised(images[mine]), labels[mine]
 
 
