@@ -9,6 +9,7 @@ from benchmarks import (
     ridge,
     trunk_savings,
     trunks,
+    vision,
     whole,
 )
 
@@ -22,6 +23,7 @@ if __name__ == "__main__":
         curve_tables,
         pruners,
         ridge,
+        vision,
         whole,
     ):
         benchmark.main()

@@ -24,6 +24,7 @@ class Cifar10Recipe(Recipe):
     epochs: int = Field(default=200, gt=0, description="training budget, in epochs")
     seed_lr: float = Field(default=0.1, gt=0)
     optimizer: Optimizer = Optimizer(name="sgd", momentum=0.9, weight_decay=5e-4)
+    amp: bool = Field(default=True, description="bf16 autocast on a GPU; a CPU stays in float32")
     batch_size: int = Field(default=128, gt=0, description="images per step, all ranks")
     model: SmallImageNetwork = SmallImageNetwork()
     objective: Literal["loss", "accuracy"] = "accuracy"

@@ -1,0 +1,261 @@
+"""Training images per second of our CIFAR-10 task against a plain loop on the same device.
+
+    python -m benchmarks.vision [--device cuda] [--preset tiny|fast] [--data DIR]
+
+Both take turns, every time in fresh processes: our runs as a study starts them, with evaluations
+and checkpoints, and the loop of ``vision_reference`` with as many threads and loader workers as
+there are cores. The first epoch of each (start, caches, compiler) does not count. On a CPU ours are
+one run on every core, as ``--concurrency`` trains them, and one run on all cores, as ``--nproc``
+does; on a GPU one run, or ``--trials-per-gpu`` of them. There the operations of the network (those
+of its convolutions and matrix products) are also put beside the device's own bf16 product of two
+large matrices. Without ``--data``, a folder with the prepared set cifar10, the images are noise.
+``--accuracy SEEDS`` trains the whole of ``--epochs`` by both ways and compares what they reach.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.vision_device import CORES, device_name, flops_per_image, matmul_peak
+from benchmarks.vision_reference import Epoch, PlainRun, Split, train
+from knee_tune.app.home import Home
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.distributed.protocol import Decision, Done, Report
+from knee_tune.reporting.intervals import mean_interval
+from knee_tune.schedules import Cosine
+from knee_tune.tasks.registry import task_entry
+
+if TYPE_CHECKING:
+    from knee_tune.tasks.vision.cifar10.task import Cifar10Task
+
+TASK = "cifar10"
+
+
+def ours(workshop: Workshop, *, seed: int) -> tuple[float, float]:
+    """Images per second of all slots together, and the accuracy of the first one's run."""
+    facts, recipe = workshop.facts, workshop.recipe
+    schedule = Cosine(
+        seed_lr=recipe.seed_lr, total_steps=round(recipe.epochs * facts.steps_per_epoch)
+    )
+
+    def slot(number: int) -> tuple[float, float]:
+        reports: list[Report] = []
+
+        def told(report: Report) -> Decision:
+            reports.append(report)
+            return Decision(stop=False)
+
+        plan = workshop.train_plan(
+            schedule, log_key=f"slot-{number}", seed=seed + 1000 * number, slot=number
+        )
+        outcome = workshop.runner.run(
+            plan, on_report=told, on_line=print, on_progress=lambda step: None
+        )
+        shutil.rmtree(plan.checkpoint_dir, ignore_errors=True)
+        if not isinstance(outcome, Done):
+            raise SystemExit(outcome.traceback or outcome.message)
+        first, last = reports[0], reports[-1]
+        images = (last.step - first.step) * recipe.model_dump()["batch_size"]
+        return images / (last.seconds - first.seconds), last.metrics["valid_accuracy"]
+
+    slots = workshop.options.slots
+    with ThreadPoolExecutor(slots) as pool:
+        results = list(pool.map(slot, range(slots)))
+    return sum(rate for rate, _ in results), results[0][1]
+
+
+def plain(run: PlainRun, train_split: Split, valid_split: Split) -> tuple[float, float]:
+    """The same of the plain loop, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        epochs = pool.submit(_plain, run, train_split, valid_split).result()
+    batches = len(train_split.labels) // run.batch_size * (len(epochs) - 1)
+    seconds = epochs[-1].seconds - epochs[0].seconds
+    return batches * run.batch_size / seconds, epochs[-1].accuracy
+
+
+def _plain(run: PlainRun, train_split: Split, valid_split: Split) -> list[Epoch]:
+    import torch
+
+    torch.set_num_threads(CORES)
+    return list(train(run, train_split, valid_split))
+
+
+def splits(task: "Cifar10Task") -> tuple[Split, Split]:
+    """The images that the task trains and validates on, as bytes again."""
+    from knee_tune.distributed.group import Group
+    from knee_tune.tasks.vision.augment import MEAN, STD
+
+    def bytes_of(batches: Iterator[Any]) -> Split:
+        images, labels = zip(*batches, strict=True)
+        pixels = np.concatenate([each.permute(0, 2, 3, 1).numpy() for each in images])
+        pixels = (pixels * np.array(STD) + np.array(MEAN)) * 255
+        return Split(
+            images=pixels.round().clip(0, 255).astype(np.uint8),
+            labels=np.concatenate([each.numpy() for each in labels]),
+        )
+
+    alone = Group()
+    return (
+        bytes_of(task.train_examples(alone, limit=None)),
+        bytes_of(task.eval_batches("valid", alone)),
+    )
+
+
+def write_noise(data: Path) -> None:
+    """A prepared set of random images, a fifth of CIFAR-10's size."""
+    from knee_tune.tasks.vision.images import Images, write_images
+
+    draw = np.random.default_rng(1)
+    sizes = {"train": 10_000, "test": 2_000}
+    pixels = {k: draw.integers(0, 256, (n, 32, 32, 3), np.uint8) for k, n in sizes.items()}
+    labels = {k: draw.integers(0, 10, n).astype(np.uint8) for k, n in sizes.items()}
+    images = Images(
+        train=pixels["train"],
+        train_labels=labels["train"],
+        test=pixels["test"],
+        test_labels=labels["test"],
+    )
+    write_images(data / TASK, images, origin="random bytes")
+
+
+@contextmanager
+def workshop_of(request: StudyRequest, home: Home, options: GroupOptions) -> Iterator[Workshop]:
+    """The task, as a study would train it."""
+    spec, recipe = request.resolve()
+    with open_workshop(home, spec, recipe, options) as workshop:
+        yield workshop
+
+
+def ways(chosen: argparse.Namespace) -> dict[str, GroupOptions]:
+    """How ours are trained; the first one is the figure that counts."""
+    common: dict[str, Any] = {"device": chosen.device, "trunk_cache": 0}
+    if chosen.device == "cpu":
+        return {
+            f"{CORES} runs, one on each core": GroupOptions(slots=CORES, **common),
+            f"1 run on {CORES} ranks": GroupOptions(nproc=CORES, **common),
+        }
+    found = {"1 run": GroupOptions(**common)}
+    if chosen.compile:
+        found["1 run, compiled"] = GroupOptions(compile=True, **common)
+    if (many := chosen.trials_per_gpu) > 1:
+        found[f"{many} runs on one GPU"] = GroupOptions(slots=many, trials_per_gpu=many, **common)
+    return found
+
+
+def speed(
+    each: dict[str, Callable[[int], float]], reference: Callable[[int], float], rounds: int
+) -> dict[str, tuple[float, list[float]]]:
+    """For every way its median rate and its ratio to the reference, round by round."""
+    rates: dict[str, list[float]] = {name: [] for name in each}
+    theirs = []
+    for number in range(rounds):
+        theirs.append(reference(number))
+        for name, measure in each.items():
+            rates[name].append(measure(number))
+        shown = ", ".join(f"{rate[-1]:,.0f}" for rate in rates.values())
+        print(f"  round {number + 1}: plain {theirs[-1]:,.0f}, ours {shown}", flush=True)
+    print(f"plain loop: {median(theirs):,.0f} images/s")
+    return {
+        name: (median(rate), [a / b for a, b in zip(rate, theirs, strict=True)])
+        for name, rate in rates.items()
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vision")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--preset", choices=("tiny", "fast"), default="tiny")
+    parser.add_argument("--data", type=Path, help="folder with the prepared set cifar10")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4, help="of every run")
+    parser.add_argument("--compile", action="store_true", help="measure --compile too")
+    parser.add_argument("--trials-per-gpu", type=int, default=1)
+    parser.add_argument("--accuracy", type=int, default=0, metavar="SEEDS")
+    chosen = parser.parse_args()
+    request = StudyRequest(
+        task=TASK, preset=chosen.preset, settings=(f"recipe.epochs={chosen.epochs}",)
+    )
+    spec, recipe = request.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen.data is None:
+            write_noise(Path(folder) / "data")
+        os.environ["KNEE_TUNE_DATA"] = str(chosen.data or Path(folder) / "data")
+        home = Home(Path(folder))
+        task: Any = task_entry(TASK).build(spec.recipe, data_dir=home.data, seed=1)
+        train_split, valid_split = splits(task)
+        run = PlainRun(
+            network=task.recipe.model,
+            batch_size=task.recipe.batch_size,
+            padding=task.recipe.crop_padding,
+            lr=recipe.seed_lr,
+            momentum=recipe.optimizer.momentum,
+            weight_decay=recipe.optimizer.weight_decay,
+            epochs=chosen.epochs,
+            device=chosen.device,
+            workers=CORES,
+            seed=1,
+        )
+        print(f"{TASK}, preset {chosen.preset}, on {device_name(chosen.device)}")
+        print(
+            f"{len(train_split.labels):,} images of {task.recipe.side} pixels"
+            f"{' of noise' if chosen.data is None else ''}, batches of {run.batch_size}, "
+            f"{chosen.epochs} epochs, {chosen.rounds} rounds",
+            flush=True,
+        )
+
+        def measured(options: GroupOptions) -> Callable[[int], float]:
+            def one_round(number: int) -> float:
+                with workshop_of(request, home, options) as workshop:
+                    return ours(workshop, seed=number)[0]
+
+            return one_round
+
+        results = speed(
+            {name: measured(options) for name, options in ways(chosen).items()},
+            lambda number: plain(run, train_split, valid_split)[0],
+            chosen.rounds,
+        )
+        flops = flops_per_image(task)
+        for name, (rate, ratios) in results.items():
+            print(f"{name}: {rate:,.0f} images/s, {_shown(ratios)} times the plain loop")
+            if chosen.device == "cuda":
+                peak = matmul_peak()
+                print(
+                    f"  {rate * flops / 1e12:.1f} of {peak / 1e12:.0f} Tflop/s "
+                    f"of its bf16 matrix product: {rate * flops / peak:.1%}"
+                )
+        if chosen.accuracy:
+            options = next(iter(ways(chosen).values()))
+            with workshop_of(request, home, options) as workshop:
+                found = [ours(workshop, seed=seed)[1] for seed in range(chosen.accuracy)]
+            theirs = [
+                plain(replace(run, seed=seed), train_split, valid_split)[1]
+                for seed in range(chosen.accuracy)
+            ]
+            print(f"accuracy after {chosen.epochs} epochs: {_shown(found)}; plain {_shown(theirs)}")
+
+
+def _shown(values: Sequence[float]) -> str:
+    """The mean and its 95 % interval, where there are values enough."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    interval = mean_interval(values)
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+if __name__ == "__main__":
+    main()
