@@ -49,8 +49,9 @@ def bag(batches: Iterable[Examples]) -> list[tuple[bytes, int]]:
 
 def pixels(images: Tensor) -> Tensor:
     """What a network gets, as bytes again, (n, side, side, 3)."""
-    mean, std = normalised(torch.tensor([[[[0, 0, 0]]], [[[255] * 3]]], dtype=torch.uint8))
-    return ((images - mean) / (std - mean) * 255).round().permute(0, 2, 3, 1).byte()
+    black, white = normalised(torch.tensor([[[[0, 0, 0]]], [[[255] * 3]]], dtype=torch.uint8))
+    scaled: Tensor = (images - black) / (white - black) * 255
+    return scaled.round().permute(0, 2, 3, 1).byte()
 
 
 # Splits
@@ -99,6 +100,13 @@ def test_a_subset_is_the_first_of_the_others(data: Path) -> None:
 def test_too_few_images_to_train_on(data: Path, validation: int) -> None:
     with pytest.raises(UserError, match=rf"^recipe\.validation={validation}: of 160 images"):
         task(data, validation=validation).steps_per_epoch(Group())
+
+
+def test_a_micro_batch_of_one_image_is_refused(data: Path) -> None:
+    """BatchNorm could not tell it from its mean."""
+    assert task(data, batch_size=8, accumulate=2).steps_per_epoch(PAIR[0]) == 15
+    with pytest.raises(UserError, match=r"^recipe\.batch_size=7: 2 ranks of 2 micro-batches"):
+        task(data, batch_size=7, accumulate=2).steps_per_epoch(PAIR[0])
 
 
 # Images and labels
@@ -196,9 +204,13 @@ def test_options_of_another_task_are_refused(tmp_path: Path) -> None:
 
 
 def test_images_are_prepared_by_command(tmp_path: Path) -> None:
-    names = {"x_train": IMAGES.train, "y_train": IMAGES.train_labels}
-    names |= {"x_test": IMAGES.test, "y_test": IMAGES.test_labels}
-    np.savez(tmp_path / "small.npz", **names)
+    np.savez(
+        tmp_path / "small.npz",
+        x_train=IMAGES.train,
+        y_train=IMAGES.train_labels,
+        x_test=IMAGES.test,
+        y_test=IMAGES.test_labels,
+    )
 
     done = knee_tune(
         *("data", "prepare", "cifar10", "--from", tmp_path / "small.npz", "--json"),

@@ -1,4 +1,4 @@
-"""The recipe of the CIFAR-10 task: the paper's ResNet-18 (section 5.3.1)."""
+"""The recipe of the CIFAR-10 task: the paper's ResNet-18 (section 5.3.2)."""
 
 from typing import ClassVar, Literal, Self
 
@@ -11,8 +11,8 @@ from knee_tune.tasks.vision.network_choice import SmallImageNetwork
 class Cifar10Recipe(Recipe):
     """SGD with momentum on random crops and flips.
 
-    The validation images are cut from the 50,000 training images. Metrics: ``loss`` in nats,
-    ``accuracy`` in percent.
+    The validation images are cut from the 50,000 training images, which leaves fewer to train on
+    than the paper had. Metrics: ``loss`` in nats, ``accuracy`` in percent.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (

@@ -50,7 +50,16 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         return manifest.fingerprint[:16], {name: len(y) for name, (_, y) in self._splits.items()}
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size."""
+        """Whole batches only, whatever the world size.
+
+        UserError if a rank's micro-batch may be one image: BatchNorm compares the images of one.
+        """
+        parts = self.recipe.accumulate * group.world_size
+        if self.recipe.batch_size < 2 * parts:
+            raise UserError(
+                f"recipe.batch_size={self.recipe.batch_size}: {group.world_size} ranks of "
+                f"{self.recipe.accumulate} micro-batches need at least {2 * parts} images a step"
+            )
         return len(self._splits["train"][1]) // self.recipe.batch_size
 
     def build_model(self) -> nn.Module:
