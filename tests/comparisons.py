@@ -92,7 +92,7 @@ def compared(
         "compare": table,
         "replicates": seeds,
     }
-    runs = []
+    runs = list[ComparedRun]()
     for row in range(len(table.rows)):
         for seed in range(1, seeds + 1):
             found = metrics(row, seed)

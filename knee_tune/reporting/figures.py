@@ -9,6 +9,7 @@ from knee_tune.reporting.run_figures import (
     importance_figure,
     steps_figure,
 )
+from knee_tune.reporting.seed_figures import seeds_of_study
 from knee_tune.reporting.surface_figures import (
     crossover_figure,
     ridge_figure,
@@ -25,13 +26,15 @@ def study_figures(
 ) -> dict[str, dict[str, Any]]:
     """Those that have something to show, ready for ``plotly.graph_objects.Figure``.
 
-    Names: surface, ridge, crossover, slices, metrics, curves, steps, importance, confirmation.
+    Names: surface, ridge, crossover, slices, seeds, metrics, curves, steps, importance,
+    confirmation.
     """
     figures = {
         "surface": surface_figure(ridge) if ridge else None,
         "ridge": ridge_figure(ridge, record.spec.reference) if ridge else None,
         "crossover": crossover_figure(ridge) if ridge else None,
         "slices": slices_figure(ridge) if ridge else None,
+        "seeds": seeds_of_study(record, ridge),
         "metrics": metrics_figure(record),
         "curves": curves_of_study(record, ridge),
         "steps": steps_figure(record.steps),

@@ -4,6 +4,7 @@ from knee_tune.reporting.answer import Answer, answer_in_words
 from knee_tune.reporting.document import Section, Table
 from knee_tune.reporting.metric_figures import other_metrics
 from knee_tune.reporting.run_figures import curves_shown
+from knee_tune.reporting.seed_figures import FEWEST_SEEDS
 from knee_tune.reporting.shown import (
     NOTHING,
     correlation,
@@ -83,8 +84,8 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
     if papers:
         tables = ", ".join(f"{table.table} (section {table.section})" for table, _ in papers)
         words.append(
-            f"Open diamonds are the paper's own points, {tables}: another task, so compare the "
-            "direction, not the numbers."
+            f"Open diamonds are the paper's own points, {tables}. Where task, model or budget "
+            "differ, compare the direction, not the numbers."
         )
     rows = tuple(
         (
@@ -184,6 +185,23 @@ def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
             "worse than it ends.",
         ),
         figures=("curves",),
+    )
+
+
+def seeds_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
+    """How random seeds scatter at the recommended seed LR; None with too few of them."""
+    best = ridge.recommended if ridge and ridge.recommended else record.best
+    if best is None or record.spec.replicates < FEWEST_SEEDS:
+        return None
+    return Section(
+        key="seeds",
+        title="Over the random seeds",
+        words=(
+            f"{sentence(in_words(record.metric))} of every random seed at seed LR "
+            f"{learning_rate(best.seed_lr)}, by explore fraction, and the means: how far a single "
+            "run may be from what a setting gives on average (as in the paper's Figure 3).",
+        ),
+        figures=("seeds",),
     )
 
 

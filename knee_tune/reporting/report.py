@@ -21,6 +21,7 @@ from knee_tune.reporting.findings import (
     evidence_section,
     metrics_section,
     ridge_section,
+    seeds_section,
     surface_section,
 )
 from knee_tune.specs.audit import AuditReport
@@ -116,6 +117,7 @@ def _sections(
         surface_section(ridge) if ridge else None,
         ridge_section(record, ridge) if ridge else None,
         evidence_section(ridge) if ridge else None,
+        seeds_section(record, ridge),
         metrics_section(record),
         curves_section(record, ridge),
         steps_section(record),

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from knee_tune.reporting.figure_parts import axis, figure, ramp, subplot
-from knee_tune.reporting.shown import in_words
+from knee_tune.reporting.shown import in_words, percent
+from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.ridge import Ridge
 
 MANY_SEEDS = 15
 """From so many on a histogram says more than points."""
+
+FEWEST_SEEDS = 5
+"""Fewer are no distribution."""
 
 BINS = 24
 
@@ -26,6 +31,27 @@ def seeds_figure(groups: Groups, *, metric: str) -> dict[str, Any] | None:
         return None
     many = max(map(len, shown.values())) >= MANY_SEEDS
     return _histograms(shown, metric) if many else _strips(shown, metric)
+
+
+def seeds_of_study(record: StudyRecord, ridge: Ridge | None) -> dict[str, Any] | None:
+    """The study's metric over the random seeds, by explore fraction at the recommended seed LR.
+
+    None with fewer than :data:`FEWEST_SEEDS` replicates.
+    """
+    best = ridge.recommended if ridge and ridge.recommended else record.best
+    if best is None or record.spec.replicates < FEWEST_SEEDS:
+        return None
+    trials = sorted(
+        (trial for trial in record.ranked[::-1] if trial.seed_lr == best.seed_lr),
+        key=lambda trial: trial.explore_fraction,
+    )
+    groups = {
+        f"explore {percent(trial.explore_fraction)}": {
+            run.seed: run.value for run in trial.replicates if run.value is not None
+        }
+        for trial in trials
+    }
+    return seeds_figure(groups, metric=record.metric)
 
 
 def _strips(groups: Groups, metric: str) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from knee_tune.app.publish import LivePages, publish, show_now
 from knee_tune.app.workshop import Workshop
 from knee_tune.specs.tracking import Attached, RunLink
 from knee_tune.tuning.artifacts import attach_weights
+from knee_tune.tuning.attributes import record_compared
 from knee_tune.tuning.dashboard import show_figures
-from knee_tune.tuning.study import study_record
+from knee_tune.tuning.study import open_study, study_record
+from tests.comparisons import compared, series
 from tests.integration.workbench import Workbench, training_as_a_rank_does
 from tests.recording import Recording
 
@@ -263,3 +265,29 @@ def test_a_study_without_a_complete_trial_has_a_note_and_nothing_else(tmp_path: 
     assert published.report is None
     assert not lines
     assert not (tmp_path / "reports").exists()
+
+
+def test_a_comparison_is_shown_beside_the_papers_table(tmp_path: Path) -> None:
+    bench, lines = Workbench(tmp_path), list[str]()
+    spec = bench.spec.model_copy(update={"name": "rows", "compare": series(), "replicates": 2})
+    study = open_study(bench.storage, spec, recipe=bench.recipe, data_fingerprint="data")
+    places = Places(home=Home(tmp_path), storage_url="sqlite://", tracking_uri=None)
+    tracked = Tracked()
+    opened = OpenedStudy(
+        places=places,
+        workshop=cast(Workshop, None),
+        study=study,
+        tracker=tracked,
+        axes=bench.axes,
+    )
+    assert publish(opened, on_line=lines.append).report is None  # nothing is trained yet
+    made = compared(series(), lambda row, seed: {"test_accuracy": 90.0 + row + seed}, seeds=2)
+    for run in made.compared:
+        record_compared(study, run)
+    published = publish(opened, on_line=lines.append)
+    assert not lines
+    assert published.report == tmp_path / "reports" / "rows.html"
+    assert published.metrics == {"slope_test_accuracy": pytest.approx(0.2)}
+    assert "| LR 0.1 for 50 epochs | 94.50 | 92." in published.tags["mlflow.note.content"]
+    attached = {each.name for each in tracked.of_kind(Attached)}
+    assert {"report.html", "plots/beside.html", "tables/compared.csv"} <= attached

@@ -16,7 +16,13 @@ from knee_tune.reporting.markdown import as_markdown
 from knee_tune.reporting.report import StudyReport, build_report
 from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun, Interval
 from knee_tune.specs.importances import Importances
-from knee_tune.specs.records import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.specs.records import (
+    BaselineRecord,
+    Evaluation,
+    ReplicateRecord,
+    StudyRecord,
+    TrialRecord,
+)
 from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Recommendation, Ridge, Surface
 from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.specs.study import ReferenceRow, ReferenceTable, StudySpec
@@ -250,6 +256,33 @@ def test_curves_are_of_the_recommended_seed_lr_with_their_knees() -> None:
     assert set(knees) == {5, 55, 95}  # warmup 5 and 0 %, 50 %, 90 % of 100; 90 gives way to 95
     assert knees[55] == pytest.approx(0.8 * 55)  # on the curve, between two evaluations
     assert knees[5] is None  # before the first one
+
+
+def test_random_seeds_are_shown_where_there_are_enough_to_scatter() -> None:
+    def scattered(seeds: int) -> StudyRecord:
+        runs = [
+            ReplicateRecord(seed=seed, state="complete", value=80.0 + seed) for seed in range(5)
+        ]
+        trials = tuple(
+            trial(n, 3e-4, f, replicates=tuple(runs[:seeds])) for n, f in enumerate(FRACTIONS)
+        )
+        return record(trials=trials, spec=spec(replicates=seeds))
+
+    drawn = figures(scattered(5), ridge())["seeds"]
+    assert [line.name for line in drawn.data[::2]] == [
+        *("explore 0%", "explore 50%", "explore 90%")
+    ]
+    assert list(drawn.data[0].x) == [80, 81, 82, 83, 84]
+    assert list(drawn.data[1].x) == [82]  # the mean
+    assert "seeds" in [section.key for section in report(scattered(5), ridge()).sections]
+    assert "seeds" not in figures(scattered(4), ridge())
+    assert "seeds" not in [section.key for section in report(scattered(4), ridge()).sections]
+
+
+def test_the_papers_explore_epochs_are_shown_as_a_share_of_its_budget() -> None:
+    (paper,) = [each for each in report(on=ridge()).sections if each.key == "paper"]
+    assert paper.tables[0].columns[1:5] == ("epochs", "seed LR", "explore epochs", "explore")
+    assert paper.tables[0].rows[0][1:5] == ("150", "0.0001", "120", "80%")
 
 
 def test_the_steps_add_up_to_those_of_independent_trials() -> None:
