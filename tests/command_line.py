@@ -24,10 +24,17 @@ def knee_tune(
     *arguments: str | Path, expect: int = 0, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
+    return knee_tune_in(REPOSITORY, *arguments, expect=expect, **extra)
+
+
+def knee_tune_in(
+    folder: Path, *arguments: str | Path, expect: int = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in a working folder."""
     done = subprocess.run(
         [sys.executable, "-m", "knee_tune", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=environment(**extra),
+        cwd=folder,
+        env=environment(**{"PYTHONPATH": str(REPOSITORY)} | extra),
         capture_output=True,
         text=True,
         timeout=170,

@@ -13,16 +13,20 @@ from knee_tune.tuning.listeners import Watcher
 
 
 def compare_rows(
-    opened: OpenedStudy, watcher: Watcher, *, on_change: Callable[[], None] = lambda: None
+    opened: OpenedStudy,
+    watcher: Watcher,
+    *,
+    timeout: float | None = None,
+    on_change: Callable[[], None] = lambda: None,
 ) -> None:
     """Train what is left of the table, test every complete run once, and analyse it.
 
     Nothing is selected here, so every run is tested. What is found is kept run by run, number by
     number: an interrupted comparison goes on where it was. A run that failed is tried again by the
-    next command, one that diverged has diverged. ``on_change`` is called when there is something
-    new to show.
+    next command, one that diverged has diverged. After ``timeout`` seconds no run is begun.
+    ``on_change`` is called when there is something new to show.
     """
-    _Comparison(opened, watcher, on_change).run()
+    _Comparison(opened, watcher, on_change).run(timeout)
 
 
 class _Comparison:
@@ -36,7 +40,7 @@ class _Comparison:
         self._known = {(run.row, run.seed): run for run in known_compared(opened.study)}
         self._points = {key_of(row, seed): (row, seed) for row, seed in self._all()}
 
-    def run(self) -> None:
+    def run(self, timeout: float | None) -> None:
         """See :func:`compare_rows`."""
         left = [point for point in self._all() if not self._is_done(*point)]
         if not left:
@@ -45,7 +49,14 @@ class _Comparison:
             (self._to_train(*point) for point in left), slots=self._opened.workshop.options.slots
         )
         self._watcher.line(f"comparing: {len(left)} runs, {self._of_what()}")
-        train_extra_runs(self._opened, self._watcher, runs, follow=self._follow)
+        ended = train_extra_runs(
+            self._opened, self._watcher, runs, follow=self._follow, timeout=timeout
+        )
+        if len(ended) < len(runs):
+            self._watcher.line(
+                f"{len(runs) - len(ended)} runs are left: --timeout ended the comparison before "
+                "them; the same command again goes on"
+            )
 
     def _all(self) -> Iterator[tuple[int, int]]:
         rows = range(len(self._opened.workshop.rows))

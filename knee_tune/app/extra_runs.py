@@ -94,21 +94,28 @@ class TrainingFor(Protocol):
 
 
 def train_extra_runs(
-    opened: TrainingFor, watcher: Lines, runs: Sequence[ExtraRun], *, follow: Follow = _nothing
+    opened: TrainingFor,
+    watcher: Lines,
+    runs: Sequence[ExtraRun],
+    *,
+    follow: Follow = _nothing,
+    timeout: float | None = None,
 ) -> list[RunRecord]:
     """Train ``runs``, as many at a time as there are slots; their records in the same order.
 
     One that was finished before, or is the same training as another, is answered from its record.
     One that cannot be trained has the state "failed", one that diverges "pruned". ``follow`` is
-    called for every one, in the thread of its slot.
+    called for every one, in the thread of its slot. After ``timeout`` seconds none is begun, and
+    there are records of those that were.
     KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
     """
     waiting = deque(enumerate(runs))
     records: dict[int, RunRecord] = {}
     slots = Slots(min(opened.workshop.options.slots, max(1, len(runs))))
+    until = float("inf") if timeout is None else time.monotonic() + timeout
 
     def work(slot: int) -> None:
-        while waiting and not slots.stopped:
+        while waiting and not slots.stopped and time.monotonic() < until:
             try:
                 index, run = waiting.popleft()
             except IndexError:  # another slot was quicker
@@ -118,7 +125,7 @@ def train_extra_runs(
             records[index] = training.run_in(slot, follow)
 
     slots.run(work)
-    return [records[index] for index in range(len(runs))]
+    return [records[index] for index in sorted(records)]
 
 
 class _Training:

@@ -99,7 +99,7 @@ def run_study(
             with interruptible(), watch(study_start(opened)) as watcher:
                 with LivePages(opened, on_line=watcher.line) as pages:
                     if spec.compare is not None:
-                        compare_rows(opened, watcher, on_change=pages.changed)
+                        compare_rows(opened, watcher, timeout=timeout, on_change=pages.changed)
                     else:
                         _drive(opened, watcher, timeout=timeout, pages=pages)
                         if _search_is_over(opened, watcher):

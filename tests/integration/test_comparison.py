@@ -1,8 +1,10 @@
 """A study that compares: a small table on digits, trained for real in this process."""
 
 import io
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ class Bench:
         *,
         table: str = TABLE,
         trunk_cache: int = GroupOptions.trunk_cache,
+        timeout: float | None = None,
         **asked: Any,
     ) -> RunSummary:
         file = self.home.with_name("small.yaml")
@@ -85,7 +88,7 @@ class Bench:
                 StudyRequest(study=str(file), **{"scale": 0.2} | asked),
                 Places.of(Home(self.home), storage=None, tracking_uri="none"),
                 GroupOptions(device="cpu", trunk_cache=trunk_cache),
-                timeout=None,
+                timeout=timeout,
                 register=True,
                 watch=lambda start: nullcontext(PlainWatcher(console, start)),
             )
@@ -98,13 +101,35 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path / "home", monkeypatch)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A comparison that was trained to its end in one go."""
+
+    home: Path
+    record: StudyRecord
+    ranks: Ranks
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    home, ranks = tmp_path_factory.mktemp("finished") / "home", Ranks()
+    with pytest.MonkeyPatch.context() as patch:
+        return Finished(home, Bench(home, patch).run(ranks).record, ranks)
+
+
+@pytest.fixture
+def after(finished: Finished, bench: Bench) -> Bench:
+    """A bench whose home has the finished comparison in it."""
+    shutil.copytree(finished.home, bench.home)
+    return bench
+
+
 def by_point(record: StudyRecord) -> dict[tuple[int, int], ComparedRun]:
     return {(run.row, run.seed): run for run in record.compared}
 
 
-def test_every_row_is_trained_tested_and_analysed_with_every_seed(bench: Bench) -> None:
-    ranks = Ranks()
-    record = bench.run(ranks).record
+def test_every_row_is_trained_tested_and_analysed_with_every_seed(finished: Finished) -> None:
+    record, ranks = finished.record, finished.ranks
     runs = by_point(record)
     assert list(runs) == POINTS
     for run in record.compared:
@@ -117,8 +142,8 @@ def test_every_row_is_trained_tested_and_analysed_with_every_seed(bench: Bench) 
     assert [ranks.count(kind) for kind in kinds] == [6, 6, 6]
 
 
-def test_rows_of_one_seed_lr_share_their_trunk(bench: Bench) -> None:
-    record = bench.run(Ranks()).record
+def test_rows_of_one_seed_lr_share_their_trunk(finished: Finished) -> None:
+    record = finished.record
     runs = by_point(record)
     branch = round(3 * 0.2 * STEPS)  # where the row that explores less leaves it
     for seed in (1, 2):
@@ -128,12 +153,11 @@ def test_rows_of_one_seed_lr_share_their_trunk(bench: Bench) -> None:
     assert record.steps.reused == 2 * branch
 
 
-def test_a_row_is_the_same_with_and_without_its_trunk(bench: Bench, tmp_path: Path) -> None:
-    shared = by_point(bench.run(Ranks()).record)
-    bench.home = tmp_path / "other"
-    alone = by_point(bench.run(Ranks(), trunk_cache=0).record)
-    assert {point: run.metrics for point, run in shared.items()} == {
-        point: run.metrics for point, run in alone.items()
+def test_a_row_is_the_same_with_and_without_its_trunk(finished: Finished, bench: Bench) -> None:
+    shared = by_point(finished.record)
+    alone = by_point(bench.run(Ranks(), trunk_cache=0, replicates=1).record)
+    assert {point: run.metrics for point, run in alone.items()} == {
+        point: shared[point].metrics for point in alone
     }
     assert all(run.steps.reused == 0 for run in alone.values())
 
@@ -155,46 +179,60 @@ def interrupting(kind: type[Plan], *, at: int) -> Callable[[Plan], None]:
 def test_an_interrupted_comparison_goes_on_and_measures_nothing_twice(
     bench: Bench, kind: type[Plan]
 ) -> None:
-    interrupted = Ranks(interrupting(kind, at=3))
+    interrupted = Ranks(interrupting(kind, at=2))
     with pytest.raises(KeyboardInterrupt):
-        bench.run(interrupted)
+        bench.run(interrupted, replicates=1)
     rest = Ranks()
-    record = bench.run(rest).record
-    assert list(by_point(record)) == POINTS
+    record = bench.run(rest, replicates=1).record
+    assert list(by_point(record)) == [(0, 1), (1, 1), (2, 1)]
     assert all(run.state == "complete" for run in record.compared)
     for each in (TrainPlan, TestPlan, AnalysePlan):
         broken_off = 1 if each is kind else 0
-        assert interrupted.count(each) + rest.count(each) == 6 + broken_off
+        assert interrupted.count(each) + rest.count(each) == 3 + broken_off
     assert record.steps.trained + record.steps.reused == record.steps.independent
 
 
-def test_a_finished_comparison_is_answered_from_what_is_kept(bench: Bench) -> None:
-    before = bench.run(Ranks()).record
+def test_a_finished_comparison_is_answered_from_what_is_kept(
+    finished: Finished, after: Bench
+) -> None:
     again = Ranks()
-    assert bench.run(again).record.compared == before.compared
+    assert after.run(again).record.compared == finished.record.compared
     assert [type(plan).__name__ for plan in again.jobs] == ["DescribePlan"]
 
 
-def test_another_study_with_the_same_rows_trains_nothing(bench: Bench) -> None:
-    before = by_point(bench.run(Ranks()).record)
+def test_another_study_with_the_same_rows_trains_nothing(after: Bench, finished: Finished) -> None:
     other = Ranks()
-    record = bench.run(other, name="other").record
+    record = after.run(other, name="other").record
     assert other.count(TrainPlan) == 0
     assert (record.steps.trained, record.steps.recorded) == (0, record.steps.independent)
     assert {point: run.metrics for point, run in by_point(record).items()} == {
-        point: run.metrics for point, run in before.items()
+        point: run.metrics for point, run in by_point(finished.record).items()
     }
+
+
+def test_a_timeout_leaves_the_rest_to_the_next_command(bench: Bench) -> None:
+    ranks = Ranks()
+    assert bench.run(ranks, timeout=0.0, replicates=1).record.compared == ()
+    assert ranks.count(TrainPlan) == 0
+    assert "3 runs are left: --timeout ended the comparison before them" in bench.said
 
 
 def test_a_row_that_diverges_ends_nobody_else(bench: Bench) -> None:
     table = TABLE.replace("epochs: 5, seed_lr: 0.05", "epochs: 5, seed_lr: 1.0e+9")
-    record = bench.run(Ranks(), table=table).record
+    record = bench.run(Ranks(), table=table, replicates=1).record
     runs = by_point(record)
     assert [runs[row, 1].state for row in range(3)] == ["complete", "complete", "pruned"]
     assert runs[2, 1].reason.startswith("diverged")
     again = Ranks()
-    assert bench.run(again, table=table).record.compared == record.compared
+    assert bench.run(again, table=table, replicates=1).record.compared == record.compared
     assert again.count(TrainPlan) == 0
+
+
+def shown(record: StudyRecord) -> str:
+    """What people see of it."""
+    output = io.StringIO()
+    print_comparison(Console(file=output, width=200), record)
+    return output.getvalue()
 
 
 def failing(kind: type[Plan], row_schedule: str) -> Callable[[Plan], Outcome | None]:
@@ -212,7 +250,7 @@ def failing(kind: type[Plan], row_schedule: str) -> Callable[[Plan], Outcome | N
 @pytest.mark.parametrize(
     ("kind", "state", "reason", "tried"),
     [
-        (TrainPlan, "failed", "out of luck", 2),
+        (TrainPlan, "failed", "out of luck", 1),
         (TestPlan, "failed", "test: out of luck", 0),
         (AnalysePlan, "complete", "sharpness: out of luck", 0),
     ],
@@ -220,25 +258,25 @@ def failing(kind: type[Plan], row_schedule: str) -> Callable[[Plan], Outcome | N
 def test_what_failed_is_kept_with_its_reason_and_tried_again(
     bench: Bench, kind: type[Plan], state: str, reason: str, tried: int
 ) -> None:
-    record = bench.run(Ranks(failing(kind, "linear"))).record
+    record = bench.run(Ranks(failing(kind, "linear")), replicates=1).record
     linear = by_point(record)[2, 1]
     assert (linear.state, linear.reason) == (state, reason)
-    assert len(record.compared) == 6
+    assert len(record.compared) == 3
+    assert f"linear 0.05, 5 epochs, seed 1: {reason}" in shown(record)
     again = Ranks()
-    record = bench.run(again).record
+    record = bench.run(again, replicates=1).record
     assert {(run.state, run.reason) for run in record.compared} == {("complete", "")}
     assert all("sharpness" in run.metrics for run in record.compared)
     assert again.count(TrainPlan) == tried
 
 
-def test_a_table_that_changed_is_another_study(bench: Bench) -> None:
-    bench.run(Ranks(), replicates=1)
+def test_a_table_that_changed_is_another_study(after: Bench) -> None:
     for table, what in (
         (TABLE.replace("[6, 8]", "[6, 7]"), "other compare.rows"),
         (TABLE.replace("iterations: 2", "iterations: 3"), "analyses"),
     ):
         with pytest.raises(UserError, match=f"it was made with .*{what}.*choose another"):
-            bench.run(Ranks(), table=table, replicates=1)
+            after.run(Ranks(), table=table)
 
 
 def test_rows_that_cannot_be_planned_leave_nothing_behind(bench: Bench) -> None:
@@ -248,14 +286,21 @@ def test_rows_that_cannot_be_planned_leave_nothing_behind(bench: Bench) -> None:
     assert not (bench.home / "optuna.db").exists()
 
 
-def test_people_see_how_far_it_is_and_what_went_wrong(bench: Bench) -> None:
-    record = bench.run(Ranks(failing(TrainPlan, "linear"))).record
-    output = io.StringIO()
-    print_comparison(Console(file=output, width=200), record)
-    text = output.getvalue()
-    assert "Table 1 on digits at 0.2 times the epochs: 4 of 6 runs, 3 rows with 2 random" in text
-    assert "linear 0.05, 5 epochs, seed 2: out of luck" in text
-    assert "test_accuracy: paper" in text
+def test_people_see_the_papers_numbers_beside_ours(finished: Finished) -> None:
+    text = shown(finished.record)
+    assert "Table 1 on digits at 0.2 times the epochs: 6 of 6 runs, 3 rows with 2 random" in text
+    header, _, _, linear = text.splitlines()[2:6]
+    assert header.split() == [
+        "setting",
+        "seeds",
+        "test_accuracy:",
+        "paper",
+        "ours",
+        "sharpness:",
+        "paper",
+        "ours",
+    ]
+    assert linear.split()[:6] == ["linear", "0.05,", "5", "epochs", "2", "95"]
 
 
 class Tracker(Recording):

@@ -220,7 +220,7 @@ def test_a_study_is_named_by_its_budget(files: Files, options: Any, name: str) -
             "epochs: 2",
             "epoch: 2",
             "search_spaces/toy.yaml: presets.tiny.recipe.epoch: unknown key (value 2, line 14); "
-            "did you mean 'epochs'? allowed: accumulate, clip_norm, ",
+            "did you mean 'epochs'? allowed: accumulate, amp, clip_norm, ",
         ),
         (
             "width: 4",

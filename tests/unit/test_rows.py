@@ -16,7 +16,8 @@ from knee_tune.tasks.digits.recipe import DigitsRecipe
 def planned(*, scale: float = 1.0, steps: int = 10, warmup: int = 0, **row: Any) -> Schedule:
     """A row of 200 epochs unless told, on data of ``steps`` steps an epoch."""
     facts = TaskFacts(steps_per_epoch=steps, data_fingerprint="f", parameters=1, examples={})
-    reference = ReferenceRow(**{"epochs": 200, "seed_lr": 0.1, "metrics": {}} | row)
+    described = {"epochs": 200, "seed_lr": 0.1, "metrics": {}} | row
+    reference = ReferenceRow.model_validate(described)
     recipe = DigitsRecipe(epochs=3, warmup_steps=warmup)
     return row_schedule(reference, recipe, facts, scale=scale)
 
