@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import pytest
 from knee_tune.errors import UserError
 from knee_tune.tasks.vision.cifar10 import sources
 from knee_tune.tasks.vision.cifar10.prepare import prepare
-from knee_tune.tasks.vision.cifar10.sources import BATCHES, read_source
+from knee_tune.tasks.vision.cifar10.sources import read_source
 from knee_tune.tasks.vision.images import map_images, read_manifest
-from tests.generated_images import generated_images
+from tests.generated_images import generated_images, put_archive, put_batches
 
 IMAGES = generated_images(train=50, test=10)
 
@@ -35,28 +34,11 @@ def npz(path: Path, **content: Any) -> Path:
 
 
 def batches(folder: Path) -> Path:
-    """The published layout: six pickles as Python 2 wrote them, five of them to train on."""
-    inner = folder / BATCHES
-    inner.mkdir(parents=True)
-    parts = {
-        f"data_batch_{part}": (IMAGES.train[(part - 1) * 10 : part * 10], part - 1)
-        for part in range(1, 6)
-    } | {"test_batch": (IMAGES.test, None)}
-    for name, (pixels, part) in parts.items():
-        labels = IMAGES.test_labels if part is None else IMAGES.train_labels[part * 10 :][:10]
-        batch = {
-            b"data": pixels.transpose(0, 3, 1, 2).reshape(-1, 3072),
-            b"labels": labels.tolist(),
-        }
-        (inner / name).write_bytes(pickle.dumps(batch, protocol=2))
-    return inner
+    return put_batches(folder, IMAGES)
 
 
 def archive(folder: Path) -> Path:
-    path = folder / "cifar-10-python.tar.gz"
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(batches(folder / "unpacked"), arcname=BATCHES)
-    return path
+    return put_archive(folder, IMAGES)
 
 
 @pytest.mark.parametrize(

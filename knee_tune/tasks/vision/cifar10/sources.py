@@ -44,10 +44,15 @@ def read_source(path: Path) -> Images:
 
 def download(folder: Path) -> Images:
     """What torchvision downloads to ``folder`` and checks; UserError if it cannot."""
-    from torchvision.datasets import CIFAR10
-
     try:
+        from torchvision.datasets import CIFAR10
+
         CIFAR10(folder, download=True)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed, which downloads CIFAR-10: pip install "
+            f"'knee-tune[vision]', or give the images with --from FILE.npz|DIR"
+        ) from None
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -145,7 +150,7 @@ def _checked(path: Path, *parts: tuple[np.ndarray, np.ndarray]) -> Images:
         if y.shape != (len(x),) or y.dtype.kind not in "iu":
             raise UserError(
                 f"--from {path}: labels are {y.shape} {y.dtype} for {len(x):,} images; expected "
-                f"one integer each"
+                "one integer each"
             )
         if y.min() < 0 or y.max() >= CLASSES:
             raise UserError(
