@@ -5,12 +5,12 @@ and every partition over ranks sees the same images, and an epoch can be entered
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from knee_tune.tasks.seeding import generator
+from knee_tune.tasks.vision import pixels
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's training images, by channel, for pixels in [0, 1]."""
@@ -67,14 +67,4 @@ def crop(padded: Tensor, draws: Draws, *, side: int) -> Tensor:
 
 def normalised(images: Tensor) -> Tensor:
     """Images (n, s, s, 3) uint8 as networks take them: (n, 3, s, s) float32, channels last."""
-    mean, std = _per_channel(images.device)
-    return images.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
-
-
-@cache
-def _per_channel(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of pixels from 0 to 255; copied to a device once."""
-    mean, std = (
-        torch.tensor(values, device=device).mul(255).view(3, 1, 1) for values in (MEAN, STD)
-    )
-    return mean, std
+    return pixels.normalised(images, mean=MEAN, std=STD)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from knee_tune.tasks.vision import pixels
+
 Pixels = NDArray[np.uint8]
 """A picture (height, width, 3), red first."""
 
@@ -30,7 +32,8 @@ def read(path: Path) -> Image.Image:
     """The decoded picture in RGB; UnreadableError if it is not one."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).partition("\n")[0]
         raise UnreadableError(f"{path}: no readable image ({reason})") from None
@@ -38,10 +41,12 @@ def read(path: Path) -> Image.Image:
 
 def training_view(image: Image.Image, *, side: int, draw: torch.Generator) -> Pixels:
     """A random crop resized to ``side`` pixels, mirrored half of the time."""
-    *crop, flip = torch.rand(4 * _TRIES + 1, generator=draw, dtype=torch.float64).tolist()
-    view = image.crop(random_box(*image.size, crop)).resize((side, side), Image.Resampling.BILINEAR)
-    pixels = np.asarray(view)
-    return pixels[:, ::-1] if flip < 0.5 else pixels
+    *numbers, flip = torch.rand(4 * _TRIES + 1, generator=draw, dtype=torch.float64).tolist()
+    view = image.crop(random_box(*image.size, numbers)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
+    crop = np.asarray(view)
+    return crop[:, ::-1] if flip < 0.5 else crop
 
 
 def evaluation_view(image: Image.Image, *, side: int) -> Pixels:
@@ -78,13 +83,11 @@ def random_box(width: int, height: int, draws: list[float]) -> tuple[int, int, i
     return x, y, x + w, y + h
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """(n, h, w, 3) uint8 as networks take them: (n, 3, h, w) float32, channels last in memory."""
-    scale = 1 / (255 * torch.tensor(STD, device=pixels.device)).view(3, 1, 1)
-    shift = torch.tensor(MEAN, device=pixels.device) / torch.tensor(STD, device=pixels.device)
-    return pixels.permute(0, 3, 1, 2).float().mul_(scale).sub_(shift.view(3, 1, 1))
+def normalised(views: Tensor) -> Tensor:
+    """Views (n, side, side, 3) uint8 as networks take them, (n, 3, side, side) float32."""
+    return pixels.normalised(views, mean=MEAN, std=STD)
 
 
-def as_picture(pixels: Any) -> Image.Image:
+def as_picture(raw: Any) -> Image.Image:
     """Raw pixels (height, width, 3), 0 to 255, as a picture."""
-    return Image.fromarray(np.asarray(pixels).astype(np.uint8))
+    return Image.fromarray(np.asarray(raw).astype(np.uint8))
