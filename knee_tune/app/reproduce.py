@@ -21,6 +21,7 @@ from knee_tune.specs.ridge import Estimate, Ridge
 from knee_tune.specs.scaling import scaled_name
 from knee_tune.specs.strict_yaml import read_document
 from knee_tune.specs.study import StudySpec
+from knee_tune.tasks.registry import task_entry
 
 TABLE_STUDY = re.compile(r"(table\d+)-(.+)")
 """Studies that repeat a table are called ``tableN-TASK`` or ``tableN-TASK-PRESET``."""
@@ -98,14 +99,14 @@ class ReproductionRequest:
     def resolve(self) -> tuple[StudyRequest, GroupOptions]:
         """The study to be run, and how; UserError for what there is not.
 
-        Replicas are spread over all CPU cores: a rank on each. Without fusing, and where the rows
-        of a table are trained, which have schedules of their own, as many runs are trained at a
-        time instead. A study with another number of seeds or scale, or without fusing, has a name
-        of its own.
+        Replicas are spread over all CPU cores: a rank on each. Without fusing, on tasks that do
+        not fuse, and where the rows of a table are trained, as many runs are trained at a time
+        instead. A study with another number of seeds or scale, or without fusing, has a name of
+        its own.
         """
         design = find_design(self.table, task=self.task, preset=self.preset)
         plain = StudyRequest(task=self.task, study=design.study).resolve()[0]
-        fuse = self.fuse and plain.compare is None
+        fuse = self.fuse and task_entry(self.task).fuses and plain.compare is None
         named = self.nproc or design.nproc
         seeds = self.seeds or plain.replicates
         runs = seeds * (len(plain.compare.rows) if plain.compare else 1)
@@ -115,7 +116,7 @@ class ReproductionRequest:
         parts = [
             design.study if as_designed else scaled_name(design.study, self.scale or plain.scale),
             f"{seeds}-seeds" if seeds != plain.replicates else "",
-            "one-by-one" if plain.compare is None and not fuse else "",
+            "one-by-one" if plain.compare is None and not self.fuse else "",
         ]
         request = StudyRequest(
             task=self.task,

@@ -19,6 +19,8 @@ class TaskEntry:
 
     recipe: str
     task: str
+    fuses: bool = False
+    """Whether it is meant to be trained as one batched model; the workers look whether it can."""
     extra: str | None = None
     """The optional dependency group it needs, as in ``pip install knee-tune[extra]``."""
 
@@ -65,14 +67,17 @@ TASKS: Mapping[str, TaskEntry] = {
     "digits": TaskEntry(
         recipe="knee_tune.tasks.digits.recipe:DigitsRecipe",
         task="knee_tune.tasks.digits.task:DigitsTask",
+        fuses=True,
     ),
     "digits-clean": TaskEntry(
         recipe="knee_tune.tasks.digits.recipe:CleanDigitsRecipe",
         task="knee_tune.tasks.digits.task:DigitsTask",
+        fuses=True,
     ),
     "breast-cancer": TaskEntry(
         recipe="knee_tune.tasks.breast_cancer.recipe:BreastCancerRecipe",
         task="knee_tune.tasks.breast_cancer.task:BreastCancerTask",
+        fuses=True,
     ),
     "iwslt": TaskEntry(
         recipe="knee_tune.tasks.translation.recipe:TranslationRecipe",

@@ -17,6 +17,7 @@ from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement
 from knee_tune.tasks.base import Task
+from knee_tune.tasks.fusable import FusableTask
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.evaluation import evaluate
 from tests.generated_images import put_cifar10
@@ -358,7 +359,9 @@ def test_every_task_names_its_parts(name: str) -> None:
 
     assert entry.recipe_type().metrics
     module, _, class_name = entry.task.partition(":")
-    assert issubclass(getattr(importlib.import_module(module), class_name), Task)
+    task_type = getattr(importlib.import_module(module), class_name)
+    assert issubclass(task_type, Task)
+    assert issubclass(task_type, FusableTask) == entry.fuses
 
 
 def test_a_missing_library_is_named_with_the_way_to_install_it(

@@ -1,6 +1,7 @@
 """How a request to reproduce a table becomes a study, and what is said of the outcome."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,31 @@ def test_one_by_one_trains_a_run_on_every_core() -> None:
     study, options = digits(fuse=False).resolve()
     assert (study.fuse, study.name) == (False, "table16-digits-one-by-one")
     assert (options.nproc, options.slots) == (1, 4)
+
+
+def test_rows_of_a_table_train_one_on_every_core() -> None:
+    table = ReproductionRequest(table="table1", task="cifar10", scale=0.2)
+    study, options = table.resolve()
+    assert (study.name, study.scale) == ("table1-cifar10-scale0.2", 0.2)
+    assert (study.nproc, options.nproc, options.slots) == (1, 1, 4)
+    assert replace(table, device="cuda").resolve()[1].slots == 1
+    assert replace(table, concurrency=2).resolve()[1].slots == 2
+    assert replace(table, scale=None, fuse=False, seeds=2).resolve()[0].name == (
+        "table1-cifar10-2-seeds"
+    )
+
+
+def test_a_task_that_does_not_fuse_trains_a_run_on_every_core() -> None:
+    table = ReproductionRequest(table="table16", task="cifar10", preset="tiny")
+    study, options = table.resolve()
+    assert (study.name, options.nproc, options.slots) == ("table16-cifar10-tiny", 1, 4)
+
+
+def test_a_scaled_table_is_a_study_of_its_own() -> None:
+    study, _ = digits(scale=0.5, seeds=5).resolve()
+    assert study.name == "table16-digits-scale0.5-5-seeds"
+    assert study.resolve()[1].epochs == 15
+    assert digits(scale=1.0).resolve()[0].name == "table16-digits"
 
 
 def test_a_study_file_that_names_its_ranks_keeps_them() -> None:
