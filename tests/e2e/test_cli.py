@@ -85,6 +85,16 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     return new_home(tmp_path_factory, tmp_path)
 
 
+def test_an_analysis_of_the_best_trial_joins_its_mlflow_run(home: Path) -> None:
+    options = ("--iterations", "3", "--examples", "100", "--nproc", "2", "--json", "--home", home)
+    printed = json.loads(knee_tune("analyse", "sharpness", NAME, *options).stdout)
+    (found,) = printed["results"]
+    assert found["name"] == f"trial {status(home)['best']['trial']} of {NAME}"
+    with sqlite3.connect(home / "mlflow.db") as database:
+        rows = database.execute("SELECT run_uuid, value FROM metrics WHERE key = 'sharpness'")
+        assert rows.fetchall() == [(found["run_id"], found["sharpness"])]
+
+
 def test_status_says_how_the_study_stands(home: Path) -> None:
     printed = status(home)
     assert list(printed) == ["study", "counts", "best", "steps", "audit"]
