@@ -10,6 +10,8 @@ does; on a GPU one run, or ``--trials-per-gpu`` of them. There the operations of
 of its convolutions and matrix products) are also put beside the device's own bf16 product of two
 large matrices. Without ``--data``, a folder with the prepared set cifar10, the images are noise.
 ``--accuracy SEEDS`` trains the whole of ``--epochs`` by both ways and compares what they reach.
+
+It wants a machine of its own: beside other work the plain loop's threads wait for one another.
 """
 
 import argparse
