@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from safetensors.torch import load_model
 from torch.nn import functional as F
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from knee_tune.analysis.minimum import analyse
 from knee_tune.app.home import Home, Places

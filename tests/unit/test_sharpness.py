@@ -1,14 +1,17 @@
 """Keskar's sharpness: values known by hand, and a second-order method that maximises the same."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knee_tune.analysis.sharpness import sharpness
-from knee_tune.analysis.training_loss import TrainingLoss, flat, parts
+from knee_tune.analysis.training_loss import TrainingLoss, flat, full_precision, parts
 from knee_tune.distributed.group import Group
 from knee_tune.specs.analyses import Sharpness
 from knee_tune.tasks.classifier import Examples
@@ -95,6 +98,19 @@ def test_the_highest_loss_on_the_way_counts_not_the_last() -> None:
     assert found.value == pytest.approx((3.0 - 1.0) / (1 + 1.0) * 100)
 
 
+def test_a_gpu_computes_in_float32_itself() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # The training loss of a model
 
 
@@ -155,13 +171,12 @@ def test_a_second_order_method_finds_nothing_higher() -> None:
     start = flat(loss.parameters).detach().double().numpy()
     half = 1e-3 * (np.abs(start) + 1)
 
-    def falling(point: np.ndarray) -> tuple[float, np.ndarray]:
-        for parameter, value in zip(
-            loss.parameters, parts(torch.from_numpy(point).float(), loss.parameters), strict=True
-        ):
+    def falling(point: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+        values = parts(torch.from_numpy(point).float(), loss.parameters)
+        for parameter, value in zip(loss.parameters, values, strict=True):
             parameter.data.copy_(value)
-        value, gradient = loss()
-        return -value, -gradient.double().numpy()
+        height, gradient = loss()
+        return -height, -gradient.double().numpy()
 
     theirs = minimize(
         falling,
