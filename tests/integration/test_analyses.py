@@ -17,7 +17,7 @@ from knee_tune.app.look import look_at
 from knee_tune.cli.commands import app
 from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Failure, GroupRunner, Outcome, Report
+from knee_tune.distributed.protocol import Channel, Decision, GroupRunner, Outcome, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import AnalysePlan, LRRangePlan, Placement, Plan, TrainPlan
 from knee_tune.schedules import Constant
@@ -147,15 +147,13 @@ def test_every_look_is_a_sign_of_life(weights: Path, tmp_path: Path) -> None:
     assert told == [1, 2, 3, 4, 5]
 
 
-def test_weights_of_another_model(forkserver: ForkserverRunner, tmp_path: Path) -> None:
+def test_weights_of_another_model(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"nothing of the kind")
-    outcome = run(
-        forkserver, AnalysePlan(**order(tmp_path), weights=path, analysis=Sharpness(iterations=1))
-    )
-    assert isinstance(outcome, Failure)
-    assert outcome.kind == "user_error"
-    assert str(path) in outcome.message
+    plan = AnalysePlan(**order(tmp_path), weights=path, analysis=Sharpness(iterations=1))
+    with pytest.raises(UserError, match="no weights of this task's model") as error:
+        run(RanksHere(), plan)
+    assert str(path) in str(error.value)
 
 
 def test_a_task_without_classes(tmp_path: Path) -> None:
