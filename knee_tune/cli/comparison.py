@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,15 +20,22 @@ def print_comparison(console: Console, record: "StudyRecord") -> None:
     table, counts = record.spec.compare, record.run_counts
     assert table is not None, "the study compares"
     wanted = len(table.rows) * record.spec.replicates
+    count = record.spec.replicates
+    seeds = "1 random seed" if count == 1 else f"{count} random seeds"
     scale = "" if record.spec.scale == 1 else f" at {record.spec.scale:g} times the epochs"
     console.print(
         f"\n[bold]{table.table}[/] on {record.task}{scale}: {counts.complete} of {wanted} runs, "
-        f"{len(table.rows)} rows with {record.spec.replicates} random seeds; {counts.pruned} "
+        f"{len(table.rows)} rows with {seeds}; {counts.pruned} "
         f"diverged, {counts.failed} failed",
         soft_wrap=True,
     )
     if counts.complete:
-        console.print(_rows(comparison_of(record), [row.shown for row in table.rows]))
+        rows = _rows(comparison_of(record), [row.shown for row in table.rows])
+        if not console.is_terminal:  # a log has room for long lines
+            roomy = console.options.update(max_width=1000)
+            whole = Measurement.get(console, roomy, rows).maximum
+            console = Console(file=console.file, width=max(console.width, whole), highlight=False)
+        console.print(rows)
     for run in record.compared:
         if run.reason:
             console.print(
@@ -46,8 +54,8 @@ def _rows(found: "Comparison", settings: "Sequence[str]") -> Table:
     table.add_column("setting")
     table.add_column("seeds", justify="right")
     for name in names:
-        table.add_column(f"{name}: paper", justify="right")
-        table.add_column("ours", justify="right")
+        table.add_column(f"{name}: paper", justify="right", overflow="fold")
+        table.add_column("ours", justify="right", overflow="fold")
     for setting, row in zip(settings, found.rows, strict=True):
         cells = [part for name in names for part in _cells(row.metrics[name])]
         table.add_row(setting, str(len(row.metrics[found.metric].values)), *cells)
