@@ -1,12 +1,14 @@
 """A folder of prepared data: written whole or not at all, and known by its files' checksums."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
 
 MANIFEST = "manifest.json"
@@ -40,6 +42,19 @@ def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
             files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=checksum(path))
     listing = "".join(f"{record.sha256}  {name}\n" for name, record in files.items())
     return files, sha256(listing.encode()).hexdigest()
+
+
+def set_folder(data_root: Path, name: str) -> Path:
+    """The folder of the prepared set ``name``, which may be there already.
+
+    UserError for an impossible name, and for a folder that is something else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
+    folder = data_root / name
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
+    return folder
 
 
 @contextmanager

@@ -119,7 +119,7 @@ CASES = {
     ),
     "imagenet": Case(
         recipe={
-            "batch_size": 8,
+            "batch_size": 12,
             "validation": 2,
             "image_side": 32,
             "workers": 0,

@@ -210,8 +210,8 @@ def test_the_first_training_examples_are_of_every_class(data: Path) -> None:
     ("recipe", "message"),
     [
         ({"validation": 12}, "recipe.validation=12: class n01 has 12 images in train/"),
-        ({"batch_size": 31}, "recipe.batch_size=31: must be between 1 .* and 30"),
-        ({"accumulate": 9}, "recipe.batch_size=8: must be between 9"),
+        ({"batch_size": 31}, "recipe.batch_size=31: must be between 2 .* and 30"),
+        ({"accumulate": 9}, "recipe.batch_size=8: must be between 18"),
     ],
 )
 def test_settings_that_do_not_fit_the_images_are_refused(

@@ -1,13 +1,11 @@
 """``knee-tune data prepare cifar10``."""
 
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.prepared_folder import MANIFEST
+from knee_tune.tasks.prepared_folder import set_folder
 from knee_tune.tasks.vision.cifar10.sources import download, read_source
 from knee_tune.tasks.vision.images import (
     ImageManifest,
@@ -15,27 +13,9 @@ from knee_tune.tasks.vision.images import (
     read_manifest,
     write_images,
 )
+from knee_tune.tasks.vision.prepared import PreparedImages
 
 PUBLISHED = "https://www.cs.toronto.edu/~kriz/cifar.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedImages:
-    """What a preparation did: for people and, as it is, for JSON."""
-
-    folder: Path
-    name: str
-    images: Mapping[str, int]
-    """By split."""
-    fingerprint: str
-    seconds: float
-    reused: bool
-    """The set was there already."""
-    warnings: tuple[str, ...] = ()
-
-    def contents(self) -> str:
-        """What is in it, in a few words."""
-        return ", ".join(f"{count:,} {split}" for split, count in self.images.items()) + " images"
 
 
 def prepare(
@@ -52,9 +32,7 @@ def prepare(
     another name. UserError for everything wrong with the input; nothing is half-written.
     """
     began = time.monotonic()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
-    folder = data_root / name
+    folder = set_folder(data_root, name)
     origin = PUBLISHED if from_path is None else str(from_path.resolve())
 
     def prepared(manifest: ImageManifest, *, reused: bool) -> PreparedImages:
@@ -68,13 +46,10 @@ def prepare(
         )
 
     known = None
-    if folder.exists():
-        if not (folder / MANIFEST).is_file():
-            raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
-        if not force:
-            known = read_manifest(folder, task="cifar10", verify=True)
-            if from_path is None:
-                return prepared(known, reused=True)
+    if folder.exists() and not force:
+        known = read_manifest(folder, task="cifar10", verify=True)
+        if from_path is None:
+            return prepared(known, reused=True)
     progress("read images" if from_path else "download", 0.0)
     images = read_source(from_path) if from_path else download(data_root / "downloads")
     if known is not None:

@@ -1,8 +1,7 @@
 """``knee-tune data prepare imagenet``: an index of the folder; no image is copied."""
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.prepared_folder import MANIFEST, new_folder
+from knee_tune.tasks.prepared_folder import new_folder, set_folder
 from knee_tune.tasks.vision.imagenet.index import (
     FOLDERS,
     IndexManifest,
@@ -19,32 +18,22 @@ from knee_tune.tasks.vision.imagenet.index import (
     read_manifest,
     write_index,
 )
+from knee_tune.tasks.vision.prepared import PreparedImages
 
 _AT_ONCE = 32
 """Headers read at the same time: it is the file system that takes its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedIndex:
-    """What a preparation did: for people and, as it is, for JSON."""
+class PreparedIndex(PreparedImages):
+    """An index was prepared: of the images below ``root``, by folder ("train" and "val")."""
 
-    folder: Path
-    name: str
     root: Path
-    """The folder with the images."""
     classes: int
-    images: Mapping[str, int]
-    """By folder: "train" and "val"."""
-    fingerprint: str
-    seconds: float
-    reused: bool
-    """The index was there already."""
-    warnings: tuple[str, ...] = ()
 
     def contents(self) -> str:
         """What is in it, in a few words."""
-        images = ", ".join(f"{count:,} {folder}" for folder, count in self.images.items())
-        return f"{images} images of {self.classes:,} classes in {self.root}"
+        return f"{super().contents()} of {self.classes:,} classes in {self.root}"
 
 
 def prepare(
@@ -61,19 +50,18 @@ def prepare(
     UserError, naming the file, for everything wrong with the images; nothing is half-written.
     """
     began = time.monotonic()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
     if from_path is None:
         raise UserError(
             "data prepare imagenet: ImageNet is given out to registered people only "
             "(image-net.org); name the folder that has train/ and val/ with --from DIR"
         )
-    folder, root = data_root / name, from_path.resolve()
-    if root.is_relative_to(folder.resolve()):
+    root = from_path.resolve()
+    if root.is_relative_to((data_root / name).resolve()):
         raise UserError(
-            f"--from {from_path}: the index is to be written to {folder}; choose another --name, "
-            "or move the images"
+            f"--from {from_path}: the index is to be written to {data_root / name}; "
+            "choose another --name, or move the images"
         )
+    folder = set_folder(data_root, name)
 
     def prepared(manifest: IndexManifest, *, reused: bool) -> PreparedIndex:
         return PreparedIndex(
@@ -87,8 +75,6 @@ def prepare(
             reused=reused,
         )
 
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
     progress("list images", 0.0)
     listing = list_images(root)
     if folder.exists() and not force:

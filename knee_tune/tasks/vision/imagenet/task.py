@@ -57,12 +57,15 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
         }
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size; UserError if there is none."""
-        shares = group.world_size * self.recipe.accumulate
+        """Whole batches only, whatever the world size; UserError if there is none.
+
+        A rank's micro-batch has two images at least: BatchNorm compares the images of one.
+        """
+        fewest = 2 * group.world_size * self.recipe.accumulate
         batch, images = self.recipe.batch_size, len(self._splits["train"])
-        if not shares <= batch <= images:
+        if not fewest <= batch <= images:
             raise UserError(
-                f"recipe.batch_size={batch}: must be between {shares} (one image for every "
+                f"recipe.batch_size={batch}: must be between {fewest} (two images for every "
                 f"micro-batch of every rank) and {images} (the training images)"
             )
         return images // batch
