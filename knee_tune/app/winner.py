@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from knee_tune.app.home import Places
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop

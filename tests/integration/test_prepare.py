@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from knee_tune.errors import UserError
+from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
 from knee_tune.tasks.translation.codec import Codec
 from knee_tune.tasks.translation.download import Archive
 from knee_tune.tasks.translation.grammar import generate, prepare_demo
-from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.translation.manifest import read_manifest
 from knee_tune.tasks.translation.prepare import prepare
 
