@@ -26,6 +26,8 @@ from knee_tune.tasks.registry import task_entry
 TABLE_STUDY = re.compile(r"(table\d+)-(.+)")
 """Studies that repeat a table are called ``tableN-TASK`` or ``tableN-TASK-PRESET``."""
 
+TABLE_NUMBER = re.compile(r"Table (\d+)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
@@ -51,20 +53,22 @@ class Design:
 
 
 def designs() -> Iterator[Design]:
-    """Every table that can be reproduced, on every task."""
+    """Every table that can be reproduced, on every task; one study may be beside two tables."""
     for study in available("studies"):
         if named := TABLE_STUDY.fullmatch(study):
             path = find("studies", study)
             data = read_document(path, str(path)).data
             task = str(data.get("task"))
             usual = named[2] == task
-            yield Design(
-                table=named[1],
-                task=task,
-                preset=None if usual else str(data.get("preset")),
-                study=study,
-                nproc=data.get("nproc"),
-            )
+            beside = TABLE_NUMBER.findall(str((data.get("compare") or {}).get("table")))
+            for table in dict.fromkeys([named[1], *(f"table{number}" for number in beside)]):
+                yield Design(
+                    table=table,
+                    task=task,
+                    preset=None if usual else str(data.get("preset")),
+                    study=study,
+                    nproc=data.get("nproc"),
+                )
 
 
 def find_design(table: str, *, task: str, preset: str | None) -> Design:

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="A table of the paper: table1, table16.")],
+    table: Annotated[str, typer.Argument(help="A table of the paper, as in table16.")],
     task: Annotated[str, typer.Option(help="On which task, as in digits.")],
     preset: Annotated[
         str | None, typer.Option(help="Another size of it, as in demo for table15 on iwslt.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Random seeds. (default: the study's, 20 or 3)")
+        int | None, typer.Option(min=1, help="Random seeds. (default: the study's)")
     ] = None,
     fuse: Annotated[
         bool,

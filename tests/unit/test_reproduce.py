@@ -25,6 +25,11 @@ def test_tables_and_tasks() -> None:
     assert {"table16 --task digits", "table15 --task iwslt --preset demo"} <= commands
 
 
+def test_one_study_beside_two_tables() -> None:
+    named = {design.table for design in designs() if design.study == "table1-cifar10-tiny"}
+    assert named == {"table1", "table3"}
+
+
 def test_replicas_are_spread_over_all_cores() -> None:
     study, options = digits().resolve()
     assert (study.study, study.name, study.replicates) == ("table16-digits", "table16-digits", 20)
