@@ -2,14 +2,24 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Eigenvalue:
+    """What was found."""
+
+    value: float
+    sure: bool
+    """Within the tolerance; otherwise the largest eigenvalue is at least ``value``."""
+
+
 def largest_eigenvalue(
     product: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int, tolerance: float
-) -> float:
+) -> Eigenvalue:
     """By Lanczos' method: ``iterations`` products at most, fewer once the result is sure.
 
     It is sure when the residual, which bounds the distance to the nearest eigenvalue, is at most
@@ -20,7 +30,7 @@ def largest_eigenvalue(
     before, vector = torch.zeros_like(start), start / _norm(start)
     diagonal: list[float] = []
     beside: list[float] = []
-    value = 0.0
+    value, sure = 0.0, False
     for _ in range(iterations):
         image = product(vector)
         if beside:
@@ -30,11 +40,12 @@ def largest_eigenvalue(
         norm = _norm(image)
         values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside))
         value = float(values[-1])
-        if not math.isfinite(value) or norm * abs(float(vectors[-1, -1])) <= tolerance * abs(value):
+        sure = norm * abs(float(vectors[-1, -1])) <= tolerance * abs(value)
+        if sure or not math.isfinite(value):
             break
         before, vector = vector, image / norm
         beside.append(norm)
-    return value
+    return Eigenvalue(value=value, sure=sure)
 
 
 def _tridiagonal(diagonal: list[float], beside: list[float]) -> Tensor:

@@ -53,6 +53,7 @@ class Comparison(Spec):
     note: str
     scale: float = Field(description="trained epochs by the paper's")
     seeds: tuple[int, ...]
+    keep: str = Field(description="the weights that were tested: the recipe's ``best`` or ``last``")
     metric: str = Field(description="that differences and order are judged by")
     direction: Direction = Field(description="of ``metric``")
     metrics: tuple[str, ...] = Field(description="those of the paper first")
@@ -116,6 +117,7 @@ def comparison_of(record: StudyRecord) -> Comparison:
         note=table.note,
         scale=record.spec.scale,
         seeds=tuple(sorted({run.seed for run in record.compared})),
+        keep=str(record.spec.recipe.get("keep", "last")),
         metric=metric,
         direction=record.direction,
         metrics=metrics,

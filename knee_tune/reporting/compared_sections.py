@@ -28,9 +28,8 @@ def beside_section(comparison: Comparison) -> Section:
     words = [
         f"{comparison.table} (section {comparison.section}), every row of it trained. "
         f"The paper's values are means{_runs(comparison)} ± standard deviations, where it gives "
-        "them; ours are means with their 95% t intervals over the random seeds. Training ran to "
-        "the end of the budget and nothing was selected, so the test split is looked at once per "
-        "run.",
+        "them; ours are means with their 95% t intervals over the random seeds. "
+        f"{_tested(comparison)}",
     ]
     if comparison.scale != 1:
         words.append(
@@ -77,8 +76,10 @@ def trend_section(comparison: Comparison) -> Section | None:
         words=(
             f"For every random seed a straight line was laid through the rows: the metric against "
             f"the epochs at LR {lr}. Its slope is told per {PER_EPOCHS} of the paper's epochs"
-            f"{scaled}; the interval and p are of the mean slope over the seeds (Student's t). p "
-            "is one-sided: how probable such a slope is, in the expected direction, by chance.",
+            f"{scaled}; the interval and p are of the mean slope over the seeds (Student's t, "
+            "every metric by itself). p is two-sided: how probable a slope at least this far from "
+            "zero would be if there were none. A trend is told where the interval excludes zero, "
+            "that is p < 0.05. The paper's slope is of the rows that it has a value for.",
             "A line is a summary: where the first epochs change most it says too little of them.",
         ),
         tables=(
@@ -185,6 +186,18 @@ def runs_section(record: StudyRecord, comparison: Comparison) -> Section:
                 folded=True,
             ),
         ),
+    )
+
+
+def _tested(comparison: Comparison) -> str:
+    chosen = (
+        "nothing was selected"
+        if comparison.keep == "last"
+        else "the weights that were best on the validation split were kept"
+    )
+    return (
+        f"Training ran to the end of the budget and {chosen}; the test split is looked at once per "
+        "run."
     )
 
 

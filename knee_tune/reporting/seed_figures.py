@@ -93,7 +93,8 @@ def _histograms(groups: Groups, metric: str) -> dict[str, Any]:
     """A panel per group, one above the other, with the same bins: they move and they tighten."""
     every = [value for values in groups.values() for value in values.values()]
     low, high = min(every), max(every)
-    bins = {"start": low, "end": high, "size": (high - low) / BINS or 1.0}
+    size = (high - low) / BINS or 1.0
+    bins = {"start": low, "end": high + size, "size": size}  # a bin holds its start, not its end
     axes: dict[str, Any] = {}
     traces: list[dict[str, Any]] = []
     titles: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ class Trend(Spec):
     expected: Course = Field(description="in the paper, or by its hypothesis")
     slope: Estimate = Field(description=f"mean over seeds, per {PER_EPOCHS} of the paper's epochs")
     paper: float | None = Field(description="the slope of the paper's own means")
-    p: float | None = Field(description="one-sided, of no slope; None with one seed")
+    p: float | None = Field(description="two-sided, of no slope; None with one seed")
     seeds: int = Field(description="that have the metric in every row")
 
     @property
@@ -73,13 +73,12 @@ def trend_of(
     if expected is None or not seeds:
         return None
     slopes = [slope(explored.epochs, [row[seed] for row in values]) for seed in seeds]
-    sign = 1 if expected == "rises" else -1
     return Trend(
         metric=metric,
         expected=expected,
         slope=mean_estimate(slopes),
         paper=paper,
-        p=one_sided_p([sign * each for each in slopes]) if len(slopes) > 1 else None,
+        p=two_sided_p(slopes) if len(slopes) > 1 else None,
         seeds=len(seeds),
     )
 
@@ -89,12 +88,15 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return PER_EPOCHS * statistics.linear_regression(x, y).slope
 
 
-def one_sided_p(values: Sequence[float]) -> float:
-    """Probability of a mean this far above zero where there is none; two values at least."""
+def two_sided_p(values: Sequence[float]) -> float:
+    """Probability of a mean at least this far from zero where there is none; two values at least.
+
+    Below 0.05 exactly where the 95 % interval of the mean excludes zero.
+    """
     from scipy import stats
 
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
     if error == 0:
-        return 0.0 if mean > 0 else 1.0
-    return float(stats.t.sf(mean / error, len(values) - 1))
+        return 0.0 if mean else 1.0
+    return float(2 * stats.t.sf(abs(mean) / error, len(values) - 1))

@@ -109,11 +109,12 @@ class StepDecay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneCycle:
-    """Smith's one-cycle policy as the paper ran it (appendix A).
+    """Smith's one-cycle policy as the paper's appendix A describes it.
 
     Linear from ``seed_lr / 10`` up to ``seed_lr`` over 45 % of the budget, linear back down over
     the next 45 %, then a tenth of the starting LR for the rest. ``seed_lr`` is the policy's
-    maximum LR (the paper: a tenth of the LR range test's minimum). It has its own warmup.
+    maximum LR (the paper: a tenth of the LR range test's minimum). It has its own warmup. The
+    implementation that the appendix names anneals in the last tenth, and cycles momentum too.
     """
 
     seed_lr: float

@@ -11,13 +11,15 @@ from scipy import stats
 from knee_tune.reporting.compared import Comparison, comparison_of
 from knee_tune.reporting.compared_figures import comparison_figures
 from knee_tune.reporting.compared_report import ComparisonReport, build_comparison_report
+from knee_tune.reporting.compared_sections import beside_section
 from knee_tune.reporting.compared_words import answer_words, comparison_note
 from knee_tune.reporting.context import ReportContext
 from knee_tune.reporting.explored import explored_in
 from knee_tune.reporting.html import as_html
+from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.reporting.markdown import as_markdown
 from knee_tune.reporting.tables import compared_table
-from knee_tune.reporting.trends import one_sided_p, slope
+from knee_tune.reporting.trends import slope, two_sided_p
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.study import ReferenceRow
 from tests.comparisons import EXPLORED, compared, schedules, series, stepped
@@ -71,7 +73,7 @@ def test_the_trend_is_the_mean_slope_over_random_seeds_with_its_t_interval() -> 
     found = accuracy.slope
     assert (accuracy.metric, accuracy.expected, accuracy.seeds) == ("test_accuracy", "rises", 3)
     assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
-    assert accuracy.p == pytest.approx(stats.t.sf(0.3 / (0.1 / sqrt(3)), 2))
+    assert accuracy.p == pytest.approx(2 * stats.t.sf(0.3 / (0.1 / sqrt(3)), 2))
     assert accuracy.paper == pytest.approx(0.1)
     assert accuracy.told == "rises"
     assert (sharpness.metric, sharpness.expected) == ("sharpness", "falls")
@@ -79,10 +81,19 @@ def test_the_trend_is_the_mean_slope_over_random_seeds_with_its_t_interval() -> 
     assert sharpness.told is None
 
 
-def test_the_test_is_one_sided_in_the_expected_direction() -> None:
-    assert one_sided_p([1.0, 2.0, 3.0]) + one_sided_p([-1.0, -2.0, -3.0]) == pytest.approx(1)
-    assert one_sided_p([1.0, 2.0, 3.0]) < 0.05
-    assert (one_sided_p([2.0, 2.0]), one_sided_p([-2.0, -2.0])) == (0.0, 1.0)
+def test_p_is_two_sided() -> None:
+    slopes = [1.0, 2.0, 3.5]
+    assert two_sided_p(slopes) == pytest.approx(stats.ttest_1samp(slopes, 0).pvalue)
+    assert two_sided_p([-each for each in slopes]) == two_sided_p(slopes)
+    assert (two_sided_p([-2.0, -2.0]), two_sided_p([0.0, 0.0])) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 0.9, 1.1, 2.0])
+def test_p_is_small_where_the_interval_excludes_zero_and_only_there(spread: float) -> None:
+    slopes = [1 - spread, 1.0, 1 + spread]
+    low = mean_estimate(slopes).low
+    assert low is not None
+    assert (two_sided_p(slopes) < 0.05) == (low > 0)
 
 
 def test_a_random_seed_without_all_rows_has_no_slope() -> None:
@@ -170,7 +181,15 @@ def test_a_trend_the_other_way_is_said_to_be_one() -> None:
     falling = compared(series(), lambda row, seed: {"test_accuracy": 90 - row - 0.01 * row * seed})
     said = words(falling)
     assert "Test accuracy falls by 0.2040 [0.1990, 0.2090] points" in said
+    assert "(p < 0.001, 3 random seeds), the other way" in said
     assert ", the other way than expected; in the paper it rises" in said
+
+
+def test_it_says_whether_weights_were_selected() -> None:
+    found = comparison_of(compared(series(), rising))
+    assert "nothing was selected" in beside_section(found).words[0]
+    best = found.model_copy(update={"keep": "best"})
+    assert "best on the validation split were kept" in beside_section(best).words[0]
 
 
 def test_one_random_seed_tells_no_chance() -> None:
@@ -233,6 +252,7 @@ def test_few_random_seeds_are_points_and_many_a_histogram_with_the_same_bins() -
     many = compared(series(), lambda row, seed: {"test_accuracy": 90.0 + row + seed}, seeds=20)
     histograms = drawn(comparison_of(many))["seeds_test_accuracy"].data
     assert {trace.type for trace in histograms} == {"histogram"}
+    assert all(max(trace.x) < trace.xbins.end for trace in histograms)  # else it is left out
     assert len({trace.xbins.size for trace in histograms}) == 1
 
 

@@ -65,7 +65,7 @@ def dense(fisher: FisherMatrix) -> Tensor:
 def score(fisher: FisherMatrix, *, iterations: int = 100, tolerance: float = 1e-5) -> float:
     return largest_eigenvalue(
         fisher.__matmul__, fisher.random_vector(1), iterations=iterations, tolerance=tolerance
-    )
+    ).value
 
 
 def test_products_are_those_with_the_outer_products_of_single_examples_gradients() -> None:
@@ -139,7 +139,17 @@ def test_the_largest_eigenvalue_of_a_known_matrix() -> None:
     known = basis @ torch.diag(torch.linspace(0, 3, 50)) @ basis.T
 
     found = largest_eigenvalue(known.__matmul__, torch.randn(50), iterations=100, tolerance=1e-4)
-    assert found == pytest.approx(3.0, rel=1e-4)
+    assert found.sure
+    assert found.value == pytest.approx(3.0, rel=1e-4)
+
+
+def test_it_says_when_it_ended_too_early() -> None:
+    torch.manual_seed(0)
+    known = torch.diag(torch.linspace(0, 3, 50))
+
+    found = largest_eigenvalue(known.__matmul__, torch.randn(50), iterations=3, tolerance=1e-4)
+    assert not found.sure
+    assert 0 < found.value < 3.0
 
 
 def test_it_ends_as_soon_as_it_is_sure() -> None:
@@ -151,9 +161,10 @@ def test_it_ends_as_soon_as_it_is_sure() -> None:
         return 5 * vector.mean() * torch.ones(1000)
 
     found = largest_eigenvalue(rank_one, torch.randn(1000), iterations=100, tolerance=1e-3)
-    assert found == pytest.approx(5.0, rel=1e-3)
+    assert found.value == pytest.approx(5.0, rel=1e-3)
     assert products <= 3
 
 
 def test_a_matrix_of_zeros() -> None:
-    assert largest_eigenvalue(torch.zeros_like, torch.ones(5), iterations=9, tolerance=0.1) == 0
+    found = largest_eigenvalue(torch.zeros_like, torch.ones(5), iterations=9, tolerance=0.1)
+    assert (found.value, found.sure) == (0, True)
