@@ -97,6 +97,9 @@ class ReproductionRequest:
     concurrency: int | None = None
     """Runs at a time."""
     device: Device = "auto"
+    trials_per_gpu: int = 1
+    amp: bool | None = None
+    compile: bool = False
     trunk_cache: int = GroupOptions.trunk_cache
     settings: tuple[str, ...] = ()
 
@@ -137,6 +140,9 @@ class ReproductionRequest:
             nproc_asked=self.nproc is not None,
             slots=self.concurrency or (1 if fuse else cores),
             device=self.device,
+            trials_per_gpu=self.trials_per_gpu,
+            amp=self.amp,
+            compile=self.compile,
             trunk_cache=self.trunk_cache,
         )
         return request, options
@@ -270,5 +276,6 @@ def _has_gpu(device: Device) -> bool:
     """Whether a GPU is going to train, told from the device files: torch takes seconds to load."""
     if device == "auto":
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-        return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+        files = (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"))  # dxg: under WSL
+        return not hidden and bool(files)
     return device == "cuda"

@@ -260,9 +260,9 @@ def _placement(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool)
     local, shared = options.nproc // options.nnodes, options.trials_per_gpu
     needed = local * math.ceil(options.slots / shared)
     if device == "auto":
-        enough = needed <= facts.gpus
+        enough = local <= facts.gpus
         device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
-    devices = None
+    devices = None  # all that a rank sees; on other machines their names may differ
     if device == "cuda":
         if needed > facts.gpus:
             raise UserError(
@@ -270,10 +270,11 @@ def _placement(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool)
                 f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
                 "one with --trials-per-gpu, or --device cpu"
             )
-        named = os.environ.get("CUDA_VISIBLE_DEVICES")
-        every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
-        first = slot // shared * local
-        devices = ",".join(every[first : first + local])
+        if options.nnodes == 1 or options.slots > 1:
+            named = os.environ.get("CUDA_VISIBLE_DEVICES")
+            every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
+            first = slot // shared * local
+            devices = ",".join(every[first : first + local])
     elif options.amp:
         raise UserError("--amp: bf16 training needs a GPU; leave it out on a CPU")
     elif shared > 1:

@@ -14,12 +14,15 @@ from knee_tune.cli.lines import open_in_browser
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    AmpOption,
+    CompileOption,
     Device,
     HomeOption,
     JsonOption,
     ScaleOption,
     StorageOption,
     TrackingOption,
+    TrialsPerGpuOption,
     TrunkCacheOption,
 )
 
@@ -68,6 +71,9 @@ def reproduce(
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     json: JsonOption = False,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
+    trials_per_gpu: TrialsPerGpuOption = 1,
+    amp: AmpOption = None,
+    compile_: CompileOption = False,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -92,6 +98,9 @@ def reproduce(
         nproc=nproc,
         concurrency=concurrency,
         device=device.value,
+        trials_per_gpu=trials_per_gpu,
+        amp=amp,
+        compile=compile_,
         trunk_cache=size_of_cache(trunk_cache),
         settings=tuple(settings or ()),
     )

@@ -33,7 +33,7 @@ from knee_tune.distributed.protocol import (
 )
 from knee_tune.distributed.wire import Order, Ready, Started, Whereabouts, Wire
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Plan
+from knee_tune.planning.plan import Placement, Plan
 
 Job = Callable[[Plan, Group, Channel], Done]
 """What an entry names. Every rank calls it; the driver gets rank 0's answer."""
@@ -179,6 +179,7 @@ def _join(order: Order) -> Group:
     if placement.device == "cuda":
         device = torch.device("cuda", order.local_rank)
         torch.cuda.set_device(device)
+        _check_arithmetic(placement)
         _prefer_speed()
     else:
         device = torch.device("cpu")
@@ -197,6 +198,15 @@ def _join(order: Order) -> Group:
             device_id=device if placement.device == "cuda" else None,
         )
     return Group(rank=order.rank, world_size=placement.world_size, device=device)
+
+
+def _check_arithmetic(placement: Placement) -> None:
+    """torch would accept bf16 on GPUs before Ampere, and crawl or fail in the first convolution."""
+    if placement.amp and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            "amp: this GPU does not compute in bf16 (Ampere and later do); train in float32 with "
+            "--set recipe.amp=false and without --amp"
+        )
 
 
 def _prefer_speed() -> None:

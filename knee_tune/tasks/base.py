@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ class Task(ABC, Generic[R]):
     (weights, dropout) comes from torch's global generators, which the loop seeds anew for every
     step. So model + optimizer + step is the whole state.
     """
+
+    same_shapes: ClassVar[bool] = False
+    """Every micro-batch of a rank has the shapes of the others, so a GPU can replay a step."""
 
     def __init__(self, recipe: R, *, data_dir: Path, seed: int) -> None:
         self.recipe = recipe

@@ -164,7 +164,7 @@ class Pack:
     def rows(self) -> Rows:
         """The state of all rows."""
         optimizer = {
-            f"{_OPTIMIZER}{name}/{key}": _turned(value) if value.dim() else value.expand(len(self))
+            f"{_OPTIMIZER}{name}/{key}": self._per_row(value)
             for name, parameter in self._stored.items()
             for key, value in self._optimizer.state[parameter].items()
             if isinstance(value, Tensor)
@@ -172,6 +172,12 @@ class Pack:
         model = {_MODEL + name: weight.detach() for name, weight in self.weights.items()}
         kept = {_KEPT + name: weight for name, weight in self.kept.items()}
         return {**model, **optimizer, **kept, _SUMS: self.sums}
+
+    def _per_row(self, value: Tensor) -> Tensor:
+        """State of the optimizer; its counters of steps, which may lie on the CPU, for each row."""
+        if value.dim():
+            return _turned(value)
+        return value.expand(len(self)).to(self.sums.device)
 
     def model_of(self, row: int, weights: Mapping[str, Tensor]) -> nn.Module:
         """One model with that row of ``weights``; valid until the next call."""
@@ -229,10 +235,16 @@ def _below(prefix: str, rows: Rows) -> Rows:
 def _load_optimizer(
     optimizer: torch.optim.Optimizer, stored: Mapping[str, nn.Parameter], state: Rows
 ) -> None:
-    """Counters of steps, which torch keeps once for all rows, are the same in every row."""
+    """Counters of steps, which torch keeps once for all rows, are the same in every row.
+
+    A fused optimizer has them where the parameters are, others on the CPU.
+    """
+    fused = optimizer.defaults.get("fused")
     for path, value in state.items():
         name, _, key = path.rpartition("/")
         scalar = value.dim() == 1 and key == "step"
-        optimizer.state[stored[name]][key] = (
-            value[0].clone() if scalar else _turned(value).contiguous()
-        )
+        if scalar:
+            value = value[0].clone() if fused else value[0].cpu().clone()
+        else:
+            value = _turned(value).contiguous()
+        optimizer.state[stored[name]][key] = value

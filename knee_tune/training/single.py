@@ -143,7 +143,12 @@ class SingleModel:
         """The model as the loss sees it."""
         if self._compiled is None:
             self._compiled = (
-                compiled(self._parallel, self._group, accumulate=self._task.recipe.accumulate)
+                compiled(
+                    self._parallel,
+                    self._group,
+                    accumulate=self._task.recipe.accumulate,
+                    same_shapes=self._task.same_shapes,
+                )
                 if self._plan.placement.compile
                 else self._parallel
             )

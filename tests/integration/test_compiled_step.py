@@ -105,16 +105,17 @@ def test_a_compiled_run_is_the_bare_one(
 
 
 @pytest.mark.parametrize(
-    ("group", "accumulate", "mode"),
+    ("group", "accumulate", "same_shapes", "mode"),
     [
-        (Group(device=GPU), 1, "reduce-overhead"),
-        (Group(device=GPU), 2, "default"),
-        (Group(device=GPU, world_size=2), 1, "default"),
-        (Group(), 1, "default"),
+        (Group(device=GPU), 1, True, "reduce-overhead"),
+        (Group(device=GPU), 1, False, "default"),
+        (Group(device=GPU), 2, True, "default"),
+        (Group(device=GPU, world_size=2), 1, True, "default"),
+        (Group(), 1, True, "default"),
     ],
 )
 def test_graphs_are_for_one_gpu_and_one_backward_pass_per_step(
-    group: Group, accumulate: int, mode: str, compiler: Compiler
+    group: Group, accumulate: int, same_shapes: bool, mode: str, compiler: Compiler
 ) -> None:
-    compiled(nn.Linear(2, 2), group, accumulate=accumulate)
+    compiled(nn.Linear(2, 2), group, accumulate=accumulate, same_shapes=same_shapes)
     assert compiler.modes == [mode]

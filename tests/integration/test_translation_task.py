@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
 
 pytest.importorskip("fairseq", reason="needs the translation extra")
 
@@ -42,6 +46,17 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(data_dir: Path, *, seed: int = 1, **changes: Any) -> TranslationTask:
     recipe = TranslationRecipe.model_validate(RECIPE | changes)
     return TranslationTask(recipe, data_dir=data_dir, seed=seed)
+
+
+class Compiled(nn.Module):
+    """Wraps a model as ``torch.compile`` does, which takes long."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self._orig_mod(**inputs)
 
 
 def pairs(batches: list[Batch]) -> list[list[int]]:
@@ -111,6 +126,21 @@ def test_the_loss_of_an_empty_share_is_nothing(demo_data: Path) -> None:
     assert (loss.item(), count) == (0.0, 0.0)
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_the_loss_reaches_the_model_inside_whatever_wraps_it(demo_data: Path) -> None:
+    found = task(demo_data)
+    model = found.build_model().eval()
+    (batch,) = next(found.train_batches(0, Group()))
+    bare, _ = found.loss(model, batch)
+
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(model)
+        assert found.loss(parallel, batch)[0] == bare
+        assert found.loss(Compiled(parallel), batch)[0] == bare
+    finally:
+        dist.destroy_process_group()
 
 
 def test_validation_is_loss_perplexity_and_at_last_bleu(demo_data: Path) -> None:

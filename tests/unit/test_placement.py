@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from knee_tune.app.home import Home
 from knee_tune.app.workshop import GroupOptions, Workshop
+from knee_tune.distributed import rank
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TaskFacts
 from knee_tune.runs.trainer import Trainer
@@ -76,6 +78,24 @@ def test_too_few_gpus_are_refused_with_the_way_out() -> None:
         placed(GroupOptions(slots=5, trials_per_gpu=2, device="cuda"), gpus=2)
 
 
+def test_ranks_of_a_preset_move_to_the_cpu_where_there_are_too_few_gpus() -> None:
+    preset = GroupOptions(nproc=2, nproc_asked=False)
+    assert [each.device for each in placed(preset, gpus=1)] == ["cpu"]
+    assert [each.device for each in placed(preset, gpus=2)] == ["cuda"]
+
+
+def test_trials_at_a_time_that_were_asked_for_never_do() -> None:
+    with pytest.raises(UserError, match="needs 3 GPUs on this machine, which has 1"):
+        placed(GroupOptions(slots=3, nproc_asked=False), gpus=1)
+    with pytest.raises(UserError, match="needs 2 GPUs on this machine, which has 1"):
+        placed(GroupOptions(slots=4, trials_per_gpu=3, nproc_asked=False), gpus=1)
+
+
+def test_every_machine_of_a_trial_gives_out_its_own_gpus() -> None:
+    spanning = GroupOptions(nproc=4, nnodes=2, runner="torchrun", launcher=("srun", "torchrun"))
+    assert devices(spanning, gpus=2) == [None]
+
+
 def test_ranks_of_one_trial_never_share_a_gpu() -> None:
     with pytest.raises(UserError, match="--trials-per-gpu 2: only trials of one rank"):
         placed(GroupOptions(slots=2, nproc=2, trials_per_gpu=2), gpus=2)
@@ -105,6 +125,13 @@ def test_a_cpu_stays_in_float32_whatever_the_recipe_would_like() -> None:
     assert not placed(GroupOptions(), gpus=0, amp=True)[0].amp
     with pytest.raises(UserError, match="--amp: bf16 training needs a GPU"):
         placed(GroupOptions(amp=True), gpus=0)
+
+
+def test_a_gpu_without_bf16_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
+    rank._check_arithmetic(Placement(device="cuda"))
+    with pytest.raises(UserError, match=r"^amp: .*--set recipe\.amp=false"):
+        rank._check_arithmetic(Placement(device="cuda", amp=True))
 
 
 def test_compiling_is_said_to_the_ranks() -> None:

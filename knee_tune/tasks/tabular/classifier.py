@@ -30,6 +30,7 @@ class TabularTask(FusableTask[T], Classifier):
     another. The seed decides which training labels are replaced, and the order of the rows.
     """
 
+    same_shapes = True
     classes: ClassVar[int]
     splits: ClassVar[Mapping[str, slice]]
     """``train``, ``valid`` and ``test``, of the shuffled rows."""
@@ -83,13 +84,13 @@ class TabularTask(FusableTask[T], Classifier):
         batch = self.recipe.batch_size
         for epoch in count(start_step // steps):
             draw = generator(self.seed, "order", epoch)
-            order = torch.randperm(len(labels), generator=draw)
-            view = torch.randint(len(views), (len(labels),), generator=draw)
+            order = torch.randperm(len(labels), generator=draw).to(group.device)
+            view = torch.randint(len(views), (len(labels),), generator=draw).to(group.device)
             first = start_step % steps if epoch == start_step // steps else 0
             for step in range(first, steps):
                 mine = slice(step * batch + group.rank, (step + 1) * batch, group.world_size)
-                rows, seen_as = order[mine].to(group.device), view[mine].to(group.device)
-                inputs, targets = views[seen_as, rows], labels[rows]
+                rows = order[mine]
+                inputs, targets = views[view[mine], rows], labels[rows]
                 yield list(
                     zip(
                         inputs.tensor_split(self.recipe.accumulate),

@@ -136,10 +136,12 @@ class TranslationTask(Task[TranslationRecipe]):
     def _losses(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
         """Sums of smoothed loss and negative log-likelihood in nats, and the target tokens.
 
-        The forward pass goes through ``model``, which may be DistributedDataParallel; what the
-        criterion asks of the model besides is fairseq's, so the model inside has to answer.
+        The forward pass goes through ``model``, which may be DistributedDataParallel, compiled or
+        not; what the criterion asks of the model besides is fairseq's, so the model inside has to
+        answer.
         """
-        fairseq_model = model.module if isinstance(model, DistributedDataParallel) else model
+        eager = getattr(model, "_orig_mod", model)  # inside what torch.compile made
+        fairseq_model = eager.module if isinstance(eager, DistributedDataParallel) else eager
         output = model(**sample["net_input"])
         loss, nll = self._criterion.compute_loss(fairseq_model, output, sample)
         return loss, nll, float(sample["ntokens"])

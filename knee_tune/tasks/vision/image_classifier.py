@@ -19,6 +19,8 @@ T = TypeVar("T", bound=Recipe)
 class ImageClassifier(Task[T], Classifier):
     """Images (n, 3, height, width) float32, channels last in memory, and labels (n,) int64."""
 
+    same_shapes = True
+
     @abstractmethod
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
         """This rank's part of ``split``, on ``group.device``, with nothing augmented."""

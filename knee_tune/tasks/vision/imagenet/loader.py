@@ -36,6 +36,9 @@ from knee_tune.tasks.vision.imagenet.pictures import (
 _PREFETCHED = 2
 """Batches that every worker has ready."""
 
+MOST_WORKERS = 16
+"""Of a rank, unless the recipe says otherwise; each of them holds batches in memory."""
+
 _PR_SET_PDEATHSIG = 1
 """See prctl(2)."""
 
@@ -83,9 +86,10 @@ def load(
 ) -> Iterator[Examples]:
     """The batches that are requested, in that order, normalised and on ``group.device``.
 
-    ``workers`` None: this rank's share of the machine's cores. UserError for an unreadable picture.
+    ``workers`` None: this rank's share of the machine's cores, :data:`MOST_WORKERS` of them at
+    most. UserError for an unreadable picture.
     """
-    processes = share_of_cores(group) if workers is None else workers
+    processes = min(share_of_cores(group), MOST_WORKERS) if workers is None else workers
     if isinstance(requests, Sequence):  # to start a worker takes longer than to read a batch or two
         processes = min(processes, len(requests) // 2)
     on_gpu = group.device.type == "cuda"
