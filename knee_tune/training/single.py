@@ -1,6 +1,6 @@
 """One model, trained by all ranks together (DistributedDataParallel)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,10 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
-from knee_tune.training.compiled import compiled
 from knee_tune.training.evaluation import autocast, evaluate
 from knee_tune.training.learner import Finished
 from knee_tune.training.optimizer import build_optimizer, write_lr
+from knee_tune.training.step_graph import Backward, replayed
 
 
 class SingleModel:
@@ -35,6 +35,7 @@ class SingleModel:
         self._wrapped: nn.Module | None = None
         self._compiled: nn.Module | None = None
         self._batches: Any = None
+        self._backward: Backward = replayed(self._accumulate, group, same_shapes=task.same_shapes)
 
     @property
     def first_steps(self) -> Mapping[int, int]:
@@ -50,9 +51,15 @@ class SingleModel:
             self._batches = self._task.train_batches(step - 1, self._group)
         write_lr(self.optimizer, self._plan.schedule.lr(step))
         seed_step(self._group.device, self._plan.seed, self._group.rank, step)
+        sums = self._group.sum_tensor(self._backward(next(self._batches)))
+        self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
+        self.optimizer.step()
+        self._sums += sums
+
+    def _accumulate(self, micro_batches: Sequence[Any]) -> Tensor:
+        """Gradients of the summed losses; their sum and what they sum over, (2,) float64."""
         self.optimizer.zero_grad()
         sums = torch.zeros(2, dtype=torch.float64, device=self._group.device)
-        micro_batches = next(self._batches)
         for index, batch in enumerate(micro_batches):
             with self._sync_gradients(last=index == len(micro_batches) - 1):
                 with autocast(self._plan.placement):
@@ -60,10 +67,7 @@ class SingleModel:
                 loss.backward()  # type: ignore[no-untyped-call]
             sums[0].add_(loss.detach())
             sums[1].add_(count)
-        sums = self._group.sum_tensor(sums)
-        self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
-        self.optimizer.step()
-        self._sums += sums
+        return sums
 
     def lost(self, *, thorough: bool = False) -> list[int]:
         """See :class:`~knee_tune.training.learner.Learner`."""
@@ -140,18 +144,16 @@ class SingleModel:
 
     @property
     def _trained(self) -> nn.Module:
-        """The model as the loss sees it."""
+        """The model as the loss sees it.
+
+        A compiled one has other names for the same parameters. Evaluation and checkpoints use the
+        bare one: its names are those of every other run, and batches of another size compile
+        nothing anew.
+        """
         if self._compiled is None:
-            self._compiled = (
-                compiled(
-                    self._parallel,
-                    self._group,
-                    accumulate=self._task.recipe.accumulate,
-                    same_shapes=self._task.same_shapes,
-                )
-                if self._plan.placement.compile
-                else self._parallel
-            )
+            self._compiled = self._parallel
+            if self._plan.placement.compile:
+                self._compiled = cast(nn.Module, torch.compile(self._parallel))
         return self._compiled
 
     def _evaluate(self, *, final: bool) -> dict[str, float]:

@@ -1,11 +1,25 @@
-"""What tests of training runs have in common: their outcomes, compared bit for bit."""
+"""What tests of training runs have in common: whom they tell, and outcomes compared by bits."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, equal
 
-from knee_tune.distributed.protocol import Done, Outcome
+from knee_tune.distributed.protocol import Decision, Done, Outcome, Report
+
+
+class Reports(list[Report]):
+    """A line to a driver in the same process."""
+
+    def report(self, report: Report) -> Decision:
+        self.append(report)
+        return Decision(stop=False)
+
+    def progress(self, step: int) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
 
 
 def done(outcome: Outcome) -> Done:
