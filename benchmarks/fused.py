@@ -1,21 +1,25 @@
-"""Replicas trained as one batched model against the same loop one by one, on the same cores.
+"""Replicas trained as one batched model against the same loop one by one, on the same device.
 
-``python -m benchmarks.fused``: digits' own recipe, whole runs with their evaluations, checkpoints
-and weights files. Both ways take turns; as many processes as cores, which start every round
-together. Replica-steps are steps times replicas; with trunks, those that were trained or shared.
+    python -m benchmarks.fused [--device cuda --processes 1]
+
+Digits' own recipe, whole runs with their evaluations, checkpoints and weights files. Both ways take
+turns; as many processes as cores, which start every round together. Replica-steps are steps times
+replicas; with trunks, those that were trained or shared.
 """
 
 import argparse
 import multiprocessing
+import resource
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.device import device_name
 from knee_tune.planning.plan import Placement, Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.planning.planner import knee_schedule, train_plan
 from knee_tune.specs.recipe import Recipe
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
 SEED_LRS = tuple(0.005 * 1.5**i for i in range(9))
 FRACTIONS = (*(i / 10 for i in range(10)), 0.95)
 SIZES = (1, 8, 64, 512)
+SAMPLE = 4
+"""Replicas of a process that are trained one by one."""
+
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,7 @@ class Load:
     sample: tuple[Replica, ...]
     """Of them, those that are trained one by one: their rate is the rate of all."""
     epochs: int
+    device: Device
 
 
 def digits(epochs: int) -> tuple[Recipe, TaskFacts]:
@@ -54,15 +63,15 @@ def replica(epochs: int, *, seed: int, seed_lr: float, explore_fraction: float) 
     return Replica(seed=seed, schedule=schedule)
 
 
-def plan(folder: Path, replicas: Sequence[Replica], epochs: int, *, fused: bool) -> TrainPlan:
+def plan(folder: Path, load: Load, replicas: Sequence[Replica], *, fused: bool) -> TrainPlan:
     """The order for these replicas together, or for the first of them alone."""
-    recipe, facts = digits(epochs)
+    recipe, facts = digits(load.epochs)
     order = TaskOrder(
         task="digits",
         recipe=recipe.model_dump(mode="json"),
         seed=replicas[0].seed,
         data_dir=folder,
-        placement=Placement(),
+        placement=Placement(device=load.device),
         log_dir=folder,
     )
     return train_plan(
@@ -75,8 +84,10 @@ def plan(folder: Path, replicas: Sequence[Replica], epochs: int, *, fused: bool)
     )
 
 
-def train(data: "Task[Any]", replicas: Sequence[Replica], epochs: int, *, fused: bool) -> float:
+def train(data: "Task[Any]", load: Load, replicas: Sequence[Replica], *, fused: bool) -> float:
     """Seconds that one run takes from its first step to its weights; its data is there already."""
+    import torch
+
     from knee_tune.distributed.group import Group
     from knee_tune.distributed.protocol import Decision, Report
     from knee_tune.training.loop import TrainingRun
@@ -90,10 +101,11 @@ def train(data: "Task[Any]", replicas: Sequence[Replica], epochs: int, *, fused:
         def line(self, text: str) -> None: ...
 
     with tempfile.TemporaryDirectory() as name:
-        order = plan(Path(name), replicas, epochs, fused=fused)
+        order = plan(Path(name), load, replicas, fused=fused)
         task = data.with_seed(order.seed)
+        group = Group(device=torch.device(load.device))
         began = time.perf_counter()
-        TrainingRun(task, order, Group(), Nobody()).run()
+        TrainingRun(task, order, group, Nobody()).run()
         return time.perf_counter() - began
 
 
@@ -105,19 +117,21 @@ def work(load: Load, rounds: int, together: Barrier, answers: Any) -> None:
     recipe, _ = digits(load.epochs)
     data = task_entry("digits").build(recipe.model_dump(), data_dir=Path(), seed=0)
     data.describe()
-    train(data, load.replicas[:2], 1, fused=True)
-    train(data, load.sample[:1], 1, fused=False)
+    first = replace(load, epochs=1)
+    train(data, first, load.replicas[:2], fused=True)
+    train(data, first, load.sample[:1], fused=False)
     seconds = []
     for _ in range(rounds):
         together.wait()
-        fused = train(data, load.replicas, load.epochs, fused=True)
+        fused = train(data, load, load.replicas, fused=True)
         together.wait()
-        alone = sum(train(data, [each], load.epochs, fused=False) for each in load.sample)
+        alone = sum(train(data, load, [each], fused=False) for each in load.sample)
         steps = 50 * load.epochs
         seconds.append((fused / (steps * len(load.replicas)), alone / (steps * len(load.sample))))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if load.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     answers.put((seconds, peak))
 
 
@@ -138,13 +152,15 @@ def measure(loads: Sequence[Load], rounds: int) -> tuple[float, float, float]:
     return median(fused), median(alone), max(peak for _, peak in results)
 
 
-def evenly(replicas: Sequence[Replica], sample: int, processes: int, epochs: int) -> list[Load]:
+def evenly(
+    replicas: Sequence[Replica], *, processes: int, epochs: int, device: Device
+) -> list[Load]:
     """The replicas spread over the processes as over ranks, by random seed."""
     loads = []
     for index in range(processes):
         mine = [each for each in replicas if each.seed % processes == index] or [replicas[0]]
-        some = mine[:: max(1, len(mine) // sample)][:sample]
-        loads.append(Load(replicas=tuple(mine), sample=tuple(some), epochs=epochs))
+        some = mine[:: max(1, len(mine) // SAMPLE)][:SAMPLE]
+        loads.append(Load(replicas=tuple(mine), sample=tuple(some), epochs=epochs, device=device))
     return loads
 
 
@@ -152,25 +168,29 @@ def main() -> None:
     """Print a line for every size."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.fused")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=20, help="of the design with trunks")
     options = parser.parse_args()
+    common = {"epochs": options.epochs, "device": options.device}
     print(f"{options.processes} processes, {options.epochs} epochs, {options.rounds} rounds")
+    print(f"on {device_name(options.device)}")
     print("replicas  fused/s  one by one/s  ratio  peak GiB of a process")
     for size in SIZES:
         replicas = [
             replica(options.epochs, seed=i, seed_lr=0.05, explore_fraction=0.5) for i in range(size)
         ]
         processes = min(options.processes, size)
-        _show(str(size), measure(evenly(replicas, 4, processes, options.epochs), options.rounds))
+        loads = evenly(replicas, processes=processes, **common)
+        _show(str(size), measure(loads, options.rounds))
     design = [
         replica(options.epochs, seed=seed, seed_lr=seed_lr, explore_fraction=fraction)
         for seed in range(options.seeds)
         for seed_lr in SEED_LRS
         for fraction in FRACTIONS
     ]
-    loads = evenly(design, 4, options.processes, options.epochs)
+    loads = evenly(design, processes=options.processes, **common)
     _show(f"Table 16, {len(design)} with trunks", measure(loads, options.rounds))
 
 

@@ -9,7 +9,8 @@ one run on every core, as ``--concurrency`` trains them, and one run on all core
 does; on a GPU one run, or ``--trials-per-gpu`` of them. There the operations of the network (those
 of its convolutions and matrix products) are also put beside the device's own bf16 product of two
 large matrices. Without ``--data``, a folder with the prepared set cifar10, the images are noise.
-``--accuracy SEEDS`` trains the whole of ``--epochs`` by both ways and compares what they reach.
+``--accuracy SEEDS`` compares what both ways reach in ``--accuracy-epochs``; on a GPU all seeds
+train at the same time, which changes how long it takes and nothing else.
 
 It wants a machine of its own: beside other work the plain loop's threads wait for one another.
 """
@@ -22,14 +23,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.vision_device import CORES, device_name, flops_per_image, matmul_peak
+from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
 from knee_tune.app.home import Home
 from knee_tune.app.request import StudyRequest
@@ -45,14 +46,24 @@ if TYPE_CHECKING:
 TASK = "cifar10"
 
 
-def ours(workshop: Workshop, *, seed: int) -> tuple[float, float]:
-    """Images per second of all slots together, and the accuracy of the first one's run."""
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of one run."""
+
+    rate: float
+    """Images per second."""
+    accuracy: float
+    """On the validation images, in percent."""
+
+
+def ours(workshop: Workshop, *, seed: int) -> list[Trained]:
+    """A run in every slot, all at the same time: the first with ``seed``, each with one more."""
     facts, recipe = workshop.facts, workshop.recipe
     schedule = Cosine(
         seed_lr=recipe.seed_lr, total_steps=round(recipe.epochs * facts.steps_per_epoch)
     )
 
-    def slot(number: int) -> tuple[float, float]:
+    def slot(number: int) -> Trained:
         reports: list[Report] = []
 
         def told(report: Report) -> Decision:
@@ -60,7 +71,7 @@ def ours(workshop: Workshop, *, seed: int) -> tuple[float, float]:
             return Decision(stop=False)
 
         plan = workshop.train_plan(
-            schedule, log_key=f"slot-{number}", seed=seed + 1000 * number, slot=number
+            schedule, log_key=f"slot-{number}", seed=seed + number, slot=number
         )
         outcome = workshop.runner.run(
             plan, on_report=told, on_line=print, on_progress=lambda step: None
@@ -70,22 +81,23 @@ def ours(workshop: Workshop, *, seed: int) -> tuple[float, float]:
             raise SystemExit(outcome.traceback or outcome.message)
         first, last = reports[0], reports[-1]
         images = (last.step - first.step) * recipe.model_dump()["batch_size"]
-        return images / (last.seconds - first.seconds), last.metrics["valid_accuracy"]
+        return Trained(
+            rate=images / (last.seconds - first.seconds), accuracy=last.metrics["valid_accuracy"]
+        )
 
     slots = workshop.options.slots
     with ThreadPoolExecutor(slots) as pool:
-        results = list(pool.map(slot, range(slots)))
-    return sum(rate for rate, _ in results), results[0][1]
+        return list(pool.map(slot, range(slots)))
 
 
-def plain(run: PlainRun, train_split: Split, valid_split: Split) -> tuple[float, float]:
+def plain(run: PlainRun, train_split: Split, valid_split: Split) -> Trained:
     """The same of the plain loop, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         epochs = pool.submit(_plain, run, train_split, valid_split).result()
     batches = len(train_split.labels) // run.batch_size * (len(epochs) - 1)
     seconds = epochs[-1].seconds - epochs[0].seconds
-    return batches * run.batch_size / seconds, epochs[-1].accuracy
+    return Trained(rate=batches * run.batch_size / seconds, accuracy=epochs[-1].accuracy)
 
 
 def _plain(run: PlainRun, train_split: Split, valid_split: Split) -> list[Epoch]:
@@ -176,6 +188,27 @@ def speed(
     }
 
 
+def compare_accuracy(
+    request: StudyRequest, home: Home, run: PlainRun, data: tuple[Split, Split], seeds: int
+) -> None:
+    """What both ways reach with the same number of random seeds."""
+    together = seeds if run.device == "cuda" else 1
+    options: dict[str, Any] = {"device": run.device, "trunk_cache": 0}
+    options |= {"slots": together, "trials_per_gpu": together}
+    with workshop_of(request, home, GroupOptions(**options)) as workshop:
+        found = [
+            each.accuracy
+            for seed in range(0, seeds, together)
+            for each in ours(workshop, seed=seed)
+        ]
+    workers = max(1, CORES // together)
+    runs = [replace(run, seed=seed, workers=workers) for seed in range(seeds)]
+    with ThreadPoolExecutor(together) as pool:
+        theirs = [each.accuracy for each in pool.map(lambda each: plain(each, *data), runs)]
+    print(f"accuracy after {run.epochs} epochs: {_shown(found)}; plain {_shown(theirs)}")
+    print(f"  seeds: {_each(found)}; plain {_each(theirs)}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vision")
@@ -187,10 +220,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure --compile too")
     parser.add_argument("--trials-per-gpu", type=int, default=1)
     parser.add_argument("--accuracy", type=int, default=0, metavar="SEEDS")
+    parser.add_argument("--accuracy-epochs", type=int, default=30, metavar="EPOCHS")
     chosen = parser.parse_args()
-    request = StudyRequest(
-        task=TASK, preset=chosen.preset, settings=(f"recipe.epochs={chosen.epochs}",)
-    )
+    if min(chosen.epochs, chosen.accuracy_epochs) < 2:
+        parser.error(
+            "the first epoch does not count: --epochs and --accuracy-epochs want 2 or more"
+        )
+
+    def request_of(epochs: int) -> StudyRequest:
+        return StudyRequest(task=TASK, preset=chosen.preset, settings=(f"recipe.epochs={epochs}",))
+
+    request = request_of(chosen.epochs)
     spec, recipe = request.resolve()
     with tempfile.TemporaryDirectory() as folder:
         if chosen.data is None:
@@ -222,14 +262,18 @@ def main() -> None:
         def measured(options: GroupOptions) -> Callable[[int], float]:
             def one_round(number: int) -> float:
                 with workshop_of(request, home, options) as workshop:
-                    return ours(workshop, seed=number)[0]
+                    return sum(each.rate for each in ours(workshop, seed=number))
 
             return one_round
 
-        results = speed(
-            {name: measured(options) for name, options in ways(chosen).items()},
-            lambda number: plain(run, train_split, valid_split)[0],
-            chosen.rounds,
+        results = (
+            speed(
+                {name: measured(options) for name, options in ways(chosen).items()},
+                lambda number: plain(run, train_split, valid_split).rate,
+                chosen.rounds,
+            )
+            if chosen.rounds
+            else {}
         )
         flops = flops_per_image(task)
         for name, (rate, ratios) in results.items():
@@ -241,14 +285,17 @@ def main() -> None:
                     f"of its bf16 matrix product: {rate * flops / peak:.1%}"
                 )
         if chosen.accuracy:
-            options = next(iter(ways(chosen).values()))
-            with workshop_of(request, home, options) as workshop:
-                found = [ours(workshop, seed=seed)[1] for seed in range(chosen.accuracy)]
-            theirs = [
-                plain(replace(run, seed=seed), train_split, valid_split)[1]
-                for seed in range(chosen.accuracy)
-            ]
-            print(f"accuracy after {chosen.epochs} epochs: {_shown(found)}; plain {_shown(theirs)}")
+            compare_accuracy(
+                request_of(chosen.accuracy_epochs),
+                home,
+                replace(run, epochs=chosen.accuracy_epochs),
+                (train_split, valid_split),
+                chosen.accuracy,
+            )
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
 
 
 def _shown(values: Sequence[float]) -> str:

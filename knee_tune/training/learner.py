@@ -57,5 +57,5 @@ class Learner(Protocol):
         ...
 
     def kept_weights(self) -> Path | None:
-        """The file with the kept weights, if they are no part of the state."""
+        """The file with the kept weights, if they are no part of the state; rank 0's to ask."""
         ...

@@ -1,5 +1,6 @@
 """One model, trained by all ranks together (DistributedDataParallel)."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -31,7 +32,10 @@ class SingleModel:
         self.optimizer = build_optimizer(task.recipe.optimizer, self.model.parameters())
         self._sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Of the training losses and of what they sum over, since the last look."""
-        self._kept = False
+        self._kept: nn.Module | None = None
+        """With the weights to keep; on rank 0 only."""
+        self._kept_file: Path | None = None
+        """Where they are written, if they are."""
         self._wrapped: nn.Module | None = None
         self._compiled: nn.Module | None = None
         self._batches: Any = None
@@ -95,16 +99,21 @@ class SingleModel:
 
     def keep(self, replicas: Iterable[int]) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        if any(True for _ in replicas):
-            self._kept = True
-            if self._group.leads:
-                save_weights(self._weights, self.model)
+        if not any(True for _ in replicas) or not self._group.leads:
+            return
+        if self._kept is None:
+            self._kept = copy.deepcopy(self.model)
+        now, kept = self.model.state_dict().values(), self._kept.state_dict().values()
+        torch._foreach_copy_([*kept], [*now])
+        self._kept_file = None
 
     def leave(self, replicas: Iterable[int], step: int) -> None:
         """There are no others."""
 
     def finish(self) -> dict[int, Finished]:
         """See :class:`~knee_tune.training.learner.Learner`."""
+        if self._group.leads:
+            self.kept_weights()
         self._group.barrier()
         load_model(self.model, self._weights)
         return {0: Finished(self._evaluate(final=True), self._weights)}
@@ -122,14 +131,16 @@ class SingleModel:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums.copy_(state["train_sums"])
-        if weights is not None:
-            self._kept = True
-            if self._group.leads:
-                take_weights(self._weights, weights)
+        if weights is not None and self._group.leads:
+            take_weights(self._weights, weights)
+            self._kept_file = self._weights
 
     def kept_weights(self) -> Path | None:
-        """See :class:`~knee_tune.training.learner.Learner`."""
-        return self._weights if self._kept else None
+        """See :class:`~knee_tune.training.learner.Learner`. Written now if they have changed."""
+        if self._kept_file is None and self._kept is not None:
+            save_weights(self._weights, self._kept)
+            self._kept_file = self._weights
+        return self._kept_file
 
     @property
     def _weights(self) -> Path:

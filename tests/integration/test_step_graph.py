@@ -1,6 +1,8 @@
 """A GPU replays a step, and the run comes out as if every kernel had been launched."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,15 +99,14 @@ def test_a_replayed_run_is_the_launched_one(
 def test_every_replay_draws_other_random_numbers() -> None:
     kept = torch.zeros(4, device="cuda")
 
-    def backward(micro_batches: object) -> Tensor:
-        kept.copy_(torch.rand(4, device="cuda"))
-        return kept
+    def backward(micro_batches: Sequence[Any]) -> Tensor:
+        return kept.copy_(micro_batches[0] * torch.rand(4, device="cuda"))
 
     graph = StepGraph(backward)
     drawn = []
     for step in range(LAUNCHED_STEPS + 3):
         torch.cuda.manual_seed(step)
-        drawn.append(graph([]).tolist())
+        drawn.append(graph([torch.ones(4, device="cuda")]).tolist())
     expected = []
     for step in range(LAUNCHED_STEPS + 3):
         torch.cuda.manual_seed(step)

@@ -1,4 +1,4 @@
-"""What a device is, and what it can do at most: the frame of benchmarks.vision's figures."""
+"""What a device is, and what it can do at most: the frame of other figures."""
 
 import os
 import platform
