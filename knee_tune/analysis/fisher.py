@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
+from torch.nn import functional as F
 
 from knee_tune.analysis.training_loss import flat, parts
 from knee_tune.distributed.group import Group
@@ -90,5 +91,7 @@ def outer_products(scores: Tensor, labels: Tensor, change: Tensor) -> Tensor:
     """
     p = scores.softmax(1)
     along = (p * change).sum(1, keepdim=True) - change  # (p - e_y) . change, for every y
-    drawn = along.gather(1, labels) / labels.shape[1]
-    return (p * drawn.sum(1, keepdim=True)).scatter_add(1, labels, -drawn)
+    # Counted, not scattered: a GPU adds up what is scattered in another order every time.
+    share = F.one_hot(labels, scores.shape[1]).sum(1) / labels.shape[1]
+    drawn = share * along
+    return p * drawn.sum(1, keepdim=True) - drawn

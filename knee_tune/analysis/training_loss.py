@@ -23,13 +23,17 @@ def parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """float32 as it is: a box of 1e-4 around the weights is lost in a GPU's TF32."""
+    """float32 as it is, and the same every time.
+
+    A box of 1e-4 around the weights is lost in a GPU's TF32, and convolutions that are chosen by
+    timing them are others in the next process.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(
             enabled=torch.backends.cudnn.enabled,
-            benchmark=torch.backends.cudnn.benchmark,
+            benchmark=False,
             deterministic=True,
             allow_tf32=False,
         ):

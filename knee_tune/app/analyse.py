@@ -6,7 +6,7 @@ from pathlib import Path
 
 from knee_tune.app.comparison import key_of
 from knee_tune.app.extra_runs import Lines
-from knee_tune.app.home import Places
+from knee_tune.app.home import Home, Places
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import interruptible
 from knee_tune.app.winner import find_trial
@@ -82,7 +82,7 @@ def analyse_study(
     refuse_missing(places.storage_url)
     study = load_study(open_storage(places.storage_url), name)
     spec = spec_of(study)
-    subjects = list(_subjects(study, spec, number=number, row=row))
+    subjects = list(_subjects(places.home, study, spec, number=number, row=row))
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
         if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
@@ -118,14 +118,14 @@ def analyse_weights(
 
 
 def _subjects(
-    study: Study, spec: StudySpec, *, number: int | None, row: int | None
+    home: Home, study: Study, spec: StudySpec, *, number: int | None, row: int | None
 ) -> Iterator[Subject]:
     """What is to be analysed; UserError if it is not there."""
     record = study_record(study)
     if spec.compare is None and row is not None:
         raise UserError(f"--row {row}: study {record.name} compares no rows; leave it out")
     if spec.compare is None:
-        yield _trial(study, record, number)
+        yield _trial(home, study, record, number)
         return
     if number is not None:
         raise UserError(f"--trial {number}: study {record.name} compares rows; name one with --row")
@@ -141,14 +141,14 @@ def _subjects(
         yield _there(
             Subject(
                 name=f"{rows[row - 1].shown}, seed {run.seed}",
-                weights=Path(run.checkpoint or "") / KEPT_WEIGHTS,
+                weights=home.weights(f"{run.checkpoint}/{KEPT_WEIGHTS}"),
                 seed=run.seed,
                 key=key_of(run.row, run.seed),
             )
         )
 
 
-def _trial(study: Study, record: StudyRecord, number: int | None) -> Subject:
+def _trial(home: Home, study: Study, record: StudyRecord, number: int | None) -> Subject:
     trial = record.winner if number is None else find_trial(study, number)
     if trial is None or trial.state != "complete":
         which = "no trial is complete yet" if trial is None else f"trial {number} is {trial.state}"
@@ -156,7 +156,7 @@ def _trial(study: Study, record: StudyRecord, number: int | None) -> Subject:
     return _there(
         Subject(
             name=f"trial {trial.number} of {record.name}",
-            weights=Path(study.trials[trial.number].user_attrs["weights"]),
+            weights=home.weights(study.trials[trial.number].user_attrs["weights"]),
             seed=record.spec.seed,
             key=trial.key,
         )

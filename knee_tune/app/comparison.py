@@ -111,6 +111,7 @@ class _Comparison:
                         key=key,
                         seed=ended.run.seed,
                         slot=slot,
+                        on_line=self._watcher.line,
                         on_life=on_life,
                     )
                 except UserError as error:

@@ -168,7 +168,9 @@ def _attach(opened: OpenedStudy, record: StudyRecord, files: Sequence[Path]) -> 
     for file in files:
         attach_to_study(opened.study, file, name=f"report{file.suffix}", store=store)
     if record.winner is not None:
-        attach_weights(opened.study, winner=record.winner.number, store=store)
+        number = record.winner.number
+        weights = opened.places.home.weights(opened.study.trials[number].user_attrs["weights"])
+        attach_weights(opened.study, winner=number, weights=weights, store=store)
 
 
 def _pages(report: Report | None, files: Sequence[Path]) -> Iterator[Attached]:

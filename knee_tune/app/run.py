@@ -177,6 +177,7 @@ def _drive(
             seeds=workshop.spec.replicate_seeds,
             schedule=schedule,
             plan=workshop.train_plan,
+            parameters=workshop.facts.parameters,
             fused=opened.fused,
             batched=opened.batched,
             asking=asking,
@@ -262,6 +263,8 @@ def _remarks(opened: OpenedStudy) -> Iterator[str]:
         )
     elif warning := raw_step_warning(spec.acting_pruner):
         yield warning
+    if opened.workshop.options.compile and (opened.batched or opened.fused):
+        yield "--compile: a batched model is not compiled; with --no-fuse every one is"
     if opened.batched:
         points = min(spec.limit or spec.size, spec.size)
         yield f"{points * spec.replicates:,} replicas train as one batched model"

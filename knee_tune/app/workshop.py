@@ -76,6 +76,11 @@ class GroupOptions:
                 f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
                 "the ranks of all machines"
             )
+        if self.trials_per_gpu > self.slots:
+            raise UserError(
+                f"--trials-per-gpu {self.trials_per_gpu}: there are never so many trials at the "
+                f"same time; add --concurrency {self.trials_per_gpu}, or more for several GPUs"
+            )
         if self.trials_per_gpu > 1 and self.nproc > 1:
             raise UserError(
                 f"--trials-per-gpu {self.trials_per_gpu}: only trials of one rank share a GPU, a "
@@ -170,15 +175,18 @@ class Workshop:
         key: str,
         seed: int,
         slot: int = 0,
+        on_line: Callable[[str], None],
         on_life: OnLife = lambda: None,
     ) -> dict[str, float]:
         """What an analysis finds of weights trained with that seed; UserError if that fails.
 
-        The seed may be part of the training data, as where labels are noisy.
+        The seed may be part of the training data, as where labels are noisy. ``on_line`` is told
+        where what was found is less than what was asked for.
         """
         order = self.order(key, seed=seed, slot=slot)
         plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
-        return dict(run_quietly(self.runner, plan, on_life=on_life)["metrics"])
+        found = run_quietly(self.runner, plan, on_line=on_line, on_life=on_life)
+        return dict(found["metrics"])
 
 
 @contextmanager
@@ -217,7 +225,11 @@ def open_workshop(
 
 
 def run_quietly(
-    runner: GroupRunner, plan: Plan, *, on_life: OnLife = lambda: None
+    runner: GroupRunner,
+    plan: Plan,
+    *,
+    on_line: Callable[[str], None] = lambda text: None,
+    on_life: OnLife = lambda: None,
 ) -> dict[str, Any]:
     """The result of a plan that reports nothing; UserError with the root cause if it fails.
 
@@ -226,7 +238,7 @@ def run_quietly(
     outcome = runner.run(
         plan,
         on_report=lambda report: Decision(stop=False),
-        on_line=lambda text: None,
+        on_line=on_line,
         on_progress=lambda step: on_life(),
     )
     if not isinstance(outcome, Done):

@@ -245,13 +245,14 @@ class _Where:
 
 
 class _Tenths:
-    """Says how far something is, at most ten times."""
+    """Says how far something is, at most ten times; what falls back has begun anew."""
 
     def __init__(self, lines: ConsoleLines, what: str, *, of: int) -> None:
         self._lines, self._what, self._of, self._said = lines, what, of, 0
 
     def __call__(self, reached: int) -> None:
         tenth = 10 * reached // self._of
+        self._said = min(self._said, tenth)
         if tenth > self._said:
             self._said = tenth
             self._lines.line(f"{self._what} {reached:,} of {self._of:,}")

@@ -199,7 +199,7 @@ def _answers(ridge: "Ridge") -> list[str]:
         expected = f"{best.expected.value:.4g}{_between(best.expected, before=' ')}"
         lines.append(
             f"[bold green]use seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/]: "
-            f"{ridge.surface.metric} {expected} with a new random seed"
+            f"mean {ridge.surface.metric} {expected} over new random seeds"
         )
     if ridge.spearman is not None:
         interval = _between(ridge.spearman, before=" ")

@@ -88,6 +88,7 @@ def _parts(order: TaskOrder, facts: TaskFacts, steps_per_evaluation: int) -> dic
         "amp": placement.amp,
         "compile": placement.compile,
         "code": facts.code,
+        "cpu": facts.cpu if placement.device == "cpu" else "",
         "threads": facts.threads,
         "data": facts.data_fingerprint,
         "steps_per_epoch": facts.steps_per_epoch,

@@ -146,6 +146,7 @@ class TaskFacts(Spec):
     parameters: int
     examples: dict[str, int] = Field(description="examples per split")
     code: str = Field(default="", description="fingerprint of the code that trains")
+    cpu: str = Field(default="", description="kind of CPU: its arithmetic differs in the last bits")
     threads: int = Field(default=1, gt=0, description="CPU threads of a rank")
     unfusable: str = Field(
         default="not said", description="why replicas cannot train as one batched model; empty: can"

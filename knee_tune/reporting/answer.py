@@ -15,7 +15,7 @@ BEST_OF_MANY = "the best trial of the search, so rather too good than too bad"
 
 
 class Answer(Spec):
-    """The recommended setting. Its numbers are of ``metric``, for a random seed yet to come."""
+    """The recommended setting. Its numbers are means of ``metric``, over random seeds to come."""
 
     seed_lr: float
     explore_fraction: float
@@ -128,7 +128,10 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
     metric = in_words(answer.metric)
     said = [f"Use {answer.setting}."]
     if answer.expected is not None:
-        said.append(f"Expect a {metric} of {estimate(answer.expected)} ({answer.evidence}).")
+        said.append(
+            f"Expect a mean {metric} of {estimate(answer.expected)} over random seeds "
+            f"({answer.evidence})."
+        )
     if answer.difference is not None and answer.default is not None:
         said.append(
             f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "

@@ -22,7 +22,8 @@ def crossover_of(scores: Scores) -> Crossover | None:
     """
     long, short = (_mean_between(scores, *bounds) for bounds in (LONG, SHORT))
     differences = long - short
-    differences = differences[:, np.isfinite(differences).all(axis=0)]
+    compared = np.isfinite(differences).all(axis=0)
+    differences = differences[:, compared]
     seeds, seed_lrs = differences.shape
     if seeds < 2 or seed_lrs < 3:
         return None
@@ -31,6 +32,8 @@ def crossover_of(scores: Scores) -> Crossover | None:
     high = differences[:, -third:].mean(axis=1)
     return Crossover(
         p=max(_p_positive(low), _p_positive(-high)),
+        lowest=tuple(scores.seed_lrs[compared][:third].tolist()),
+        highest=tuple(scores.seed_lrs[compared][-third:].tolist()),
         low_lrs=mean_estimate(low),
         high_lrs=mean_estimate(high),
     )

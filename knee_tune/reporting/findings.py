@@ -1,5 +1,7 @@
 """Sections of a report that say what was found: surface, ridge, evidence, learning curves."""
 
+from collections.abc import Sequence
+
 from knee_tune.reporting.answer import Answer, answer_in_words
 from knee_tune.reporting.document import Section, Table
 from knee_tune.reporting.metric_figures import other_metrics
@@ -71,8 +73,9 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
     ]
     if intervals:
         words.append(
-            "Brackets and bars are 95% intervals: the random seeds were drawn anew a thousand "
-            "times, and everything computed again from each draw."
+            "Brackets and bars are 95% intervals: the random seeds were weighted anew by chance a "
+            "thousand times, and the best fractions found again each time. Those of the surfaces "
+            "also allow for how far a surface is off the means it smooths."
         )
     if pruned := record.counts.pruned:
         words.append(
@@ -211,13 +214,19 @@ def _crossover_in_words(test: Crossover, surface: Surface) -> list[str]:
     return [
         "Evidence: for each random seed, the mean with long exploring (60 to 90% of the budget) "
         f"minus that with short exploring (30% or less). In {metric}{turned}, this is "
-        f"{estimate(test.low_lrs, sign=True)} in the lowest third of the seed LRs and "
-        f"{estimate(test.high_lrs, sign=True)} in the highest third. If larger seed LRs need less "
-        "exploring, the first is above zero and the second below.",
+        f"{estimate(test.low_lrs, sign=True)} in the lowest third of the seed LRs "
+        f"({_listed(test.lowest)}) and {estimate(test.high_lrs, sign=True)} in the highest third "
+        f"({_listed(test.highest)}). If larger seed LRs need less exploring, the first is above "
+        "zero and the second below. Seed LRs without a complete trial of either kind, as where "
+        "one has diverged, are left out.",
         f"Both together: {p_value(test.p)} (crossover test: two one-sided t-tests over random "
         "seeds, the larger p counts). Were one of the two not there, chance would show so clear a "
         "picture with at most that probability; below 0.05 is the usual mark.",
     ]
+
+
+def _listed(seed_lrs: Sequence[float]) -> str:
+    return ", ".join(learning_rate(each) for each in seed_lrs)
 
 
 def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:

@@ -58,6 +58,8 @@ class Crossover(Spec):
     """
 
     p: float
+    lowest: tuple[float, ...] = Field(description="the lowest third of the seed LRs compared")
+    highest: tuple[float, ...] = Field(description="the highest third of them")
     low_lrs: Estimate
     high_lrs: Estimate
 
@@ -68,7 +70,7 @@ class Recommendation(Spec):
     seed_lr: float
     explore_fraction: float
     expected: Estimate = Field(
-        description="of its metric for a new random seed: leave-one-seed-out, not the best mean"
+        description="mean of its metric over new random seeds: leave-one-seed-out, not the best one"
     )
     default: Estimate | None = Field(
         default=None, description="the paper's default, the recipe's own seed LR with 50 % explore"

@@ -25,7 +25,11 @@ class Task(ABC, Generic[R]):
     """
 
     same_shapes: ClassVar[bool] = False
-    """Every micro-batch of a rank has the shapes of the others, so a GPU can replay a step."""
+    """Every micro-batch of a rank has the shapes and the count of the others, and ``loss`` never
+    waits for the device, so a GPU can replay a step."""
+
+    open_dimensions: ClassVar[int] = 1
+    """How many dimensions of an array of raw inputs may have any size: the batch, and others."""
 
     def __init__(self, recipe: R, *, data_dir: Path, seed: int) -> None:
         self.recipe = recipe

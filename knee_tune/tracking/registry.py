@@ -135,6 +135,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import Model, infer_signature
+    from mlflow.types import Schema, TensorSpec
 
     from knee_tune.tracking import serving
 
@@ -159,6 +160,9 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # integers cannot be missing: they are not
         signature = infer_signature(example, answers)
+    if isinstance(example, np.ndarray):
+        sizes = (*[-1] * task.open_dimensions, *example.shape[task.open_dimensions :])
+        signature.inputs = Schema([TensorSpec(example.dtype, sizes)])
     mlflow.pyfunc.save_model(
         folder,
         python_model=serving.__file__,

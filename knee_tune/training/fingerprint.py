@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import knee_tune
 from knee_tune.tasks.base import Task
 
@@ -28,7 +26,7 @@ _DISTRIBUTIONS = {"sklearn": "scikit-learn", "fairseq": "fairseq-fixed", "PIL": 
 
 
 def code_fingerprint(task: Task[Any]) -> str:
-    """Changes with the sources of loop and task, the libraries they import, and the CPU's kind.
+    """Changes with the sources of loop and task, and the libraries they import.
 
     A task's sources are its module and, in a package, the modules beside it. Reads some 30 files:
     milliseconds.
@@ -38,7 +36,7 @@ def code_fingerprint(task: Task[Any]) -> str:
     sources = [path.read_bytes() for path in dict.fromkeys((*ours, *_sources(type(task))))]
     libraries = _versions({name.decode() for source in sources for name in _IMPORT.findall(source)})
     digest = hashlib.sha256()
-    for part in (*sources, *libraries, torch.backends.cpu.get_cpu_capability().encode()):
+    for part in (*sources, *libraries):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:16]
 

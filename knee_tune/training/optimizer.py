@@ -53,4 +53,5 @@ def step_each(
     torch._foreach_copy_(before, [*parameters])
     optimizer.step()
     for parameter, old in zip(parameters, before, strict=True):
-        parameter.lerp_(old, (1 - lrs).view(-1, *[1] * (old.dim() - 1)))
+        # From the old ones on: 1 - LR would be rounded, which a small LR cannot bear.
+        torch.lerp(old, parameter, lrs.view(-1, *[1] * (old.dim() - 1)), out=parameter)

@@ -29,8 +29,8 @@ def attach_to_study(study: optuna.Study, file: Path, *, name: str, store: Path) 
     _attach(study, file, name=name, prefix=OF_STUDY, store=store)
 
 
-def attach_weights(study: optuna.Study, *, winner: int, store: Path) -> None:
-    """Offer the winner's weights on its trial's page, and those of no other trial.
+def attach_weights(study: optuna.Study, *, winner: int, weights: Path, store: Path) -> None:
+    """Offer the winner's ``weights`` on its trial's page, and those of no other trial.
 
     They are not copied if the file system has hard links. OSError if they cannot be kept.
     """
@@ -38,7 +38,6 @@ def attach_weights(study: optuna.Study, *, winner: int, store: Path) -> None:
     for trial in study.get_trials(deepcopy=False):
         name = f"trial-{trial.number:04d}-weights.safetensors"
         prefix = OF_TRIAL.format(trial_id=trial._trial_id)
-        weights = Path(trial.user_attrs.get("weights", ""))
         attribute = f"{prefix}{_identity(study, name)}"
         if trial.number != winner and json.loads(known.get(attribute, "null")):
             study._storage.set_study_system_attr(study._study_id, attribute, json.dumps(None))

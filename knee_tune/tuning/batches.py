@@ -18,8 +18,11 @@ from knee_tune.tuning.recovery import BATCH, current, driver_id
 from knee_tune.tuning.trial import Search
 
 MAX_REPLICAS = 4096
-"""Models in one batch: as many of some 10,000 parameters, with their gradients, momenta and batches
-of data, stay well below the memory of a laptop."""
+"""Models in one batch; more of them gain nothing."""
+
+MAX_PARAMETERS = 50_000_000
+"""Of all models in one batch: with gradients, momenta, kept weights and what is copied where a
+trunk branches, they take some two gigabytes, which a laptop has."""
 
 MAX_TRIALS = 256
 """Trials in one batch: the storage hears of each of them at every evaluation and heartbeat, which
@@ -61,7 +64,8 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
     points = _broken_off(study, queued, left=left)
     if not points:
         points = sorted({*queued, *untried(known, axes)})
-        points = points[: min(left, MAX_TRIALS, max(1, MAX_REPLICAS // len(search.seeds)))]
+        replicas = min(MAX_REPLICAS, MAX_PARAMETERS // search.parameters)
+        points = points[: min(left, MAX_TRIALS, max(1, replicas // len(search.seeds)))]
     if not points:
         return None
     plan = _plan(search, points, slot=slot)

@@ -65,6 +65,8 @@ class Search:
     schedule: Callable[[float, float], Knee]
     """Of a seed LR and an explore fraction."""
     plan: PlanMaker
+    parameters: int = 1
+    """Of the task's model."""
     fused: bool = False
     """Whether the replicates of a trial train as one batched model."""
     batched: bool = False

@@ -67,6 +67,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 parameters=sum(p.numel() for p in task.build_model().parameters()),
                 examples=examples,
                 code=code_fingerprint(task),
+                cpu=torch.backends.cpu.get_cpu_capability(),
                 threads=torch.get_num_threads(),
                 unfusable=why_unfusable(task),
                 gpus=torch.cuda.device_count(),

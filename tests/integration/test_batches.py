@@ -124,8 +124,11 @@ def test_fewer_trials_are_the_first_points(bench: Workbench) -> None:
     assert sorted(trial.point for trial in bench.record.trials) == POINTS
 
 
-def test_a_large_grid_is_several_batches(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MAX_REPLICAS", 9)
+@pytest.mark.parametrize("limit", ["MAX_REPLICAS", "MAX_PARAMETERS"])
+def test_a_large_grid_is_several_batches(
+    limit: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, limit, 9)
     runner = drive(bench)
     assert [len(plan.replicas) for plan in runner.plans] == [8, 4]
     assert bench.states == ["complete"] * 6

@@ -172,7 +172,8 @@ def test_the_winner_alone_has_its_weights_attached_and_they_are_not_copied(shown
     assert shown.get(f"/artifacts/1/{number + 1}/{identity}") == weights.read_bytes()
 
     another = (number + 1) % len(record.trials)  # a search that went on found a better one
-    attach_weights(shown.bench.study, winner=another, store=store)
+    other_weights = Path(shown.bench.study.trials[another].user_attrs["weights"])
+    attach_weights(shown.bench.study, winner=another, weights=other_weights, store=store)
     assert not shown.artifacts(shown.page["trials"][number])
     assert not (store / identity).exists()
     assert weights.exists()

@@ -31,6 +31,7 @@ from knee_tune.tracking.registry import register
 from knee_tune.tracking.store import connect, local_store
 from tests.generated_images import generated_images, put_cifar10
 from tests.mlflow_stores import new_home
+from tests.picture_folder import CLASSES, make_pictures
 
 TOY = tasks.TaskEntry(
     recipe="tests.integration.toy_task:ToyRecipe",
@@ -271,6 +272,22 @@ def test_images_are_scored(home: Path) -> None:
     assert [(spec.type, spec.shape) for spec in signature.outputs] == [("float32", (-1, 10))]
     with pytest.raises(mlflow.MlflowException):
         loaded.predict(images.astype(np.float32))
+
+
+def test_photographs_of_any_size_are_scored(home: Path) -> None:
+    pytest.importorskip("torchvision", reason="needs the vision extra")
+    from knee_tune.tasks.vision.imagenet.prepare import prepare
+
+    pictures = make_pictures(home.parent / "pictures", train=4, val=2)
+    prepare(data_root=home / "data", from_path=pictures)
+    small = {"model": {"name": "resnet18", "width": 8}, "image_side": 32, "validation": 1}
+    registered = put(home, trained(home, "imagenet", seed=1, recipe=small))
+
+    loaded = mlflow.pyfunc.load_model(registered.uri)
+
+    for height, width in ((40, 60), (32, 32)):
+        photographs = np.zeros((2, height, width, 3), np.uint8)
+        assert loaded.predict(photographs).shape == (2, len(CLASSES))
 
 
 def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) -> None:

@@ -33,6 +33,7 @@ OTHER_ORDERS: Mapping[str, Mapping[str, Any]] = {
 OTHER_FACTS: Mapping[str, Mapping[str, Any]] = {
     "data": {"data_fingerprint": "e"},
     "code": {"code": "d"},
+    "kind of CPU": {"cpu": "AVX2"},
     "threads": {"threads": 2},
     "steps per epoch": {"steps_per_epoch": 51},
 }
@@ -52,6 +53,11 @@ def test_what_the_placement_has_decided_is_asked_of_the_placement() -> None:
     """The recipe's wish for bf16 changes nothing on a CPU."""
     wish = ORDER.model_copy(update={"recipe": ORDER.recipe | {"amp": True}})
     assert trunk(wish) == trunk()
+
+
+def test_a_gpu_computes_the_same_beside_any_cpu() -> None:
+    on_gpu = ORDER.model_copy(update={"placement": Placement(device="cuda")})
+    assert trunk(on_gpu, facts=FACTS.model_copy(update={"cpu": "AVX2"})) == trunk(on_gpu)
 
 
 def test_where_things_lie_is_in_no_key() -> None:

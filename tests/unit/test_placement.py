@@ -54,6 +54,11 @@ def devices(options: GroupOptions, *, gpus: int) -> list[str | None]:
     return [each.visible_devices for each in placed(options, gpus=gpus)]
 
 
+def test_as_many_trials_as_share_a_gpu_have_to_be_asked_for() -> None:
+    with pytest.raises(UserError, match=r"--trials-per-gpu 2: .*add --concurrency 2"):
+        GroupOptions(trials_per_gpu=2).check()
+
+
 def test_every_slot_has_gpus_of_its_own() -> None:
     assert devices(GroupOptions(slots=2), gpus=2) == ["0", "1"]
     assert devices(GroupOptions(slots=2, nproc=2), gpus=4) == ["0,1", "2,3"]

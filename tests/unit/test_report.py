@@ -127,6 +127,8 @@ def ridge(**facts: Any) -> Ridge:
         "spearman": Estimate(value=-0.96, low=-0.99, high=-0.8),
         "crossover": Crossover(
             p=0.0004,
+            lowest=(1e-4,),
+            highest=(1e-3,),
             low_lrs=Estimate(value=1.5, low=1, high=2),
             high_lrs=Estimate(value=-2, low=-3, high=-1),
         ),

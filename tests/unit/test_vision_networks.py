@@ -92,6 +92,11 @@ def test_every_network_gives_class_scores_alone(name: str, side: int) -> None:
         assert network(torch.zeros(2, 3, side, side)).shape == (2, 5)
 
 
+def test_a_network_that_cannot_be_tried_without_memory_is_taken_at_its_word() -> None:
+    network = build_network(NetworkChoice(name="regnet_y_400mf"), classes=5, image_side=64)
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+
+
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
     with pytest.raises(UserError, match=r"recipe\.model\.name: .*resnet181; did you mean resnet1"):
         build_network(NetworkChoice(name="resnet181"), classes=10)

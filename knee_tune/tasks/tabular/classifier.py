@@ -86,15 +86,16 @@ class TabularTask(FusableTask[T], Classifier):
             draw = generator(self.seed, "order", epoch)
             order = torch.randperm(len(labels), generator=draw).to(group.device)
             view = torch.randint(len(views), (len(labels),), generator=draw).to(group.device)
+            # A whole epoch in one gather: steps only cut it. Of many replicas on a GPU, a gather
+            # for each of them would take longer than their step.
+            inputs, targets = views[view, order], labels[order]
             first = start_step % steps if epoch == start_step // steps else 0
             for step in range(first, steps):
                 mine = slice(step * batch + group.rank, (step + 1) * batch, group.world_size)
-                rows = order[mine]
-                inputs, targets = views[view[mine], rows], labels[rows]
                 yield list(
                     zip(
-                        inputs.tensor_split(self.recipe.accumulate),
-                        targets.tensor_split(self.recipe.accumulate),
+                        inputs[mine].tensor_split(self.recipe.accumulate),
+                        targets[mine].tensor_split(self.recipe.accumulate),
                         strict=True,
                     )
                 )

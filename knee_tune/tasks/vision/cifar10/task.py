@@ -64,7 +64,8 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
 
     def build_model(self) -> nn.Module:
         """The recipe's network, its weights in the memory format of its images."""
-        network = build_network(self.recipe.model, classes=CLASSES)
+        side = self.recipe.side
+        network = build_network(self.recipe.model, classes=CLASSES, image_side=side)
         return network.to(memory_format=torch.channels_last)
 
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Examples]]:

@@ -47,6 +47,9 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
     from ``train/``: ``recipe.validation`` images of every class, always the same ones.
     """
 
+    open_dimensions = 3
+    """Photographs are of any height and width."""
+
     def describe(self) -> tuple[str, dict[str, int]]:
         """Fingerprint of the index and images per split; UserError if files have changed."""
         look_at(self._manifest, self._files)
