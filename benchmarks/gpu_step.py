@@ -94,7 +94,7 @@ def main() -> None:
             recipe = entry.recipe_type().model_validate(
                 {"batch_size": way.batch_size, "validation": 1000}
             )
-            task = entry.build(recipe.model_dump(), data_dir=folder, seed=1)
+            task: Any = entry.build(recipe.model_dump(), data_dir=folder, seed=1)
             rate, start = measure(way, task, folder)
             share = rate * flops_per_image(task) / peak
             print(

@@ -9,6 +9,12 @@ import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+QUIET = (
+    *("--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+"""It opens the page it was given and calls nobody else."""
+
 
 class Browser:
     """Opens pages of servers on this machine."""
@@ -24,6 +30,7 @@ class Browser:
         done = subprocess.run(
             [
                 *(self._program, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+                *QUIET,
                 *(f"--user-data-dir={self._profile}", "--window-size=1400,2400"),
                 *(f"--virtual-time-budget={1000 * patience:.0f}", *options, url),
             ],

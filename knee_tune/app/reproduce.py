@@ -116,8 +116,11 @@ class ReproductionRequest:
         fuse = self.fuse and task_entry(self.task).fuses and plain.compare is None
         named = self.nproc or design.nproc
         seeds = self.seeds or plain.replicates
-        runs = seeds * (len(plain.compare.rows) if plain.compare else 1)
-        cores = 1 if named or _has_gpu(self.device) else min(_cores(), runs)
+        if fuse:
+            parts_of_work = seeds
+        else:
+            parts_of_work = seeds * len(plain.compare.rows) if plain.compare else plain.size
+        cores = 1 if named or _has_gpu(self.device) else min(_cores(), parts_of_work)
         nproc = named or (cores if fuse else 1)
         as_designed = self.scale in (None, plain.scale)
         parts = [

@@ -67,6 +67,7 @@ def test_a_task_that_does_not_fuse_trains_a_run_on_every_core() -> None:
     table = ReproductionRequest(table="table16", task="cifar10", preset="tiny")
     study, options = table.resolve()
     assert (study.name, options.nproc, options.slots) == ("table16-cifar10-tiny", 1, 4)
+    assert replace(table, seeds=1).resolve()[1].slots == 4  # trials, whose seeds take turns
 
 
 def test_a_scaled_table_is_a_study_of_its_own() -> None:
