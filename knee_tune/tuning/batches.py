@@ -64,7 +64,7 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
     points = _broken_off(study, queued, left=left)
     if not points:
         points = sorted({*queued, *untried(known, axes)})
-        replicas = min(MAX_REPLICAS, MAX_PARAMETERS // search.parameters)
+        replicas = min(MAX_REPLICAS, MAX_PARAMETERS // max(1, search.parameters))
         points = points[: min(left, MAX_TRIALS, max(1, replicas // len(search.seeds)))]
     if not points:
         return None
