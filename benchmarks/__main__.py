@@ -1,4 +1,4 @@
-"""Every benchmark that needs no GPU, one after another: ``python -m benchmarks``. An hour and more."""
+"""Every benchmark that needs no GPU, in turn: ``python -m benchmarks``. An hour and more."""
 
 from benchmarks import (
     curve_tables,
