@@ -177,10 +177,11 @@ def speed(
     theirs = []
     for number in range(rounds):
         theirs.append(reference(number))
+        print(f"  round {number + 1}: plain {theirs[-1]:,.0f}", end="", flush=True)
         for name, measure in each.items():
             rates[name].append(measure(number))
-        shown = ", ".join(f"{rate[-1]:,.0f}" for rate in rates.values())
-        print(f"  round {number + 1}: plain {theirs[-1]:,.0f}, ours {shown}", flush=True)
+            print(f", {name} {rates[name][-1]:,.0f}", end="", flush=True)
+        print()
     print(f"plain loop: {median(theirs):,.0f} images/s")
     return {
         name: (median(rate), [a / b for a, b in zip(rate, theirs, strict=True)])
