@@ -6,7 +6,9 @@ import warnings
 from importlib import import_module
 
 MODULES = (
-    "knee_tune.cli",
+    "knee_tune.cli.commands",
+    "knee_tune.app.run",
+    "knee_tune.worker.job",
     "torch",
     "torch._dynamo",
     "torch.distributed",

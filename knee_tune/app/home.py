@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import UserError
-from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
+from knee_tune.tracking import (
+    local_store,
+    resolve_tracking_uri,
+    ui_command,
+    without_password,
+)
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,12 @@ class Places:
         return command.replace("mlflow", _program("mlflow"), 1) if " " in command else command
 
     def command(self, *words: str, tracking: bool = False) -> str:
-        """A knee-tune command on the same places, ready to be typed in this folder."""
+        """A knee-tune command on the same places, to be typed in this folder; without passwords."""
         options = ["--home", str(self.home.root)]
         if self.storage_url != self.home.optuna_url:
-            options += ["--storage", self.storage_url]
+            options += ["--storage", without_password(self.storage_url)]
         if tracking and self.tracking_uri != local_store(self.home.root):
-            options += ["--tracking-uri", str(self.tracking_uri)]
+            options += ["--tracking-uri", without_password(str(self.tracking_uri))]
         return shlex.join([_program("knee-tune"), *words, *options])
 
 

@@ -20,7 +20,6 @@ from knee_tune.reporting.document import Report
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.tracking import Attached
-from knee_tune.tracking import without_password
 from knee_tune.tuning.artifacts import attach_to_study, attach_weights
 from knee_tune.tuning.dashboard import link_trials, show_figures, write_study_note
 from knee_tune.tuning.study import study_record
@@ -146,13 +145,13 @@ def _show(opened: OpenedStudy, found: Findings, figures: Mapping[str, dict[str, 
 
 def _more(opened: OpenedStudy) -> tuple[str, ...]:
     command = opened.places.command("report", opened.study.study_name)
-    return (f"All of it: `{without_password(command)}`",)
+    return (f"All of it: `{command}`",)
 
 
 def _link_to_study(opened: OpenedStudy) -> Iterator[str]:
     run, command = opened.tracker.run_of(None), opened.places.ui_command
     if run is not None and command is not None:
-        start = f" (while `{without_password(command)}` runs)" if " " in command else ""
+        start = f" (while `{command}` runs)" if " " in command else ""
         yield f"[MLflow run of this study]({run.url}){start}"
 
 

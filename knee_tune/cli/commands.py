@@ -144,7 +144,9 @@ def replay(
 
 @app.command()
 def dashboard(
-    study: StudyArgument = None,
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Name of the study to open first.")
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -158,7 +160,10 @@ def dashboard(
 
 
 @app.command()
-def tasks(json: JsonOption = False) -> None:
+def tasks(
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,  # every command takes it: tasks are the same in all of them
+) -> None:
     """What can be trained, and in which variants."""
     from dataclasses import asdict
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 HOW_TO_A_CHAMPION = {
     "no": "it was not confirmed: knee-tune register --as champion makes it the champion anyhow",
-    "not tried": "only a confirmed winner becomes the champion: run again with --confirm 3:5",
+    "not tried": "knee-tune register makes it the champion; --confirm 3:5 tests it first",
 }
 """What to type if a candidate is to be the champion, by how it was confirmed."""
 

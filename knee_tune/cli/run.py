@@ -61,7 +61,7 @@ def run(
         typer.Option(
             metavar="K:S",
             help="After the search, train the best K trials and the paper's default with S fresh "
-            "random seeds; only a confirmed winner becomes champion.",
+            "random seeds; a winner that they confirm becomes the champion.",
         ),
     ] = None,
     scale: ScaleOption = None,

@@ -59,7 +59,8 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
         print_registered(console, summary.registered)
     for notice in summary.notices:
         console.print(notice, style="yellow", markup=False, soft_wrap=True)
-    if record.spec.compare is not None and summary.report is not None:
+    console.print(f"everything is in {places.home.root}", soft_wrap=True, markup=False)
+    if summary.report is not None:
         console.print(f"report: {summary.report}", soft_wrap=True, markup=False)
     console.print("\nLook at it:")
     commands = [places.command("dashboard", record.name), places.ui_command]

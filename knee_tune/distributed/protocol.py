@@ -4,7 +4,7 @@ Everything that crosses is JSON, never pickle.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -98,8 +98,6 @@ class Done(Spec):
         """Steps that this attempt trained itself."""
         return self.step - self.first_step
 
-
-Message = Annotated[Report | Progress | Line | Failure | Done, Field(discriminator="type")]
 
 Outcome = Done | Failure
 

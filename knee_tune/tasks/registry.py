@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_tune.errors import UserError
+from knee_tune.specs.problems import nearest
 from knee_tune.specs.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -105,5 +106,7 @@ def task_entry(name: str) -> TaskEntry:
     try:
         return TASKS[name]
     except KeyError:
+        close = nearest(name, TASKS)
+        meant = f"did you mean '{close}'? " if close else ""
         known = ", ".join(TASKS)
-        raise UserError(f"--task {name}: no such task; the tasks are {known}") from None
+        raise UserError(f"--task {name}: no such task; {meant}the tasks are {known}") from None

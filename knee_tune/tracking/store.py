@@ -82,8 +82,12 @@ def model_url(uri: str, *, name: str, version: int) -> str:
 
 
 def ui_command(uri: str) -> str:
-    """What to run (a database) or open in a browser (a server) to look at the runs."""
-    return uri if _is_server(uri) else f"mlflow ui --backend-store-uri {uri}"
+    """What to run (a database) or open in a browser (a server) to look at the runs.
+
+    Without the password, which is not to be left on a terminal: who has set it adds it.
+    """
+    shown = without_password(uri)
+    return shown if _is_server(uri) else f"mlflow ui --backend-store-uri {shown}"
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -148,4 +152,4 @@ def _is_server(uri: str) -> bool:
 
 
 def _pages(uri: str) -> str:
-    return uri.rstrip("/") if uri.startswith("http") else UI_ADDRESS
+    return without_password(uri).rstrip("/") if uri.startswith("http") else UI_ADDRESS

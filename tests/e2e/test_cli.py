@@ -295,7 +295,8 @@ def test_a_killed_rank_costs_a_trial_nothing_but_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "--task", "digit"), ("--task digit:", "digits, digits-clean, ")),
+        (("run", "--task", "digit"), ("--task digit:", "did you mean 'digits'?", "breast-cancer")),
+        ((*QUICK, "--nnodes", "2"), ("--nnodes", "--runner torchrun")),
         (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
         (
             (*QUICK, "--set", "recipe.epoch=2"),
@@ -380,7 +381,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_tasks_are_listed_with_their_presets() -> None:
-    printed = json.loads(knee_tune("tasks", "--json").stdout)
+    printed = json.loads(knee_tune("tasks", "--json", "--home", "nowhere").stdout)
     presets = {task["name"]: set(task["presets"]) for task in printed["tasks"]}
     assert presets["digits"] >= {"default", "quick"}
     assert presets["iwslt"] >= {"paper", "short", "demo"}

@@ -24,15 +24,15 @@ TINY = (
 TRANSLATE = """
 import json, mlflow, sys
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/knee-tune-iwslt@candidate")
+model = mlflow.pyfunc.load_model(f"models:/knee-tune-iwslt@{sys.argv[2]}")
 print(json.dumps(model.predict(["Der Hund schläft .", "Guten Morgen !"])))
 """
 
 
-def translations(home: Path) -> list[str]:
-    """What the candidate makes of two sentences, in a fresh process where pickle is forbidden."""
+def translations(home: Path, alias: str) -> list[str]:
+    """What a model makes of two sentences, in a fresh process where pickle is forbidden."""
     done = subprocess.run(
-        [sys.executable, "-c", TRANSLATE, f"sqlite:///{home}/mlflow.db"],
+        [sys.executable, "-c", TRANSLATE, f"sqlite:///{home}/mlflow.db", alias],
         env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"),
         capture_output=True,
         text=True,
@@ -43,12 +43,12 @@ def translations(home: Path) -> list[str]:
     return answers
 
 
-def check_finished_study(home: Path, name: str) -> None:
+def check_finished_study(home: Path, name: str, *, alias: str) -> None:
     status = json.loads(knee_tune("status", name, "--json", "--home", home).stdout)
     assert status["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
     assert status["best"]["metric"] == "valid_ppl"
     assert status["steps"]["trained"] == status["steps"]["independent"] > 0
-    answers = translations(home)
+    answers = translations(home, alias)
     assert len(answers) == 2
     assert all(isinstance(answer, str) for answer in answers)
 
@@ -61,7 +61,8 @@ def test_embedded_demo(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path)
 
     assert "2 ranks on cpu" in done.stdout
     assert "registered knee-tune-iwslt version 1" in done.stdout
-    check_finished_study(home, "knee-iwslt-demo-1ep")
+    knee_tune("register", "--home", home)
+    check_finished_study(home, "knee-iwslt-demo-1ep", alias="champion")
 
 
 @pytest.mark.timeout(400)
@@ -86,7 +87,7 @@ def test_real_sample(
     assert json.loads(prepared.stdout)["pairs"] == {"train": 800, "valid": 60, "test": 40}
 
     knee_tune("run", "--study", "iwslt-sample", *TINY, "--home", home, KNEE_TUNE_DATA=data)
-    check_finished_study(home, "iwslt-sample")
+    check_finished_study(home, "iwslt-sample", alias="candidate")
 
 
 def test_without_data_both_ways_out_are_named(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def test_shipped_studies_are_valid(name: str) -> None:
     assert study.acting_pruner == ("none" if unpruned else "knee")
 
 
+def test_a_study_of_no_task_is_named_with_its_file(elsewhere: Path) -> None:
+    (elsewhere / "mine.yaml").write_text("task: digitz")
+    with pytest.raises(UserError, match=r"^mine\.yaml: task digitz: .*did you mean 'digits'"):
+        read_files(task=None, study="mine.yaml")
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_the_papers_rows_say_what_the_paper_says() -> None:
     space_file, study_file = read_files(task="iwslt", study="iwslt-full-budget")
