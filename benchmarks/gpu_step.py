@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device import device_name, flops_per_image, matmul_peak
-from benchmarks.vision import TASK, write_noise
+from benchmarks.vision_data import TASK, write_noise
 from knee_tune.planning.plan import Placement, TrainPlan
 from knee_tune.schedules import Constant
 from knee_tune.tasks.registry import task_entry

@@ -26,11 +26,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
+from benchmarks.vision_data import TASK, splits, write_noise
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
 from knee_tune.app.home import Home
 from knee_tune.app.request import StudyRequest
@@ -39,11 +38,6 @@ from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.reporting.intervals import mean_interval
 from knee_tune.schedules import Cosine
 from knee_tune.tasks.registry import task_entry
-
-if TYPE_CHECKING:
-    from knee_tune.tasks.vision.cifar10.task import Cifar10Task
-
-TASK = "cifar10"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,44 +99,6 @@ def _plain(run: PlainRun, train_split: Split, valid_split: Split) -> list[Epoch]
 
     torch.set_num_threads(CORES)
     return list(train(run, train_split, valid_split))
-
-
-def splits(task: "Cifar10Task") -> tuple[Split, Split]:
-    """The images that the task trains and validates on, as bytes again."""
-    from knee_tune.distributed.group import Group
-    from knee_tune.tasks.vision.augment import MEAN, STD
-
-    def bytes_of(batches: Iterator[Any]) -> Split:
-        images, labels = zip(*batches, strict=True)
-        pixels = np.concatenate([each.permute(0, 2, 3, 1).numpy() for each in images])
-        pixels = (pixels * np.array(STD) + np.array(MEAN)) * 255
-        return Split(
-            images=pixels.round().clip(0, 255).astype(np.uint8),
-            labels=np.concatenate([each.numpy() for each in labels]),
-        )
-
-    alone = Group()
-    return (
-        bytes_of(task.train_examples(alone, limit=None)),
-        bytes_of(task.eval_batches("valid", alone)),
-    )
-
-
-def write_noise(data: Path) -> None:
-    """A prepared set of random images, a fifth of CIFAR-10's size."""
-    from knee_tune.tasks.vision.images import Images, write_images
-
-    draw = np.random.default_rng(1)
-    sizes = {"train": 10_000, "test": 2_000}
-    pixels = {k: draw.integers(0, 256, (n, 32, 32, 3), np.uint8) for k, n in sizes.items()}
-    labels = {k: draw.integers(0, 10, n).astype(np.uint8) for k, n in sizes.items()}
-    images = Images(
-        train=pixels["train"],
-        train_labels=labels["train"],
-        test=pixels["test"],
-        test_labels=labels["test"],
-    )
-    write_images(data / TASK, images, origin="random bytes")
 
 
 @contextmanager
