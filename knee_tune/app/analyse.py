@@ -112,7 +112,6 @@ def analyse_weights(
         raise UserError(f"--weights {weights}: no such file; name a weights.safetensors")
     spec, recipe = request.resolve()
     subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
-    places.home.create()
     with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
         return _analyse(workshop, subject, analysis, watched)
 

@@ -43,7 +43,6 @@ def search_budget(
     The same call continues: what was trained before, by anyone in this home, is not trained again.
     UserError if a run cannot be trained; KeyboardInterrupt is raised on after its end is recorded.
     """
-    places.home.create()
     with (
         open_workshop(places.home, search.spec, search.recipe, options) as workshop,
         continued_search(places.home, _asked(search, workshop)) as kept,

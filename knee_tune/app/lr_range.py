@@ -69,7 +69,6 @@ def lr_range_test(
     page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist; make it or name another")
-    home.create()
     with open_workshop(home, spec, recipe, options) as workshop, interruptible():
         plan = LRRangePlan(
             **dict(workshop.order("lr-range")),

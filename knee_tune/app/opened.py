@@ -62,8 +62,6 @@ def open_for_training(
     The tracker is left to the caller to close, who can say what it could not send.
     """
     check_storage_url(places.storage_url)
-    options.check()
-    places.home.create()
     preloading = preload(sampler=spec.sampler)
     with open_workshop(places.home, spec, recipe, options) as workshop:
         preloading.join()

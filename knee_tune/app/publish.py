@@ -168,7 +168,8 @@ def _attach(opened: OpenedStudy, record: StudyRecord, files: Sequence[Path]) -> 
         attach_to_study(opened.study, file, name=f"report{file.suffix}", store=store)
     if record.winner is not None:
         number = record.winner.number
-        weights = opened.places.home.weights(opened.study.trials[number].user_attrs["weights"])
+        noted = opened.study.trials[number].user_attrs.get("weights", "")
+        weights = opened.places.home.weights(noted)
         attach_weights(opened.study, winner=number, weights=weights, store=store)
 
 

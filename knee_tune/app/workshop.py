@@ -1,7 +1,5 @@
 """A workshop: a task with its recipe, and the worker groups that can train it."""
 
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from knee_tune.app.home import Home
+from knee_tune.app.placement import placed
 from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner
 from knee_tune.distributed.torchrun import TorchrunRunner
@@ -105,7 +104,7 @@ class Workshop:
 
     def placement(self, slot: int = 0) -> Placement:
         """The devices of a slot."""
-        return _placement(self.options, self.facts, slot, amp=self.recipe.amp)
+        return placed(self.options, self.facts, slot, amp=self.recipe.amp)
 
     def train_plan(
         self,
@@ -193,11 +192,13 @@ class Workshop:
 def open_workshop(
     home: Home, spec: StudySpec, recipe: Recipe, options: GroupOptions
 ) -> Iterator[Workshop]:
-    """Start the runner, look at the task's data, and end the runner on the way out.
+    """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
-    UserError if the task's data or libraries are missing, or there are too few devices.
+    UserError if the home cannot be made, the task's data or libraries are missing, or there are too
+    few devices.
     """
     options.check()
+    home.create()
     entry = task_entry(spec.task)
     module = entry.task.partition(":")[0]
     runner: GroupRunner
@@ -263,42 +264,4 @@ def _order(
         data_dir=home.data,
         placement=placement,
         log_dir=home.logs(spec.name) / log_key,
-    )
-
-
-def _placement(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
-    """``amp``: what the recipe wants where there is a GPU."""
-    device = options.device
-    local, shared = options.nproc // options.nnodes, options.trials_per_gpu
-    needed = local * math.ceil(options.slots / shared)
-    if device == "auto":
-        enough = local <= facts.gpus
-        device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
-    devices = None  # all that a rank sees; on other machines their names may differ
-    if device == "cuda":
-        if needed > facts.gpus:
-            raise UserError(
-                f"--nproc {options.nproc} --concurrency {options.slots}: needs {needed} GPUs on "
-                f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
-                "one with --trials-per-gpu, or --device cpu"
-            )
-        if options.nnodes == 1 or options.slots > 1:
-            named = os.environ.get("CUDA_VISIBLE_DEVICES")
-            every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
-            first = slot // shared * local
-            devices = ",".join(every[first : first + local])
-    elif options.amp:
-        raise UserError("--amp: bf16 training needs a GPU; leave it out on a CPU")
-    elif shared > 1:
-        raise UserError(
-            f"--trials-per-gpu {shared}: there is no GPU to share on a CPU; leave it out, "
-            "--concurrency alone says how many trials train at the same time"
-        )
-    return Placement(
-        world_size=options.nproc,
-        device=device,
-        visible_devices=devices,
-        amp=device == "cuda" and (amp if options.amp is None else options.amp),
-        compile=options.compile,
-        stall_timeout=options.stall_timeout,
     )
