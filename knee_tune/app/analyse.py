@@ -7,6 +7,7 @@ from pathlib import Path
 from knee_tune.app.comparison import key_of
 from knee_tune.app.extra_runs import Lines
 from knee_tune.app.home import Home, Places
+from knee_tune.app.opened import reopen_workshop
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import interruptible
 from knee_tune.app.winner import find_trial
@@ -19,7 +20,6 @@ from knee_tune.specs.analyses import Analysis, Sharpness
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import RunLink
-from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.measured import add_metrics
 from knee_tune.tuning.storage import open_storage, refuse_missing
@@ -83,10 +83,7 @@ def analyse_study(
     study = load_study(open_storage(places.storage_url), name)
     spec = spec_of(study)
     subjects = list(_subjects(places.home, study, spec, number=number, row=row))
-    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
-    with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
-        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
-            raise UserError(f"study {name}: its data has changed since; these are other losses")
+    with reopen_workshop(places.home, study, options) as workshop, interruptible():
         analysed = []
         for subject in subjects:
             found = _analyse(workshop, subject, analysis, watched)

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from knee_tune.app.home import Places
+from knee_tune.app.home import Home, Places
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement
 from knee_tune.planning.planner import budget_steps
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import StudyStarted
+from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.preload import preload
@@ -93,6 +95,28 @@ def open_for_training(
         )
         opened.tracker.record(_study_started(opened, placement))
         yield opened
+
+
+@contextmanager
+def reopen_workshop(
+    home: Home, study: Study, options: GroupOptions, *, amp: bool | None = None
+) -> Iterator[Workshop]:
+    """The workshop of a study, to look once more at what it trained.
+
+    ``amp``: bf16 autocast where there is a GPU; as the recipe says if None. UserError if the data
+    has changed since: every number would be another one.
+    """
+    spec = spec_of(study)
+    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+    if amp is not None:
+        recipe = recipe.model_copy(update={"amp": amp})
+    with open_workshop(home, spec, recipe, options) as workshop:
+        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
+            raise UserError(
+                f"study {spec.name}: its data has changed since, so its numbers do not come again; "
+                "put the old data back"
+            )
+        yield workshop
 
 
 def _unfused(study: Study, workshop: Workshop) -> str:

@@ -6,14 +6,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from knee_tune.app.home import Places
-from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.app.opened import reopen_workshop
+from knee_tune.app.workshop import GroupOptions, Workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.confirmation import Confirmed
 from knee_tune.specs.records import TrialRecord
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
-from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.registry import register
 from knee_tune.tuning.storage import open_storage
@@ -59,8 +59,8 @@ def register_study(
     if test is None:
         with ExitStack() as stack:
             if workshop is None:
-                recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
-                opening = open_workshop(places.home, spec, recipe, GroupOptions())
+                trained = TrainPlan.model_validate(attrs["plan"]).placement
+                opening = reopen_workshop(places.home, study, GroupOptions(), amp=trained.amp)
                 workshop = stack.enter_context(opening)
             test = workshop.test(weights, key=attrs["key"])
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
@@ -123,11 +123,9 @@ def replay(
     trial = study_record(study).best if number is None else find_trial(study, number)
     if trial is None or trial.state != "complete":
         raise UserError(f"study {name}: only a complete trial can be replayed")
-    spec = spec_of(study)
     folder = places.home.root.absolute() / "replays" / f"{name}-{trial.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
     recorded = TrainPlan.model_validate(study.trials[trial.number].user_attrs["plan"])
-    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     before = recorded.placement
     options = GroupOptions(
         nproc=before.world_size, device=before.device, amp=before.amp, compile=before.compile
@@ -137,9 +135,7 @@ def replay(
         on_report(report)
         return Decision(stop=False)
 
-    with open_workshop(places.home, spec, recipe, options) as workshop:
-        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
-            raise UserError(f"study {name}: its data has changed since, so nothing can be replayed")
+    with reopen_workshop(places.home, study, options) as workshop:
         plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
         outcome = workshop.runner.run(
             plan, on_report=reported, on_line=on_line, on_progress=lambda step: None

@@ -57,10 +57,11 @@ def a_lucky_trial(seed_lr: float, seed: int) -> float:
 
 
 class Arithmetic:
-    """A group runner without ranks."""
+    """A group runner without ranks, on a machine with as many GPUs as it is told."""
 
-    def __init__(self, quality: Quality) -> None:
-        self.quality = quality
+    def __init__(self, quality: Quality, *, gpus: int = 0) -> None:
+        self.quality, self.gpus = quality, gpus
+        self.tested: list[TestPlan] = []
         self.fresh: list[tuple[float, int]] = []
         """Seed LR and random seed of every run of a confirmation that was begun."""
         self.interrupt_at: int | None = None
@@ -74,9 +75,16 @@ class Arithmetic:
         on_progress: Callable[[int], None],
     ) -> Outcome:
         if isinstance(plan, DescribePlan):
-            facts = TaskFacts(steps_per_epoch=4, data_fingerprint="f", parameters=1, examples={})
+            facts = TaskFacts(
+                steps_per_epoch=4,
+                data_fingerprint="f",
+                parameters=1,
+                examples={},
+                gpus=self.gpus,
+            )
             return Done(state="complete", result=facts.model_dump())
         if isinstance(plan, TestPlan):
+            self.tested.append(plan)
             return Done(state="complete", result={"metrics": {"test_accuracy": 69.0}})
         assert isinstance(plan, TrainPlan)
         return self._train(plan, on_report, on_progress)
@@ -128,7 +136,9 @@ class Bench:
         *,
         confirm: str | None,
         tracked: bool = False,
+        register: bool = True,
         slots: int = 1,
+        amp: bool | None = None,
         trials: int = 3,
         timeout: float | None = None,
     ) -> RunSummary:
@@ -153,9 +163,9 @@ class Bench:
             return run_study(
                 request,
                 self.places(tracked),
-                GroupOptions(slots=slots),
+                GroupOptions(slots=slots, amp=amp),
                 timeout=timeout,
-                register=tracked,
+                register=tracked and register,
                 watch=lambda start: nullcontext(PlainWatcher(console, start)),
             )
         finally:
@@ -356,3 +366,12 @@ def test_what_was_not_confirmed_is_a_candidate_unless_a_person_says_otherwise(
     assert register(alias="champion") == "champion"
     assert register() == "champion"  # a person made it one
     assert aliases(tracked.home) == {"champion": "0.1"}
+
+
+def test_a_later_register_tests_in_the_arithmetic_of_the_training(tracked: Bench) -> None:
+    gpu = Arithmetic(a_real_difference, gpus=1)
+    tracked.run(gpu, confirm=None, tracked=True, register=False, amp=True)
+    assert not gpu.tested
+    register_study(tracked.places(tracked=True), "s", number=None, on_line=lambda line: None)
+    (test,) = gpu.tested
+    assert (test.placement.device, test.placement.amp) == ("cuda", True)

@@ -1,0 +1,81 @@
+"""A later command opens a study's task as it was trained, or says that it cannot."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knee_tune.app import workshop
+from knee_tune.app.home import Home
+from knee_tune.app.opened import reopen_workshop
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.workshop import GroupOptions
+from knee_tune.distributed.protocol import Done, Outcome
+from knee_tune.errors import UserError
+from knee_tune.planning.plan import TaskFacts
+from knee_tune.tuning.storage import open_storage
+from knee_tune.tuning.study import Study, open_study
+
+Machine = Callable[[int, str], None]
+"""Makes the machine one with so many GPUs and with data of that fingerprint."""
+
+
+class Described:
+    """A group runner that knows what there is, and trains nothing."""
+
+    def __init__(self, facts: TaskFacts) -> None:
+        self._facts = facts
+
+    def run(self, *_: Any, **__: Any) -> Outcome:
+        return Done(state="complete", result=self._facts.model_dump())
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    def become(gpus: int, fingerprint: str) -> None:
+        facts = TaskFacts(
+            steps_per_epoch=4,
+            data_fingerprint=fingerprint,
+            parameters=1,
+            examples={},
+            gpus=gpus,
+        )
+        monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: Described(facts))
+
+    return become
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+@pytest.fixture
+def study(home: Home) -> Study:
+    spec, recipe = StudyRequest(task="digits", name="s").resolve()
+    storage = open_storage(f"sqlite:///{home.root}/optuna.db")
+    return open_study(storage, spec, recipe=recipe, data_fingerprint="as it was")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "bf16"), [(1, True, True), (1, None, False), (0, True, False)]
+)
+def test_what_was_trained_in_bf16_is_looked_at_in_bf16_where_there_is_a_gpu(
+    home: Home, study: Study, machine: Machine, gpus: int, asked: bool | None, bf16: bool
+) -> None:
+    machine(gpus, "as it was")
+    with reopen_workshop(home, study, GroupOptions(), amp=asked) as opened:
+        assert opened.placement().amp is bf16
+
+
+def test_other_data_give_other_numbers(home: Home, study: Study, machine: Machine) -> None:
+    machine(0, "prepared anew")
+    with (
+        pytest.raises(UserError, match=r"^study s: its data has changed since"),
+        reopen_workshop(home, study, GroupOptions()),
+    ):
+        pass
