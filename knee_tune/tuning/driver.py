@@ -28,7 +28,7 @@ from knee_tune.tuning.fused_training import train_fused
 from knee_tune.tuning.listeners import Recorder, Watcher
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import give_back, recover, requeue
+from knee_tune.tuning.recovery import current, give_back, recover, requeue
 from knee_tune.tuning.replicates import Crew, train_replicates
 from knee_tune.tuning.study import trial_record
 from knee_tune.tuning.trial import Search, TrialRun
@@ -42,6 +42,10 @@ MANY = 8
 
 class TrialFailedError(Exception):
     """A trial could not be trained; the study goes on."""
+
+
+class TrialRefusedError(UserError):
+    """A trial, and so every other one, cannot be trained before people put something right."""
 
 
 class Driver:
@@ -69,7 +73,8 @@ class Driver:
         It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
-        UserError when trial after trial fails.
+        UserError when trial after trial fails, or when one does for what people must put right:
+        then it is in the queue again, too.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with quiet_optuna():
@@ -84,7 +89,9 @@ class Driver:
             finally:
                 give_back(self._study, reason=INTERRUPTED)
         if not wanted(self._study, self._search.axes, trials=None):
-            self._watcher.line("every point of the search space was tried")
+            failed = [each for each in current(self._study.trials) if each.state == TrialState.FAIL]
+            but = f"; {len(failed)} of them failed" if failed else ""
+            self._watcher.line(f"every point of the search space was tried{but}")
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
         """One slot's life: one trial after another until there is nothing left to do.
@@ -118,7 +125,7 @@ class Driver:
                     run = kind(trial, self._search)
                     asking.close()
                     return self._objective(run, slot)
-                except (KeyboardInterrupt, SlotInterruptedError):
+                except (KeyboardInterrupt, SlotInterruptedError, TrialRefusedError):
                     known = self._study.get_trials(deepcopy=False)
                     requeue(self._study, known[trial.number], counts=False)
                     raise
@@ -201,6 +208,9 @@ class Driver:
 
     def _tell(self, run: TrialRun, ending: Ending) -> float:
         """The trial's value, or the exception by which Optuna tells its fate."""
+        if ending.user_error:
+            name, number = self._study.study_name, run.number
+            raise TrialRefusedError(f"study {name}: trial {number}: {ending.reason}")
         if ending.end == "failed":
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= FAILURES_IN_A_ROW:

@@ -25,12 +25,16 @@ class Ending:
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Of the final evaluation, if complete."""
+    user_error: bool = False
+    """It failed for what people must put right: every other run would fail for it, too."""
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Ending":
         """A run that diverged is told as pruned: a normal outcome of a search, not a crash."""
         if isinstance(outcome, Failure):
-            return cls(end="failed", reason=outcome.message)
+            return cls(
+                end="failed", reason=outcome.message, user_error=outcome.kind == "user_error"
+            )
         metrics: dict[str, float] = outcome.result.get("metrics", {})
         if outcome.state == "stopped":
             return cls(end="pruned", reason=f"pruned at step {outcome.step}")

@@ -115,13 +115,15 @@ def give_back(study: optuna.Study, *, reason: str) -> None:
 
 
 def requeue_failed(study: optuna.Study) -> None:
-    """Put every failed trial that was started once back into the queue: a grid is to be whole.
+    """Put every failed trial back into the queue: a grid is to be whole.
 
-    Call it where no other driver does (see :func:`knee_tune.tuning.asking.asking_lock`).
+    It uses up no retry, for a command is a person's decision: what failed on a full disk is to go
+    on when there is room again. Call it once for a command, and where no other driver does (see
+    :func:`knee_tune.tuning.asking.asking_lock`).
     """
     for trial in current(study.get_trials(deepcopy=False)):
-        if trial.state == TrialState.FAIL and not trial.user_attrs.get("retries"):
-            requeue(study, trial)
+        if trial.state == TrialState.FAIL:
+            requeue(study, trial, counts=False)
 
 
 def _fail(

@@ -12,7 +12,7 @@ from knee_tune.planning.plan import Replica
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import batches, scribe
 from knee_tune.tuning.batch_training import BatchTraining
-from knee_tune.tuning.recovery import driver_id
+from knee_tune.tuning.recovery import driver_id, requeue_failed
 from tests.integration.fused_ranks import FusedRanks, rising
 from tests.integration.workbench import BUDGET, Died, Workbench, at
 
@@ -201,6 +201,16 @@ def test_a_batch_that_cannot_be_trained_fails_all_its_trials_and_ends_the_search
         drive(bench, FusedRanks(at(60, Died("user_error"))))
     assert bench.states == ["failed"] * 6
     assert bench.record.trials[0].reason == "died: user_error"
+
+
+def test_a_batch_that_failed_is_trained_whenever_the_study_is_continued(bench: Workbench) -> None:
+    runner = FusedRanks(*[at(60, Died("user_error"))] * 3)
+    for _ in range(3):
+        with pytest.raises(UserError, match="its batch of 6 trials failed"):
+            drive(bench, runner)
+        requeue_failed(bench.study)
+    drive(bench, runner)
+    assert bench.states == ["complete"] * 6
 
 
 def test_trials_of_a_batch_have_heartbeats(

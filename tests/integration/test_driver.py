@@ -136,11 +136,16 @@ def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
     ] * 2
 
 
-def test_what_people_must_put_right_is_not_tried_again(bench: Workbench) -> None:
-    runner = bench.drive(InProcess(at(60, Died("user_error"))), trials=1)
-    (trial,) = bench.record.trials
-    assert (trial.state, trial.reason) == ("failed", "died: user_error")
+def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
+    runner = InProcess(at(60, Died("user_error")))
+    with pytest.raises(UserError, match=r"^study it: trial 0: died: user_error$"):
+        bench.drive(runner, trials=2)
     assert len(runner.plans) == 1
+    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL"]
+    bench.drive(runner, trials=2)  # it was put right
+    assert bench.states == ["complete"] * 2
+    first = bench.record.trials[0]
+    assert (first.key, first.steps_trained) == ("trial-0000", 60 + 100)  # from its checkpoint
 
 
 def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_on(

@@ -172,10 +172,10 @@ def test_an_interrupted_trial_goes_on_with_its_count(bench: Workbench) -> None:
 
 
 def test_a_run_that_cannot_be_trained_fails_its_trial(bench: Workbench) -> None:
-    trial = drive(bench, FusedRanks(at(60, Died("user_error"))))
-    assert (trial.state, trial.reason) == ("failed", "died: user_error")
+    trial = drive(bench, FusedRanks(*[at(60, Died("signal"))] * 3))
+    assert (trial.state, trial.reason) == ("failed", "died: signal")
     assert [replicate.state for replicate in trial.replicates] == ["failed"] * 3
-    assert trial.steps_trained == 3 * 60
+    assert trial.steps_trained == 3 * (60 + 10 + 10)
 
 
 def test_a_twin_is_answered_from_the_record_of_the_trial(bench: Workbench) -> None:
