@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knee_tune.app.comparison import key_of
+from knee_tune.app.ending import interruptible
 from knee_tune.app.extra_runs import Lines
 from knee_tune.app.home import Home, Places
 from knee_tune.app.opened import reopen_workshop
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import interruptible
 from knee_tune.app.winner import find_trial
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop, shown_failure
 from knee_tune.distributed.protocol import Decision, Done

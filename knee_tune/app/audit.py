@@ -1,13 +1,12 @@
 """``knee-tune audit``: pruned trials are trained to their end, to see what pruning threw away."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
+from knee_tune.app.ending import told_end
 from knee_tune.app.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
-from knee_tune.app.run import interruptible
 from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
@@ -17,7 +16,6 @@ from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import StudyFinished
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.attributes import record_audit
 from knee_tune.tuning.storage import open_storage, refuse_missing
 from knee_tune.tuning.study import Study, load_study, spec_of, study_record
@@ -55,20 +53,13 @@ def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     group = _placed_as(study, numbers[0], options)
     with open_for_training(spec, recipe, places, group) as opened:
-        ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
-        try:
-            with interruptible():
-                _finish(
-                    opened, watcher, [trial for trial in record.trials if trial.number in numbers]
-                )
-            ended = "COMPLETE"
-        except KeyboardInterrupt:
-            ended = "INTERRUPTED"
-            raise
-        finally:
-            opened.tracker.record(_finished(study_record(opened.study), ended))
-            if notice := unsent_notice(opened.tracker.close(), places.tracking_uri or ""):
-                watcher.line(notice)
+        with told_end(
+            opened.tracker,
+            uri=places.tracking_uri,
+            finished=lambda _: _finished(study_record(opened.study)),
+            on_line=watcher.line,
+        ):
+            _finish(opened, watcher, [trial for trial in record.trials if trial.number in numbers])
         return study_record(opened.study)
 
 
@@ -92,15 +83,8 @@ def chosen(record: StudyRecord, options: AuditOptions) -> list[int]:
 def _placed_as(study: Study, number: int, options: AuditOptions) -> GroupOptions:
     """Worker groups as the trial had them: elsewhere its checkpoints are another run's."""
     before = TrainPlan.model_validate(study.trials[number].user_attrs["plan"]).placement
-    return GroupOptions(
-        nproc=before.world_size,
-        device=before.device,
-        amp=before.amp,
-        compile=before.compile,
-        slots=options.slots,
-        stall_timeout=before.stall_timeout,
-        trunk_cache=options.trunk_cache,
-    )
+    alike = GroupOptions.as_placed(before)
+    return replace(alike, slots=options.slots, trunk_cache=options.trunk_cache)
 
 
 def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) -> None:
@@ -143,15 +127,15 @@ def _run(opened: OpenedStudy, trial: TrialRecord, seed: int) -> ExtraRun:
     )
 
 
-def _finished(
-    record: StudyRecord, ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"]
-) -> StudyFinished:
+def _finished(record: StudyRecord) -> StudyFinished:
+    """What the study's MLflow run learns of it; its search was over before, however this ended."""
     report = record.audit_report
     if report is None:
-        return StudyFinished(state=ended)
-    metrics = {
-        "audit_wrong_prunes": report.wrong.share,
-        "audited_trials": float(report.wrong.of),
-        "audit_steps_trained": float(report.steps_trained),
-    }
-    return StudyFinished(state=ended, metrics=metrics)
+        return StudyFinished()
+    return StudyFinished(
+        metrics={
+            "audit_wrong_prunes": report.wrong.share,
+            "audited_trials": float(report.wrong.of),
+            "audit_steps_trained": float(report.steps_trained),
+        }
+    )

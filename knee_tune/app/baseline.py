@@ -1,12 +1,11 @@
 """``knee-tune run --schedule NAME``: a schedule of the paper's baselines, outside the search."""
 
-from typing import Literal
-
+from knee_tune.app.ending import told_end
 from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import Watch, interruptible, study_start
+from knee_tune.app.run import Watch, study_start
 from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.planning.planner import baseline_schedule
@@ -30,18 +29,17 @@ def run_baseline(
     It is no trial: the search never sees it. UserError if the training fails.
     """
     spec, recipe = request.resolve()
-    with open_for_training(spec, recipe, places, options) as opened:
-        ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
-        try:
-            with interruptible(), watch(study_start(opened)) as watcher:
-                record = _train(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
-            ended = "COMPLETE"
-        except KeyboardInterrupt:
-            ended = "INTERRUPTED"
-            raise
-        finally:
-            opened.tracker.record(StudyFinished(state=ended))
-            opened.tracker.close()
+    with (
+        open_for_training(spec, recipe, places, options, beside=True) as opened,
+        watch(study_start(opened)) as watcher,
+        told_end(
+            opened.tracker,
+            uri=places.tracking_uri,
+            finished=lambda _: StudyFinished(),  # what its search came to is another matter
+            on_line=watcher.line,
+        ),
+    ):
+        record = _train(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
     if record.state == "failed":
         raise UserError(f"--schedule {schedule_name}: {record.reason}")
     return record

@@ -1,29 +1,21 @@
 """``knee-tune budget``: the smallest budget that reaches a target (the paper's Table 7)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
 
 from knee_tune.app.budget_request import Search
+from knee_tune.app.ending import told_end
 from knee_tune.app.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.app.home import Places
-from knee_tune.app.run import interruptible
 from knee_tune.app.searches import KeptSearch, continued_search
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule
 from knee_tune.planning.planner import baseline_schedule, knee_schedule
 from knee_tune.specs.budget import BudgetRecord, BudgetRun, in_epochs
-from knee_tune.specs.tracking import Attached, StudyFinished, StudyStarted
-from knee_tune.tracking import (
-    Tracker,
-    experiment_name,
-    open_tracker,
-    provenance,
-    unsent_notice,
-)
+from knee_tune.specs.tracking import Attached, StudyFinished, StudyStarted, StudyState
+from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +41,16 @@ def search_budget(
     ):
         tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
         opened = OpenedSearch(workshop=workshop, study=kept, tracker=tracker)
-        try:
-            with _tracked(opened, search), interruptible():
-                for epochs in search.budgets:
-                    _train(opened, search, epochs, watcher)
-                kept.keep(kept.record.model_copy(update={"finished": True}))
-        finally:
-            if notice := unsent_notice(tracker.close(), places.tracking_uri or ""):
-                watcher.line(notice)
+        tracker.record(_started(opened, search))
+        with told_end(
+            tracker,
+            uri=places.tracking_uri,
+            finished=lambda state: _finished(opened, state),
+            on_line=watcher.line,
+        ):
+            for epochs in search.budgets:
+                _train(opened, search, epochs, watcher)
+            kept.keep(kept.record.model_copy(update={"finished": True}))
         return kept.record
 
 
@@ -152,49 +146,42 @@ def _schedule(
     return knee_schedule(recipe, facts, seed_lr=seed_lr, explore_fraction=explore_fraction)
 
 
-@contextmanager
-def _tracked(opened: OpenedSearch, search: Search) -> Iterator[None]:
-    """The search's own MLflow run, from its start to whatever end it comes to."""
-    tracker, record, spec = opened.tracker, opened.study.record, search.spec
+def _started(opened: OpenedSearch, search: Search) -> StudyStarted:
+    """The search's own MLflow run begins."""
+    record, spec = opened.study.record, search.spec
     placement = opened.workshop.placement()
-    tracker.record(
-        StudyStarted(
-            uid=record.uid,
-            name=record.name,
-            task=spec.task,
-            experiment=experiment_name(spec.task),
-            description=f"Smallest budget with {record.metric} {record.target:g}",
-            params={
-                "recipe": record.recipe,
-                "target": record.target,
-                "seed": spec.seed,
-            },
-            tags={
-                **provenance(),
-                "knee.kind": "budget",
-                "knee.budgets": ",".join(map(str, record.budgets)),
-                "knee.preset": spec.preset,
-                "knee.data_fingerprint": record.data_fingerprint,
-                "knee.device": placement.device,
-                "knee.world_size": str(placement.world_size),
-            },
-        )
+    return StudyStarted(
+        uid=record.uid,
+        name=record.name,
+        task=spec.task,
+        experiment=experiment_name(spec.task),
+        description=f"Smallest budget with {record.metric} {record.target:g}",
+        params={
+            "recipe": record.recipe,
+            "target": record.target,
+            "seed": spec.seed,
+        },
+        tags={
+            **provenance(),
+            "knee.kind": "budget",
+            "knee.budgets": ",".join(map(str, record.budgets)),
+            "knee.preset": spec.preset,
+            "knee.data_fingerprint": record.data_fingerprint,
+            "knee.device": placement.device,
+            "knee.world_size": str(placement.world_size),
+        },
     )
-    ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
-    try:
-        yield
-        ended = "COMPLETE"
-    except KeyboardInterrupt:
-        ended = "INTERRUPTED"
-        raise
-    finally:
-        found = opened.study.record
-        smallest = {name: found.smallest(name) for name in found.schedules}
-        metrics = {f"epochs_{name}": float(cell.epochs) for name, cell in smallest.items() if cell}
-        cost = found.steps()
-        steps = {
-            "steps_trained": float(cost.trained),
-            "steps_independent": float(cost.independent),
-        }
-        tracker.record(Attached(name="budget.json", text=found.model_dump_json(indent=2)))
-        tracker.record(StudyFinished(state=ended, metrics=metrics | steps))
+
+
+def _finished(opened: OpenedSearch, state: StudyState) -> StudyFinished:
+    """It ends, with what was found so far."""
+    found = opened.study.record
+    smallest = {name: found.smallest(name) for name in found.schedules}
+    metrics = {f"epochs_{name}": float(cell.epochs) for name, cell in smallest.items() if cell}
+    cost = found.steps()
+    steps = {
+        "steps_trained": float(cost.trained),
+        "steps_independent": float(cost.independent),
+    }
+    opened.tracker.record(Attached(name="budget.json", text=found.model_dump_json(indent=2)))
+    return StudyFinished(state=state, metrics=metrics | steps)

@@ -4,7 +4,7 @@ from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.app.opened import OpenedStudy
 from knee_tune.planning.planner import knee_schedule
 from knee_tune.reporting.verdict import judge
-from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun
+from knee_tune.specs.confirmation import Candidate, FreshRun
 from knee_tune.specs.records import RunRecord, StudyRecord, TrialRecord
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.steps import StepCount
@@ -14,26 +14,29 @@ from knee_tune.tuning.listeners import Watcher
 from knee_tune.tuning.study import study_record
 
 
-def confirm_winner(opened: OpenedStudy, watcher: Watcher) -> Confirmation | None:
+def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None = None) -> bool:
     """Train the candidates with the fresh seeds that the study asks for, judge, and keep it.
 
     Numbers are of the validation split only. Runs that were trained before (an interrupted
-    confirmation, one with fewer seeds) are answered from their records. None if the study asks for
-    no confirmation, or has no complete trial.
+    confirmation, one with fewer seeds) are answered from their records. After ``timeout`` seconds
+    none is begun, and False is returned if any is left. There is nothing to do where the study
+    asks for no confirmation, or has no complete trial.
     """
     confirm, record = opened.workshop.spec.confirm, study_record(opened.study)
     if confirm is None or record.best is None:
-        return None
+        return True
     recipe = opened.workshop.recipe
     default = (recipe.seed_lr, DEFAULT_EXPLORE_FRACTION)
     candidates = chosen(record, count=confirm.candidates, default=default)
-    trained = _train(opened, watcher, candidates)
+    trained = _train(opened, watcher, candidates, timeout=timeout)
+    if trained is None:
+        return False
     confirmation = judge(trained, metric=record.metric, direction=record.direction)
     record_confirmation(opened.study, confirmation)
     text = confirmation.model_dump_json(indent=2)
     opened.tracker.record(Attached(name="confirmation.json", text=text))
     watcher.line(confirmation.words)
-    return confirmation
+    return True
 
 
 def chosen(record: StudyRecord, *, count: int, default: tuple[float, float]) -> list[Candidate]:
@@ -53,14 +56,19 @@ def chosen(record: StudyRecord, *, count: int, default: tuple[float, float]) -> 
     ]
 
 
-def _train(opened: OpenedStudy, watcher: Watcher, candidates: list[Candidate]) -> list[Candidate]:
-    """The candidates with their runs, one for every fresh seed."""
+def _train(
+    opened: OpenedStudy, watcher: Watcher, candidates: list[Candidate], *, timeout: float | None
+) -> list[Candidate] | None:
+    """The candidates with their runs, one for every fresh seed; None if there was no time."""
     seeds = opened.workshop.spec.confirmation_seeds
     runs = [_fresh_run(opened, candidate, seed) for candidate in candidates for seed in seeds]
     watcher.line(
         f"confirming: {len(runs)} runs, {len(candidates)} x {len(seeds)} (points x fresh seeds)"
     )
-    records = iter(train_extra_runs(opened, watcher, runs))
+    trained = train_extra_runs(opened, watcher, runs, timeout=timeout)
+    if len(trained) < len(runs):
+        return None
+    records = iter(trained)
     return [
         candidate.model_copy(update={"runs": tuple(_told(next(records), seed) for seed in seeds)})
         for candidate in candidates

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.analysis.range_curve import RangeReading, read_off
+from knee_tune.app.ending import interruptible
 from knee_tune.app.extra_runs import Lines
 from knee_tune.app.home import Home
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import interruptible
 from knee_tune.app.workshop import GroupOptions, open_workshop, shown_failure
 from knee_tune.distributed.protocol import Decision, Done
 from knee_tune.errors import UserError

@@ -57,19 +57,24 @@ class OpenedStudy:
 
 @contextmanager
 def open_for_training(
-    spec: StudySpec, recipe: Recipe, places: Places, options: GroupOptions
+    spec: StudySpec,
+    recipe: Recipe,
+    places: Places,
+    options: GroupOptions,
+    *,
+    beside: bool = False,
 ) -> Iterator[OpenedStudy]:
     """Open everything, the study last: until its task's data is seen to be there, nothing is made.
 
-    The tracker is left to the caller to close, who can say what it could not send.
+    ``beside``: what is trained lies outside the search, so a study that is there keeps the one that
+    it was asked for. The tracker is left to the caller to close, who can say what it could not
+    send. UserError if this machine or this study cannot train what is asked for.
     """
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
     with open_workshop(places.home, spec, recipe, options) as workshop:
         preloading.join()
-        placement = (
-            workshop.placement()
-        )  # refuses what this machine has not, before a study is made
+        placement = workshop.placement()  # before a study is made: the machine may be too small
         axes = {
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
@@ -77,7 +82,12 @@ def open_for_training(
         tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
         storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
         study = open_study(
-            storage, spec, recipe=recipe, data_fingerprint=workshop.facts.data_fingerprint
+            storage,
+            spec,
+            recipe=recipe,
+            data_fingerprint=workshop.facts.data_fingerprint,
+            amp=placement.amp,
+            beside=beside,
         )
         study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
         total_steps = budget_steps(recipe, workshop.facts)

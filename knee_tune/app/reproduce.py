@@ -170,7 +170,6 @@ class Reproduction:
     record: StudyRecord
     ridge: Ridge | None
     report: Path | None
-    notices: tuple[str, ...]
 
     @property
     def rows(self) -> list[TableRow]:
@@ -240,7 +239,6 @@ def reproduce(request: ReproductionRequest, places: Places, *, watch: Watch) -> 
         record=summary.record,
         ridge=summary.ridge,
         report=summary.report,
-        notices=summary.notices,
     )
 
 

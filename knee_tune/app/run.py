@@ -1,29 +1,27 @@
 """``knee-tune run``: drive a study to its number of trials and register its best model."""
 
-import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Literal
 
 from knee_tune.app.comparison import compare_rows
 from knee_tune.app.confirm import confirm_winner
+from knee_tune.app.ending import told_end
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
 from knee_tune.app.publish import LivePages, Published, publish, show_now
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
 from knee_tune.app.workshop import GroupOptions
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
-from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished
-from knee_tune.tracking import unsent_notice
+from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished, StudyState
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
@@ -51,7 +49,7 @@ class StudyStart:
     world_size: int
     slots: int
     gpus: int
-    """On this machine, used or not."""
+    """On this machine that could have been chosen, used or not."""
     replicates: int = 1
     fused: bool = False
     """Whether they train together, as one batched model."""
@@ -71,8 +69,8 @@ class RunSummary:
     """The HTML file."""
 
     registered: RegisteredModel | None
-    notices: tuple[str, ...]
-    """What could not be done yet, because the tracking server did not answer."""
+    unregistered: str = ""
+    """Why the best model is not registered, if it was to be."""
 
 
 Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
@@ -89,62 +87,57 @@ def run_study(
 ) -> RunSummary:
     """Drive the study; the same call continues it.
 
-    KeyboardInterrupt (Ctrl-C or SIGTERM) is raised on after every running trial was told.
+    After ``timeout`` seconds no trial and no other run is begun. The winner is tested and
+    registered once it is known. KeyboardInterrupt (Ctrl-C or SIGTERM) is raised on after every
+    running trial was told.
     """
+    began = time.monotonic()
+
+    def left() -> float | None:
+        return None if timeout is None else timeout - (time.monotonic() - began)
+
     spec, recipe = request.resolve()
-    with open_for_training(spec, recipe, places, options) as opened:
-        ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"] = "FAIL"
-        registered, notices, published = None, [], Published()
-        try:
-            with interruptible(), watch(study_start(opened)) as watcher:
-                with LivePages(opened, on_line=watcher.line) as pages:
-                    if spec.compare is not None:
-                        compare_rows(opened, watcher, timeout=timeout, on_change=pages.changed)
-                    else:
-                        _drive(opened, watcher, timeout=timeout, pages=pages)
-                        if _search_is_over(opened, watcher):
-                            confirm_winner(opened, watcher)
-                if register and places.tracking_uri and study_record(opened.study).best:
-                    try:
-                        registered = _register(opened, watcher)
-                    except UserError as error:  # the study is done, whatever the registry says
-                        notices.append(f"not registered: {error}")
-                published = publish(opened, on_line=watcher.line)
-            ended = "COMPLETE"
-        except KeyboardInterrupt:
-            ended = "INTERRUPTED"
-            raise
-        finally:
-            try:
-                if ended != "COMPLETE":
-                    show_now(opened, on_line=notices.append)
-                record = study_record(opened.study)
-                opened.tracker.record(_finished(record, ended, published))
-            finally:
-                remaining = opened.tracker.close()
-        if notice := unsent_notice(remaining, places.tracking_uri or ""):
-            notices.append(notice)
+    with (
+        open_for_training(spec, recipe, places, options) as opened,
+        watch(study_start(opened)) as watcher,
+    ):
+        published = Published()
+
+        def finished(state: StudyState) -> StudyFinished:
+            if state != "COMPLETE":
+                show_now(opened, on_line=watcher.line)
+            return _finished(study_record(opened.study), state, published)
+
+        registered, unregistered = None, ""
+        uri = places.tracking_uri
+        with told_end(opened.tracker, uri=uri, finished=finished, on_line=watcher.line):
+            with LivePages(opened, on_line=watcher.line) as pages:
+                if spec.compare is not None:
+                    compare_rows(opened, watcher, timeout=left(), on_change=pages.changed)
+                    cut_off = ""
+                else:
+                    _drive(opened, watcher, timeout=left(), pages=pages)
+                    cut_off = _cut_off(opened, timeout) or _confirm(opened, watcher, left())
+                    if cut_off and spec.confirm is not None:
+                        watcher.line(
+                            f"not confirmed yet: {cut_off}; the same command again goes on"
+                        )
+            if register and uri and study_record(opened.study).best:
+                try:
+                    registered = _register(opened, watcher, cut_off)
+                except UserError as error:
+                    unregistered = f"not registered: {error}"
+                except Exception as error:  # of the task's code, or the store's: the study is done
+                    what = f"{type(error).__name__}: {first_line(error)}"
+                    unregistered = f"not registered ({what}); knee-tune register shows where"
+            published = publish(opened, on_line=watcher.line)
         return RunSummary(
-            record=record,
+            record=study_record(opened.study),
             ridge=published.ridge,
             report=published.report,
             registered=registered,
-            notices=tuple(notices),
+            unregistered=unregistered,
         )
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM (from a scheduler that preempts) ends a command as cleanly as Ctrl-C."""
-
-    def interrupt(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _drive(
@@ -190,21 +183,32 @@ def _drive(
     ).run(trials=workshop.spec.limit, timeout=timeout)
 
 
-def _search_is_over(opened: OpenedStudy, watcher: Watcher) -> bool:
-    """Whether the winner is known; a confirmation before that would be of somebody else."""
-    spec = opened.workshop.spec
-    if wanted(opened.study, opened.axes, trials=spec.limit):
-        cut_off = "--timeout ended the search before its last trial"
-    elif study_record(opened.study).counts.running:
-        cut_off = "another driver still trains trials of this study"
-    else:
-        return True
-    if spec.confirm is not None:
-        watcher.line(f"not confirmed yet: {cut_off}; the same command again goes on")
-    return False
+def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
+    """Why the winner is not known yet; empty if it is."""
+    if wanted(opened.study, opened.axes, trials=opened.workshop.spec.limit):
+        by_us = timeout is not None
+        what = "--timeout ended the search" if by_us else "another driver gave a trial back"
+        return f"{what} before its last trial"
+    if study_record(opened.study).counts.running:
+        return "another driver still trains trials of this study"
+    return ""
 
 
-def _register(opened: OpenedStudy, watcher: Watcher) -> RegisteredModel:
+def _confirm(opened: OpenedStudy, watcher: Watcher, timeout: float | None) -> str:
+    """Confirm the winner, if that is asked for; why that was cut off, empty if it was not."""
+    done = confirm_winner(opened, watcher, timeout=timeout)
+    return "" if done else "--timeout ended the confirmation before its last run"
+
+
+def _register(opened: OpenedStudy, watcher: Watcher, cut_off: str) -> RegisteredModel:
+    """Test and register the winner; UserError if that cannot be done now.
+
+    Not one that the next trial may beat: the test split is looked at once, not at every call.
+    """
+    if cut_off:
+        raise UserError(
+            f"{cut_off}; the same command again goes on, knee-tune register takes the best so far"
+        )
     if opened.tracker.flush():
         raise UserError("the tracking server does not answer; knee-tune register does it later")
     return register_study(
@@ -241,7 +245,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         device=placement.device,
         world_size=placement.world_size,
         slots=workshop.options.slots,
-        gpus=workshop.facts.gpus,
+        gpus=workshop.facts.gpus if workshop.options.device == "auto" else 0,
         replicates=1 if spec.compare else spec.replicates,
         fused=opened.fused or opened.batched,
         compares=spec.compare is not None,
@@ -276,7 +280,7 @@ def _remarks(opened: OpenedStudy) -> Iterator[str]:
 
 def _finished(
     record: StudyRecord,
-    ended: Literal["COMPLETE", "INTERRUPTED", "FAIL"],
+    ended: StudyState,
     published: Published,
 ) -> StudyFinished:
     best = record.best

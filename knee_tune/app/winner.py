@@ -126,10 +126,7 @@ def replay(
     folder = places.home.root.absolute() / "replays" / f"{name}-{trial.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
     recorded = TrainPlan.model_validate(study.trials[trial.number].user_attrs["plan"])
-    before = recorded.placement
-    options = GroupOptions(
-        nproc=before.world_size, device=before.device, amp=before.amp, compile=before.compile
-    )
+    options = GroupOptions.as_placed(recorded.placement)
 
     def reported(report: Report) -> Decision:
         on_report(report)

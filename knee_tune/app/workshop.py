@@ -61,6 +61,17 @@ class GroupOptions:
     trunk_cache: int = 20_000_000_000
     """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
 
+    @classmethod
+    def as_placed(cls, placement: Placement) -> "GroupOptions":
+        """Groups as one was placed before, for runs that are to have its bits."""
+        return cls(
+            nproc=placement.world_size,
+            device=placement.device,
+            amp=placement.amp,
+            compile=placement.compile,
+            stall_timeout=placement.stall_timeout,
+        )
+
     def check(self) -> None:
         """UserError for options that contradict each other."""
         if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):

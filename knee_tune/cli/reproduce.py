@@ -154,8 +154,6 @@ def _print_end(console: Console, found: "Reproduction") -> None:
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     console.print(f"trained in {duration(record.seconds)}")
-    for notice in found.notices:
-        console.print(notice, style="yellow", markup=False, soft_wrap=True)
     if found.report is not None:
         console.print(f"report: {found.report}", soft_wrap=True, markup=False)
 

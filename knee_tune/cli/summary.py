@@ -57,8 +57,8 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
     print_status(console, record)
     if summary.registered is not None:
         print_registered(console, summary.registered)
-    for notice in summary.notices:
-        console.print(notice, style="yellow", markup=False, soft_wrap=True)
+    if summary.unregistered:
+        console.print(summary.unregistered, style="yellow", markup=False, soft_wrap=True)
     console.print(f"everything is in {places.home.root}", soft_wrap=True, markup=False)
     if summary.report is not None:
         console.print(f"report: {summary.report}", soft_wrap=True, markup=False)

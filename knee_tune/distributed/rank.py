@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from knee_tune.distributed.group import Group
+from knee_tune.distributed.out_of_memory import ran_out_of_memory
 from knee_tune.distributed.protocol import (
     Channel,
     Decision,
@@ -219,15 +220,12 @@ def _prefer_speed() -> None:
 
 
 def _failure(rank: int, error: BaseException) -> Failure:
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
     first_line = str(error).strip().split("\n", 1)[0]
     kind: Literal["user_error", "out_of_memory", "exception"]
     if isinstance(error, UserError):  # it is about the input, not about a rank
         kind, origin = "user_error", ""
     else:
-        kind = "out_of_memory" if memory else "exception"
+        kind = "out_of_memory" if ran_out_of_memory(error) else "exception"
         origin = f"rank {rank}: {type(error).__name__}: "
     return Failure(
         kind=kind,

@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from knee_tune.distributed.out_of_memory import ran_out_of_memory
+from knee_tune.errors import first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS, checkpoint_path, checkpoint_step
 from knee_tune.planning.plan import TrainPlan
 
@@ -39,6 +41,10 @@ _DAMAGE = (
 
 class DamagedError(Exception):
     """Why a checkpoint is no good, in a few words."""
+
+
+class UnreadableError(DamagedError):
+    """It may be sound: the disk, or the machine that has it, did not give it this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,8 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoint:
     """The checkpoint in ``folder``, if it is sound and of ``run``; otherwise DamagedError.
 
-    ``verify=False`` trusts the checksums, which another rank has looked at.
+    ``verify=False`` trusts the checksums, which another rank has looked at. Where memory runs out
+    nothing is said of the checkpoint: that error is raised on.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -121,10 +128,16 @@ def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoin
         if saved["step"] != checkpoint_step(folder):
             raise ValueError("of another step")
     except _DAMAGE as error:
-        reason = str(error).partition("\n")[0]
-        raise DamagedError(reason or type(error).__name__) from error
+        if ran_out_of_memory(error):
+            raise
+        raise _kind_of(error)(first_line(error)) from error
     weights = folder / WEIGHTS if WEIGHTS in manifest["sha256"] else None
     return Checkpoint(step=saved["step"], state=saved["state"], weights=weights)
+
+
+def _kind_of(error: Exception) -> type[DamagedError]:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return UnreadableError if isinstance(error, OSError) and not missing else DamagedError
 
 
 def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:

@@ -11,6 +11,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.training.checkpoint import (
     Checkpoint,
     DamagedError,
+    UnreadableError,
     load_checkpoint,
     run_fingerprint,
     sweep_drafts,
@@ -24,15 +25,16 @@ def find_start(
     """The state to start from, the same on every rank; None: from scratch.
 
     What is no good is named to the people who watch, and removed: the run is going to save that
-    step itself. UserError if the ranks do not see the same files.
+    step itself. What only could not be read stays where it is. UserError if the ranks do not see
+    the same files.
     """
     candidates = _candidates(plan, trunk) if group.leads else None
     for folder, run in group.gather(candidates)[0] or []:
-        found, problem = None, ""
+        found, problem, readable = None, "", True
         try:
             found = load_checkpoint(folder, run=run, verify=group.leads)
         except DamagedError as error:
-            problem = str(error)
+            problem, readable = str(error), not isinstance(error, UnreadableError)
         problems = [text for text in group.gather(problem) if text]
         if not problems:
             return found
@@ -44,7 +46,8 @@ def find_start(
             )
         if group.leads:
             say(f"{folder}: no good, starting from an earlier checkpoint: {problems[0]}")
-            shutil.rmtree(folder, ignore_errors=True)
+            if readable:
+                shutil.rmtree(folder, ignore_errors=True)
     return None
 
 

@@ -60,13 +60,21 @@ _STATES: Mapping[TrialState, records.TrialState] = {
 
 
 def open_study(
-    storage: BaseStorage, spec: StudySpec, *, recipe: Recipe, data_fingerprint: str
+    storage: BaseStorage,
+    spec: StudySpec,
+    *,
+    recipe: Recipe,
+    data_fingerprint: str,
+    amp: bool = False,
+    beside: bool = False,
 ) -> optuna.Study:
     """The study of that name, made on first use with the paper's default as its first trial.
 
-    A grid has no such trial: it is exactly the search space's.
+    A grid has no such trial: it is exactly the search space's. ``amp``: whether it is trained in
+    bf16. ``beside``: a study that is there keeps its search as it was asked for, see ``spec``.
 
-    UserError if a study of that name was made with another task, recipe, seed, world size or data.
+    UserError if a study of that name was made with another of the fields of ``FIXED_FIELDS``, other
+    data or other arithmetic.
     """
     with quiet_optuna():
         try:
@@ -84,8 +92,12 @@ def open_study(
                 unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
             _refuse_changes(spec_of(study), spec)
             _refuse_other_data(study, data_fingerprint)
+            _refuse_other_arithmetic(study, amp=amp)
+            if beside:
+                return study
         else:
             _furnish(study, spec, recipe, data_fingerprint)
+        study.set_user_attr("amp", amp)
         study.set_user_attr("spec", spec.model_dump(mode="json", exclude=unknown))
         return study
 
@@ -249,6 +261,21 @@ def _refuse_other_data(study: optuna.Study, fingerprint: str) -> None:
             f"study {study.study_name}: its trials were trained on other data (fingerprint "
             f"{known[:12]}, now {fingerprint[:12]}); choose another --study-name"
         )
+
+
+def _refuse_other_arithmetic(study: optuna.Study, *, amp: bool) -> None:
+    before = study.user_attrs.get("amp", amp)  # which studies of earlier versions do not say
+    if amp == before:
+        return
+    way, trained, now = (
+        ("leave --no-amp out, on a machine with a GPU", "bf16", "float32")
+        if before
+        else ("add --no-amp", "float32", "bf16")
+    )
+    raise UserError(
+        f"study {study.study_name}: its trials were trained in {trained}, these would be in {now}; "
+        f"{way}, or choose another --study-name"
+    )
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -29,6 +29,7 @@ from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, Tra
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.study import FRESH_SEEDS
 from knee_tune.tasks.registry import task_entry
+from knee_tune.tasks.tabular.classifier import TabularTask
 from knee_tune.tracking.store import connect, local_store
 from tests.mlflow_stores import new_home
 
@@ -253,6 +254,15 @@ def test_a_search_that_was_cut_off_is_not_confirmed(bench: Bench) -> None:
     assert confirmation_of(bench.run(Arithmetic(a_real_difference), confirm="1:2")).seeds
 
 
+def test_a_confirmation_ends_in_time_and_goes_on(bench: Bench) -> None:
+    bench.run(Arithmetic(a_real_difference), confirm=None)
+    late = Arithmetic(a_real_difference)
+    assert bench.run(late, confirm="1:2", timeout=0.0).record.confirmation is None
+    assert late.fresh == []
+    assert "not confirmed yet: --timeout ended the confirmation" in bench.said
+    assert confirmation_of(bench.run(late, confirm="1:2")).confirmed
+
+
 def test_a_candidate_that_diverges_is_out(bench: Bench) -> None:
     def sometimes(seed_lr: float, seed: int) -> float | None:
         lost = seed_lr == BETTER and seed == FRESH_SEEDS + 2
@@ -375,3 +385,30 @@ def test_a_later_register_tests_in_the_arithmetic_of_the_training(tracked: Bench
     register_study(tracked.places(tracked=True), "s", number=None, on_line=lambda line: None)
     (test,) = gpu.tested
     assert (test.placement.device, test.placement.amp) == ("cuda", True)
+
+
+def test_what_the_next_trial_may_beat_is_neither_tested_nor_registered(tracked: Bench) -> None:
+    ranks = Arithmetic(a_real_difference)
+    tracked.run(ranks, confirm=None, tracked=True, register=False, trials=1)
+    summary = tracked.run(ranks, confirm=None, tracked=True, timeout=0.0)
+    assert summary.record.best is not None
+    assert summary.registered is None
+    assert summary.unregistered.startswith(
+        "not registered: --timeout ended the search before its last trial"
+    )
+    assert not ranks.tested
+    assert tracked.run(ranks, confirm=None, tracked=True).registered is not None
+
+
+def test_a_model_that_cannot_be_registered_costs_no_report(
+    tracked: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*_: object) -> None:
+        raise NotImplementedError("predict is for later")
+
+    monkeypatch.setattr(TabularTask, "predict", predict)
+    summary = tracked.run(Arithmetic(a_real_difference), confirm=None, tracked=True)
+    assert summary.registered is None
+    assert "(NotImplementedError: predict is for later)" in summary.unregistered
+    assert summary.report is not None
+    assert summary.report.is_file()

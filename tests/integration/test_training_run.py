@@ -1,5 +1,6 @@
 """One training run from plan to weights: resumed, measured, stopped, lost. With 1 and 2 ranks."""
 
+import errno
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -259,6 +260,28 @@ def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> N
     assert done(outcome).steps_trained == STEPS - 8
     (said,) = line.said
     assert "step-00000016: no good, starting from an earlier checkpoint" in said
+    assert same(end_of(broken), end_of(whole))
+
+
+def test_a_checkpoint_that_could_not_be_read_costs_time_only(
+    plan: MakePlan, run: RunPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = plan("whole"), plan("broken")
+    run(whole)
+    run(broken, stop_at(8))
+    load = torch.load
+
+    def stale(path: Path, **options: Any) -> Any:
+        if path.parent.name == "step-00000008":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", stale)
+    line = DirectLine(never)
+    outcome = job.run_job(broken, Group(), line)
+    assert done(outcome).steps_trained == STEPS
+    (said,) = line.said
+    assert said.endswith("Stale file handle")
     assert same(end_of(broken), end_of(whole))
 
 

@@ -1,5 +1,6 @@
 """A checkpoint is there whole or not at all, and nothing in it can run code."""
 
+import errno
 import pickletools
 import resource
 import shutil
@@ -23,6 +24,7 @@ from knee_tune.schedules import Cosine
 from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (
     DamagedError,
+    UnreadableError,
     load_checkpoint,
     run_fingerprint,
     save_checkpoint,
@@ -210,6 +212,36 @@ def test_a_damaged_one_is_no_good(damage: Callable[[Path], Any], tmp_path: Path)
     with pytest.raises(DamagedError, match=r"."):
         load_checkpoint(damaged, run=RUN)
     assert number(sound) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")],
+    ids=["Python's", "torch's"],
+)
+def test_memory_that_runs_out_says_nothing_of_a_checkpoint(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
+    monkeypatch.setattr(torch, "load", failing(error))
+    with pytest.raises(type(error)):
+        load_checkpoint(folder, run=RUN)
+
+
+def test_a_disk_that_does_not_answer_is_told_from_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_checkpoint(tmp_path, run=RUN, step=2, state=state(2))
+    monkeypatch.setattr(torch, "load", failing(OSError(errno.ESTALE, "Stale file handle")))
+    with pytest.raises(UnreadableError, match="Stale file handle"):
+        load_checkpoint(folder, run=RUN)
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    return load
 
 
 class Attack:

@@ -99,7 +99,7 @@ def outcome(*trials: TrialRecord) -> Reproduction:
         trials=trials,
         spec=spec,
     )
-    return Reproduction(table="table16", record=record, ridge=None, report=None, notices=())
+    return Reproduction(table="table16", record=record, ridge=None, report=None)
 
 
 def trial(number: int, *, started: float, seconds: float, fraction: float = 0.5) -> TrialRecord:

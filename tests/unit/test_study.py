@@ -107,6 +107,31 @@ def test_trials_that_could_not_be_compared_are_refused(change: dict[str, Any], l
     assert str(refusal.value) == f"study {name}: {line}; choose another --study-name"
 
 
+@pytest.mark.parametrize(
+    ("before", "line"),
+    [
+        (True, "were trained in bf16, these would be in float32; leave --no-amp out"),
+        (False, "were trained in float32, these would be in bf16; add --no-amp"),
+    ],
+)
+def test_trials_in_other_arithmetic_are_refused(before: bool, line: str) -> None:
+    storage = InMemoryStorage()
+    spec, recipe = StudyRequest(task="digits", name="s").resolve()
+    for amp in (before, before):
+        open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=amp)
+    with pytest.raises(UserError, match=line):
+        open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=not before)
+
+
+def test_what_is_trained_beside_the_search_does_not_change_what_was_asked_for() -> None:
+    storage = InMemoryStorage()
+    made = opened(storage, name="s", sampler="tpe", trials=30)
+    spec, recipe = StudyRequest(task="digits", preset="quick", name="s").resolve()
+    beside = open_study(storage, spec, recipe=recipe, data_fingerprint="data", beside=True)
+    assert spec_of(beside) == spec_of(made)
+    assert spec_of(made).sampler == "tpe"
+
+
 def test_another_task_under_the_same_name_is_refused() -> None:
     storage = InMemoryStorage()
     opened(storage, name="mine")
