@@ -14,6 +14,7 @@ from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule
 from knee_tune.planning.planner import baseline_schedule, knee_schedule
 from knee_tune.specs.budget import BudgetRecord, BudgetRun, in_epochs
+from knee_tune.specs.shown import percent
 from knee_tune.specs.tracking import Attached, StudyFinished, StudyStarted, StudyState
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
@@ -113,7 +114,7 @@ def _runs(
             seen.add((schedule, seed))
             explore = "" if fraction is None else f"-explore{fraction:g}"
             key = f"{name}-{epochs}ep-lr{seed_lr}{explore}-seed{seed}"
-            shown = "" if fraction is None else f", explore {fraction:.0%}"
+            shown = "" if fraction is None else f", explore {percent(fraction)}"
             several = len(workshop.spec.replicate_seeds) > 1
             yield (
                 ExtraRun(

@@ -6,6 +6,7 @@ from knee_tune.planning.planner import knee_schedule
 from knee_tune.reporting.verdict import judge
 from knee_tune.specs.confirmation import Candidate, FreshRun
 from knee_tune.specs.records import RunRecord, StudyRecord, TrialRecord
+from knee_tune.specs.shown import percent
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import Attached
@@ -79,7 +80,7 @@ def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun
     seed_lr, fraction = candidate.point
     return ExtraRun(
         key=f"confirm-{seed_lr:g}-{fraction:g}-{seed}",
-        name=f"confirm {seed_lr:g}, explore {fraction:.0%}, seed {seed}",
+        name=f"confirm {seed_lr:g}, explore {percent(fraction)}, seed {seed}",
         schedule=knee_schedule(
             opened.workshop.recipe,
             opened.workshop.facts,

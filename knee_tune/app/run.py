@@ -21,6 +21,7 @@ from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
+from knee_tune.specs.shown import setting
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished, StudyState
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
@@ -152,8 +153,7 @@ def _drive(
 
     def after_trial(trial: TrialRecord) -> None:
         knee = schedule(trial.seed_lr, trial.explore_fraction)
-        point = f"seed LR {trial.seed_lr:g}, explore {trial.explore_fraction:.0%}"
-        title = f"Trial {trial.number}: {point}"
+        title = f"Trial {trial.number}: {setting(trial.seed_lr, trial.explore_fraction)}"
         figure = curves_figure(trial, title=title, total_steps=knee.total_steps, lr=knee.lr)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
         pages.changed()

@@ -18,6 +18,7 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrunkCacheOption,
 )
+from knee_tune.specs.shown import learning_rate, percent
 
 if TYPE_CHECKING:
     from knee_tune.specs.audit import AuditReport, Rate
@@ -76,8 +77,8 @@ def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
         trial = trials[verdict.number]
         table.add_row(
             str(verdict.number),
-            f"{trial.seed_lr:g}",
-            f"{trial.explore_fraction:.0%}",
+            learning_rate(trial.seed_lr),
+            percent(trial.explore_fraction),
             "diverged" if verdict.value is None else f"{verdict.value:.4g}",
             "" if verdict.rank is None else str(verdict.rank),
             "[red]wrong[/]" if verdict.wrong else "[green]right[/]",

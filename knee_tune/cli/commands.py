@@ -24,6 +24,7 @@ from knee_tune.cli.reproduce import reproduce
 from knee_tune.cli.run import run
 from knee_tune.cli.trunks import trunks_app
 from knee_tune.cli.upkeep import doctor, prepare
+from knee_tune.specs.shown import setting
 
 app = typer.Typer(
     name="knee-tune",
@@ -79,7 +80,7 @@ def best(
         typer.echo(json_module.dumps(found))
     else:
         typer.echo(
-            f"seed LR {found['seed_lr']:g}, explore {found['explore_fraction']:.0%}: "
+            f"{setting(found['seed_lr'], found['explore_fraction'])}: "
             f"{found['metric']} {found['value']:.4g} (trial {found['trial']} of {record.name})"
         )
 

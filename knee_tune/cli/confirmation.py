@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from knee_tune.specs.shown import learning_rate, percent, setting
+
 if TYPE_CHECKING:
     from knee_tune.specs.confirmation import Confirmation, Interval
     from knee_tune.specs.records import StudyRecord
@@ -32,8 +34,8 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
     for index, candidate in enumerate(confirmation.candidates):
         difference = "(the default)" if candidate.default else _shown(candidate.difference, "+")
         table.add_row(
-            f"{candidate.seed_lr:g}",
-            f"{candidate.explore_fraction:.0%}",
+            learning_rate(candidate.seed_lr),
+            percent(candidate.explore_fraction),
             _shown(candidate.mean),
             difference,
             style="bold" if index == confirmation.winner else "",
@@ -43,8 +45,8 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
         for run in candidate.runs:
             if run.value is None:
                 console.print(
-                    f"seed LR {candidate.seed_lr:g}, explore {candidate.explore_fraction:.0%} is "
-                    f"out: {run.reason or 'no value'} (seed {run.seed})",
+                    f"{setting(candidate.seed_lr, candidate.explore_fraction)} is out: "
+                    f"{run.reason or 'no value'} (seed {run.seed})",
                     style="yellow",
                     markup=False,
                     soft_wrap=True,

@@ -25,6 +25,7 @@ from knee_tune.cli.options import (
     TrialsPerGpuOption,
     TrunkCacheOption,
 )
+from knee_tune.specs.shown import learning_rate, percent, setting
 
 if TYPE_CHECKING:
     from knee_tune.app.reproduce import Reproduction
@@ -166,8 +167,8 @@ def _by_seed_lr(ridge: "Ridge") -> Table:
     for each in ridge.optimal:
         if each.raw is not None:
             at_best = "" if each.metric is None else f"{each.metric.value:.4g}"
-            interval = _between(each.raw, percent=True)
-            table.add_row(f"{each.seed_lr:g}", f"{each.raw.value:.0%}", interval, at_best)
+            best, interval = percent(each.raw.value), _fractions_between(each.raw)
+            table.add_row(learning_rate(each.seed_lr), best, interval, at_best)
     return table
 
 
@@ -183,7 +184,7 @@ def _by_epochs(found: "Reproduction") -> Table:
             f"{row.metrics[name]:.4g}" + (f" ± {row.std[name]:.2g}" if name in row.std else "")
             for name in names
         )
-        table.add_row(f"{row.explore_epochs:g}", f"{row.explore_fraction:.0%}", *values)
+        table.add_row(f"{row.explore_epochs:g}", percent(row.explore_fraction), *values)
     return table
 
 
@@ -194,16 +195,15 @@ def _answers(ridge: "Ridge") -> list[str]:
     """
     lines = []
     if (best := ridge.recommended) is not None:
-        expected = f"{best.expected.value:.4g}{_between(best.expected, before=' ')}"
+        expected = f"{best.expected.value:.4g}{_between(best.expected)}"
         lines.append(
-            f"[bold green]use seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/]: "
+            f"[bold green]use {setting(best.seed_lr, best.explore_fraction)}[/]: "
             f"mean {ridge.surface.metric} {expected} over new random seeds"
         )
     if ridge.spearman is not None:
-        interval = _between(ridge.spearman, before=" ")
         lines.append(
             "rank correlation (Spearman) of seed LR and best explore fraction: "
-            f"{ridge.spearman.value:.2f}{interval}"
+            f"{ridge.spearman.value:.2f}{_between(ridge.spearman)}"
         )
     if ridge.crossover is not None:
         lines.append(f"crossover test: p = {ridge.crossover.p:.2g}")
@@ -212,10 +212,15 @@ def _answers(ridge: "Ridge") -> list[str]:
     return lines
 
 
-def _between(estimate: "Estimate", *, percent: bool = False, before: str = "") -> str:
-    """``[low, high]``; nothing if there is no interval."""
+def _between(estimate: "Estimate") -> str:
+    """`` [low, high]``; nothing if there is no interval."""
     if estimate.low is None or estimate.high is None:
         return ""
-    if percent:
-        return f"{before}{estimate.low:.0%} to {estimate.high:.0%}"
-    return f"{before}[{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f" [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _fractions_between(estimate: "Estimate") -> str:
+    """``40% to 80%``; nothing if there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"{percent(estimate.low)} to {percent(estimate.high)}"

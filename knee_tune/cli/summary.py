@@ -11,6 +11,7 @@ from rich.text import Text
 from knee_tune.cli.audit import audit_line
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
+from knee_tune.specs.shown import learning_rate, percent, setting
 
 if TYPE_CHECKING:
     from knee_tune.app.home import Places
@@ -87,8 +88,8 @@ def print_status(console: Console, record: "StudyRecord") -> None:
         state = fate(trial.state, trial.reason)
         table.add_row(
             str(trial.number),
-            f"{trial.seed_lr:g}",
-            f"{trial.explore_fraction:.0%}",
+            learning_rate(trial.seed_lr),
+            percent(trial.explore_fraction),
             with_spread(trial.value, trial.spread),
             f"{trial.steps_trained:,}",
             f"{trial.steps_reused:,}",
@@ -108,7 +109,7 @@ def print_status(console: Console, record: "StudyRecord") -> None:
         console.print(f"baseline {baseline.schedule}, seed LR {baseline.seed_lr:g}: {value}")
     if best is not None:
         console.print(
-            f"[bold green]best: seed LR {best.seed_lr:g}, explore {best.explore_fraction:.0%}[/] "
+            f"[bold green]best: {setting(best.seed_lr, best.explore_fraction)}[/] "
             f"({record.metric} {with_spread(best.value, best.spread)}, trial {best.number})"
         )
     if (report := record.audit_report) is not None:

@@ -16,6 +16,7 @@ from knee_tune.app.run import StudyStart
 from knee_tune.cli.summary import fate
 from knee_tune.distributed.protocol import Report
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.specs.shown import learning_rate, percent, setting
 from knee_tune.tuning.listeners import End, Origin, Watcher
 
 SHOWN_TRIALS = 16
@@ -49,7 +50,7 @@ class PlainWatcher:
         """Seed LR, explore fraction and budget."""
         times = f" x {replicates} replicates" if replicates > 1 else ""
         self.line(
-            f"trial {number}: seed LR {plan.schedule.seed_lr:g}, explore {explore_fraction:.0%}, "
+            f"trial {number}: {setting(plan.schedule.seed_lr, explore_fraction)}, "
             f"{plan.total_steps} steps{times}"
         )
 
@@ -255,8 +256,8 @@ class LiveWatcher:
         for number, row in list(self._rows.items())[-SHOWN_TRIALS:]:
             cells = [
                 str(number),
-                f"{row.seed_lr:g}",
-                f"{row.explore_fraction:.0%}",
+                learning_rate(row.seed_lr),
+                percent(row.explore_fraction),
                 f"{row.step}/{row.total_steps}",
                 "" if row.watched is None else f"{row.watched:.4g}",
             ]

@@ -9,9 +9,7 @@ from knee_tune.reporting.shown import (
     duration,
     in_words,
     interval,
-    learning_rate,
     number,
-    percent,
     sentence,
     split_of,
 )
@@ -19,6 +17,7 @@ from knee_tune.specs.audit import Rate
 from knee_tune.specs.confirmation import Candidate, Confirmation
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.shown import learning_rate, percent, setting
 from knee_tune.specs.study import ReferenceRow, ReferenceTable
 
 
@@ -149,7 +148,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
     count = confirmation.comparisons
     together = f" The {count} differences hold together (Bonferroni)." if count > 1 else ""
     failures = tuple(
-        f"Seed LR {learning_rate(each.seed_lr)}, explore {percent(each.explore_fraction)} is out: "
+        f"{sentence(setting(each.seed_lr, each.explore_fraction))} is out: "
         f"{run.reason or 'no value'} (random seed {run.seed})."
         for each in confirmation.candidates
         for run in each.runs

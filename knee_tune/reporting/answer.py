@@ -2,13 +2,15 @@
 
 from knee_tune.reporting.document import Tile
 from knee_tune.reporting.intervals import as_estimate
-from knee_tune.reporting.shown import estimate, in_words, learning_rate, number, percent
+from knee_tune.reporting.shown import estimate, in_words, number
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed
 from knee_tune.specs.edges import edges
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Estimate, Ridge
+from knee_tune.specs.shown import learning_rate, percent, setting
+from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 
 LEFT_OUT = "the search's own random seeds, each left out in turn of the choice"
 BEST_OF_MANY = "the best trial of the search, so rather too good than too bad"
@@ -32,7 +34,7 @@ class Answer(Spec):
     @property
     def setting(self) -> str:
         """``seed LR 0.05, explore 50%``."""
-        return f"seed LR {learning_rate(self.seed_lr)}, explore {percent(self.explore_fraction)}"
+        return setting(self.seed_lr, self.explore_fraction)
 
 
 def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
@@ -126,6 +128,7 @@ def tiles_of(answer: Answer, record: StudyRecord) -> tuple[Tile, ...]:
 def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
     """The answer as sentences."""
     metric = in_words(answer.metric)
+    default = setting(float(record.spec.recipe["seed_lr"]), DEFAULT_EXPLORE_FRACTION)
     said = [f"Use {answer.setting}."]
     if answer.expected is not None:
         said.append(
@@ -134,14 +137,13 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
         )
     if answer.difference is not None and answer.default is not None:
         said.append(
-            f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "
-            f"explore 50%) has {estimate(answer.default)}; the difference is "
+            f"The paper's default ({default}) has {estimate(answer.default)}; the difference is "
             f"{estimate(answer.difference, sign=True)}, {_judged(answer, record.direction)}."
         )
     elif answer.default is None and answer.expected is not None:
         said.append(
-            f"The paper's default (seed LR {learning_rate(float(record.spec.recipe['seed_lr']))}, "
-            "explore 50%) was not trained with the same random seeds, so nothing compares."
+            f"The paper's default ({default}) was not trained with the same random seeds, so "
+            "nothing compares."
         )
     confirmation = record.confirmation
     if confirmation is not None:

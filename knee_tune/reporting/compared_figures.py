@@ -5,8 +5,9 @@ from typing import Any
 from knee_tune.reporting.compared import Comparison, RowOutcome
 from knee_tune.reporting.figure_parts import BLUE, GREY, ORANGE, axis, bars, figure, subplot
 from knee_tune.reporting.seed_figures import seeds_figure
-from knee_tune.reporting.shown import in_words, learning_rate
+from knee_tune.reporting.shown import in_words
 from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.shown import learning_rate
 
 MOST_PANELS = 4
 

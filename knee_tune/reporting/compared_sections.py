@@ -8,7 +8,6 @@ from knee_tune.reporting.shown import (
     NOTHING,
     duration,
     in_words,
-    learning_rate,
     number,
     p_value,
     rounded,
@@ -16,6 +15,7 @@ from knee_tune.reporting.shown import (
 )
 from knee_tune.reporting.trends import PER_EPOCHS
 from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.shown import learning_rate
 
 
 def comparison_answer(comparison: Comparison) -> Section:

@@ -4,18 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from knee_tune.reporting.compared import Comparison, RowOutcome
 from knee_tune.reporting.document import Tile
-from knee_tune.reporting.shown import (
-    in_words,
-    learning_rate,
-    number,
-    p_value,
-    percent,
-    rounded,
-    sentence,
-)
+from knee_tune.reporting.shown import in_words, number, p_value, rounded, sentence
 from knee_tune.reporting.trends import PER_EPOCHS, Trend
 from knee_tune.specs.confirmation import CLAIMING_SEEDS
 from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.shown import learning_rate, percent
 
 IN_POINTS = ("accuracy", "top5", "bleu")
 """Metrics in percent: a difference of 0.1 is a tenth of a point."""

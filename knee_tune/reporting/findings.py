@@ -13,16 +13,15 @@ from knee_tune.reporting.shown import (
     estimate,
     fraction_estimate,
     in_words,
-    learning_rate,
     number,
     p_value,
-    percent,
     sentence,
     split_of,
 )
 from knee_tune.reporting.surface_figures import paper_ridges
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Crossover, Ridge, Surface
+from knee_tune.specs.shown import learning_rate, percent
 
 
 def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> Section:

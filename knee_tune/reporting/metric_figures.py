@@ -5,8 +5,8 @@ import statistics
 from typing import Any
 
 from knee_tune.reporting.figure_parts import axis, figure, ramp, slice_line
-from knee_tune.reporting.shown import learning_rate
 from knee_tune.specs.records import StudyRecord, TrialRecord
+from knee_tune.specs.shown import learning_rate
 
 MOST_PANELS = 3
 

@@ -2,16 +2,10 @@
 
 from collections.abc import Sequence
 
-from knee_tune.reporting.shown import (
-    estimate,
-    fraction_estimate,
-    in_words,
-    learning_rate,
-    number,
-    percent,
-)
+from knee_tune.reporting.shown import estimate, fraction_estimate, in_words, number
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Optimum, Recommendation, Ridge
+from knee_tune.specs.shown import learning_rate, setting
 
 
 def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str] = ()) -> str:
@@ -25,7 +19,7 @@ def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str]
         paragraphs.append(_recommended(ridge.recommended, metric=in_words(record.metric)))
     if best is not None:
         paragraphs.append(
-            f"Best trial: **{_point(best.seed_lr, best.explore_fraction)}** with "
+            f"Best trial: **{setting(best.seed_lr, best.explore_fraction)}** with "
             f"{in_words(record.metric)} {number(best.value)} (trial {best.number})."
         )
     if record.confirmation is not None:
@@ -42,7 +36,7 @@ def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str]
 
 def _recommended(recommended: Recommendation, *, metric: str) -> str:
     said = (
-        f"Recommended: **{_point(recommended.seed_lr, recommended.explore_fraction)}**, expected "
+        f"Recommended: **{setting(recommended.seed_lr, recommended.explore_fraction)}**, expected "
         f"{metric} {estimate(recommended.expected)}"
     )
     if recommended.default is not None:
@@ -60,7 +54,3 @@ def _optima(optimal: Sequence[Optimum], *, metric: str) -> str:
         for each in optimal
     ]
     return "\n".join([f"| seed LR | best explore fraction | {metric} |", "|---|---|---|", *rows])
-
-
-def _point(seed_lr: float, explore_fraction: float) -> str:
-    return f"seed LR {learning_rate(seed_lr)}, explore {percent(explore_fraction)}"

@@ -30,6 +30,7 @@ from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import BaselineRecord, Counts, Steps, StudyRecord
 from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Ridge, Surface, Verdict
+from knee_tune.specs.shown import learning_rate, percent
 from knee_tune.specs.study import ReferenceTable
 
 
@@ -182,8 +183,8 @@ def _test_section(record: StudyRecord, context: ReportContext) -> Section | None
     rows = tuple(
         (
             str(number),
-            f"{trials[number].seed_lr:g}",
-            f"{100 * trials[number].explore_fraction:.4g}%",
+            learning_rate(trials[number].seed_lr),
+            percent(trials[number].explore_fraction),
             *(f"{metrics[name]:.4g}" if name in metrics else "–" for name in names),
         )
         for number, metrics in sorted(context.test.items())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from knee_tune.reporting.intervals import LEVEL
 from knee_tune.specs.ridge import Crossover, Optimum, Verdict
+from knee_tune.specs.shown import percent, setting
 
 SIGNIFICANT = 1 - LEVEL
 
@@ -89,7 +90,7 @@ def _advice(optimal: Sequence[Optimum]) -> str:
         return ""
     ends = [known[index] for index in sorted({0, len(known) // 2, len(known) - 1})]
     parts = [
-        f"{estimate.value:.0%}{_range(estimate.low, estimate.high)} at seed LR {lr:.3g}"
+        f"{percent(estimate.value)}{_range(estimate.low, estimate.high)} at {setting(lr, None)}"
         for lr, estimate in ends
         if estimate is not None
     ]
@@ -97,7 +98,7 @@ def _advice(optimal: Sequence[Optimum]) -> str:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" ({low:.0%} to {high:.0%})"
+    return "" if low is None or high is None else f" ({percent(low)} to {percent(high)})"
 
 
 def _too_little(optimal: Sequence[Optimum], *, seeds: int) -> str:

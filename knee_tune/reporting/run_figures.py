@@ -5,12 +5,13 @@ from itertools import pairwise
 from typing import Any
 
 from knee_tune.reporting.figure_parts import ACCENT, BLUE, GREEN, GREY, ORANGE, axis, figure, ramp
-from knee_tune.reporting.shown import in_words, learning_rate, percent
+from knee_tune.reporting.shown import in_words
 from knee_tune.schedules import Knee
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import Steps, StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
+from knee_tune.specs.shown import learning_rate, percent, setting
 
 MOST_CURVES = 10
 """Lines that can still be told apart."""
@@ -173,7 +174,7 @@ def _curve(
     lr_steps = sorted({1, knee.warmup_steps or 1, max(1, knee.knee_step), knee.total_steps})
     pruned = trial.state == "pruned"
     shared = {"legendgroup": str(trial.number), "type": "scatter"}
-    hover = f"seed LR {learning_rate(trial.seed_lr)}, explore {percent(trial.explore_fraction)}"
+    hover = setting(trial.seed_lr, trial.explore_fraction)
     return [
         {
             **shared,

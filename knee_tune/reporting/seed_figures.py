@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from knee_tune.reporting.figure_parts import axis, figure, ramp, subplot
-from knee_tune.reporting.shown import in_words, percent
+from knee_tune.reporting.shown import in_words
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Ridge
+from knee_tune.specs.shown import percent
 
 MANY_SEEDS = 15
 """From so many on a histogram says more than points."""

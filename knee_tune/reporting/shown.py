@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from knee_tune.specs.confirmation import Interval
 from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.shown import percent
 
 SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test": "test"}
 """How metric names begin, and the split of the data that says."""
@@ -21,21 +22,11 @@ NOTHING = "–"
 """What stands where there is no number."""
 
 
-def percent(fraction: float) -> str:
-    """``0.125`` as ``12.5%``: two different fractions never look the same."""
-    return f"{100 * fraction:.4g}%"
-
-
 def number(value: float | None, *, sign: bool = False) -> str:
     """Four significant digits, also where the last ones are zeros: columns line up."""
     if value is None:
         return NOTHING
     return f"{value:{'+' if sign else ''}#.4g}".removesuffix(".")
-
-
-def learning_rate(value: float) -> str:
-    """As it was typed."""
-    return f"{value:g}"
 
 
 def estimate(value: Estimate | None, *, sign: bool = False) -> str:

@@ -18,8 +18,9 @@ from knee_tune.reporting.figure_parts import (
     ramp,
     slice_line,
 )
-from knee_tune.reporting.shown import learning_rate, number, percent
+from knee_tune.reporting.shown import number
 from knee_tune.specs.ridge import Estimate, Ridge, Surface
+from knee_tune.specs.shown import learning_rate, percent
 from knee_tune.specs.study import ReferenceRow, ReferenceTable
 
 MOST_COLUMNS = 14

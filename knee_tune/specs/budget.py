@@ -10,6 +10,7 @@ from pydantic import Field
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import Direction, Metric
+from knee_tune.specs.shown import setting
 
 KNEE = "knee"
 """The schedule that all others are compared with."""
@@ -39,8 +40,7 @@ class Setting(Spec):
     @property
     def point(self) -> str:
         """``seed LR 0.05, explore 50%``."""
-        explore = "" if self.explore_fraction is None else f", explore {self.explore_fraction:.0%}"
-        return f"seed LR {self.seed_lr:g}{explore}"
+        return setting(self.seed_lr, self.explore_fraction)
 
 
 class BudgetRun(Spec):

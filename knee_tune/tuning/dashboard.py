@@ -9,6 +9,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
+from knee_tune.specs.shown import learning_rate, percent
 from knee_tune.tuning.events import Ending
 from knee_tune.tuning.trial import TrialRun
 
@@ -17,8 +18,9 @@ def write_trial_note(run: TrialRun, ending: Ending) -> None:
     """What a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
+    point = f"Seed LR {learning_rate(run.seed_lr)}, explore {percent(run.explore_fraction)}"
     lines = [
-        f"**Seed LR {run.seed_lr:g}, explore {run.explore_fraction:.0%}**: {ending.end}",
+        f"**{point}**: {ending.end}",
         ending.reason,
         f"Steps trained: {run.counts['steps_trained']:,} of {run.budget:,}, "
         f"reused: {run.counts['steps_reused']:,}",
