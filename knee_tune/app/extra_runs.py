@@ -176,7 +176,7 @@ class _Training:
             )
             ending = Ending.of(result.outcome)
             record = self._record(plan, ending, result.steps, started=started)
-            self._attach_curves(record, total_steps=plan.total_steps)
+            self._attach_curves(record)
             self._show_end(record, answered=result.answered)
             more = follow(
                 EndedRun(
@@ -227,12 +227,11 @@ class _Training:
             )
         return Decision(stop=False)
 
-    def _attach_curves(self, record: RunRecord, *, total_steps: int) -> None:
+    def _attach_curves(self, record: RunRecord) -> None:
         figure = curves_figure(
             record,
             title=f"{self._run.name}: seed LR {record.seed_lr:g}",
-            total_steps=total_steps,
-            lr=self._run.schedule.lr,
+            schedule=self._run.schedule,
         )
         attached = Attached(key=self._run.key, name="plots/curves.html", figure=figure)
         self._opened.tracker.record(attached)

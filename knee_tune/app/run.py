@@ -154,7 +154,7 @@ def _drive(
     def after_trial(trial: TrialRecord) -> None:
         knee = schedule(trial.seed_lr, trial.explore_fraction)
         title = f"Trial {trial.number}: {setting(trial.seed_lr, trial.explore_fraction)}"
-        figure = curves_figure(trial, title=title, total_steps=knee.total_steps, lr=knee.lr)
+        figure = curves_figure(trial, title=title, schedule=knee)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
         pages.changed()
 

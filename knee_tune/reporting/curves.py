@@ -1,20 +1,18 @@
 """One run's LR and validation curve, above one another over the same steps."""
 
-from collections.abc import Callable
 from typing import Any
 
+from knee_tune.schedules import Schedule
 from knee_tune.specs.records import RunRecord
 
 POINTS = 400
-"""LR values drawn; the knee itself is always drawn exactly by its neighbours."""
+"""Steps at which the LR is drawn, evenly spaced; those where it turns come on top."""
 
 
-def curves_figure(
-    record: RunRecord, *, title: str, total_steps: int, lr: Callable[[int], float]
-) -> dict[str, Any]:
+def curves_figure(record: RunRecord, *, title: str, schedule: Schedule) -> dict[str, Any]:
     """A plotly figure (as a dict) with the LR by step and every metric of the run's curve."""
-    steps = sorted({*range(1, total_steps, max(1, total_steps // POINTS)), total_steps})
-    lines = [_line("LR", steps, [lr(step) for step in steps], axis="y2", dash="dot")]
+    steps = _lr_steps(schedule)
+    lines = [_line("LR", steps, [schedule.lr(step) for step in steps], axis="y2", dash="dot")]
     names = sorted({name for evaluation in record.curve for name in evaluation.metrics})
     lines += [
         _line(
@@ -39,6 +37,18 @@ def curves_figure(
         "legend": {"orientation": "h", "y": -0.2},
     }
     return {"data": lines, "layout": layout}
+
+
+def _lr_steps(schedule: Schedule) -> list[int]:
+    """Evenly spaced steps, with the last one of the warmup and of every phase after it.
+
+    Otherwise a knee between two of them is cut off, and a step schedule's drop is a slope.
+    """
+    total = schedule.total_steps
+    ends = {getattr(schedule, name, total) for name in ("warmup_steps", "knee_step")}
+    ends.update(getattr(schedule, "boundaries", ()))
+    turns = {step for end in ends for step in (end, end + 1) if 1 <= step <= total}
+    return sorted({*range(1, total, max(1, total // POINTS)), *turns, total})
 
 
 def _line(
