@@ -18,7 +18,8 @@ from knee_tune.tracking import (
 
 @dataclass(frozen=True)
 class Home:
-    """``<root>/{optuna.db, mlflow.db, artifacts, checkpoints, trunks, logs, data}``.
+    """``optuna.db``, ``mlflow.db`` and the folders ``artifacts``, ``checkpoints``, ``trunks``,
+    ``logs``, ``reports``, ``data``, ``budgets``, ``outbox`` and ``replays`` below ``root``.
 
     Making one touches nothing; a command that is going to write calls :meth:`create`.
     """

@@ -119,7 +119,7 @@ class Channel(Protocol):
 
 
 class GroupRunner(Protocol):
-    """Trains one plan at a time with a group of ranks.
+    """Runs plans, each with a group of ranks of its own; several threads may do so side by side.
 
     ``run`` never raises for what a rank does: exception, exit, signal and stall come back as
     :class:`Failure` with the root cause, and no process of the group survives the call. A

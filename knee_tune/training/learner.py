@@ -49,7 +49,7 @@ class Learner(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on besides its number; empty but on rank 0."""
+        """Everything that the next step depends on besides its number; whole on rank 0 alone."""
         ...
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
