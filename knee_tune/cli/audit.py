@@ -21,7 +21,7 @@ from knee_tune.cli.options import (
 from knee_tune.specs.shown import learning_rate, percent
 
 if TYPE_CHECKING:
-    from knee_tune.specs.audit import AuditReport, Rate
+    from knee_tune.specs.audit import AuditReport
     from knee_tune.specs.records import StudyRecord
 
 
@@ -89,9 +89,9 @@ def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
     console.print(
         f"\n{record.name}: best of the complete trials {best.value:.4g} (trial {best.number})"
     )
-    console.print(f"[bold]wrong prunes: {shown(report.wrong)}[/]", soft_wrap=True)
-    console.print(f"would have been among the best 3: {shown(report.top)}", soft_wrap=True)
-    console.print(f"in the best quarter: {shown(report.top_quarter)}", soft_wrap=True)
+    console.print(f"[bold]wrong prunes: {report.wrong.words}[/]", soft_wrap=True)
+    console.print(f"would have been among the best 3: {report.top.words}", soft_wrap=True)
+    console.print(f"in the best quarter: {report.top_quarter.words}", soft_wrap=True)
     console.print(
         f"the audit trained {report.steps_trained:,} steps; pruning had saved "
         f"{report.steps_saved:,} in {report.pruned} trials",
@@ -105,12 +105,4 @@ def audit_line(report: "AuditReport") -> str:
     return (
         f"audit: {rate.count} of {rate.of} audited prunes were wrong "
         f"(95% interval {rate.low:.0%} to {rate.high:.0%})"
-    )
-
-
-def shown(rate: "Rate") -> str:
-    """``1 of 3 (33%, 95% interval 6% to 79%)``."""
-    return (
-        f"{rate.count} of {rate.of} ({rate.share:.0%}, 95% interval {rate.low:.0%} to "
-        f"{rate.high:.0%})"
     )

@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any
 
-from knee_tune.reporting.figure_parts import axis, figure, ramp, slice_line
+from knee_tune.reporting.figure_parts import axis, figure, ramp, slice_line, subplot
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.shown import learning_rate
 
@@ -30,7 +30,7 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     axes, traces = {}, []
     height = 1 / len(names)
     for panel, name in enumerate(names):
-        suffix = str(panel + 1) if panel else ""
+        suffix = subplot(panel)
         top = 1 - panel * height
         axes[f"yaxis{suffix}"] = axis(
             name, domain=[top - 0.86 * height, top], anchor="x", automargin=True

@@ -57,6 +57,14 @@ class Rate(Spec):
         """0 to 1."""
         return self.count / self.of
 
+    @property
+    def words(self) -> str:
+        """``1 of 3 (33%, 95% interval 6% to 79%)``."""
+        return (
+            f"{self.count} of {self.of} ({self.share:.0%}, 95% interval {self.low:.0%} to "
+            f"{self.high:.0%})"
+        )
+
 
 class AuditReport(Spec):
     """What an audit found out about a study as it is now."""
