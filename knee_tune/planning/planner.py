@@ -29,17 +29,27 @@ def budget_steps(recipe: Recipe, facts: TaskFacts) -> int:
 def knee_schedule(
     recipe: Recipe, facts: TaskFacts, *, seed_lr: float, explore_fraction: float
 ) -> Knee:
-    """The Knee schedule whose explore phase is ``explore_fraction`` of the budget.
+    """The Knee schedule whose explore phase is ``explore_fraction`` of the budget."""
+    total = budget_steps(recipe, facts)
+    return fitted_knee(
+        seed_lr=seed_lr,
+        total_steps=total,
+        explore_steps=round(explore_fraction * total),
+        warmup_steps=recipe.warmup_steps,
+    )
+
+
+def fitted_knee(*, seed_lr: float, total_steps: int, explore_steps: int, warmup_steps: int) -> Knee:
+    """The Knee schedule with these phases, as far as the budget has room for them.
 
     Warmup is counted apart; where both do not fit, the explore phase is what gives way.
     """
-    total = budget_steps(recipe, facts)
-    warmup = min(recipe.warmup_steps, total)
+    warmup = min(warmup_steps, total_steps)
     return Knee(
         seed_lr=seed_lr,
-        total_steps=total,
+        total_steps=total_steps,
         warmup_steps=warmup,
-        explore_steps=min(round(explore_fraction * total), total - warmup),
+        explore_steps=min(explore_steps, total_steps - warmup),
     )
 
 

@@ -7,8 +7,8 @@ from typing import Protocol, TypeVar
 
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule, TaskFacts
-from knee_tune.planning.planner import plain_schedule
-from knee_tune.schedules import Exploring, Knee, StepDecay
+from knee_tune.planning.planner import fitted_knee, plain_schedule
+from knee_tune.schedules import Exploring, StepDecay
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import ReferenceRow
 
@@ -32,11 +32,11 @@ def row_schedule(
     total = max(1, steps(row.epochs))
     warmup = min(round(recipe.warmup_steps * scale), total)
     if row.schedule == "knee":
-        return Knee(
+        return fitted_knee(
             seed_lr=row.seed_lr,
             total_steps=total,
+            explore_steps=steps(row.explore_epochs or 0),
             warmup_steps=warmup,
-            explore_steps=min(steps(row.explore_epochs or 0), total - warmup),
         )
     if row.schedule != "step":
         return plain_schedule(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from knee_tune.planning.planner import fitted_knee
 from knee_tune.reporting.figure_parts import ACCENT, BLUE, GREEN, GREY, ORANGE, axis, figure, ramp
 from knee_tune.reporting.shown import in_words
 from knee_tune.schedules import Knee
@@ -212,12 +213,11 @@ def _curve(
 def knee_of(record: StudyRecord, trial: TrialRecord) -> Knee:
     """The trial's schedule, from its point and its budget."""
     total = trial.steps_budget // record.spec.replicates
-    warmup = min(int(record.spec.recipe.get("warmup_steps", 0)), total)
-    return Knee(
+    return fitted_knee(
         seed_lr=trial.seed_lr,
         total_steps=total,
-        warmup_steps=warmup,
-        explore_steps=min(round(trial.explore_fraction * total), total - warmup),
+        explore_steps=round(trial.explore_fraction * total),
+        warmup_steps=int(record.spec.recipe.get("warmup_steps", 0)),
     )
 
 
