@@ -35,7 +35,7 @@ from knee_tune.app.home import Home
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
-from knee_tune.reporting.intervals import mean_interval
+from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.schedules import Cosine
 from knee_tune.tasks.registry import task_entry
 
@@ -257,10 +257,10 @@ def _each(values: Sequence[float]) -> str:
 
 def _shown(values: Sequence[float]) -> str:
     """The mean and its 95 % interval, where there are values enough."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    interval = mean_interval(values)
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    mean = mean_estimate(values)
+    if mean.low is None:
+        return f"{mean.value:.2f}"
+    return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
 
 
 if __name__ == "__main__":

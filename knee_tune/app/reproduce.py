@@ -15,9 +15,10 @@ from knee_tune.app.run import Watch, run_study
 from knee_tune.app.workshop import Device, GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.reporting.compared import Comparison, Measured, comparison_of
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.files import available, find
 from knee_tune.specs.records import StudyRecord, TrialRecord
-from knee_tune.specs.ridge import Estimate, Ridge
+from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.scaling import scaled_name
 from knee_tune.specs.strict_yaml import read_document
 from knee_tune.specs.study import StudySpec

@@ -8,7 +8,8 @@ from rich.table import Table
 from knee_tune.specs.shown import learning_rate, percent, setting
 
 if TYPE_CHECKING:
-    from knee_tune.specs.confirmation import Confirmation, Interval
+    from knee_tune.specs.confirmation import Confirmation
+    from knee_tune.specs.estimate import Estimate
     from knee_tune.specs.records import StudyRecord
     from knee_tune.specs.tracking import RegisteredModel
 
@@ -90,7 +91,7 @@ def print_registered(console: Console, model: "RegisteredModel") -> None:
     console.print(f'  mlflow.pyfunc.load_model("{model.uri}")', soft_wrap=True, markup=False)
 
 
-def _shown(interval: "Interval | None", sign: str = "") -> str:
-    if interval is None:
+def _shown(estimate: "Estimate | None", sign: str = "") -> str:
+    if estimate is None:
         return ""
-    return f"{interval.mean:{sign}.4g} [{interval.low:{sign}.4g}, {interval.high:{sign}.4g}]"
+    return f"{estimate.value:{sign}.4g} [{estimate.low:{sign}.4g}, {estimate.high:{sign}.4g}]"

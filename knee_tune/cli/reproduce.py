@@ -30,7 +30,8 @@ from knee_tune.specs.shown import learning_rate, percent, setting
 if TYPE_CHECKING:
     from knee_tune.app.reproduce import Reproduction
     from knee_tune.app.run import StudyStart
-    from knee_tune.specs.ridge import Estimate, Ridge
+    from knee_tune.specs.estimate import Estimate
+    from knee_tune.specs.ridge import Ridge
     from knee_tune.tuning.listeners import Watcher
 
 

@@ -7,13 +7,12 @@ from knee_tune.reporting.document import Section, Table
 from knee_tune.reporting.shown import (
     NOTHING,
     duration,
+    estimate,
     in_words,
-    interval,
     number,
     sentence,
     split_of,
 )
-from knee_tune.specs.audit import Rate
 from knee_tune.specs.confirmation import Candidate, Confirmation
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import StudyRecord
@@ -61,9 +60,9 @@ def audit_section(record: StudyRecord) -> Section | None:
         title="Was pruning right?",
         words=(
             f"{report.wrong.of} of {report.pruned} pruned trials, chosen at random, were trained "
-            f"to their end. Wrong prunes (better than every complete trial): {_rate(report.wrong)}."
-            f" Among the best three: {_rate(report.top)}. In the best quarter: "
-            f"{_rate(report.top_quarter)}.",
+            f"to their end. Wrong prunes (better than every complete trial): {report.wrong.words}."
+            f" Among the best three: {report.top.words}. In the best quarter: "
+            f"{report.top_quarter.words}.",
             f"Pruning saved {report.steps_saved:,} steps; the audit trained "
             f"{report.steps_trained:,}.",
         ),
@@ -237,8 +236,8 @@ def _candidate(candidate: Candidate) -> tuple[str, ...]:
     return (
         learning_rate(candidate.seed_lr),
         percent(candidate.explore_fraction),
-        interval(candidate.mean),
-        "the default itself" if candidate.default else interval(candidate.difference, sign=True),
+        estimate(candidate.mean),
+        "the default itself" if candidate.default else estimate(candidate.difference, sign=True),
     )
 
 
@@ -264,10 +263,3 @@ def _reference_row(row: ReferenceRow, metrics: list[str]) -> Iterator[str]:
     for name in metrics:
         value, spread = row.metrics.get(name), row.std.get(name)
         yield number(value) + ("" if spread is None else f" ± {spread:.2g}")
-
-
-def _rate(rate: Rate) -> str:
-    return (
-        f"{rate.count} of {rate.of} ({rate.share:.0%}, 95% interval {rate.low:.0%} to "
-        f"{rate.high:.0%})"
-    )

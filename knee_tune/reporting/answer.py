@@ -1,14 +1,15 @@
 """The answer of a study: which setting to use, what to expect of it, how sure that is."""
 
+from knee_tune.reporting.chance import judged
 from knee_tune.reporting.document import Tile
-from knee_tune.reporting.intervals import as_estimate
 from knee_tune.reporting.shown import estimate, in_words, number
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed
 from knee_tune.specs.edges import edges
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.ridge import Estimate, Ridge
+from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.shown import learning_rate, percent, setting
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 
@@ -78,15 +79,14 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
 
 
 def _answer_of_fresh_seeds(fresh: Candidate, confirmation: Confirmation) -> Answer:
-    assert fresh.mean is not None, "every one of its seeds has a value"
     default = next((each.mean for each in confirmation.candidates if each.default), None)
     return Answer(
         seed_lr=fresh.seed_lr,
         explore_fraction=fresh.explore_fraction,
         metric=confirmation.metric,
-        expected=as_estimate(fresh.mean),
-        default=as_estimate(default) if default else None,
-        difference=as_estimate(fresh.difference) if fresh.difference else None,
+        expected=fresh.mean,
+        default=default,
+        difference=fresh.difference,
         confirmed=confirmation.says(fresh.point),
         evidence=f"{len(confirmation.seeds)} fresh random seeds, not used in the search",
     )
@@ -120,8 +120,7 @@ def tiles_of(answer: Answer, record: StudyRecord) -> tuple[Tile, ...]:
                 note=_interval(difference, sign=True),
             )
         )
-    said = {"yes": "yes", "no": "no", "not tried": "not tried"}[answer.confirmed]
-    tiles.append(Tile(label="confirmed by fresh seeds", value=said))
+    tiles.append(Tile(label="confirmed by fresh seeds", value=answer.confirmed))
     return tuple(tiles)
 
 
@@ -135,10 +134,10 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
             f"Expect a mean {metric} of {estimate(answer.expected)} over random seeds "
             f"({answer.evidence})."
         )
-    if answer.difference is not None and answer.default is not None:
+    if (difference := answer.difference) is not None and answer.default is not None:
         said.append(
             f"The paper's default ({default}) has {estimate(answer.default)}; the difference is "
-            f"{estimate(answer.difference, sign=True)}, {_judged(answer, record.direction)}."
+            f"{estimate(difference, sign=True)}, {_told(difference, record.direction)}."
         )
     elif answer.default is None and answer.expected is not None:
         said.append(
@@ -160,18 +159,11 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _judged(answer: Answer, direction: Direction) -> str:
-    """What the interval of the difference says, in words."""
-    difference = answer.difference
-    assert difference is not None
+def _told(difference: Estimate, direction: Direction) -> str:
+    """What the interval of the difference to the default says."""
     if difference.value == 0 and difference.low == difference.high:
         return "so it is the default itself or equals it"
-    if difference.low is None or difference.high is None:
-        return "which a single random seed cannot tell from chance"
-    if difference.low <= 0 <= difference.high:
-        return "which may be chance: the interval includes zero"
-    better = difference.high < 0 if direction == "minimize" else difference.low > 0
-    return "better beyond chance" if better else "worse beyond chance"
+    return judged(difference, direction)
 
 
 def _interval(value: Estimate, *, sign: bool = False) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from knee_tune.reporting.explored import Explored, explored_in
-from knee_tune.reporting.intervals import as_estimate, mean_estimate, paired_interval
+from knee_tune.reporting.intervals import mean_estimate, paired_estimate
 from knee_tune.reporting.trends import Course, Trend, trend_of
 from knee_tune.specs.base import Spec
 from knee_tune.specs.compared import ComparedRun
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import Steps, StudyRecord
-from knee_tune.specs.ridge import Estimate
 from knee_tune.specs.study import ReferenceRow
 
 
@@ -178,11 +178,7 @@ def _measured(
     difference = None
     if reference is not None and paired:
         ours, theirs = [values[seed] for seed in paired], [reference[seed] for seed in paired]
-        difference = (
-            as_estimate(paired_interval(ours, theirs, comparisons=comparisons))
-            if len(paired) > 1
-            else Estimate(value=ours[0] - theirs[0])
-        )
+        difference = paired_estimate(ours, theirs, comparisons=comparisons)
     return Measured(
         values=values,
         mean=mean_estimate(list(values.values())) if values else None,

@@ -6,7 +6,7 @@ from knee_tune.reporting.compared import Comparison, RowOutcome
 from knee_tune.reporting.figure_parts import BLUE, GREY, ORANGE, axis, bars, figure, subplot
 from knee_tune.reporting.seed_figures import seeds_figure
 from knee_tune.reporting.shown import in_words
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.shown import learning_rate
 
 MOST_PANELS = 4

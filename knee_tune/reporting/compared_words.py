@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from knee_tune.reporting.chance import judged
 from knee_tune.reporting.compared import Comparison, RowOutcome
 from knee_tune.reporting.document import Tile
-from knee_tune.reporting.shown import in_words, number, p_value, rounded, sentence
+from knee_tune.reporting.shown import in_words, number, p_value, rounded, rounded_parts, sentence
 from knee_tune.reporting.trends import PER_EPOCHS, Trend
 from knee_tune.specs.confirmation import CLAIMING_SEEDS
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.shown import learning_rate, percent
 
 IN_POINTS = ("accuracy", "top5", "bleu")
@@ -131,21 +132,6 @@ def budgets(comparison: Comparison) -> str:
     return ", ".join(f"{trained:.4g} of {papers} epochs" for trained, papers in pairs)
 
 
-def difference_words(difference: Estimate | None, *, better: str | None = None) -> str:
-    """A difference and what its interval says; ``better`` is rises or falls."""
-    if difference is None:
-        return "not measured with the same random seeds"
-    said = rounded(difference, sign=True)
-    if difference.low is None or difference.high is None:
-        return f"{said}, which one random seed cannot tell from chance"
-    if difference.low <= 0 <= difference.high:
-        return f"{said}, which may be chance: the interval holds zero"
-    if better is None:
-        return f"{said}, beyond chance"
-    good = (difference.low > 0) == (better == "rises")
-    return f"{said}, {'better' if good else 'worse'} beyond chance"
-
-
 def _order_words(comparison: Comparison) -> Iterator[str]:
     """Which row is best, here and in the paper; then each against the reference."""
     metric, best = in_words(comparison.metric), best_row(comparison)
@@ -164,15 +150,16 @@ def _order_words(comparison: Comparison) -> Iterator[str]:
         paper = f"; in the paper it is {label}, {value:g}"
     mean = rounded(best.metrics[comparison.metric].mean)
     yield f"{highest} {metric}: {best.label}, {mean}{paper}."
-    better = "rises" if comparison.direction == "maximize" else "falls"
     reference = comparison.rows[comparison.reference]
     for row in comparison.rows:
         if row is not reference and row.metrics[comparison.metric].mean is not None:
             difference = row.metrics[comparison.metric].difference
-            yield (
-                f"{row.label} against {reference.label}: "
-                f"{difference_words(difference, better=better)}."
+            said = (
+                "not measured with the same random seeds"
+                if difference is None
+                else f"{rounded(difference, sign=True)}, {judged(difference, comparison.direction)}"
             )
+            yield f"{row.label} against {reference.label}: {said}."
 
 
 def _conditions(comparison: Comparison) -> str:
@@ -213,10 +200,10 @@ def _trend_note(trend: Trend) -> str:
 
 
 def _interval(value: Estimate) -> str:
-    if value.low is None or value.high is None:
+    _, *ends = rounded_parts(value, sign=True)
+    if not ends:
         return "one random seed: no interval"
-    said = rounded(value, sign=True)
-    return f"{value.level * 100:.3g}% interval {said[said.index('[') + 1 : -1].replace(',', ' to')}"
+    return f"{value.level * 100:.3g}% interval {' to '.join(ends)}"
 
 
 def _size(slope: Estimate) -> Estimate:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from knee_tune.reporting.estimates import mean_estimate
+from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.reporting.scores import Floats, Scores
 from knee_tune.specs.ridge import Crossover
 
@@ -34,8 +34,8 @@ def crossover_of(scores: Scores) -> Crossover | None:
         p=max(_p_positive(low), _p_positive(-high)),
         lowest=tuple(scores.seed_lrs[compared][:third].tolist()),
         highest=tuple(scores.seed_lrs[compared][-third:].tolist()),
-        low_lrs=mean_estimate(low),
-        high_lrs=mean_estimate(high),
+        low_lrs=mean_estimate(low.tolist()),
+        high_lrs=mean_estimate(high.tolist()),
     )
 
 

@@ -5,9 +5,9 @@ Trials that branch off one trunk share its noise, so they are not independent dr
 
 import numpy as np
 
-from knee_tune.reporting.intervals import LEVEL, mean_interval
+from knee_tune.reporting.intervals import LEVEL, mean_estimate
 from knee_tune.reporting.scores import Floats
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 
 
 def seed_weights(seeds: int, *, resamples: int, rng: np.random.Generator) -> Floats:
@@ -34,14 +34,6 @@ def percentile_estimate(value: float, draws: Floats) -> Estimate:
     return Estimate(value=value, low=min(low, value), high=max(high, value), level=LEVEL)
 
 
-def mean_estimate(values: Floats) -> Estimate:
-    """Mean over seeds and its t interval; without one if there is one seed."""
-    if len(values) < 2:
-        return Estimate(value=float(values[0]))
-    interval = mean_interval(values.tolist())
-    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)
-
-
 def left_out_estimate(values: Floats) -> Estimate:
     """Mean of what each seed said when it was left out, with a wider t interval.
 
@@ -49,7 +41,7 @@ def left_out_estimate(values: Floats) -> Estimate:
     they would without that (Nadeau and Bengio, 2003: the variance of the mean is 1/n + 1/(n - 1)
     of that of one instead of 1/n).
     """
-    plain = mean_estimate(values)
+    plain = mean_estimate(values.tolist())
     if plain.low is None or plain.high is None:
         return plain
     margin = (plain.high - plain.value) * float(np.sqrt(1 + len(values) / (len(values) - 1)))

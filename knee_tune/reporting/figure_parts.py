@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 
 BLUE, ORANGE, GREEN, GREY = "#2f81c7", "#d98600", "#12977a", "#8a8f98"
 """After Okabe and Ito: told apart with any colour vision, legible on white and on black."""

@@ -1,34 +1,33 @@
 """Means over random seeds, and how far they can be trusted (Student's t)."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
-from knee_tune.specs.confirmation import Interval
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 
 LEVEL = 0.95
 """Of every interval; of all differences together where several are looked at."""
 
 
-def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
-    """Mean and two-sided t interval; ValueError for fewer than two values.
+def mean_estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """The mean with its two-sided t interval; of one value the value alone.
 
     Values that are all the same have an interval without width.
     """
     from scipy import stats
 
-    count = len(values)
-    if count < 2:
-        raise ValueError(f"an interval needs two values, got {count}")
-    mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    margin = float(stats.t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Interval(mean=mean, low=mean - margin, high=mean + margin, level=level)
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return Estimate(value=mean)
+    error = statistics.stdev(values) / math.sqrt(count)
+    margin = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    return Estimate(value=mean, low=mean - margin, high=mean + margin, level=level)
 
 
-def paired_interval(
+def paired_estimate(
     values: Sequence[float], references: Sequence[float], *, comparisons: int = 1
-) -> Interval:
+) -> Estimate:
     """Mean of ``values - references``, seed by seed, and its t interval.
 
     With several ``comparisons`` each interval is wide enough (Bonferroni) that all of them together
@@ -37,16 +36,4 @@ def paired_interval(
     because it gives an interval: what is printed is what decides.
     """
     differences = [value - reference for value, reference in zip(values, references, strict=True)]
-    return mean_interval(differences, level=1 - (1 - LEVEL) / comparisons)
-
-
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean with its t interval; of one value the value alone."""
-    if len(values) == 1:
-        return Estimate(value=values[0])
-    return as_estimate(mean_interval(values))
-
-
-def as_estimate(interval: Interval) -> Estimate:
-    """The same numbers, as other statistics have them."""
-    return Estimate(value=interval.mean, low=interval.low, high=interval.high, level=interval.level)
+    return mean_estimate(differences, level=1 - (1 - LEVEL) / comparisons)

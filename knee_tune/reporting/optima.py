@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knee_tune.reporting.estimates import mean_estimate, percentile_estimate, seed_weights
+from knee_tune.reporting.estimates import percentile_estimate, seed_weights
+from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.reporting.scores import Floats, Scores
 from knee_tune.reporting.smoothers import Smoother, cubic_smoother, gp_smoother
-from knee_tune.specs.ridge import Estimate, Optimum
+from knee_tune.specs.estimate import Estimate
+from knee_tune.specs.ridge import Optimum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def _smooth(
 def _metric(scores: Scores, row: int) -> Estimate:
     """The metric where its mean is best."""
     best = np.where(scores.tried[row], scores.means[row], -np.inf).argmax()
-    return mean_estimate(scores.values[:, row, best])
+    return mean_estimate(scores.values[:, row, best].tolist())
 
 
 def _spearman(scores: Scores, raw: Floats, draws: Floats | None) -> Estimate | None:

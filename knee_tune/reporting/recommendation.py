@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from knee_tune.reporting.estimates import left_out_estimate, mean_estimate
+from knee_tune.reporting.estimates import left_out_estimate
+from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.reporting.scores import Floats, Scores
 from knee_tune.specs.ridge import Recommendation
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
@@ -37,7 +38,7 @@ def recommendation_of(scores: Scores, *, default_lr: float) -> Recommendation:
         seed_lr=float(scores.seed_lrs[rows[best]]),
         explore_fraction=float(scores.fractions[columns[best]]),
         expected=left_out_estimate(scores.sign * expected),
-        default=None if there is None else mean_estimate(scores.sign * there),
+        default=None if there is None else mean_estimate((scores.sign * there).tolist()),
         difference=None if there is None else left_out_estimate(scores.sign * (expected - there)),
     )
 

@@ -24,12 +24,14 @@ from knee_tune.reporting.findings import (
     seeds_section,
     surface_section,
 )
+from knee_tune.reporting.shown import number
 from knee_tune.specs.audit import AuditReport
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Confirmation
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import BaselineRecord, Counts, Steps, StudyRecord
-from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Ridge, Surface, Verdict
+from knee_tune.specs.ridge import Crossover, Optimum, Ridge, Surface, Verdict
 from knee_tune.specs.shown import learning_rate, percent
 from knee_tune.specs.study import ReferenceTable
 
@@ -182,12 +184,12 @@ def _test_section(record: StudyRecord, context: ReportContext) -> Section | None
     names = sorted({name for metrics in context.test.values() for name in metrics})
     rows = tuple(
         (
-            str(number),
-            learning_rate(trials[number].seed_lr),
-            percent(trials[number].explore_fraction),
-            *(f"{metrics[name]:.4g}" if name in metrics else "–" for name in names),
+            str(trial),
+            learning_rate(trials[trial].seed_lr),
+            percent(trials[trial].explore_fraction),
+            *(number(metrics.get(name)) for name in names),
         )
-        for number, metrics in sorted(context.test.items())
+        for trial, metrics in sorted(context.test.items())
     )
     return Section(
         key="test",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from knee_tune.reporting.intervals import LEVEL
+from knee_tune.reporting.shown import p_value
 from knee_tune.specs.ridge import Crossover, Optimum, Verdict
 from knee_tune.specs.shown import percent, setting
 
@@ -32,7 +33,7 @@ def words_of(crossover: Crossover | None, optimal: Sequence[Optimum], *, seeds: 
     """The verdict and what to do, in a few sentences."""
     if crossover is None:
         return _too_little(optimal, seeds=seeds)
-    evidence = f"(crossover test {_p(crossover.p)}, {seeds} random seeds)"
+    evidence = f"(crossover test {p_value(crossover.p)}, {seeds} random seeds)"
     verdict = verdict_of(crossover, seeds=seeds)
     if verdict == "inverse relation":
         return (
@@ -50,17 +51,17 @@ def words_of(crossover: Crossover | None, optimal: Sequence[Optimum], *, seeds: 
 
 def _opposed(crossover: Crossover) -> bool:
     """Whether the seeds show the opposite of an inverse relation at one end."""
-    return _sure(crossover.low_lrs.high, below=True) or _sure(crossover.high_lrs.low, below=False)
+    return crossover.low_lrs.side < 0 or crossover.high_lrs.side > 0
 
 
 def _not_shown(crossover: Crossover) -> str:
     """At which end the seeds do not tell long exploring from short."""
-    if _sure(crossover.low_lrs.low, below=False):
+    if crossover.low_lrs.side > 0:
         return (
             "long exploring is better at small seed LRs, and at the largest it is not shown to "
             "be worse than short exploring."
         )
-    if _sure(crossover.high_lrs.high, below=True):
+    if crossover.high_lrs.side < 0:
         return (
             "short exploring is better at large seed LRs, and at the smallest it is not shown to "
             "be worse than long exploring."
@@ -70,16 +71,13 @@ def _not_shown(crossover: Crossover) -> str:
 
 def _opposite(crossover: Crossover) -> str:
     """What the seeds show instead."""
-    short_at_low = _sure(crossover.low_lrs.high, below=True)
-    long_at_high = _sure(crossover.high_lrs.low, below=False)
-    if short_at_low and long_at_high:
+    low, high = crossover.low_lrs.side, crossover.high_lrs.side
+    if low < 0 < high:
         return "short exploring is better at small seed LRs and long exploring at large ones."
-    if long_at_high:
-        everywhere = _sure(crossover.low_lrs.low, below=False)
-        where = "at small and at large seed LRs" if everywhere else "also at the largest seed LRs"
+    if high > 0:
+        where = "at small and at large seed LRs" if low > 0 else "also at the largest seed LRs"
         return f"long exploring is better {where} that were tried."
-    everywhere = _sure(crossover.high_lrs.high, below=True)
-    where = "at small and at large seed LRs" if everywhere else "also at the smallest seed LRs"
+    where = "at small and at large seed LRs" if high < 0 else "also at the smallest seed LRs"
     return f"short exploring is better {where} that were tried."
 
 
@@ -113,12 +111,3 @@ def _too_little(optimal: Sequence[Optimum], *, seeds: int) -> str:
         "Undecided: three seed LRs or more need explore fractions up to 0.3 as well as from 0.6 to "
         "0.9 to be compared."
     )
-
-
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def _sure(bound: float | None, *, below: bool) -> bool:
-    """Whether an interval's bound lies beyond zero."""
-    return bound is not None and (bound < 0 if below else bound > 0)

@@ -5,7 +5,17 @@ from itertools import pairwise
 from typing import Any
 
 from knee_tune.planning.planner import fitted_knee
-from knee_tune.reporting.figure_parts import ACCENT, BLUE, GREEN, GREY, ORANGE, axis, figure, ramp
+from knee_tune.reporting.figure_parts import (
+    ACCENT,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    axis,
+    bars,
+    figure,
+    ramp,
+)
 from knee_tune.reporting.shown import in_words
 from knee_tune.schedules import Knee
 from knee_tune.specs.confirmation import Confirmation
@@ -135,20 +145,13 @@ def confirmation_figure(confirmation: Confirmation) -> dict[str, Any] | None:
     trace = {
         "type": "scatter",
         "mode": "markers",
-        "x": [mean.mean for _, _, mean in candidates],
+        "x": [mean.value for _, _, mean in candidates],
         "y": [
             f"seed LR {learning_rate(each.seed_lr)}, {percent(each.explore_fraction)}"
             + ("<br>(the paper's default)" if each.default else "")
             for _, each, _ in candidates
         ],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [mean.high - mean.mean for _, _, mean in candidates],
-            "arrayminus": [mean.mean - mean.low for _, _, mean in candidates],
-            "thickness": 1.4,
-            "color": GREY,
-        },
+        "error_x": bars([mean for _, _, mean in candidates], colour=GREY),
         "marker": {
             "size": 11,
             "color": [

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from knee_tune.specs.confirmation import Interval
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.shown import percent
 
 SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test": "test"}
@@ -43,14 +42,20 @@ def rounded(value: Estimate | None, *, sign: bool = False) -> str:
     """As :func:`estimate`, with as many decimals as the interval leaves certain, and one more."""
     if value is None:
         return NOTHING
-    if value.low is None or value.high is None or math.isclose(value.high, value.low):
-        return estimate(value, sign=sign)
+    said, *ends = rounded_parts(value, sign=sign)
+    return f"{said} [{', '.join(ends)}]" if ends else said
+
+
+def rounded_parts(value: Estimate, *, sign: bool = False) -> tuple[str, ...]:
+    """Of :func:`rounded`: the number, and the ends of its interval if it has one."""
+    if value.low is None or value.high is None:
+        return (number(value.value, sign=sign),)
+    numbers = value.value, value.low, value.high
+    if math.isclose(value.high, value.low):
+        return tuple(number(each, sign=sign) for each in numbers)
     half = (value.high - value.low) / 2
     decimals = min(9, max(0, 1 - math.floor(math.log10(half))))
-    said, low, high = (
-        f"{each:{'+' if sign else ''}.{decimals}f}" for each in (value.value, value.low, value.high)
-    )
-    return f"{said} [{low}, {high}]"
+    return tuple(f"{each:{'+' if sign else ''}.{decimals}f}" for each in numbers)
 
 
 def fraction_estimate(value: Estimate | None) -> str:
@@ -60,14 +65,6 @@ def fraction_estimate(value: Estimate | None) -> str:
     if value.low is None or value.high is None:
         return percent(value.value)
     return f"{percent(value.value)} [{percent(value.low)}, {percent(value.high)}]"
-
-
-def interval(value: Interval | None, *, sign: bool = False) -> str:
-    """``93.1 [92.8, 93.4]``."""
-    if value is None:
-        return NOTHING
-    low, high = number(value.low, sign=sign), number(value.high, sign=sign)
-    return f"{number(value.mean, sign=sign)} [{low}, {high}]"
 
 
 def correlation(value: Estimate) -> str:

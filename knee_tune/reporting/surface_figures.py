@@ -19,7 +19,8 @@ from knee_tune.reporting.figure_parts import (
     slice_line,
 )
 from knee_tune.reporting.shown import number
-from knee_tune.specs.ridge import Estimate, Ridge, Surface
+from knee_tune.specs.estimate import Estimate
+from knee_tune.specs.ridge import Ridge, Surface
 from knee_tune.specs.shown import learning_rate, percent
 from knee_tune.specs.study import ReferenceRow, ReferenceTable
 

@@ -4,8 +4,9 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.ridge import Estimate, Optimum, Ridge, Surface
+from knee_tune.specs.ridge import Optimum, Ridge, Surface
 
 TRIAL_COLUMNS = (
     *("number", "seed_lr", "explore_fraction", "state", "value", "spread", "steps_trained"),

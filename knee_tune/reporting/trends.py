@@ -10,7 +10,7 @@ from pydantic import Field
 from knee_tune.reporting.explored import Explored
 from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.specs.base import Spec
-from knee_tune.specs.ridge import Estimate
+from knee_tune.specs.estimate import Estimate
 
 Course = Literal["rises", "falls"]
 
@@ -39,11 +39,9 @@ class Trend(Spec):
     @property
     def told(self) -> Course | None:
         """What the interval says; None if it holds zero, or if there is none."""
-        if self.slope.low is None or self.slope.high is None:
+        if self.slope.side == 0:
             return None
-        if self.slope.low > 0:
-            return "rises"
-        return "falls" if self.slope.high < 0 else None
+        return "rises" if self.slope.side > 0 else "falls"
 
 
 def trend_of(

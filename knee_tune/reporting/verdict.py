@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from knee_tune.reporting.intervals import mean_interval, paired_interval
+from knee_tune.reporting.intervals import mean_estimate, paired_estimate
 from knee_tune.specs.confirmation import CLAIMING_SEEDS, Candidate, Confirmation
 from knee_tune.specs.recipe import Direction
 
@@ -21,7 +21,7 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
     measured = tuple(_measured(each, default, comparisons) for each in candidates)
     sign = 1 if direction == "minimize" else -1
     ranked = sorted(
-        (sign * each.mean.mean, index) for index, each in enumerate(measured) if each.mean
+        (sign * each.mean.value, index) for index, each in enumerate(measured) if each.mean
     )
     winner = ranked[0][1] if ranked else None
     best = None if winner is None else measured[winner]
@@ -30,8 +30,8 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
         best.default
         or (
             best.difference is not None
-            and best.difference.excludes_zero(direction)
-            and (seeds >= CLAIMING_SEEDS or best.difference.low < best.difference.high)
+            and best.difference.is_better(direction)
+            and (seeds >= CLAIMING_SEEDS or best.difference.low != best.difference.high)
         )
     )
     return Confirmation(
@@ -57,9 +57,9 @@ def _complete(candidate: Candidate) -> bool:
 def _measured(candidate: Candidate, default: Candidate | None, comparisons: int) -> Candidate:
     if not _complete(candidate):
         return candidate
-    update = {"mean": mean_interval(candidate.values)}
+    update = {"mean": mean_estimate(candidate.values)}
     if default is not None and not candidate.default:
-        update["difference"] = paired_interval(
+        update["difference"] = paired_estimate(
             candidate.values, default.values, comparisons=comparisons
         )
     return candidate.model_copy(update=update)

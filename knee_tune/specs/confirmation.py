@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.steps import StepCount
 
@@ -13,19 +14,6 @@ Confirmed = Literal["yes", "no", "not tried"]
 
 CLAIMING_SEEDS = 5
 """Seeds from which on a difference may be claimed (design rule; fewer are good for a look)."""
-
-
-class Interval(Spec):
-    """A mean and where the true one may lie."""
-
-    mean: float
-    low: float
-    high: float
-    level: float = Field(gt=0, lt=1, description="probability that it holds the true mean")
-
-    def excludes_zero(self, direction: Direction) -> bool:
-        """Whether all of it is on the better side of zero."""
-        return self.high < 0 if direction == "minimize" else self.low > 0
 
 
 class FreshRun(Spec):
@@ -45,10 +33,10 @@ class Candidate(Spec):
     trial: int | None = Field(description="its complete trial in the search; None: it has none")
     default: bool = Field(description="whether it is the paper's default")
     runs: tuple[FreshRun, ...] = ()
-    mean: Interval | None = Field(
+    mean: Estimate | None = Field(
         default=None, description="over the seeds; None: a run has no value"
     )
-    difference: Interval | None = Field(
+    difference: Estimate | None = Field(
         default=None, description="to the paper's default, seed by seed; None: nothing to compare"
     )
 

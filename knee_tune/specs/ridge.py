@@ -5,22 +5,11 @@ from typing import Literal
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.recipe import Direction
 
 Verdict = Literal["inverse relation", "no inverse relation", "undecided"]
 """Whether the best explore fraction falls as the seed LR rises (the paper's Table 16)."""
-
-
-class Estimate(Spec):
-    """A number and its interval over random seeds (without one: fewer than two seeds).
-
-    Of a mean it is Student's t interval, of anything else a bootstrap that resamples seeds.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    level: float = Field(default=0.95, gt=0, lt=1)
 
 
 class Surface(Spec):

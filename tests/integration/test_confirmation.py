@@ -197,7 +197,7 @@ def test_a_better_point_wins_over_fresh_seeds(bench: Bench) -> None:
     assert found.best is not None
     assert found.best.seed_lr == BETTER
     assert found.best.difference is not None
-    assert found.best.difference.mean == pytest.approx(3.1)
+    assert found.best.difference.value == pytest.approx(3.1)
     assert summary.record.winner == summary.record.trials[found.best.trial or 0]
     assert summary.record.confirmed(summary.record.trials[0]) == "no"
     assert len(ranks.fresh) == 10  # the default is among the best two, and is trained once

@@ -215,7 +215,7 @@ def test_schedules_are_judged_against_the_baseline() -> None:
     assert "Knee against Baseline: +1.040 [" in said
     assert "], better beyond chance." in said
     assert "Knee (short budget) against Baseline: +0.0 [" in said
-    assert "which may be chance: the interval holds zero" in said
+    assert "which may be chance: the interval includes zero" in said
 
 
 def test_the_note_has_the_table() -> None:

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from knee_tune.reporting.intervals import mean_interval, paired_interval
+from knee_tune.reporting.intervals import mean_estimate, paired_estimate
+from knee_tune.specs.estimate import Estimate
 
 SAMPLES = np.random.default_rng(7).normal(92.0, 0.5, size=(2, 6)).tolist()
 
 
 def test_the_interval_of_a_textbook() -> None:
-    interval = mean_interval([1.0, 2.0, 3.0])  # deviation 1, t(0.975, 2) = 4.3027
-    assert interval.mean == 2.0
+    interval = mean_estimate([1.0, 2.0, 3.0])  # deviation 1, t(0.975, 2) = 4.3027
+    assert interval.value == 2.0
     assert interval.high == pytest.approx(2 + 4.302653 / 3**0.5, rel=1e-6)
     assert interval.low == pytest.approx(2 - 4.302653 / 3**0.5, rel=1e-6)
     assert interval.level == 0.95
@@ -20,21 +21,21 @@ def test_the_interval_of_a_textbook() -> None:
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
 def test_a_mean_is_as_sure_as_scipy_says(level: float) -> None:
     values = SAMPLES[0]
-    interval = mean_interval(values, level=level)
+    interval = mean_estimate(values, level=level)
     expected = stats.t.interval(level, len(values) - 1, np.mean(values), stats.sem(values))
     assert (interval.low, interval.high) == pytest.approx(expected)
 
 
 def test_a_difference_is_paired_seed_by_seed() -> None:
     values, references = SAMPLES
-    interval = paired_interval(values, references)
+    interval = paired_estimate(values, references)
     expected = stats.ttest_rel(values, references).confidence_interval(0.95)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_several_comparisons_share_the_risk() -> None:
     values, references = SAMPLES
-    interval = paired_interval(values, references, comparisons=4)
+    interval = paired_estimate(values, references, comparisons=4)
     expected = stats.ttest_rel(values, references).confidence_interval(1 - 0.05 / 4)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
     assert interval.level == pytest.approx(0.9875)
@@ -45,16 +46,27 @@ def test_all_intervals_together_hold_as_often_as_they_say() -> None:
     draws = np.random.default_rng(1).normal(size=(1000, 4, 5))
     fooled = 0
     for *candidates, reference in draws.tolist():
-        intervals = [paired_interval(each, reference, comparisons=3) for each in candidates]
-        fooled += any(interval.low > 0 or interval.high < 0 for interval in intervals)
+        intervals = [paired_estimate(each, reference, comparisons=3) for each in candidates]
+        fooled += any(interval.side for interval in intervals)
     assert 0.01 < fooled / len(draws) <= 0.05
 
 
 def test_values_that_are_the_same_leave_no_doubt() -> None:
-    interval = paired_interval([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
-    assert (interval.mean, interval.low, interval.high) == (2.0, 2.0, 2.0)
+    interval = paired_estimate([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
+    assert (interval.value, interval.low, interval.high) == (2.0, 2.0, 2.0)
 
 
 def test_one_value_has_no_interval() -> None:
-    with pytest.raises(ValueError, match="needs two values"):
-        mean_interval([1.0])
+    assert mean_estimate([1.0]) == Estimate(value=1.0)
+    assert paired_estimate([3.0], [1.0], comparisons=4) == Estimate(value=2.0)
+
+
+def test_an_interval_is_on_one_side_of_zero_or_may_be_chance() -> None:
+    above, below = Estimate(value=2, low=1, high=3), Estimate(value=-2, low=-3, high=-1)
+    around, touching = Estimate(value=1, low=-1, high=3), Estimate(value=1, low=0, high=2)
+    alone = Estimate(value=1)
+    assert [each.side for each in (above, below, around, touching, alone)] == [1, -1, 0, 0, 0]
+    assert (above.is_better("maximize"), above.is_better("minimize")) == (True, False)
+    assert (below.is_better("maximize"), below.is_better("minimize")) == (False, True)
+    assert not around.is_better("maximize")
+    assert not around.is_better("minimize")

@@ -14,7 +14,8 @@ from knee_tune.reporting.figures import study_figures
 from knee_tune.reporting.html import as_html, script_json
 from knee_tune.reporting.markdown import as_markdown
 from knee_tune.reporting.report import StudyReport, build_report
-from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun, Interval
+from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun
+from knee_tune.specs.estimate import Estimate
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import (
     BaselineRecord,
@@ -23,7 +24,7 @@ from knee_tune.specs.records import (
     StudyRecord,
     TrialRecord,
 )
-from knee_tune.specs.ridge import Crossover, Estimate, Optimum, Recommendation, Ridge, Surface
+from knee_tune.specs.ridge import Crossover, Optimum, Recommendation, Ridge, Surface
 from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.specs.study import ReferenceRow, ReferenceTable, StudySpec
 
@@ -147,7 +148,7 @@ def ridge(**facts: Any) -> Ridge:
 
 def confirmation(*, confirmed: bool) -> Confirmation:
     def candidate(lr: float, fraction: float, mean: float, *, default: bool) -> Candidate:
-        around = Interval(mean=mean, low=mean - 1, high=mean + 1, level=0.95)
+        around = Estimate(value=mean, low=mean - 1, high=mean + 1, level=0.95)
         return Candidate(
             seed_lr=lr,
             explore_fraction=fraction,
@@ -155,7 +156,7 @@ def confirmation(*, confirmed: bool) -> Confirmation:
             default=default,
             runs=tuple(FreshRun(seed=seed, value=mean) for seed in (11, 12)),
             mean=around,
-            difference=None if default else Interval(mean=3, low=2, high=4, level=0.95),
+            difference=None if default else Estimate(value=3, low=2, high=4, level=0.95),
         )
 
     return Confirmation(

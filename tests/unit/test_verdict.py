@@ -36,7 +36,7 @@ def test_a_winner_that_is_better_seed_by_seed_is_confirmed() -> None:
     assert found.words == "confirmed: better than the paper's default"
     best, default = found.candidates
     assert best.mean is not None
-    assert best.mean.mean == pytest.approx(74.0)
+    assert best.mean.value == pytest.approx(74.0)
     assert best.difference is not None
     expected = stats.ttest_rel(BETTER, DEFAULT).confidence_interval(0.95)
     assert best.difference.low == pytest.approx(expected.low)
@@ -122,3 +122,12 @@ def test_a_point_is_confirmed_or_not_or_was_never_tried() -> None:
 def test_what_is_stored_is_read_again() -> None:
     found = judged(candidate(0.2, *BETTER), candidate(0.1, *DEFAULT, default=True))
     assert Confirmation.model_validate(found.model_dump(mode="json")) == found
+
+
+def test_what_was_stored_when_an_estimate_was_called_a_mean_is_read_again() -> None:
+    found = judged(candidate(0.2, *BETTER), candidate(0.1, *DEFAULT, default=True))
+    stored = found.model_dump(mode="json")
+    for each in stored["candidates"]:
+        for known in filter(None, (each["mean"], each["difference"])):
+            known["mean"] = known.pop("value")
+    assert Confirmation.model_validate(stored) == found
