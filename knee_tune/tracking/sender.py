@@ -13,6 +13,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from knee_tune.specs.tracking import (
+    Event,
     Recorded,
     StudyFinished,
     StudyStarted,
@@ -193,27 +194,34 @@ class Sender:
             outbox.reject(line, _first_line(error))
 
     def _bury(self, orphan: Outbox) -> None:
-        """A killed driver could not say how its trials ended: nothing may stay RUNNING."""
+        """A killed driver could not say how its runs ended: nothing may stay RUNNING.
+
+        They end at the time at which the driver last said something of them, not today: whoever
+        takes a run over does so later, even if that is yet to be delivered.
+        """
         assert self._delivery is not None
-        open_keys: dict[str, None] = {}
-        study_open = True
-        for event in orphan.events():
+        began: dict[str | None, int] = {}
+        last: dict[str | None, int] = {}
+        for at, event in ((recorded.at, recorded.event) for recorded in orphan.events()):
+            key = getattr(event, "key", None)
+            last[key] = last[None] = at
             match event:
-                case TrialStarted():
-                    open_keys[event.key] = None
-                case TrialFinished():
-                    open_keys.pop(event.key, None)
-                case StudyFinished():
-                    study_open = False
-        ends: list[TrialFinished | StudyFinished] = [
-            TrialFinished(key=key, state="FAIL", reason="the driver was killed")
-            for key in open_keys
-        ]
+                case StudyStarted() | TrialStarted():
+                    began[key] = at
+                case StudyFinished() | TrialFinished():
+                    began.pop(key, None)
+        since = began.pop(None, None)
         ours = {box.path for box in self._boxes()}
-        if study_open and not another_driver_lives(orphan.path.parent, ours=ours):
-            ends.append(StudyFinished(state="INTERRUPTED"))
-        now = time.time_ns() // 1_000_000
-        self._delivery.apply(orphan.study, [Recorded(at=now, event=end) for end in ends])
+        if since is not None and not another_driver_lives(orphan.path.parent, ours=ours):
+            began[None] = since  # after its trials
+        ends = [Recorded(at=last[key], event=_death(key)) for key in began]
+        self._delivery.apply(orphan.study, ends)
+
+
+def _death(key: str | None) -> Event:
+    if key is None:
+        return StudyFinished(state="INTERRUPTED")
+    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
 
 
 def _first_line(error: Exception) -> str:

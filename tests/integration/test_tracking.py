@@ -63,6 +63,10 @@ def report(step: int, number: int = 0) -> TrialReported:
     )
 
 
+KILLED = (trial(0), report(1))
+"""The last words of a driver that was killed in the middle of a trial."""
+
+
 @pytest.fixture
 def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return new_home(tmp_path_factory, tmp_path)
@@ -78,6 +82,16 @@ def track(home: Path, *events: Event) -> None:
     for event in events:
         tracker.record(event)
     assert tracker.close(timeout=60) == 0
+
+
+def leave(home: Path, uri: str, *events: Event) -> None:
+    """The outbox of a driver that died before it could deliver anything."""
+    dead = Outbox.create(outbox_root(home, uri), STUDY)
+    for event in events:
+        time.sleep(0.002)  # events of one millisecond have no order
+        dead.append(event)
+    dead.close()
+    time.sleep(0.002)
 
 
 def runs(client: MlflowClient) -> dict[str, Run]:
@@ -249,6 +263,18 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert found["trial 0"].data.tags["knee.reason"] == "the driver was killed"
     assert found["trial 0"].data.metrics["loss"] == 1.0
     assert found["knee-digits-30"].info.status == "KILLED"
+
+
+def test_a_run_that_was_killed_ends_when_its_driver_was_last_heard_of(
+    home: Path, client: MlflowClient
+) -> None:
+    uri = local_store(home)
+    leave(home, uri, *KILLED)
+    time.sleep(0.2)
+    adopted = time.time() * 1000
+    assert send_leftovers(home=home, uri=uri, timeout=60) == 0
+    for run in runs(client).values():
+        assert run.info.end_time < adopted - 200
 
 
 def test_nothing_loads_mlflow_before_it_is_needed(tmp_path: Path) -> None:

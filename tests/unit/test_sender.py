@@ -27,6 +27,7 @@ class Server:
 
     def __init__(self) -> None:
         self.taken: list[Event] = []
+        self.times: list[int] = []
         self.fail_next = 0
         self.refuse_step: int | None = None
         self.hang = threading.Event()
@@ -41,10 +42,29 @@ class Server:
             if getattr(recorded.event, "step", None) == self.refuse_step is not None:
                 raise RejectedError("not this one")
         self.taken += [recorded.event for recorded in events]
+        self.times += [recorded.at for recorded in events]
 
 
 def report(step: int) -> TrialReported:
     return TrialReported(key="trial-0", step=step, lr=0.1)
+
+
+def started(key: str) -> TrialStarted:
+    return TrialStarted(key=key, name=key)
+
+
+def killed(key: str) -> TrialFinished:
+    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
+
+
+def dead_driver(folder: Path, *events: Event) -> Outbox:
+    """What is left of a driver that was killed before it could deliver anything."""
+    dead = Outbox.create(folder, STUDY)
+    for event in events:
+        time.sleep(0.002)  # every event has a time of its own
+        dead.append(event)
+    dead.close()
+    return dead
 
 
 def sender(server: Server, outbox: Outbox | None, *folders: Path) -> Sender:
@@ -139,3 +159,18 @@ def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
         STUDY,
     ]
     assert list(dead.path.parent.iterdir()) == []
+
+
+def test_a_run_is_closed_with_the_time_of_the_last_word_on_it(tmp_path: Path) -> None:
+    """Whoever takes it up again does so later, even if that is delivered first."""
+    dead = dead_driver(tmp_path, started("trial-0"), report(1), started("trial-1"))
+    server = Server()
+    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+
+    last_report, second = server.times[2:4]
+    assert server.taken[4:] == [
+        killed("trial-0"),
+        killed("trial-1"),
+        StudyFinished(state="INTERRUPTED"),
+    ]
+    assert server.times[4:] == [last_report, second, second]
