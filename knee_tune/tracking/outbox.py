@@ -135,11 +135,11 @@ class Outbox:
             file.write(line)
         log.warning("MLflow refused an event, kept in %s: %s", file.name, reason)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[Recorded]:
         """Every event from the start, acknowledged or not, without the unreadable."""
         for line in self._lines(0):
             try:
-                yield Recorded.model_validate_json(line).event
+                yield Recorded.model_validate_json(line)
             except ValidationError:
                 continue
 

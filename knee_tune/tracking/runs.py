@@ -1,15 +1,16 @@
 """Events become MLflow runs: a parent run per study, a child run per trial. The only mapping.
 
 Runs are found by a unique tag before they are created, metrics carry the time of their event, so
-delivering an event twice changes nothing.
+delivering an event twice changes nothing. What opens and ends a run is in
+:mod:`knee_tune.tracking.states`.
 """
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
@@ -25,17 +26,21 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tracking.entries import flatten, log_artifact, log_entries, mlflow_name
+from knee_tune.tracking.entries import log_artifact, log_entries, mlflow_name
 from knee_tune.tracking.sender import RejectedError
+from knee_tune.tracking.states import (
+    STUDY_STATUS,
+    TRIAL_STATUS,
+    begin_run,
+    end_run,
+    is_outdated,
+)
 from knee_tune.tracking.store import MAX_PATIENCE, PATIENCE, artifact_root, patience, run_link
 
 RUN_KEY = "knee.run_key"
 """Tag that a run is found again by: ``<study uid>`` or ``<study uid>/<trial key>``."""
 
 STUDY_UID = "knee.study_uid"
-
-TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -69,10 +74,29 @@ class RunWriter:
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
         """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good."""
+        with self._asking(study):
+            self._apply(study, events)
+
+    def still_running(
+        self, study: StudyStarted, began: Mapping[str | None, int]
+    ) -> set[str | None]:
+        """See :class:`knee_tune.tracking.sender.Delivery`."""
+        with self._asking(study):
+            condition = f"tags.`{STUDY_UID}` = '{study.uid}' and attributes.status = 'RUNNING'"
+            found = self._search(self._studies[study.uid].experiment_id, condition)
+        running = {run.data.tags[RUN_KEY]: run for run in found}
+        runs = {key: running.get(run_key_of(study.uid, key)) for key in began}
+        return {key for key, run in runs.items() if run and not is_outdated(began[key], run)}
+
+    @contextmanager
+    def _asking(self, study: StudyStarted) -> Iterator[None]:
+        """Whatever MLflow is asked about ``study`` happens in here, where its runs are known."""
         try:
             # More patience after every failure: a slow server is late, not dead.
             with patience(min(PATIENCE * 2**self._failures, MAX_PATIENCE)):
-                self._apply(study, events)
+                if study.uid not in self._studies:
+                    self._studies[study.uid] = self._load(study)
+                yield
             self._failures = 0
         except Exception as error:
             self._studies.clear()  # a call may have worked although its answer was lost
@@ -82,15 +106,13 @@ class RunWriter:
             raise
 
     def _apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
-        if study.uid not in self._studies:
-            self._studies[study.uid] = self._load(study)
         reports: dict[str, list[tuple[int, TrialReported]]] = {}
         for at, event in ((recorded.at, recorded.event) for recorded in events):
             match event:
                 case TrialReported():
                     reports.setdefault(event.key, []).append((at, event))
                 case StudyStarted():
-                    self._start_study(study, event)
+                    self._start_study(study, event, at)
                 case TrialStarted():
                     self._report(study, event.key, reports.pop(event.key, []))
                     self._start_trial(study, event, at)
@@ -100,10 +122,11 @@ class RunWriter:
                 case Attached():
                     log_artifact(self._client, self._run_id(study, event.key), event)
                 case StudyFinished():
-                    run_id = self._run_id(study, None)
+                    run_id, status = self._run_id(study, None), STUDY_STATUS[event.state]
                     metrics = [Metric(k, v, at, 0) for k, v in event.metrics.items()]
-                    log_entries(self._client, run_id, metrics=metrics, tags=event.tags)
-                    self._client.set_terminated(run_id, STUDY_STATUS[event.state], end_time=at)
+                    end_run(
+                        self._client, run_id, at, status=status, metrics=metrics, tags=event.tags
+                    )
         for key, pending in reports.items():
             self._report(study, key, pending)
 
@@ -148,12 +171,12 @@ class RunWriter:
             )
             self._linked.notify_all()
 
-    def _start_study(self, study: StudyStarted, event: StudyStarted) -> None:
+    def _start_study(self, study: StudyStarted, event: StudyStarted, at: int) -> None:
         run_id = self._run_id(study, None)
         tags = dict(event.tags)
         if event.description:
             tags["mlflow.note.content"] = event.description
-        self._reopen(run_id, event.params, tags)
+        begin_run(self._client, run_id, at, params=event.params, tags=tags)
 
     def _start_trial(self, study: StudyStarted, event: TrialStarted, at: int) -> None:
         run_id = self._run_id(study, event.key, name=event.name, at=at)
@@ -170,7 +193,8 @@ class RunWriter:
             "schedule": event.schedule,
             **event.params,
         }
-        self._reopen(run_id, params, tags | {"optuna.state": "RUNNING"} | event.tags)
+        tags |= {"optuna.state": "RUNNING"} | event.tags
+        begin_run(self._client, run_id, at, params=params, tags=tags)
 
     def _finish_trial(self, study: StudyStarted, event: TrialFinished, at: int) -> None:
         run_id = self._run_id(study, event.key)
@@ -178,16 +202,8 @@ class RunWriter:
         if event.reason:
             tags["knee.reason"] = event.reason
         metrics = [Metric(k, v, at, event.step) for k, v in event.metrics.items()]
-        log_entries(self._client, run_id, metrics=metrics, tags=tags)
-        self._client.set_terminated(run_id, TRIAL_STATUS[event.state], end_time=at)
-
-    def _reopen(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Make the run RUNNING; params are immutable, so only those it lacks are written."""
-        run = self._client.get_run(run_id)
-        if run.info.status != "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
-        new = {k: v for k, v in flatten(params).items() if k not in run.data.params}
-        log_entries(self._client, run_id, params=new, tags=tags)
+        status = TRIAL_STATUS[event.state]
+        end_run(self._client, run_id, at, status=status, metrics=metrics, tags=tags)
 
     def _report(
         self, study: StudyStarted, key: str, reports: Sequence[tuple[int, TrialReported]]

@@ -6,13 +6,14 @@ It knows files, time and patience, but not MLflow: delivery is handed in.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
 
 from knee_tune.specs.tracking import (
+    Event,
     Recorded,
     StudyFinished,
     StudyStarted,
@@ -38,7 +39,20 @@ class Delivery(Protocol):
     """Puts events where they belong. The same events may come twice and must count once."""
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
-        """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable."""
+        """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable.
+
+        Outboxes of several drivers come in any order, so what is older than the newest start or
+        end of its run neither opens nor ends that run.
+        """
+        ...
+
+    def still_running(
+        self, study: StudyStarted, began: Mapping[str | None, int]
+    ) -> set[str | None]:
+        """The runs of ``began`` that nobody has ended, or begun anew, since they began.
+
+        ``began`` is when (ms since 1970) by the key of the trial, or None for the study itself.
+        """
         ...
 
 
@@ -193,27 +207,44 @@ class Sender:
             outbox.reject(line, _first_line(error))
 
     def _bury(self, orphan: Outbox) -> None:
-        """A killed driver could not say how its trials ended: nothing may stay RUNNING."""
+        """A killed driver could not say how its runs ended: those that still run end here.
+
+        They do at the time at which the driver last said something of them, not today: whoever
+        took a run over did so later, even if that is yet to be delivered.
+        """
         assert self._delivery is not None
-        open_keys: dict[str, None] = {}
-        study_open = True
-        for event in orphan.events():
+        began: dict[str | None, int] = {}
+        last: dict[str | None, int] = {}
+        for at, event in ((recorded.at, recorded.event) for recorded in orphan.events()):
+            key = getattr(event, "key", None)
+            last[key] = last[None] = at
             match event:
-                case TrialStarted():
-                    open_keys[event.key] = None
-                case TrialFinished():
-                    open_keys.pop(event.key, None)
-                case StudyFinished():
-                    study_open = False
-        ends: list[TrialFinished | StudyFinished] = [
-            TrialFinished(key=key, state="FAIL", reason="the driver was killed")
-            for key in open_keys
-        ]
+                case StudyStarted() | TrialStarted():
+                    began[key] = at
+                case StudyFinished() | TrialFinished():
+                    began.pop(key, None)
+        since = began.pop(None, None)
+        if since is not None and not self._others_drive(orphan):
+            began[None] = since  # after its trials
+        if not began:
+            return
+        running = self._delivery.still_running(orphan.study, began)
+        ends = [Recorded(at=last[key], event=_death(key)) for key in began if key in running]
+        self._delivery.apply(orphan.study, ends)
+
+    def _others_drive(self, orphan: Outbox) -> bool:
+        """Whether a driver that lives, or an orphan that comes later, tells the study's end."""
+        waiting = [box for box in self._orphans if box is not orphan]
+        if any(box.study.uid == orphan.study.uid for box in waiting):
+            return True
         ours = {box.path for box in self._boxes()}
-        if study_open and not another_driver_lives(orphan.path.parent, ours=ours):
-            ends.append(StudyFinished(state="INTERRUPTED"))
-        now = time.time_ns() // 1_000_000
-        self._delivery.apply(orphan.study, [Recorded(at=now, event=end) for end in ends])
+        return another_driver_lives(orphan.path.parent, ours=ours)
+
+
+def _death(key: str | None) -> Event:
+    if key is None:
+        return StudyFinished(state="INTERRUPTED")
+    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
 
 
 def _first_line(error: Exception) -> str:

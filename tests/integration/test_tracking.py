@@ -63,6 +63,17 @@ def report(step: int, number: int = 0) -> TrialReported:
     )
 
 
+KILLED = (trial(0), report(1))
+"""The last words of a driver that was killed in the middle of a trial."""
+
+INTERRUPTED = (
+    *KILLED,
+    TrialFinished(key="trial-0", state="FAIL", reason="interrupted"),
+    StudyFinished(state="INTERRUPTED", tags={"knee.best_trial": "none"}),
+)
+"""Those of one that could still say how it ended, but not deliver it."""
+
+
 @pytest.fixture
 def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return new_home(tmp_path_factory, tmp_path)
@@ -78,6 +89,33 @@ def track(home: Path, *events: Event) -> None:
     for event in events:
         tracker.record(event)
     assert tracker.close(timeout=60) == 0
+
+
+def leave(home: Path, uri: str, *events: Event) -> None:
+    """The outbox of a driver that died before it could deliver anything."""
+    dead = Outbox.create(outbox_root(home, uri), STUDY)
+    for event in events:
+        time.sleep(0.002)  # events of one millisecond have no order
+        dead.append(event)
+    dead.close()
+    time.sleep(0.002)
+
+
+class Driver:
+    """One of several drivers of a study. What it records is delivered at once."""
+
+    def __init__(self, home: Path, uri: str) -> None:
+        self._tracker = open_tracker(home=home, uri=uri)
+        self.record(STUDY)
+
+    def record(self, *events: Event) -> None:
+        for event in events:
+            time.sleep(0.002)
+            self._tracker.record(event)
+        assert self._tracker.flush(timeout=60) == 0
+
+    def close(self) -> None:
+        assert self._tracker.close(timeout=60) == 0
 
 
 def runs(client: MlflowClient) -> dict[str, Run]:
@@ -249,6 +287,77 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert found["trial 0"].data.tags["knee.reason"] == "the driver was killed"
     assert found["trial 0"].data.metrics["loss"] == 1.0
     assert found["knee-digits-30"].info.status == "KILLED"
+
+
+@pytest.mark.parametrize("left", [KILLED, INTERRUPTED], ids=["killed", "interrupted"])
+def test_what_a_dead_driver_left_does_not_undo_what_another_one_finished(
+    home: Path, client: MlflowClient, left: tuple[Event, ...]
+) -> None:
+    uri = local_store(home)
+    living = Driver(home, uri)
+    leave(home, uri, *left)
+    living.record(
+        trial(7, key="trial-0", name="trial 0"),
+        report(2),
+        TrialFinished(key="trial-0", state="COMPLETE"),
+        StudyFinished(tags={"knee.best_trial": "7"}),
+    )
+    living.close()
+    before = runs(client)
+    assert {run.info.status for run in before.values()} == {"FINISHED"}
+
+    assert send_leftovers(home=home, uri=uri, timeout=60) == 0
+    after = runs(client)
+    for name, run in before.items():
+        assert after[name].info.status == "FINISHED"
+        assert after[name].info.end_time == run.info.end_time
+        assert after[name].data.tags == run.data.tags
+    curve = client.get_metric_history(after["trial 0"].info.run_id, "loss")
+    assert sorted(point.step for point in curve) == [1, 2]  # its reports are news all the same
+
+
+@pytest.mark.parametrize("left", [KILLED, INTERRUPTED], ids=["killed", "interrupted"])
+@pytest.mark.parametrize("place", ["same home", "another home"])
+def test_what_a_dead_driver_left_does_not_end_what_another_one_trains(
+    home: Path, client: MlflowClient, left: tuple[Event, ...], place: str
+) -> None:
+    uri = local_store(home)
+    living = Driver(home if place == "same home" else home / "another", uri)
+    leave(home, uri, *left)
+    living.record(trial(7, key="trial-0", name="trial 0"))
+
+    assert send_leftovers(home=home, uri=uri, timeout=60) == 0
+    taken_over = runs(client)["trial 0"]
+    assert taken_over.info.status == "RUNNING"
+    assert taken_over.data.tags["optuna.state"] == "RUNNING"
+    assert taken_over.data.tags["optuna.trial_number"] == "7"
+    living.close()
+
+
+def test_a_killed_study_that_is_continued_is_open_again(home: Path, client: MlflowClient) -> None:
+    uri = local_store(home)
+    leave(home, uri, *KILLED)
+    next_one = Driver(home, uri)  # had begun when it delivered what was left
+    assert runs(client)["knee-digits-30"].info.status == "RUNNING"
+    assert runs(client)["trial 0"].info.status == "FAILED"
+
+    next_one.record(trial(7, key="trial-0"))
+    assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
+    next_one.record(TrialFinished(key="trial-0", state="COMPLETE"), StudyFinished())
+    next_one.close()
+    assert {run.info.status for run in runs(client).values()} == {"FINISHED"}
+
+
+def test_a_run_that_was_killed_ends_when_its_driver_was_last_heard_of(
+    home: Path, client: MlflowClient
+) -> None:
+    uri = local_store(home)
+    leave(home, uri, *KILLED)
+    time.sleep(0.2)
+    adopted = time.time() * 1000
+    assert send_leftovers(home=home, uri=uri, timeout=60) == 0
+    for run in runs(client).values():
+        assert run.info.end_time < adopted - 200
 
 
 def test_nothing_loads_mlflow_before_it_is_needed(tmp_path: Path) -> None:

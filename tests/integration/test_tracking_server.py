@@ -133,3 +133,5 @@ def test_a_dead_server_gets_everything_with_the_next_command(
     (run,) = client.search_runs([experiment.experiment_id], "run_name = 'trial-0'")
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == list(range(STEPS))
+    (study,) = client.search_runs([experiment.experiment_id], "run_name = 's'")
+    assert study.info.status == "KILLED"  # its driver never said that it was done

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,9 @@ class Server:
 
     def __init__(self) -> None:
         self.taken: list[Event] = []
+        self.times: list[int] = []
+        self.not_running: set[str | None] = set()
+        self.asked: dict[str | None, int] = {}
         self.fail_next = 0
         self.refuse_step: int | None = None
         self.hang = threading.Event()
@@ -41,10 +44,35 @@ class Server:
             if getattr(recorded.event, "step", None) == self.refuse_step is not None:
                 raise RejectedError("not this one")
         self.taken += [recorded.event for recorded in events]
+        self.times += [recorded.at for recorded in events]
+
+    def still_running(
+        self, study: StudyStarted, began: Mapping[str | None, int]
+    ) -> set[str | None]:
+        self.asked |= began
+        return set(began) - self.not_running
 
 
 def report(step: int) -> TrialReported:
     return TrialReported(key="trial-0", step=step, lr=0.1)
+
+
+def started(key: str) -> TrialStarted:
+    return TrialStarted(key=key, name=key)
+
+
+def killed(key: str) -> TrialFinished:
+    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
+
+
+def dead_driver(folder: Path, *events: Event) -> Outbox:
+    """What is left of a driver that was killed before it could deliver anything."""
+    dead = Outbox.create(folder, STUDY)
+    for event in events:
+        time.sleep(0.002)  # every event has a time of its own
+        dead.append(event)
+    dead.close()
+    return dead
 
 
 def sender(server: Server, outbox: Outbox | None, *folders: Path) -> Sender:
@@ -139,3 +167,51 @@ def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
         STUDY,
     ]
     assert list(dead.path.parent.iterdir()) == []
+
+
+def test_what_another_driver_finished_is_not_closed_again(tmp_path: Path) -> None:
+    left = (started("taken over"), started("open"))
+    dead, server = dead_driver(tmp_path, *left), Server()
+    server.not_running = {"taken over", None}
+    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert server.taken == [STUDY, *left, killed("open")]
+
+
+def test_a_run_is_closed_with_the_time_of_the_last_word_on_it(tmp_path: Path) -> None:
+    """Whoever takes it up again does so later, even if that is delivered first."""
+    dead = dead_driver(tmp_path, started("trial-0"), report(1), started("trial-1"))
+    server = Server()
+    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+
+    study, first, last_report, second = server.times[:4]
+    assert server.asked == {"trial-0": first, "trial-1": second, None: study}
+    assert server.taken[4:] == [
+        killed("trial-0"),
+        killed("trial-1"),
+        StudyFinished(state="INTERRUPTED"),
+    ]
+    assert server.times[4:] == [last_report, second, second]
+
+
+def test_a_trial_that_was_begun_twice_counts_from_its_second_beginning(tmp_path: Path) -> None:
+    ended = TrialFinished(key="trial-0", state="FAIL")
+    dead = dead_driver(tmp_path, started("trial-0"), ended, started("trial-0"))
+    server = Server()
+    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert server.asked["trial-0"] == server.times[3] > server.times[1]
+
+
+def test_the_last_of_several_dead_drivers_says_how_the_study_ended(tmp_path: Path) -> None:
+    first, server = dead_driver(tmp_path, started("trial-0")), Server()
+    dead_driver(tmp_path, StudyFinished())
+    assert sender(server, None, first.path.parent).close(timeout=5) == 0
+    assert server.taken == [STUDY, started("trial-0"), killed("trial-0"), STUDY, StudyFinished()]
+
+
+def test_a_study_that_a_living_driver_has_is_not_closed(tmp_path: Path) -> None:
+    dead, server = dead_driver(tmp_path, started("trial-0")), Server()
+    living = Outbox.create(tmp_path, STUDY)
+    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert server.taken == [STUDY, started("trial-0"), killed("trial-0")]
+    assert server.asked.keys() == {"trial-0"}
+    living.close()
