@@ -1,4 +1,4 @@
-"""The one error that people can cause."""
+"""The one error that people can cause, and what any error says in one line."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     Every other exception is ours and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

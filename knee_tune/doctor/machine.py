@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import psutil
 
-from knee_tune.doctor.check import Check, first_line
+from knee_tune.doctor.check import Check
+from knee_tune.errors import first_line
 
 
 def check_devices() -> Iterator[Check]:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from knee_tune.errors import first_line
 from knee_tune.specs.tracking import (
     Recorded,
     StudyFinished,
@@ -141,7 +142,7 @@ class Sender:
                 "tracking at %s does not answer; events wait in the outbox and training goes on"
                 " (%s)",
                 self._where,
-                _first_line(error),
+                first_line(error)[:200],
             )
 
     def _succeeded(self) -> None:
@@ -190,7 +191,7 @@ class Sender:
         try:
             self._apply(outbox.study, [line])
         except (RejectedError, ValidationError) as error:
-            outbox.reject(line, _first_line(error))
+            outbox.reject(line, first_line(error)[:200])
 
     def _bury(self, orphan: Outbox) -> None:
         """A killed driver could not say how its trials ended: nothing may stay RUNNING."""
@@ -214,7 +215,3 @@ class Sender:
             ends.append(StudyFinished(state="INTERRUPTED"))
         now = time.time_ns() // 1_000_000
         self._delivery.apply(orphan.study, [Recorded(at=now, event=end) for end in ends])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

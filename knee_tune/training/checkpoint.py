@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from knee_tune.errors import first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS, checkpoint_path, checkpoint_step
 from knee_tune.planning.plan import TrainPlan
 
@@ -121,8 +122,7 @@ def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoin
         if saved["step"] != checkpoint_step(folder):
             raise ValueError("of another step")
     except _DAMAGE as error:
-        reason = str(error).partition("\n")[0]
-        raise DamagedError(reason or type(error).__name__) from error
+        raise DamagedError(first_line(error)) from error
     weights = folder / WEIGHTS if WEIGHTS in manifest["sha256"] else None
     return Checkpoint(step=saved["step"], state=saved["state"], weights=weights)
 

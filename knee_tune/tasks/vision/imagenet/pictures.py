@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from knee_tune.errors import first_line
 from knee_tune.tasks.vision import pixels
 
 Pixels = NDArray[np.uint8]
@@ -35,8 +36,7 @@ def read(path: Path) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UnreadableError(f"{path}: no readable image ({reason})") from None
+        raise UnreadableError(f"{path}: no readable image ({first_line(error)})") from None
 
 
 def training_view(image: Image.Image, *, side: int, draw: torch.Generator) -> Pixels:
