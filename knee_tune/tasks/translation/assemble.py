@@ -46,16 +46,12 @@ def write_text(
     source: str,
     target: str,
     bpe: Bpe,
-    lowercase: bool | None = None,
     joint_dictionary: bool = False,
     dropped: int = 0,
     request: Mapping[str, Any],
     progress: Progress = silent,
 ) -> Manifest:
-    """Vocabularies (of the training text) and binary files of ``text``, lines of pieces by split.
-
-    ``lowercase`` None: it is taken from the text.
-    """
+    """Vocabularies (of the training text) and binary files of ``text``, lines of pieces a split."""
     source_text, target_text = text["train"]
     if joint_dictionary:
         vocabularies = dict.fromkeys((source, target), Vocabulary.build(source_text + target_text))
@@ -84,7 +80,7 @@ def write_text(
         kind=kind,
         source=source,
         target=target,
-        lowercase=_is_lowercase(vocabularies) if lowercase is None else lowercase,
+        lowercase=_is_lowercase(vocabularies),
         pairs={split: len(sides[0]) for split, sides in text.items()},
         tokens=tokens,
         unknown=unknown,

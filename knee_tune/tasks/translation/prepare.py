@@ -34,7 +34,7 @@ from knee_tune.tasks.translation.corpus import (
 )
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download
 from knee_tune.tasks.translation.manifest import Manifest
-from knee_tune.tasks.translation.text import Cleaning, Progress, silent, tokenize_lines
+from knee_tune.tasks.translation.text import MOST_TOKENS, Progress, is_clean, silent, tokenize_lines
 
 MERGES = 10_000
 """BPE merges of the IWSLT'14 recipe, learned on both languages together."""
@@ -89,10 +89,8 @@ def prepare(
     codes: Path | None = None,
     bpe_codes: int | None = None,
     joint_dictionary: bool = False,
-    lowercase: bool = True,
     force: bool = False,
     archive: Archive = IWSLT14,
-    workers: int | None = None,
     progress: Progress = silent,
 ) -> Prepared:
     """The prepared set ``<data_root>/<name>`` (default ``iwslt14.<source>-<target>``).
@@ -122,7 +120,7 @@ def prepare(
         "codes": codes and checksum(codes),
         "bpe_codes": bpe_codes,
         "joint_dictionary": joint_dictionary,
-        "lowercase": lowercase,
+        "lowercase": True,  # as the sets say that are there already
     }
     folder = data_root / name
 
@@ -157,16 +155,13 @@ def prepare(
             if corpus.kind == "binarized":
                 manifest = copy_binarized(partial, corpus, bpe=_given_codes(corpus), **about)
             else:
-                text, bpe, dropped, warnings = _pieces(
-                    corpus, bpe_codes, lowercase, workers, progress
-                )
+                text, bpe, dropped, warnings = _pieces(corpus, bpe_codes, progress)
                 manifest = write_text(
                     partial,
                     text,
                     source=source,
                     target=target,
                     bpe=bpe,
-                    lowercase=None if corpus.kind == "bpe" else lowercase,
                     joint_dictionary=joint_dictionary,
                     dropped=dropped,
                     progress=progress,
@@ -176,11 +171,7 @@ def prepare(
 
 
 def _pieces(
-    corpus: Corpus,
-    bpe_codes: int | None,
-    lowercase: bool,
-    workers: int | None,
-    progress: Progress,
+    corpus: Corpus, bpe_codes: int | None, progress: Progress
 ) -> tuple[dict[str, Text], Bpe, int, tuple[str, ...]]:
     """Text of every split cut by BPE, the BPE, pairs dropped, warnings."""
     if corpus.kind == "bpe":
@@ -189,21 +180,15 @@ def _pieces(
         return text, bpe, 0, _misfit(text["train"], bpe, corpus)
     text = {}
     for split in corpus.splits:
-        sides = read_split(corpus, split)
-        if corpus.kind == "tok":
-            text[split] = (
-                ([line.lower() for line in sides[0]], [line.lower() for line in sides[1]])
-                if lowercase
-                else sides
+        source, target = (
+            [line.lower() for line in side]
+            if corpus.kind == "tok"
+            else tokenize_lines(side, language, progress=progress)
+            for side, language in zip(
+                read_split(corpus, split), (corpus.source, corpus.target), strict=True
             )
-        else:
-            source, target = (
-                tokenize_lines(
-                    side, language, lowercase=lowercase, workers=workers, progress=progress
-                )
-                for side, language in zip(sides, (corpus.source, corpus.target), strict=True)
-            )
-            text[split] = (source, target)
+        )
+        text[split] = (source, target)
     before = len(text["train"][0])
     text["train"] = _cleaned(text["train"], corpus)
     dropped = before - len(text["train"][0])
@@ -222,12 +207,11 @@ def _pieces(
 
 
 def _cleaned(text: Text, corpus: Corpus) -> Text:
-    keeps = Cleaning().keeps
-    pairs = [pair for pair in zip(*text, strict=True) if keeps(*pair)]
+    pairs = [pair for pair in zip(*text, strict=True) if is_clean(*pair)]
     if not pairs:
         raise UserError(
-            f"{corpus.folder}: no training pair has 1 to 175 tokens on both sides and similar "
-            "lengths: are the two sides translations of each other?"
+            f"{corpus.folder}: no training pair has 1 to {MOST_TOKENS} tokens on both sides and "
+            "similar lengths: are the two sides translations of each other?"
         )
     return [source for source, _ in pairs], [target for _, target in pairs]
 
