@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from knee_tune.tasks.prepared_folder import new_folder
+from knee_tune.tasks.prepared_folder import new_folder, set_folder
 from knee_tune.tasks.translation.assemble import Text, finished, write_text
 from knee_tune.tasks.translation.bpe import Bpe
 from knee_tune.tasks.translation.lexicon import (
@@ -209,7 +209,7 @@ def generate(seed: int = SEED) -> dict[str, Text]:
 
 def prepare_demo(data_root: Path) -> Manifest:
     """The prepared set ``demo.de-en`` below ``data_root``; does nothing if it is there."""
-    folder = data_root / DEMO
+    folder = set_folder(data_root, DEMO)
     request = {"generator": VERSION, "seed": SEED, "pairs": PAIRS, "merges": MERGES}
     if manifest := finished(folder, request):
         return manifest

@@ -6,18 +6,16 @@ recipe where it stands.
 """
 
 import re
-import tarfile
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.prepared_folder import checksum, new_folder
+from knee_tune.tasks.archive import unpacked
+from knee_tune.tasks.prepared_folder import checksum, new_folder, set_folder
 from knee_tune.tasks.translation.assemble import (
     Text,
     copy_binarized,
@@ -102,8 +100,9 @@ def prepare(
     another one needs ``force`` or another name. UserError for everything wrong with the input.
     """
     began = time.monotonic()
+    _check_languages(source, target)
     name = name or f"iwslt14.{source}-{target}"
-    _check_names(name=name, source=source, target=target)
+    folder = set_folder(data_root, name)
     if bpe_codes is not None and bpe_codes < 1:
         raise UserError(f"--bpe-codes {bpe_codes}: must be 1 or more")
     if codes is not None:
@@ -122,7 +121,6 @@ def prepare(
         "joint_dictionary": joint_dictionary,
         "lowercase": True,  # as the sets say that are there already
     }
-    folder = data_root / name
 
     def prepared(manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()) -> Prepared:
         shared = {key: getattr(manifest, key) for key in _SHARED}
@@ -136,7 +134,7 @@ def prepare(
         if manifest := finished(folder, request, force=force):
             return prepared(manifest, reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
-    with _unpacked(from_path or Path()) as input_folder:
+    with unpacked(from_path or Path()) as input_folder:
         corpus = find_corpus(
             input_folder,
             source=source,
@@ -255,29 +253,12 @@ def _misfit(text: Text, bpe: Bpe, corpus: Corpus) -> tuple[str, ...]:
     )
 
 
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """``path``, or what is in it if it is a tar archive."""
-    if not path.is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with tarfile.open(path) as stream:
-                stream.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"{path}: no readable tar archive ({error})") from None
-        yield Path(folder)
-
-
-def _check_names(*, name: str, source: str, target: str) -> None:
+def _check_languages(source: str, target: str) -> None:
     for option, language in (("--source", source), ("--target", target)):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", language):
             raise UserError(f"{option} {language!r}: must be a language code such as de")
     if source == target:
         raise UserError(f"--source and --target are both {source}: they must differ")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
 
 
 def _check_downloadable(source: str, target: str) -> None:

@@ -3,15 +3,13 @@
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from knee_tune.errors import UserError, first_line
+from knee_tune.tasks.archive import unpacked
 from knee_tune.tasks.vision.images import Images
 
 TRAIN, TEST = 50_000, 10_000
@@ -37,7 +35,7 @@ def read_source(path: Path) -> Images:
     if zipfile.is_zipfile(path):
         return _read_npz(path)
     if tarfile.is_tarfile(path):
-        with _unpacked(path) as folder:
+        with unpacked(path) as folder:
             return _read_batches(folder, called=path)
     raise UserError(f"--from {path}: neither an .npz file nor a tar archive of {BATCHES}")
 
@@ -125,17 +123,6 @@ class _ArraysOnly(pickle.Unpickler):
 
             return codecs.encode
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
-
-
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    with TemporaryDirectory() as folder:
-        try:
-            with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"--from {path}: no readable tar archive ({error})") from None
-        yield Path(folder)
 
 
 def _checked(path: Path, *parts: tuple[np.ndarray, np.ndarray]) -> Images:
