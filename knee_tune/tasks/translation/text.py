@@ -5,13 +5,13 @@ The rules are those of fairseq's IWSLT'14 recipe (``tokenizer.perl``, ``clean-co
 """
 
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
+from knee_tune.distributed.cores import usable_cores
 from knee_tune.errors import UserError
 
 Progress = Callable[[str, float], None]
@@ -80,7 +80,7 @@ def tokenize_lines(
     ``workers`` defaults to the cores this process may use.
     """
     chunks = [(lines[start : start + CHUNK], language) for start in range(0, len(lines), CHUNK)]
-    workers = min(workers or _cores(), len(chunks) // 5)
+    workers = min(workers or usable_cores(), len(chunks) // 5)
     tokenized: list[str] = []
     text = f"tokenize {language}"
     if workers < 2:
@@ -96,12 +96,6 @@ def tokenize_lines(
                 tokenized += part
     progress(text, 1.0)
     return tokenized
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _tokenize_chunk(chunk: tuple[Sequence[str], str]) -> list[str]:
