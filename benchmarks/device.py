@@ -1,13 +1,14 @@
 """What a device is, and what it can do at most: the frame of other figures."""
 
-import os
 import platform
 from typing import TYPE_CHECKING
+
+from knee_tune.distributed.cores import usable_cores
 
 if TYPE_CHECKING:
     from knee_tune.tasks.vision.cifar10.task import Cifar10Task
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = usable_cores()
 FLOPS_BATCH = 8
 """Images whose operations are counted."""
 

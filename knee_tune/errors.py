@@ -1,4 +1,4 @@
-"""The one error that people can cause, and how any error is shown in a line."""
+"""The one error that people can cause, and what any error says in one line."""
 
 
 class UserError(Exception):
@@ -9,5 +9,5 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what ``error`` says, or its type's name if it says nothing."""
+    """What an error says, in one line; the name of its type if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

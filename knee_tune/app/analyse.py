@@ -13,7 +13,7 @@ from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import find_trial
 from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop, shown_failure
 from knee_tune.distributed.protocol import Decision, Done
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS
 from knee_tune.planning.plan import AnalysePlan
 from knee_tune.specs.analyses import Analysis, Sharpness
@@ -199,7 +199,7 @@ def _tracked(
             uri=places.tracking_uri,
         )
     except Exception as error:  # the analysis is sound, and may have taken an hour
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)[:200]
         lines.line(f"MLflow: not recorded ({type(error).__name__}: {reason})")
         return None
     if run is None:

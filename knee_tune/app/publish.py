@@ -16,6 +16,7 @@ from knee_tune.app.findings import Findings, findings_of, without_statistics
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy
 from knee_tune.app.report import Format, usual_path, write_report
+from knee_tune.errors import first_line
 from knee_tune.reporting.document import Report
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Ridge
@@ -214,5 +215,5 @@ def _or_a_line(what: str, on_line: Say) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         on_line(f"{what}: could not be written ({type(error).__name__}: {reason})")

@@ -13,6 +13,7 @@ from knee_tune.app.home import Places
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import Watch, run_study
 from knee_tune.app.workshop import Device, GroupOptions
+from knee_tune.distributed.cores import usable_cores
 from knee_tune.errors import UserError
 from knee_tune.reporting.compared import Comparison, Measured, comparison_of
 from knee_tune.specs.estimate import Estimate
@@ -121,7 +122,7 @@ class ReproductionRequest:
             parts_of_work = seeds
         else:
             parts_of_work = seeds * len(plain.compare.rows) if plain.compare else plain.size
-        cores = 1 if named or _has_gpu(self.device) else min(_cores(), parts_of_work)
+        cores = 1 if named or _has_gpu(self.device) else min(usable_cores(), parts_of_work)
         nproc = named or (cores if fuse else 1)
         as_designed = self.scale in (None, plain.scale)
         parts = [
@@ -266,12 +267,6 @@ def _measured(found: Measured) -> dict[str, Any]:
 
 def _interval(estimate: Estimate) -> dict[str, float | None]:
     return {"low": estimate.low, "high": estimate.high}
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _has_gpu(device: Device) -> bool:

@@ -33,7 +33,7 @@ from knee_tune.distributed.protocol import (
     Report,
 )
 from knee_tune.distributed.wire import Order, Ready, Started, Whereabouts, Wire
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.planning.plan import Placement, Plan
 
 Job = Callable[[Plan, Group, Channel], Done]
@@ -220,7 +220,6 @@ def _prefer_speed() -> None:
 
 
 def _failure(rank: int, error: BaseException) -> Failure:
-    first_line = str(error).strip().split("\n", 1)[0]
     kind: Literal["user_error", "out_of_memory", "exception"]
     if isinstance(error, UserError):  # it is about the input, not about a rank
         kind, origin = "user_error", ""
@@ -230,6 +229,6 @@ def _failure(rank: int, error: BaseException) -> Failure:
     return Failure(
         kind=kind,
         rank=rank,
-        message=f"{origin}{first_line}",
+        message=f"{origin}{first_line(error)}",
         traceback="".join(traceback.format_exception(error)),
     )

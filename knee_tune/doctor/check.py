@@ -11,8 +11,3 @@ class Check:
     ok: bool
     detail: str
     advice: str = ""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import psutil
 
-from knee_tune.doctor.check import Check, first_line
+from knee_tune.distributed.cores import usable_cores
+from knee_tune.doctor.check import Check
+from knee_tune.errors import first_line
 
 
 def check_devices() -> Iterator[Check]:
@@ -46,14 +48,12 @@ def check_devices() -> Iterator[Check]:
 
 def check_cpu() -> Check:
     """Cores that this process may use, its threads and the memory."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     memory = psutil.virtual_memory()
     threads = os.environ.get("OMP_NUM_THREADS")
     return Check(
         "cpu",
         memory.available > 2**30,
-        f"{cores} cores"
+        f"{usable_cores()} cores"
         + (f", OMP_NUM_THREADS={threads}" if threads else "")
         + f", {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free",
         "less than 1 GiB of memory is free",

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import psutil
 import sqlalchemy
 
-from knee_tune.doctor.check import Check, first_line
+from knee_tune.doctor.check import Check
+from knee_tune.errors import first_line
 
 TIMEOUT = 3.0
 """Seconds that a storage or a tracking server has to answer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from knee_tune.distributed.protocol import Done, ReplicaDone, Report
+from knee_tune.errors import first_line
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.base import Spec
 
@@ -93,8 +94,7 @@ def read_record(plan: TrainPlan, *, on_line: Callable[[str], None]) -> FinishedR
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        problem = str(error).partition("\n")[0]
-        on_line(f"{path}: damaged ({problem}); the run is trained again")
+        on_line(f"{path}: damaged ({first_line(error)}); the run is trained again")
         return None
     if record.run != _identity(plan):
         on_line(f"{path}: the record of another run; this one is trained")

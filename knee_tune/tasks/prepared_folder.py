@@ -3,16 +3,19 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import TypeVar
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
 
 MANIFEST = "manifest.json"
 """Written last, so a folder without one was never finished."""
+
+M = TypeVar("M", bound=Spec)
 
 
 class FileRecord(Spec):
@@ -42,6 +45,32 @@ def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
             files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=checksum(path))
     listing = "".join(f"{record.sha256}  {name}\n" for name, record in files.items())
     return files, sha256(listing.encode()).hexdigest()
+
+
+def check_files(folder: Path, files: Mapping[str, FileRecord], *, again: str) -> None:
+    """UserError, which says to prepare them ``again``, if one of ``files`` is not what it was."""
+    for name, record in files.items():
+        if not record.describes(folder / name):
+            raise UserError(f"{folder / name}: missing or changed since it was prepared; {again}")
+
+
+def write_manifest(folder: Path, manifest: Spec) -> None:
+    """Write the manifest: the last act of a preparation."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path, kind: type[M], *, missing: str, again: str) -> M:
+    """The manifest of the set in ``folder``; the set's other files are not looked at.
+
+    UserError: ``missing`` if there is none; if it is no ``kind``, one that says to do it ``again``.
+    """
+    path = folder / MANIFEST
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except ValueError:
+        raise UserError(f"{path}: damaged or of another version; {again}") from None
 
 
 def set_folder(data_root: Path, name: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
@@ -270,6 +270,6 @@ def _one_line_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        lines = f"{error}".splitlines() or [type(error).__name__]
-        reason = "the tracking server does not answer" if "API request" in lines[0] else lines[0]
+        said = first_line(error)
+        reason = "the tracking server does not answer" if "API request" in said else said
         raise UserError(f"--tracking-uri {without_password(uri)}: {reason[:200]}") from error

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from knee_tune.errors import first_line
 from knee_tune.specs.tracking import (
     Event,
     Recorded,
@@ -155,7 +156,7 @@ class Sender:
                 "tracking at %s does not answer; events wait in the outbox and training goes on"
                 " (%s)",
                 self._where,
-                _first_line(error),
+                first_line(error)[:200],
             )
 
     def _succeeded(self) -> None:
@@ -204,7 +205,7 @@ class Sender:
         try:
             self._apply(outbox.study, [line])
         except (RejectedError, ValidationError) as error:
-            outbox.reject(line, _first_line(error))
+            outbox.reject(line, first_line(error)[:200])
 
     def _bury(self, orphan: Outbox) -> None:
         """A killed driver could not say how its runs ended: those that still run end here.
@@ -245,7 +246,3 @@ def _death(key: str | None) -> Event:
     if key is None:
         return StudyFinished(state="INTERRUPTED")
     return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from knee_tune.distributed.group import Group
+from knee_tune.errors import first_line
 from knee_tune.planning.plan import Placement
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
@@ -23,7 +24,7 @@ def why_unfusable(task: Task[Any]) -> str:
     try:
         _try(task)
     except Exception as error:  # whatever torch.func says to a model that it cannot batch
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return ""
 
 

@@ -235,8 +235,9 @@ def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
 def test_wrong_requests_are_refused_before_anything_is_written(
     tmp_path: Path, arguments: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         prepare(data_root=tmp_path / "data", **arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from knee_tune.tasks.translation.text import (
-    Cleaning,
     every,
+    is_clean,
     moses,
     segment_text,
     talk_text,
@@ -46,7 +46,6 @@ def test_many_lines_keep_their_order_over_processes() -> None:
     tokenized = tokenize_lines(
         lines,
         "de",
-        lowercase=True,
         workers=2,
         progress=lambda text, fraction: seen.append(fraction),
     )
@@ -67,7 +66,7 @@ def test_many_lines_keep_their_order_over_processes() -> None:
     ],
 )
 def test_cleaning_keeps_pairs_of_like_length(source: str, target: str, kept: bool) -> None:
-    assert Cleaning().keeps(source, target) is kept
+    assert is_clean(source, target) is kept
 
 
 def test_every_23rd_line_is_held_out() -> None:

@@ -4,7 +4,6 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import count
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -16,7 +15,9 @@ from torch.nn import functional as F
 from knee_tune.distributed.group import Group
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Classifier, Examples
+from knee_tune.tasks.epochs import epochs_after
 from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.label_noise import with_noise
 from knee_tune.tasks.seeding import generator
 from knee_tune.tasks.tabular.recipe import TabularRecipe
 
@@ -80,17 +81,15 @@ class TabularTask(FusableTask[T], Classifier):
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Examples]]:
         """This rank's part of every batch, cut into micro-batches."""
         views, labels = self._views.to(group.device), self._noisy_labels.to(group.device)
-        steps = self.steps_per_epoch(group)
         batch = self.recipe.batch_size
-        for epoch in count(start_step // steps):
+        for epoch, left in epochs_after(start_step, self.steps_per_epoch(group)):
             draw = generator(self.seed, "order", epoch)
             order = torch.randperm(len(labels), generator=draw).to(group.device)
             view = torch.randint(len(views), (len(labels),), generator=draw).to(group.device)
             # A whole epoch in one gather: steps only cut it. Of many replicas on a GPU, a gather
             # for each of them would take longer than their step.
             inputs, targets = views[view, order], labels[order]
-            first = start_step % steps if epoch == start_step // steps else 0
-            for step in range(first, steps):
+            for step in left:
                 mine = slice(step * batch + group.rank, (step + 1) * batch, group.world_size)
                 yield list(
                     zip(
@@ -154,7 +153,5 @@ class TabularTask(FusableTask[T], Classifier):
     @cached_property
     def _noisy_labels(self) -> Tensor:
         _, labels = self._scaled["train"]
-        draw = generator(self.seed, "label noise")
-        noisy = torch.rand(len(labels), generator=draw) < self.recipe.label_noise
-        random = torch.randint(self.classes, (len(labels),), generator=draw)
-        return torch.where(noisy, random, labels)
+        share = self.recipe.label_noise
+        return with_noise(labels, share=share, classes=self.classes, seed=self.seed)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.prepared_folder import MANIFEST, record_files
+from knee_tune.tasks.prepared_folder import record_files, write_manifest
 from knee_tune.tasks.translation.binarize import UNKNOWN, Vocabulary, binarize, read_binarized
 from knee_tune.tasks.translation.bpe import Bpe
 from knee_tune.tasks.translation.corpus import Corpus
-from knee_tune.tasks.translation.manifest import CODES, Manifest, read_manifest, write_manifest
+from knee_tune.tasks.translation.manifest import CODES, Manifest, read_manifest
 from knee_tune.tasks.translation.text import Progress, silent
 
 Text = tuple[list[str], list[str]]
@@ -20,13 +20,9 @@ Text = tuple[list[str], list[str]]
 def finished(folder: Path, request: Mapping[str, Any], *, force: bool = False) -> Manifest | None:
     """The manifest of the set in ``folder`` if it answers ``request``; None if it is to be made.
 
-    UserError if something else is there: another set unless ``force``, no set at all in any case.
+    UserError if another set is there, unless ``force``.
     """
-    if not folder.exists():
-        return None
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
-    if force:
+    if force or not folder.exists():
         return None
     manifest = read_manifest(folder, verify=True)
     if manifest.request != request:
@@ -46,16 +42,12 @@ def write_text(
     source: str,
     target: str,
     bpe: Bpe,
-    lowercase: bool | None = None,
     joint_dictionary: bool = False,
     dropped: int = 0,
     request: Mapping[str, Any],
     progress: Progress = silent,
 ) -> Manifest:
-    """Vocabularies (of the training text) and binary files of ``text``, lines of pieces by split.
-
-    ``lowercase`` None: it is taken from the text.
-    """
+    """Vocabularies (of the training text) and binary files of ``text``, lines of pieces a split."""
     source_text, target_text = text["train"]
     if joint_dictionary:
         vocabularies = dict.fromkeys((source, target), Vocabulary.build(source_text + target_text))
@@ -84,7 +76,7 @@ def write_text(
         kind=kind,
         source=source,
         target=target,
-        lowercase=_is_lowercase(vocabularies) if lowercase is None else lowercase,
+        lowercase=_is_lowercase(vocabularies),
         pairs={split: len(sides[0]) for split, sides in text.items()},
         tokens=tokens,
         unknown=unknown,

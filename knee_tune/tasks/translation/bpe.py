@@ -17,6 +17,8 @@ Pair = tuple[str, str]
 VERSION = "#version: 0.2"
 SEPARATOR = "@@"
 END = "</w>"
+RAREST = 2
+"""Pairs that occur less often are not merged."""
 
 
 class Bpe:
@@ -30,16 +32,9 @@ class Bpe:
         self._known: dict[str, str] = {}
 
     @classmethod
-    def learn(
-        cls,
-        words: Mapping[str, int],
-        *,
-        merges: int,
-        min_count: int = 2,
-        progress: Progress = silent,
-    ) -> "Bpe":
+    def learn(cls, words: Mapping[str, int], *, merges: int, progress: Progress = silent) -> "Bpe":
         """The most frequent pairs of ``words`` (word -> count), at most ``merges`` of them."""
-        return cls(_learn(words, merges, min_count, progress))
+        return cls(_learn(words, merges, progress))
 
     @classmethod
     def read(cls, path: Path) -> "Bpe":
@@ -64,7 +59,7 @@ class Bpe:
         lines = [VERSION, *(f"{left} {right}" for left, right in self.merges)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def encode(self, lines: Iterable[str], progress: Progress = silent) -> list[str]:
+    def encode(self, lines: Iterable[str]) -> list[str]:
         """Tokenized lines with their words cut into pieces."""
         known, cut = self._known, self._cut
         encoded: list[str] = []
@@ -110,7 +105,7 @@ def _merge(pieces: Sequence[str], pair: Pair) -> list[str]:
     return merged
 
 
-def _learn(words: Mapping[str, int], merges: int, min_count: int, progress: Progress) -> list[Pair]:
+def _learn(words: Mapping[str, int], merges: int, progress: Progress) -> list[Pair]:
     """Greedy merges by (count, pair), with a heap whose outdated entries are corrected on the way.
 
     An entry is (-count, reversed order of the pair, pair); a pair is pushed whenever its count
@@ -141,10 +136,10 @@ def _learn(words: Mapping[str, int], merges: int, min_count: int, progress: Prog
         top = heapq.heappop(heap)
         best = top[-1]
         if -top[0] != count[best]:
-            if count[best] >= min_count:
+            if count[best] >= RAREST:
                 heapq.heappush(heap, entry(best))
             continue
-        if count[best] < min_count:
+        if count[best] < RAREST:
             break
         learned.append(best)
         if len(learned) % 100 == 0:

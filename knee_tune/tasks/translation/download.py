@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.tasks.prepared_folder import checksum
 from knee_tune.tasks.translation.text import Progress, silent
 
@@ -120,4 +120,4 @@ def _reasons() -> Iterator[None]:
     except urllib.error.URLError as error:
         raise _Broken(str(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from None
+        raise _Broken(first_line(error)) from None

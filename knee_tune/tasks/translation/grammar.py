@@ -5,13 +5,14 @@ separable verbs, perfect and modal brackets, fronted adverbs and objects: easy t
 not with every learning rate.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from knee_tune.tasks.prepared_folder import new_folder
+from knee_tune.tasks.prepared_folder import new_folder, set_folder
 from knee_tune.tasks.translation.assemble import Text, finished, write_text
 from knee_tune.tasks.translation.bpe import Bpe
 from knee_tune.tasks.translation.lexicon import (
@@ -29,7 +30,6 @@ from knee_tune.tasks.translation.lexicon import (
     Verb,
 )
 from knee_tune.tasks.translation.manifest import DEMO, Manifest
-from knee_tune.tasks.translation.text import Progress, silent
 
 PAIRS = {"train": 2000, "valid": 300, "test": 300}
 MERGES = 600
@@ -207,18 +207,14 @@ def generate(seed: int = SEED) -> dict[str, Text]:
     return text
 
 
-def prepare_demo(data_root: Path, *, progress: Progress = silent) -> Manifest:
+def prepare_demo(data_root: Path) -> Manifest:
     """The prepared set ``demo.de-en`` below ``data_root``; does nothing if it is there."""
-    folder = data_root / DEMO
+    folder = set_folder(data_root, DEMO)
     request = {"generator": VERSION, "seed": SEED, "pairs": PAIRS, "merges": MERGES}
     if manifest := finished(folder, request):
         return manifest
     text = generate()
-    words: dict[str, int] = {}
-    for side in text["train"]:
-        for line in side:
-            for word in line.split():
-                words[word] = words.get(word, 0) + 1
+    words = Counter(word for side in text["train"] for line in side for word in line.split())
     bpe = Bpe.learn(words, merges=MERGES)
     pieces = {split: (bpe.encode(de), bpe.encode(en)) for split, (de, en) in text.items()}
     with new_folder(folder) as partial:
@@ -230,7 +226,5 @@ def prepare_demo(data_root: Path, *, progress: Progress = silent) -> Manifest:
             source="de",
             target="en",
             bpe=bpe,
-            lowercase=True,
             request=request,
-            progress=progress,
         )

@@ -1,14 +1,11 @@
-"""The manifest of a prepared set: what it holds, where it came from, and what vouches for it.
-
-It is written last, so a folder without one was never finished.
-"""
+"""The manifest of a prepared set: what it holds, where it came from, and what vouches for it."""
 
 from pathlib import Path
 from typing import Any
 
-from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
-from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord
+from knee_tune.tasks import prepared_folder
+from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, check_files
 
 CODES = "bpe.codes"
 DEMO = "demo.de-en"
@@ -52,28 +49,16 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     ``verify`` looks at the files too: UserError if one is missing or not as it was prepared.
     Without it they need not be there: a served model has those of :func:`asset_names` only.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no prepared data here; run 'knee-tune data prepare iwslt', "
-            "or use '--preset demo', which needs none"
-        ) from None
-    except ValueError:
-        raise UserError(f"{path}: damaged or of another version; {_AGAIN}") from None
-    for name, record in manifest.files.items() if verify else ():
-        file = folder / name
-        if not record.describes(file):
-            raise UserError(f"{file}: missing or changed since it was prepared; {_AGAIN}")
+    missing = (
+        f"{folder}: no prepared data here; run 'knee-tune data prepare iwslt', "
+        "or use '--preset demo', which needs none"
+    )
+    manifest = prepared_folder.read_manifest(folder, Manifest, missing=missing, again=_AGAIN)
+    if verify:
+        check_files(folder, manifest.files, again=_AGAIN)
     return manifest
 
 
 def asset_names(manifest: Manifest) -> list[str]:
     """The files of a prepared set that translating raw sentences needs."""
     return [f"dict.{manifest.source}.txt", f"dict.{manifest.target}.txt", CODES, MANIFEST]
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest: the last act of a preparation."""
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -6,18 +6,16 @@ recipe where it stands.
 """
 
 import re
-import tarfile
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.prepared_folder import checksum, new_folder
+from knee_tune.tasks.archive import unpacked
+from knee_tune.tasks.prepared_folder import checksum, new_folder, set_folder
 from knee_tune.tasks.translation.assemble import (
     Text,
     copy_binarized,
@@ -34,7 +32,7 @@ from knee_tune.tasks.translation.corpus import (
 )
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download
 from knee_tune.tasks.translation.manifest import Manifest
-from knee_tune.tasks.translation.text import Cleaning, Progress, silent, tokenize_lines
+from knee_tune.tasks.translation.text import MOST_TOKENS, Progress, is_clean, silent, tokenize_lines
 
 MERGES = 10_000
 """BPE merges of the IWSLT'14 recipe, learned on both languages together."""
@@ -89,10 +87,8 @@ def prepare(
     codes: Path | None = None,
     bpe_codes: int | None = None,
     joint_dictionary: bool = False,
-    lowercase: bool = True,
     force: bool = False,
     archive: Archive = IWSLT14,
-    workers: int | None = None,
     progress: Progress = silent,
 ) -> Prepared:
     """The prepared set ``<data_root>/<name>`` (default ``iwslt14.<source>-<target>``).
@@ -104,8 +100,9 @@ def prepare(
     another one needs ``force`` or another name. UserError for everything wrong with the input.
     """
     began = time.monotonic()
+    _check_languages(source, target)
     name = name or f"iwslt14.{source}-{target}"
-    _check_names(name=name, source=source, target=target)
+    folder = set_folder(data_root, name)
     if bpe_codes is not None and bpe_codes < 1:
         raise UserError(f"--bpe-codes {bpe_codes}: must be 1 or more")
     if codes is not None:
@@ -122,9 +119,8 @@ def prepare(
         "codes": codes and checksum(codes),
         "bpe_codes": bpe_codes,
         "joint_dictionary": joint_dictionary,
-        "lowercase": lowercase,
+        "lowercase": True,  # as the sets say that are there already
     }
-    folder = data_root / name
 
     def prepared(manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()) -> Prepared:
         shared = {key: getattr(manifest, key) for key in _SHARED}
@@ -138,7 +134,7 @@ def prepare(
         if manifest := finished(folder, request, force=force):
             return prepared(manifest, reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
-    with _unpacked(from_path or Path()) as input_folder:
+    with unpacked(from_path or Path()) as input_folder:
         corpus = find_corpus(
             input_folder,
             source=source,
@@ -157,16 +153,13 @@ def prepare(
             if corpus.kind == "binarized":
                 manifest = copy_binarized(partial, corpus, bpe=_given_codes(corpus), **about)
             else:
-                text, bpe, dropped, warnings = _pieces(
-                    corpus, bpe_codes, lowercase, workers, progress
-                )
+                text, bpe, dropped, warnings = _pieces(corpus, bpe_codes, progress)
                 manifest = write_text(
                     partial,
                     text,
                     source=source,
                     target=target,
                     bpe=bpe,
-                    lowercase=None if corpus.kind == "bpe" else lowercase,
                     joint_dictionary=joint_dictionary,
                     dropped=dropped,
                     progress=progress,
@@ -176,11 +169,7 @@ def prepare(
 
 
 def _pieces(
-    corpus: Corpus,
-    bpe_codes: int | None,
-    lowercase: bool,
-    workers: int | None,
-    progress: Progress,
+    corpus: Corpus, bpe_codes: int | None, progress: Progress
 ) -> tuple[dict[str, Text], Bpe, int, tuple[str, ...]]:
     """Text of every split cut by BPE, the BPE, pairs dropped, warnings."""
     if corpus.kind == "bpe":
@@ -189,21 +178,15 @@ def _pieces(
         return text, bpe, 0, _misfit(text["train"], bpe, corpus)
     text = {}
     for split in corpus.splits:
-        sides = read_split(corpus, split)
-        if corpus.kind == "tok":
-            text[split] = (
-                ([line.lower() for line in sides[0]], [line.lower() for line in sides[1]])
-                if lowercase
-                else sides
+        source, target = (
+            [line.lower() for line in side]
+            if corpus.kind == "tok"
+            else tokenize_lines(side, language, progress=progress)
+            for side, language in zip(
+                read_split(corpus, split), (corpus.source, corpus.target), strict=True
             )
-        else:
-            source, target = (
-                tokenize_lines(
-                    side, language, lowercase=lowercase, workers=workers, progress=progress
-                )
-                for side, language in zip(sides, (corpus.source, corpus.target), strict=True)
-            )
-            text[split] = (source, target)
+        )
+        text[split] = (source, target)
     before = len(text["train"][0])
     text["train"] = _cleaned(text["train"], corpus)
     dropped = before - len(text["train"][0])
@@ -222,12 +205,11 @@ def _pieces(
 
 
 def _cleaned(text: Text, corpus: Corpus) -> Text:
-    keeps = Cleaning().keeps
-    pairs = [pair for pair in zip(*text, strict=True) if keeps(*pair)]
+    pairs = [pair for pair in zip(*text, strict=True) if is_clean(*pair)]
     if not pairs:
         raise UserError(
-            f"{corpus.folder}: no training pair has 1 to 175 tokens on both sides and similar "
-            "lengths: are the two sides translations of each other?"
+            f"{corpus.folder}: no training pair has 1 to {MOST_TOKENS} tokens on both sides and "
+            "similar lengths: are the two sides translations of each other?"
         )
     return [source for source, _ in pairs], [target for _, target in pairs]
 
@@ -271,29 +253,12 @@ def _misfit(text: Text, bpe: Bpe, corpus: Corpus) -> tuple[str, ...]:
     )
 
 
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """``path``, or what is in it if it is a tar archive."""
-    if not path.is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with tarfile.open(path) as stream:
-                stream.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"{path}: no readable tar archive ({error})") from None
-        yield Path(folder)
-
-
-def _check_names(*, name: str, source: str, target: str) -> None:
+def _check_languages(source: str, target: str) -> None:
     for option, language in (("--source", source), ("--target", target)):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", language):
             raise UserError(f"{option} {language!r}: must be a language code such as de")
     if source == target:
         raise UserError(f"--source and --target are both {source}: they must differ")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
 
 
 def _check_downloadable(source: str, target: str) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split, Task
+from knee_tune.tasks.epochs import epochs_after
 from knee_tune.tasks.seeding import stream_seed
 from knee_tune.tasks.translation import fairseq_bridge as bridge
 from knee_tune.tasks.translation.codec import Codec
@@ -68,15 +69,15 @@ class TranslationTask(Task[TranslationRecipe]):
         epochs, dataset = self._epochs(group), self._dataset("train")
         steps, together = self.steps_per_epoch(group), self.recipe.accumulate
         stand_in = epochs.frozen_batches[0][:1]
-        for epoch in count(start_step // steps + 1):  # fairseq counts epochs from 1
-            shares = epochs.ordered_batches(epoch, fix_batches_to_gpus=False, shuffle=True)
-            first = start_step % steps if epoch == start_step // steps + 1 else 0
-            for begin in range(first * together, len(shares), together):
+        for epoch, left in epochs_after(start_step, steps):
+            # fairseq counts epochs from 1.
+            shares = epochs.ordered_batches(epoch + 1, fix_batches_to_gpus=False, shuffle=True)
+            for step in left:
                 yield [
                     self._collate(
                         dataset, share if len(share) else stand_in, group, counts=len(share) > 0
                     )
-                    for share in shares[begin : begin + together]
+                    for share in shares[step * together : (step + 1) * together]
                 ]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:

@@ -5,20 +5,23 @@ The rules are those of fairseq's IWSLT'14 recipe (``tokenizer.perl``, ``clean-co
 """
 
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from knee_tune.distributed.cores import usable_cores
 from knee_tune.errors import UserError
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which fraction of it (0 to 1) is done."""
 
 Item = TypeVar("Item")
+
+MOST_TOKENS = 175
+HIGHEST_RATIO = 1.5
+"""Of the longer side of a training pair, and of its length to that of the shorter."""
 
 CHUNK = 2000
 """Lines that a process tokenizes at a time."""
@@ -69,18 +72,15 @@ def tokenize_lines(
     lines: Sequence[str],
     language: str,
     *,
-    lowercase: bool,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
-    """Every line tokenized, in order; large inputs are shared out to ``workers`` processes.
+    """Every line tokenized, in lower case and in order; ``workers`` processes share large inputs.
 
     ``workers`` defaults to the cores this process may use.
     """
-    chunks = [
-        (lines[start : start + CHUNK], language, lowercase) for start in range(0, len(lines), CHUNK)
-    ]
-    workers = min(workers or _cores(), len(chunks) // 5)
+    chunks = [(lines[start : start + CHUNK], language) for start in range(0, len(lines), CHUNK)]
+    workers = min(workers or usable_cores(), len(chunks) // 5)
     tokenized: list[str] = []
     text = f"tokenize {language}"
     if workers < 2:
@@ -98,35 +98,16 @@ def tokenize_lines(
     return tokenized
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _tokenize_chunk(chunk: tuple[Sequence[str], str, bool]) -> list[str]:
-    lines, language, lowercase = chunk
+def _tokenize_chunk(chunk: tuple[Sequence[str], str]) -> list[str]:
+    lines, language = chunk
     tokenize = moses(language).tokenize
-    tokenized = [tokenize(line) for line in lines]
-    return [line.lower() for line in tokenized] if lowercase else tokenized
+    return [tokenize(line).lower() for line in lines]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cleaning:
-    """Which training pairs stay: token counts within bounds and of similar length."""
-
-    min_tokens: int = 1
-    max_tokens: int = 175
-    max_ratio: float = 1.5
-
-    def keeps(self, source: str, target: str) -> bool:
-        """Whether the tokenized pair stays."""
-        shorter, longer = sorted((len(source.split()), len(target.split())))
-        return (
-            self.min_tokens <= shorter
-            and longer <= self.max_tokens
-            and longer <= self.max_ratio * shorter
-        )
+def is_clean(source: str, target: str) -> bool:
+    """Whether a tokenized training pair stays: not empty, not too long, of similar lengths."""
+    shorter, longer = sorted((len(source.split()), len(target.split())))
+    return shorter >= 1 and longer <= MOST_TOKENS and longer <= HIGHEST_RATIO * shorter
 
 
 def every(items: Iterable[Item], n: int) -> tuple[list[Item], list[Item]]:

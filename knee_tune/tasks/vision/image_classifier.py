@@ -1,10 +1,12 @@
-"""What tasks on images have in common: their loss, their scores, and how they are evaluated."""
+"""What tasks on images have in common: their loss, their scores, how they evaluate and predict."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,3 +53,17 @@ class ImageClassifier(Task[T], Classifier):
             group.alive()
         *values, examples = group.sum([*totals.tolist(), count])
         return dict(zip(names, (value / examples for value in values), strict=True))
+
+
+def class_scores(
+    model: nn.Module, pixels: Tensor, normalised: Callable[[Tensor], Tensor], *, together: int
+) -> NDArray[np.float32]:
+    """Class scores (n, classes), on the CPU, of ``pixels`` (n, height, width, 3) uint8.
+
+    So many images ``together`` are moved to the model's device, ``normalised`` there and scored.
+    """
+    device = next(model.parameters()).device
+    parts = torch.split(pixels, together)
+    scores = [model(normalised(some.to(device))).cpu() for some in parts]
+    answers: NDArray[np.float32] = torch.cat(scores).float().numpy()
+    return answers

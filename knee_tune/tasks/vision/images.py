@@ -10,9 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
-from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, new_folder, record_files
+from knee_tune.tasks import prepared_folder
+from knee_tune.tasks.prepared_folder import (
+    FileRecord,
+    check_files,
+    new_folder,
+    record_files,
+    write_manifest,
+)
 
 IMAGES, LABELS = "images.npy", "labels.npy"
 
@@ -70,7 +76,7 @@ def write_images(folder: Path, images: Images, *, origin: str) -> ImageManifest:
             files=files,
             fingerprint=fingerprint,
         )
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_manifest(partial, manifest)
     return manifest
 
 
@@ -80,20 +86,14 @@ def read_manifest(folder: Path, *, task: str, verify: bool = False) -> ImageMani
     ``verify`` looks at the files too: UserError if one is missing or not as it was prepared.
     """
     again = f"run 'knee-tune data prepare {task} ... --force'"
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        manifest = ImageManifest.model_validate_json(text)
-    except FileNotFoundError:
-        raise UserError(
-            f"recipe.data={folder.name}: no prepared images in {folder}; run 'knee-tune data "
-            f"prepare {task}', which downloads them, or with --from FILE.npz|DIR where there is "
-            "no network"
-        ) from None
-    except ValueError:
-        raise UserError(f"{folder / MANIFEST}: damaged or of another version; {again}") from None
-    for name, record in manifest.files.items() if verify else ():
-        if not record.describes(folder / name):
-            raise UserError(f"{folder / name}: missing or changed since it was prepared; {again}")
+    missing = (
+        f"recipe.data={folder.name}: no prepared images in {folder}; run 'knee-tune data "
+        f"prepare {task}', which downloads them, or with --from FILE.npz|DIR where there is "
+        "no network"
+    )
+    manifest = prepared_folder.read_manifest(folder, ImageManifest, missing=missing, again=again)
+    if verify:
+        check_files(folder, manifest.files, again=again)
     return manifest
 
 

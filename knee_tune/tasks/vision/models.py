@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 from torchvision.models.resnet import ResNet
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.tasks.vision.network_choice import NetworkChoice
 
 PUBLISHED_WIDTH = 64
@@ -139,8 +139,7 @@ def _check_side(name: str, settings: dict[str, Any], image_side: int) -> None:
     except NotImplementedError:
         return
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"recipe.model.name: {name} cannot take images of {image_side} x {image_side} pixels "
-            f"({reason}); choose a larger image_side or another network"
+            f"({first_line(error)}); choose a larger image_side or another network"
         ) from None

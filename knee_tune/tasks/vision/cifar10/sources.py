@@ -3,15 +3,13 @@
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
+from knee_tune.tasks.archive import unpacked
 from knee_tune.tasks.vision.images import Images
 
 TRAIN, TEST = 50_000, 10_000
@@ -37,7 +35,7 @@ def read_source(path: Path) -> Images:
     if zipfile.is_zipfile(path):
         return _read_npz(path)
     if tarfile.is_tarfile(path):
-        with _unpacked(path) as folder:
+        with unpacked(path) as folder:
             return _read_batches(folder, called=path)
     raise UserError(f"--from {path}: neither an .npz file nor a tar archive of {BATCHES}")
 
@@ -54,9 +52,8 @@ def download(folder: Path) -> Images:
             f"'knee-tune[vision]', or give the images with --from FILE.npz|DIR"
         ) from None
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"could not download CIFAR-10: {reason}; fetch it by hand and give it with "
+            f"could not download CIFAR-10: {first_line(error)}; fetch it by hand and give it with "
             f"--from FILE.npz, or --from DIR with {BATCHES}"
         ) from None
     return _read_batches(folder)
@@ -67,8 +64,9 @@ def _read_npz(path: Path) -> Images:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--from {path}: not a readable .npz file ({reason}); {_NPZ}") from None
+        raise UserError(
+            f"--from {path}: not a readable .npz file ({first_line(error)}); {_NPZ}"
+        ) from None
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         parts = [(arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test")]
     elif {"x", "y"} <= arrays.keys() and len(arrays["x"]) == len(arrays["y"]) == TRAIN + TEST:
@@ -104,10 +102,9 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         rows, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
         return rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
     except Exception as error:  # whatever bytes that are no such pickle lead to
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"--from {path}: not a batch of CIFAR-10 ({reason}); expected a pickled dictionary "
-            "with 'data' (n, 3072) uint8 and 'labels'"
+            f"--from {path}: not a batch of CIFAR-10 ({first_line(error)}); expected a pickled "
+            "dictionary with 'data' (n, 3072) uint8 and 'labels'"
         ) from None
 
 
@@ -126,17 +123,6 @@ class _ArraysOnly(pickle.Unpickler):
 
             return codecs.encode
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
-
-
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    with TemporaryDirectory() as folder:
-        try:
-            with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"--from {path}: no readable tar archive ({error})") from None
-        yield Path(folder)
 
 
 def _checked(path: Path, *parts: tuple[np.ndarray, np.ndarray]) -> Images:

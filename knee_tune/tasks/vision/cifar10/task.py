@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,10 +14,11 @@ from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Examples
-from knee_tune.tasks.seeding import generator
+from knee_tune.tasks.epochs import epochs_after
+from knee_tune.tasks.label_noise import with_noise
 from knee_tune.tasks.vision.augment import Draws, crop, normalised, pad
 from knee_tune.tasks.vision.cifar10.recipe import Cifar10Recipe
-from knee_tune.tasks.vision.image_classifier import ImageClassifier
+from knee_tune.tasks.vision.image_classifier import ImageClassifier, class_scores
 from knee_tune.tasks.vision.images import ImageManifest, map_images, read_manifest
 from knee_tune.tasks.vision.models import build_network
 
@@ -72,9 +72,8 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         """This rank's part of every batch, cut into micro-batches."""
         padded, _ = self._on(group.device, "train")
         labels = self._noisy_labels.to(group.device)
-        steps = self.steps_per_epoch(group)
         batch = self.recipe.batch_size
-        for epoch in count(start_step // steps):
+        for epoch, left in epochs_after(start_step, self.steps_per_epoch(group)):
             draws = Draws.of_epoch(
                 epoch,
                 seed=self.seed,
@@ -83,8 +82,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
                 flip=self.recipe.flip,
                 device=group.device,
             )
-            first = start_step % steps if epoch == start_step // steps else 0
-            for step in range(first, steps):
+            for step in left:
                 mine = draws[step * batch + group.rank : (step + 1) * batch : group.world_size]
                 images = normalised(crop(padded, mine, side=self.recipe.side))
                 yield list(
@@ -110,11 +108,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         """Class scores (n, 10), before the softmax, of images (n, 32, 32, 3) uint8."""
         images = torch.as_tensor(np.asarray(inputs, dtype=np.uint8)).view(-1, SIDE, SIDE, 3)
         small = _averaged(images, side=self.recipe.side)
-        device = next(model.parameters()).device
-        parts = torch.split(small, TOGETHER)
-        scores = [model(normalised(some.to(device))).cpu() for some in parts]
-        answers: NDArray[np.float32] = torch.cat(scores).float().numpy()
-        return answers
+        return class_scores(model, small, normalised, together=TOGETHER)
 
     def examples(self) -> list[Any]:
         """Two images of the test split, (32, 32, 3) uint8."""
@@ -168,10 +162,8 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
     @cached_property
     def _noisy_labels(self) -> Tensor:
         _, labels = self._splits["train"]
-        draw = generator(self.seed, "label noise")
-        noisy = torch.rand(len(labels), generator=draw) < self.recipe.label_noise
-        random = torch.randint(CLASSES, (len(labels),), generator=draw)
-        return torch.where(noisy, random, labels)
+        share = self.recipe.label_noise
+        return with_noise(labels, share=share, classes=CLASSES, seed=self.seed)
 
 
 def _in_batches(images: Tensor, labels: Tensor, group: Group) -> Iterator[Examples]:

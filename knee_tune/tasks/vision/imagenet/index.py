@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
-from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, record_files
+from knee_tune.tasks import prepared_folder
+from knee_tune.tasks.prepared_folder import FileRecord, check_files, record_files, write_manifest
 
 INDEX = "index.npz"
 
@@ -115,28 +116,22 @@ def write_index(folder: Path, listing: Listing, *, name: str, root: Path) -> Ind
         files=files,
         fingerprint=listing.fingerprint(),
     )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder, manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> IndexManifest:
     """The manifest of the index in ``folder``; UserError if there is none, or no sound one."""
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        return IndexManifest.model_validate_json(text)
-    except FileNotFoundError:
-        raise UserError(
-            f"recipe.data={folder.name}: no index of images in {folder}; run 'knee-tune data "
-            "prepare imagenet --from DIR' with the folder that has train/ and val/"
-        ) from None
-    except ValueError:
-        raise UserError(f"{folder / MANIFEST}: damaged or of another version; {_AGAIN}") from None
+    missing = (
+        f"recipe.data={folder.name}: no index of images in {folder}; run 'knee-tune data "
+        "prepare imagenet --from DIR' with the folder that has train/ and val/"
+    )
+    return prepared_folder.read_manifest(folder, IndexManifest, missing=missing, again=_AGAIN)
 
 
 def read_files(folder: Path, manifest: IndexManifest) -> dict[str, Files]:
     """The index in ``folder``; UserError if it is missing or not as it was written."""
-    if not manifest.files[INDEX].describes(folder / INDEX):
-        raise UserError(f"{folder / INDEX}: missing or changed since it was written; {_AGAIN}")
+    check_files(folder, manifest.files, again=_AGAIN)
     with np.load(folder / INDEX) as arrays:
         return {
             split: Files(

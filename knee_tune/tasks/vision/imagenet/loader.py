@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from knee_tune.distributed.cores import usable_cores
 from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.classifier import Examples
@@ -115,8 +116,7 @@ def load(
 def share_of_cores(group: Group) -> int:
     """Cores that this process may use, divided among the ranks of this machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // here)
+    return max(1, usable_cores() // here)
 
 
 def _end_with_the_parent(_: int) -> None:

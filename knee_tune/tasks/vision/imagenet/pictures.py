@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional as transforms
 
+from knee_tune.errors import first_line
 from knee_tune.tasks.vision import pixels
 
 Pixels = NDArray[np.uint8]
@@ -35,8 +37,7 @@ def read(path: Path) -> Image.Image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UnreadableError(f"{path}: no readable image ({reason})") from None
+        raise UnreadableError(f"{path}: no readable image ({first_line(error)})") from None
 
 
 def training_view(image: Image.Image, *, side: int, draw: torch.Generator) -> Pixels:
@@ -51,15 +52,8 @@ def training_view(image: Image.Image, *, side: int, draw: torch.Generator) -> Pi
 
 def evaluation_view(image: Image.Image, *, side: int) -> Pixels:
     """The middle, after the shorter side was resized to 8/7 of ``side`` pixels."""
-    width, height = image.size
-    short = round(side * 8 / 7)
-    if width <= height:
-        size = short, int(short * height / width)
-    else:
-        size = int(short * width / height), short
-    left, top = (round((length - side) / 2) for length in size)
-    whole = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(whole.crop((left, top, left + side, top + side)))
+    whole = transforms.resize(image, [round(side * 8 / 7)])
+    return np.asarray(transforms.center_crop(whole, [side, side]))
 
 
 def random_box(width: int, height: int, draws: list[float]) -> tuple[int, int, int, int]:

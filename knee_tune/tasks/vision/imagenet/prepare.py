@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.tasks.prepared_folder import new_folder, set_folder
 from knee_tune.tasks.vision.imagenet.index import (
     FOLDERS,
@@ -115,4 +115,4 @@ def _problem(path: Path) -> str:
         with Image.open(path) as image:
             return "" if min(image.size) > 0 else f"{path}: no pixels in it"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path}: no readable image ({str(error).partition(chr(10))[0]})"
+        return f"{path}: no readable image ({first_line(error)})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Examples
+from knee_tune.tasks.epochs import epochs_after
 from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.seeding import generator
-from knee_tune.tasks.vision.image_classifier import ImageClassifier
+from knee_tune.tasks.vision.image_classifier import ImageClassifier, class_scores
 from knee_tune.tasks.vision.imagenet.index import (
     Files,
     IndexManifest,
@@ -106,12 +107,9 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> NDArray[np.float32]:
         """Class scores (n, classes) float32 of raw images (h, w, 3), 0 to 255, of any size."""
-        side, device = self.recipe.image_side, next(model.parameters()).device
+        side, together = self.recipe.image_side, self.recipe.evaluation_batch
         views = [evaluation_view(as_picture(image), side=side) for image in inputs]
-        parts = torch.split(torch.from_numpy(np.stack(views)), self.recipe.evaluation_batch)
-        scores = [model(normalised(pixels.to(device))).cpu() for pixels in parts]
-        answers: NDArray[np.float32] = torch.cat(scores).float().numpy()
-        return answers
+        return class_scores(model, torch.from_numpy(np.stack(views)), normalised, together=together)
 
     def assets(self) -> dict[str, Path]:
         """The manifest, which names the classes."""
@@ -128,12 +126,10 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
     def _requests(self, start_step: int, group: Group) -> Iterator[Request]:
         """This rank's micro-batches of every step after ``start_step``."""
         pictures, batch = self._splits["train"], self.recipe.batch_size
-        steps = self.steps_per_epoch(group)
-        for epoch in count(start_step // steps):
+        for epoch, left in epochs_after(start_step, self.steps_per_epoch(group)):
             draw = generator(self.seed, "order", epoch)
             order = pictures[torch.randperm(len(pictures), generator=draw).numpy()]
-            first = start_step % steps if epoch == start_step // steps else 0
-            for step in range(first, steps):
+            for step in left:
                 mine = order[step * batch + group.rank : (step + 1) * batch : group.world_size]
                 for part in np.array_split(mine, self.recipe.accumulate):
                     yield Request(pictures=part, epoch=epoch)
