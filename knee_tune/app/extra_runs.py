@@ -164,11 +164,10 @@ class _Training:
         self._watcher.line(
             f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps"
         )
-        before = extra_steps(opened.study, run.key)
         try:
             result = opened.workshop.trainer.train(
                 plan,
-                steps=before,
+                steps=lambda: extra_steps(opened.study, run.key),
                 on_report=self._on_report,
                 on_line=self._watcher.line,
                 on_progress=lambda step: self._slots.raise_if_stopped(),
