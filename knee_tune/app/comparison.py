@@ -1,14 +1,16 @@
 """A study that compares: every row of a published table, trained with several random seeds."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack
 
 from knee_tune.app.extra_runs import EndedRun, ExtraRun, train_extra_runs
 from knee_tune.app.opened import OpenedStudy
 from knee_tune.errors import UserError
-from knee_tune.planning.rows import in_order
+from knee_tune.planning.rows import in_order, trunk_of
 from knee_tune.schedules import Exploring
 from knee_tune.specs.compared import ComparedRun
 from knee_tune.tuning.attributes import known_compared, record_compared
+from knee_tune.tuning.claims import take_claim
 from knee_tune.tuning.listeners import Watcher
 
 
@@ -23,8 +25,10 @@ def compare_rows(
 
     Nothing is selected here, so every run is tested. What is found is kept run by run, number by
     number: an interrupted comparison goes on where it was. A run that failed is tried again by the
-    next command, one that diverged has diverged. After ``timeout`` seconds no run is begun.
-    ``on_change`` is called when there is something new to show.
+    next command, one that diverged has diverged. Drivers that compare at the same time share the
+    runs: this one ends when the others are training all that is left, and takes over what a driver
+    that died was training. After ``timeout`` seconds no run is begun. ``on_change`` is called when
+    there is something new to show.
     """
     _Comparison(opened, watcher, on_change).run(timeout)
 
@@ -37,8 +41,12 @@ class _Comparison:
     ) -> None:
         self._opened, self._watcher, self._on_change = opened, watcher, on_change
         self._spec = opened.workshop.spec
-        self._known = {(run.row, run.seed): run for run in known_compared(opened.study)}
+        self._known = self._read()
         self._points = {key_of(row, seed): (row, seed) for row, seed in self._all()}
+        self._left_out = 0
+        """Runs that another driver has done since."""
+        self._all_taken = False
+        """Whether other drivers train all that is left."""
 
     def run(self, timeout: float | None) -> None:
         """See :func:`compare_rows`."""
@@ -50,13 +58,27 @@ class _Comparison:
         )
         self._watcher.line(f"comparing: {len(left)} runs, {self._of_what()}")
         ended = train_extra_runs(
-            self._opened, self._watcher, runs, follow=self._follow, timeout=timeout
+            self._opened,
+            self._watcher,
+            runs,
+            choose=self._choose,
+            follow=self._follow,
+            timeout=timeout,
         )
-        if len(ended) < len(runs):
+        still = len(runs) - len(ended) - self._left_out
+        if still and self._all_taken:
             self._watcher.line(
-                f"{len(runs) - len(ended)} runs are left: --timeout ended the comparison before "
-                "them; the same command again goes on"
+                f"another driver still trains {still} of these runs; the same command again goes on"
             )
+        elif still:
+            self._watcher.line(
+                f"{still} runs are left: --timeout ended the comparison before them; the same "
+                "command again goes on"
+            )
+
+    def _read(self) -> dict[tuple[int, int], ComparedRun]:
+        """What the study knows now, from all drivers."""
+        return {(run.row, run.seed): run for run in known_compared(self._opened.study)}
 
     def _all(self) -> Iterator[tuple[int, int]]:
         rows = range(len(self._opened.workshop.rows))
@@ -88,6 +110,49 @@ class _Comparison:
             label=schedule.name,
             explore_fraction=fraction,
         )
+
+    def _choose(self, waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
+        """The next run that no other driver trains, nor a run of its trunk if there is a choice.
+
+        In the home of that driver it would wait for the trunk, in another one train it again.
+        """
+        taken, later = set[Hashable](), list[ExtraRun]()
+        for run in tuple(waiting):
+            trunk = trunk_of(run, alone=run.key)
+            if trunk in taken:
+                later.append(run)
+            elif self._claimed(run, waiting, claim):
+                return run
+            elif run in waiting:
+                taken.add(trunk)
+        for run in later:
+            if self._claimed(run, waiting, claim):
+                return run
+        self._all_taken = bool(waiting)
+        return None
+
+    def _claimed(self, run: ExtraRun, waiting: list[ExtraRun], claim: ExitStack) -> bool:
+        """Whether this driver trains the run from now on. If another one has done it, nobody does.
+
+        The record is read under the claim: until then another driver may still be writing it.
+        """
+        taken = take_claim(self._opened.places.storage_url, f"{self._opened.uid}-{run.key}")
+        if taken is None:
+            return False
+        claim.enter_context(taken)
+        waiting.remove(run)
+        self._known = self._read()
+        point = self._points[run.key]
+        if self._is_done(*point):
+            claim.close()
+            self._left_out += 1
+            known = self._known[point]
+            found = ", ".join(_words(known)) or known.reason
+            self._watcher.line(f"{run.name}: done by another driver: {found}")
+            self._on_change()
+            return False
+        self._all_taken = False
+        return True
 
     def _follow(self, ended: EndedRun) -> Mapping[str, float]:
         """Keep how a run ended; test and analyse it if that was not done before."""

@@ -1,8 +1,9 @@
 """Runs outside the search: baselines, confirmation, audit, budgets. No trials, but on record."""
 
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +67,21 @@ def _nothing(ended: EndedRun) -> Mapping[str, float]:
     return {}
 
 
+class Choose(Protocol):
+    """Which run is begun next, where a slot is free. One slot at a time asks."""
+
+    def __call__(self, waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
+        """Take it from ``waiting``, and all that is not to be begun any more; None: begin none.
+
+        What is put on ``claim`` ends with the run.
+        """
+        ...
+
+
+def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
+    return waiting.pop(0) if waiting else None
+
+
 class Lines(Protocol):
     """Who shows lines to people. Called from the thread of every slot."""
 
@@ -98,34 +114,37 @@ def train_extra_runs(
     watcher: Lines,
     runs: Sequence[ExtraRun],
     *,
+    choose: Choose = _first,
     follow: Follow = _nothing,
     timeout: float | None = None,
 ) -> list[RunRecord]:
     """Train ``runs``, as many at a time as there are slots; their records in the same order.
 
     One that was finished before, or is the same training as another, is answered from its record.
-    One that cannot be trained has the state "failed", one that diverges "pruned". ``follow`` is
-    called for every one, in the thread of its slot. After ``timeout`` seconds none is begun, and
-    there are records of those that were.
+    One that cannot be trained has the state "failed", one that diverges "pruned". ``choose`` picks
+    the next one, or none; ``follow`` is called for every one, in the thread of its slot. After
+    ``timeout`` seconds none is begun, and there are records of those that were.
     KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
     """
-    waiting = deque(enumerate(runs))
+    waiting, choosing = list(runs), threading.Lock()
     records: dict[int, RunRecord] = {}
     slots = Slots(min(opened.workshop.options.slots, max(1, len(runs))))
     until = float("inf") if timeout is None else time.monotonic() + timeout
 
     def work(slot: int) -> None:
-        while waiting and not slots.stopped and time.monotonic() < until:
-            try:
-                index, run = waiting.popleft()
-            except IndexError:  # another slot was quicker
-                return
-            shown = run.name if len(runs) == 1 else f"{run.name} ({index + 1} of {len(runs)})"
-            training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
-            records[index] = training.run_in(slot, follow)
+        while not slots.stopped and time.monotonic() < until:
+            with ExitStack() as claim:
+                with choosing:
+                    run = choose(waiting, claim)
+                if run is None:
+                    return
+                place = runs.index(run)
+                shown = run.name if len(runs) == 1 else f"{run.name} ({place + 1} of {len(runs)})"
+                training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
+                records[place] = training.run_in(slot, follow)
 
     slots.run(work)
-    return [records[index] for index in sorted(records)]
+    return [records[place] for place in sorted(records)]
 
 
 class _Training:
@@ -164,11 +183,10 @@ class _Training:
         self._watcher.line(
             f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps"
         )
-        before = extra_steps(opened.study, run.key)
         try:
             result = opened.workshop.trainer.train(
                 plan,
-                steps=before,
+                steps=lambda: extra_steps(opened.study, run.key),
                 on_report=self._on_report,
                 on_line=self._watcher.line,
                 on_progress=lambda step: self._slots.raise_if_stopped(),

@@ -82,15 +82,15 @@ def in_order(runs: Iterable[R], *, slots: int) -> list[R]:
     """
     trunks = defaultdict[Hashable, list[R]](list)
     for number, run in enumerate(runs):
-        trunks[_trunk(run, alone=number)].append(run)
+        trunks[trunk_of(run, alone=number)].append(run)
     groups = [sorted(group, key=_explore_steps, reverse=True) for group in trunks.values()]
     groups.sort(key=lambda group: group[0].seed)
     turns = [groups[first : first + slots] for first in range(0, len(groups), slots)]
     return [run for turn in turns for run in _alternating(turn)]
 
 
-def _trunk(run: Planned, *, alone: int) -> Hashable:
-    """Equal for runs that may share a trunk: all else in a study is the same."""
+def trunk_of(run: Planned, *, alone: Hashable) -> Hashable:
+    """Equal for runs of a study that may share a trunk; ``alone`` for one that shares none."""
     if isinstance(run.schedule, Exploring):
         return run.seed, run.schedule.seed_lr, run.schedule.warmup_steps
     return alone

@@ -20,8 +20,6 @@ from knee_tune.specs.steps import StepCount
 ATTEMPTS = 3
 """Times one run is started: once, and twice more from its newest checkpoint."""
 
-NO_STEPS = StepCount()
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -62,7 +60,7 @@ class Trainer:
         self,
         plan: TrainPlan,
         *,
-        steps: StepCount = NO_STEPS,
+        steps: Callable[[], StepCount] = StepCount,
         on_report: Callable[[Report], Decision],
         on_line: Callable[[str], None],
         on_progress: Callable[[int], None],
@@ -70,11 +68,12 @@ class Trainer:
     ) -> RunResult:
         """Train ``plan`` to its end, which another driver may be doing already: then wait for it.
 
-        ``steps``: counted for this run before. ``on_steps`` gets the new count after every
-        attempt, also after one that ended in an exception. ``on_progress`` is called while there
-        is nothing to do but wait, too. Reports that answer from a record or from a checkpoint
-        come again; only those of new steps decide anything. What a callback raises ends the run
-        and propagates; no lock stays held.
+        ``steps`` tells what was counted for this run before, and is asked again when nobody else
+        trains it any more: they may have counted meanwhile. ``on_steps`` gets the new count after
+        every attempt, also after one that ended in an exception, while still nobody else does.
+        ``on_progress`` is called while there is nothing to do but wait, too. Reports that answer
+        from a record or from a checkpoint come again; only those of new steps decide anything.
+        What a callback raises ends the run and propagates; no lock stays held.
         """
         listener = _Listener(
             on_report=on_report, on_line=on_line, on_progress=on_progress, on_steps=on_steps
@@ -82,9 +81,10 @@ class Trainer:
         folder = plan.checkpoint_dir
         lock = file_lock(folder.with_name(f"{folder.name}.lock"))
         why = f"{plan.log_dir.name}: waiting for the same run elsewhere, to take its result"
-        wait = _Wait(listener, step=steps.reached, why=why)
+        wait = _Wait(listener, step=steps().reached, why=why)
         with held_once(lock, unless=lambda: False, meanwhile=wait):
-            return _answered(plan, steps, listener) or self._train(plan, steps, listener)
+            before = steps()
+            return _answered(plan, before, listener) or self._train(plan, before, listener)
 
     def _train(self, plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult:
         """Train, and train again from the newest checkpoint if the group dies."""

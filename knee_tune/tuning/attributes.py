@@ -36,7 +36,10 @@ class Attributes(Protocol):
 
 
 def extra_steps(study: Attributes, key: str) -> StepCount:
-    """What an extra run has cost so far, over all commands that trained it."""
+    """What an extra run has cost so far, over all commands that trained it.
+
+    Who notes more must have read it while nobody else could: what is noted replaces it.
+    """
     known = study.user_attrs.get(f"{STEPS_PREFIX}{key}")
     return StepCount() if known is None else StepCount.model_validate(known)
 

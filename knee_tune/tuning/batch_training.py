@@ -68,7 +68,7 @@ class BatchTraining:
                 self._begin()
                 result = self._crew.trainer.train(
                     self._batch.plan,
-                    steps=self._before,
+                    steps=lambda: self._before,
                     on_report=self._on_report,
                     on_line=self._crew.watcher.line,
                     on_progress=self._on_progress,

@@ -33,7 +33,7 @@ class _FusedTraining:
         try:
             result = self._crew.trainer.train(
                 plan,
-                steps=self._before,
+                steps=lambda: self._before,
                 on_report=self._on_report,
                 on_line=self._crew.watcher.line,
                 on_progress=self._on_progress,

@@ -66,7 +66,7 @@ class _Replicate:
         try:
             result = self._crew.trainer.train(
                 plan,
-                steps=self._before,
+                steps=lambda: self._before,
                 on_report=self._on_report,
                 on_line=self._crew.watcher.line,
                 on_progress=self._on_progress,

@@ -64,10 +64,13 @@ class Ranks(RanksHere):
 
 
 class Bench:
-    """One home, in which the study is run again and again."""
+    """One home, in which the study is run again and again; its own storage unless told."""
 
-    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch, *, storage: str | None = None
+    ) -> None:
         self.home, self._monkeypatch, self.said = home, monkeypatch, ""
+        self._storage = storage
 
     def run(
         self,
@@ -86,7 +89,7 @@ class Bench:
         try:
             return run_study(
                 StudyRequest(study=str(file), **{"scale": 0.2} | asked),
-                Places.of(Home(self.home), storage=None, tracking_uri="none"),
+                Places.of(Home(self.home), storage=self._storage, tracking_uri="none"),
                 GroupOptions(device="cpu", trunk_cache=trunk_cache),
                 timeout=timeout,
                 register=True,
@@ -190,6 +193,82 @@ def test_an_interrupted_comparison_goes_on_and_measures_nothing_twice(
         broken_off = 1 if each is kind else 0
         assert interrupted.count(each) + rest.count(each) == 3 + broken_off
     assert record.steps.trained + record.steps.reused == record.steps.independent
+
+
+@pytest.fixture
+def drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, Bench]:
+    """Two machines that share a storage."""
+    storage = f"sqlite:///{tmp_path}/shared.db"
+    one, other = (Bench(tmp_path / name, monkeypatch, storage=storage) for name in ("one", "other"))
+    return one, other
+
+
+def meanwhile(kind: type[Plan], act: Callable[[], object]) -> Callable[[Plan], None]:
+    """What another driver does while this one is at its first job of a kind."""
+    seen = False
+
+    def before(plan: Plan) -> None:
+        nonlocal seen
+        if isinstance(plan, kind) and not seen:
+            seen = True
+            act()
+
+    return before
+
+
+@pytest.mark.parametrize("homes", [1, 2])
+def test_two_drivers_train_and_test_every_run_once_between_them(
+    drivers: tuple[Bench, Bench], homes: int
+) -> None:
+    one, other = drivers
+    other.home = one.home if homes == 1 else other.home
+    theirs = Ranks()
+    ours = Ranks(meanwhile(TestPlan, lambda: other.run(theirs)))
+    record = one.run(ours).record
+    assert list(by_point(record)) == POINTS
+    assert {run.state for run in record.compared} == {"complete"}
+    for kind in (TrainPlan, TestPlan, AnalysePlan):
+        assert (ours.count(kind), theirs.count(kind)) == (1, 5)
+    assert "another driver still trains 1 of these runs" in other.said
+    assert one.said.count("done by another driver: test_") == 5
+    assert record.steps.trained + record.steps.reused == record.steps.independent
+    assert record.steps.recorded == 0
+
+
+def test_a_driver_leaves_the_trunk_of_another_one_for_the_last(
+    drivers: tuple[Bench, Bench],
+) -> None:
+    """Otherwise it would wait for that trunk in the same home, and train it again in another."""
+    one, other = drivers
+    theirs = Ranks()
+    one.run(Ranks(meanwhile(TrainPlan, lambda: other.run(theirs))))
+    trained = [plan for plan in theirs.jobs if isinstance(plan, TrainPlan)]
+    assert [(plan.schedule.name, plan.seed) for plan in trained] == [
+        ("linear", 1),
+        ("step", 2),
+        ("step", 2),
+        ("linear", 2),
+        ("step", 1),
+    ]
+
+
+def test_what_another_driver_breaks_off_or_fails_at_is_taken_over(
+    drivers: tuple[Bench, Bench],
+) -> None:
+    one, other = drivers
+    theirs = Ranks(failing(TrainPlan, "linear"))
+    broken = Ranks(interrupting(TrainPlan, at=1))
+
+    def act() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            other.run(broken)
+        other.run(theirs)
+
+    ours = Ranks(meanwhile(TrainPlan, act))
+    record = one.run(ours).record
+    assert {run.state for run in record.compared} == {"complete"}
+    tried = [(plan.schedule.name, plan.seed) for plan in ours.jobs if isinstance(plan, TrainPlan)]
+    assert tried == [("step", 1), ("linear", 1), ("linear", 2)]
 
 
 def test_a_finished_comparison_is_answered_from_what_is_kept(

@@ -1,6 +1,7 @@
 """Several drivers, each a process of its own with two slots, on one study in SQLite."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,23 @@ def drive_together(home: Path, *options: str) -> list[str]:
     with ThreadPoolExecutor() as pool:
         drivers = [pool.submit(knee_tune, *STUDY, *options, "--home", str(home)) for _ in range(2)]
         return [driver.result().stdout for driver in drivers]
+
+
+TABLE = """\
+name: compared
+task: digits
+replicates: 3
+recipe: {batch_size: 100}
+analyses: [{name: sharpness, iterations: 2, examples: 64}]
+compare:
+  table: Table 1
+  section: "3"
+  rows:
+    - {schedule: step, epochs: 50, seed_lr: 0.05, boundaries: [20, 40], metrics: {}}
+    - {schedule: step, epochs: 50, seed_lr: 0.05, boundaries: [30, 40], metrics: {}}
+    - {schedule: linear, epochs: 50, seed_lr: 0.05, metrics: {}}
+"""
+"""Nine runs, of three trunks and three alone."""
 
 
 def trials(home: Path) -> list[FrozenTrial]:
@@ -67,3 +85,24 @@ def test_the_number_of_trials_is_exact(tmp_path: Path) -> None:
     done = trials(tmp_path)
     assert_trained_once_and_by_both(done, trials=8)
     assert points(done)[0] == (0.05, 0.5)  # the paper's default, once
+
+
+def test_a_comparison_is_trained_once_by_drivers_with_homes_of_their_own(tmp_path: Path) -> None:
+    file, storage = tmp_path / "compared.yaml", f"sqlite:///{tmp_path}/shared.db"
+    file.write_text(TABLE)
+    command = ("run", "--study", file, "--concurrency", "2", "--tracking-uri", "none")
+    with ThreadPoolExecutor() as pool:
+        drivers = [
+            pool.submit(knee_tune, *command, "--storage", storage, "--home", tmp_path / home)
+            for home in ("one", "other")
+        ]
+        outputs = [driver.result().stdout for driver in drivers]
+    tested = [re.findall(r"^(.*, seed \d): test_", output, re.MULTILINE) for output in outputs]
+    assert all(tested)
+    assert len(set(tested[0] + tested[1])) == len(tested[0] + tested[1]) == 9
+
+    status = ("status", "compared", "--storage", storage, "--json")
+    found = json.loads(knee_tune(*status, "--home", tmp_path / "one").stdout)
+    assert found["runs"]["complete"] == 9
+    steps = found["steps"]
+    assert steps["trained"] + steps["reused"] == steps["independent"]

@@ -14,7 +14,7 @@ from knee_tune.distributed.protocol import Decision, Done, Failure, Report
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.ledger import RECORD
-from knee_tune.runs.trainer import NO_STEPS, RunResult, Trainer
+from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.steps import StepCount
 from tests.pretend_ranks import TOTAL, Died, PretendRanks, What, knee_plan, save_state
@@ -35,7 +35,7 @@ class Asker:
     stop_at: int | None = None
     on_progress: Callable[[int], None] = lambda step: None
 
-    def ask(self, plan: TrainPlan, *, steps: StepCount = NO_STEPS) -> RunResult:
+    def ask(self, plan: TrainPlan, *, steps: Callable[[], StepCount] = StepCount) -> RunResult:
         def on_report(report: Report) -> Decision:
             self.reports.append(report.step)
             return Decision(stop=report.step == self.stop_at)
@@ -158,7 +158,8 @@ def test_it_is_given_up_in_the_end(tmp_path: Path) -> None:
     assert isinstance(result.outcome, Failure)
     assert result.outcome.kind == "out_of_memory"
     assert result.steps == StepCount(trained=15, reached=5)
-    assert asking.ask(plan, steps=result.steps).steps == StepCount(trained=115, reached=TOTAL)
+    again = asking.ask(plan, steps=lambda: result.steps)
+    assert again.steps == StepCount(trained=115, reached=TOTAL)
 
 
 def test_what_people_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_an_interrupt_is_counted_and_leaves_no_lock(tmp_path: Path, step: int) -
     assert asking.counts == [StepCount(trained=step, reached=step)]
 
     after = asker(tmp_path, PretendRanks())
-    again = after.ask(plan, steps=asking.counts[-1])
+    again = after.ask(plan, steps=lambda: asking.counts[-1])
     assert again.steps == StepCount(trained=step + TOTAL - step // 10 * 10, reached=TOTAL)
     assert after.lines == []  # it had to wait for nobody
 
@@ -191,6 +192,20 @@ def test_two_who_want_the_same_run_train_it_once(tmp_path: Path) -> None:
     assert sorted(result.answered for result in results) == [False, True]
     assert len(ranks.trained) == TOTAL
     assert both[0].reports == both[1].reports
+
+
+def test_who_waited_for_the_same_run_counts_on_from_what_the_other_counted(tmp_path: Path) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    first = asker(tmp_path, PretendRanks(held_at(52, reached, go_on)))
+    second = asker(tmp_path, PretendRanks())
+    second.on_progress = lambda step: go_on.set()  # it has begun to wait
+    plan = knee_plan(tmp_path, knee=50)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(first.ask, plan)
+        assert reached.wait(SOON)
+        result = second.ask(plan, steps=lambda: first.counts[-1] if first.counts else StepCount())
+    assert result.answered
+    assert result.steps == running.result().steps == StepCount(trained=TOTAL, reached=TOTAL)
 
 
 def held_at(step: int, reached: threading.Event, go_on: threading.Event) -> What:
@@ -250,7 +265,7 @@ def test_whoever_waits_says_so_and_can_be_interrupted(tmp_path: Path) -> None:
 
     waiting.on_progress = progress
     with store.lock("digits-0.1"), pytest.raises(KeyboardInterrupt):
-        waiting.ask(knee_plan(tmp_path, knee=50), steps=StepCount(trained=7, reached=7))
+        waiting.ask(knee_plan(tmp_path, knee=50), steps=lambda: StepCount(trained=7, reached=7))
     assert signs == [7, 7, 7]
     assert len(waiting.lines) == 1
     assert "same trunk" in waiting.lines[0]

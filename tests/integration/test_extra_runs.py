@@ -1,0 +1,68 @@
+"""Runs outside the search, trained for real in this process."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knee_tune.app import workshop
+from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
+from knee_tune.app.home import Home, Places
+from knee_tune.app.opened import open_for_training
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.workshop import GroupOptions
+from knee_tune.distributed.protocol import Outcome
+from knee_tune.planning.plan import Plan, TrainPlan
+from knee_tune.planning.planner import knee_schedule
+from knee_tune.specs.steps import StepCount
+from knee_tune.tuning.attributes import extra_steps
+from tests.ranks_here import RanksHere
+
+SOON = 20.0
+"""Seconds after which a test gives up; what it waits for takes a fraction of one."""
+
+
+class Gate(RanksHere):
+    """Trains nothing before somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.training, self.awaited = threading.Event(), threading.Event()
+
+    def run(self, plan: Plan, **listeners: Any) -> Outcome:
+        if isinstance(plan, TrainPlan):
+            self.training.set()
+            assert self.awaited.wait(SOON), "nobody waited"
+        return super().run(plan, **listeners)
+
+    def line(self, text: str) -> None:
+        """What people are told."""
+        if "waiting for the same run elsewhere" in text:
+            self.awaited.set()
+
+
+def test_two_commands_that_want_the_same_run_count_its_steps_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two audits at a time do."""
+    gate = Gate()
+    monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: gate)
+    spec, recipe = StudyRequest(task="digits", preset="quick").resolve()
+    places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
+    with (
+        open_for_training(spec, recipe, places, GroupOptions(device="cpu")) as opened,
+        ThreadPoolExecutor() as pool,
+    ):
+        schedule = knee_schedule(
+            recipe, opened.workshop.facts, seed_lr=recipe.seed_lr, explore_fraction=0.5
+        )
+        run = ExtraRun(key="audit-4-1", name="audit", schedule=schedule, seed=1, label="audit")
+        first = pool.submit(train_extra_runs, opened, gate, [run])
+        assert gate.training.wait(SOON)
+        (second,) = train_extra_runs(opened, gate, [run])
+        total = schedule.total_steps
+        assert extra_steps(opened.study, run.key) == StepCount(trained=total, reached=total)
+        (record,) = first.result()
+        for each in (record, second):
+            assert (each.steps_trained, each.steps_reused) == (total, 0)
