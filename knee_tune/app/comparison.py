@@ -72,8 +72,8 @@ class _Comparison:
             )
         elif still:
             self._watcher.line(
-                f"{still} runs are left: --timeout ended the comparison before them; the same "
-                "command again goes on"
+                f"runs that are left: {still}; --timeout ended the comparison before them, the "
+                "same command again goes on"
             )
 
     def _read(self) -> dict[tuple[int, int], ComparedRun]:

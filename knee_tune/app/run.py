@@ -92,17 +92,16 @@ def run_study(
     registered once it is known. KeyboardInterrupt (Ctrl-C or SIGTERM) is raised on after every
     running trial was told.
     """
-    began = time.monotonic()
-
-    def left() -> float | None:
-        return None if timeout is None else timeout - (time.monotonic() - began)
-
     spec, recipe = request.resolve()
     with (
         open_for_training(spec, recipe, places, options) as opened,
         watch(study_start(opened)) as watcher,
     ):
         published = Published()
+        began = time.monotonic()
+
+        def left() -> float | None:
+            return None if timeout is None else timeout - (time.monotonic() - began)
 
         def finished(state: StudyState) -> StudyFinished:
             if state != "COMPLETE":
