@@ -1,16 +1,25 @@
-"""Commands as people give them: real processes, with nobody's settings."""
+"""Commands as people give them, with nobody's settings: as real processes, or in this one."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 
+from knee_tune.cli import main
+from tests.ranks_here import ranks_here
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+QUICK = ("run", "--task", "digits", "--preset", "quick")
+TINY = (*QUICK, "--nproc", "2", "--sampler", "random", "--set", "recipe.batch_size=16")
+"""Studies that take seconds, in two ranks the second."""
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -23,18 +32,11 @@ def environment(**extra: str) -> dict[str, str]:
 def knee_tune(
     *arguments: str | Path, expect: int = 0, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return knee_tune_in(REPOSITORY, *arguments, expect=expect, **extra)
-
-
-def knee_tune_in(
-    folder: Path, *arguments: str | Path, expect: int = 0, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, in a working folder."""
+    """Run a command to its end, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "knee_tune", *map(str, arguments)],
-        cwd=folder,
-        env=environment(**{"PYTHONPATH": str(REPOSITORY)} | extra),
+        cwd=REPOSITORY,
+        env=environment(**extra),
         capture_output=True,
         text=True,
         timeout=170,
@@ -42,6 +44,44 @@ def knee_tune_in(
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done
+
+
+def knee_tune_here(
+    *arguments: str | Path, expect: int = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process, and train in it too.
+
+    A process of its own imports torch, and so does the one that its ranks are forked from: that
+    takes much longer than most commands. This is for what processes have no part in.
+    """
+    with ranks_here():
+        return drive_here(*arguments, expect=expect, **extra)
+
+
+def drive_here(
+    *arguments: str | Path, expect: int = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process, which drives real ranks."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["knee-tune", *map(str, arguments)]),
+        mock.patch.dict(os.environ, environment(**extra), clear=True),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    assert end.value.code == expect, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(arguments, expect, out.getvalue(), err.getvalue())
+
+
+def complains(*arguments: str | Path, said: tuple[str, ...], **extra: str) -> None:
+    """Exit code 2 and one line on standard error, without a traceback."""
+    done = knee_tune_here(*arguments, expect=2, **extra)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("knee-tune: ")
+    for word in said:
+        assert word in line
 
 
 @contextmanager

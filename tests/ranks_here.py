@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -11,7 +11,15 @@ from knee_tune.app import workshop
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, Outcome, Report
 from knee_tune.planning.plan import Plan
+from knee_tune.specs.base import Spec
 from knee_tune.worker.job import run_job
+
+Message = TypeVar("Message", bound=Spec)
+
+
+def over_the_line(message: Message) -> Message:
+    """What arrives of a message between a driver and a rank, which read and write JSON."""
+    return type(message).model_validate_json(message.model_dump_json())
 
 
 class RanksHere:
@@ -29,7 +37,7 @@ class RanksHere:
     ) -> Outcome:
         class Line(Channel):
             def report(self, report: Report) -> Decision:
-                return on_report(report)
+                return over_the_line(on_report(over_the_line(report)))
 
             def progress(self, step: int) -> None:
                 on_progress(step)
@@ -40,7 +48,7 @@ class RanksHere:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as a rank does
         try:
-            return run_job(plan, Group(), Line())
+            return over_the_line(run_job(over_the_line(plan), Group(), Line()))
         finally:
             torch.set_num_threads(threads)
 

@@ -1,22 +1,14 @@
-"""The command line as people use it: real processes, ranks, databases and signals."""
+"""The command line as people use it, on one study that real processes have trained."""
 
 import json
-import os
-import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-import optuna
-import psutil
 import pytest
-from optuna.trial import TrialState
 
-from tests.command_line import knee_tune, running
+from tests.command_line import QUICK, TINY, complains, drive_here, knee_tune, knee_tune_here
 from tests.mlflow_stores import new_home
-
-QUICK = ("run", "--task", "digits", "--preset", "quick")
-TINY = (*QUICK, "--nproc", "2", "--sampler", "random", "--set", "recipe.batch_size=16")
 
 FINISHED = (
     *TINY,
@@ -26,19 +18,7 @@ FINISHED = (
 )
 """A study of four points, two of which are sure to diverge."""
 
-LONG = (
-    *TINY,
-    *("--study-name", "long", "--set", "recipe.epochs=16"),
-    *("--pruner", "none", "--trials", "2", "--no-register"),
-)
-"""Trials that are long enough to be killed half-way."""
-
 NAME = "mine"
-
-
-def trial_states(home: Path) -> list[TrialState]:
-    loaded = optuna.load_study(study_name="long", storage=f"sqlite:///{home}/optuna.db")
-    return [trial.state for trial in loaded.trials]
 
 
 def runs(home: Path) -> dict[str, str]:
@@ -57,37 +37,27 @@ def parents(home: Path) -> set[str]:
         return {name for (name,) in rows}
 
 
-def status(home: Path, *arguments: str) -> dict[str, Any]:
-    printed: dict[str, Any] = json.loads(
-        knee_tune("status", "--json", "--home", home, *arguments).stdout
-    )
+def status(home: Path) -> dict[str, Any]:
+    printed: dict[str, Any] = json.loads(knee_tune_here("status", "--json", "--home", home).stdout)
     return printed
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with one finished study: made by one command, continued by a second."""
+    """A home with one finished study, trained by two real ranks."""
     home = new_home(tmp_path_factory, tmp_path_factory.mktemp("finished"))
-    first = knee_tune(*FINISHED, "--trials", "2", "--no-register", "--home", home)
-    assert "0 of 2 trials done" in first.stdout
-    assert first.stdout.count("seed LR 0.05, explore 50%, 100 steps") == 1
-    second = knee_tune(*FINISHED, "--trials", "4", "--home", home)
-    assert "2 of 4 trials done" in second.stdout
-    assert second.stdout.count("%, 100 steps") == 2  # two more were started
-    for said in ("best: seed LR 0.05", "knee-tune dashboard", "mlflow ui", "knee-tune register"):
-        assert said in second.stdout
+    said = knee_tune(*FINISHED, "--trials", "4", "--home", home).stdout
+    assert "0 of 4 trials done" in said
+    assert said.count("%, 100 steps") == 4
+    assert said.count("seed LR 0.05, explore 50%, 100 steps") == 1
+    for look in ("best: seed LR 0.05", "knee-tune dashboard", "mlflow ui", "knee-tune register"):
+        assert look in said
     return home
-
-
-@pytest.fixture
-def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    """A home without a study."""
-    return new_home(tmp_path_factory, tmp_path)
 
 
 def test_an_analysis_of_the_best_trial_joins_its_mlflow_run(home: Path) -> None:
     options = ("--iterations", "3", "--examples", "100", "--nproc", "2", "--json", "--home", home)
-    printed = json.loads(knee_tune("analyse", "sharpness", NAME, *options).stdout)
+    printed = json.loads(drive_here("analyse", "sharpness", NAME, *options).stdout)
     (found,) = printed["results"]
     assert found["name"] == f"trial {status(home)['best']['trial']} of {NAME}"
     with sqlite3.connect(home / "mlflow.db") as database:
@@ -114,7 +84,7 @@ def test_status_says_what_was_saved_and_how(home: Path) -> None:
     assert steps["trained"] + steps["reused"] + steps["pruned"] == 400
     assert steps["pruned"] > 0
     assert steps["recorded"] == 0
-    printed = knee_tune("status", "--home", home).stdout
+    printed = knee_tune_here("status", "--home", home).stdout
     share = steps["trained"] / 400
     assert (
         f"steps trained: {steps['trained']} of 400 that independent trials would take ({share:.0%})"
@@ -134,7 +104,7 @@ def test_replicates_share_trunks_and_another_study_is_answered_from_records(
         *("--set", "space.explore_fraction={values: [0.2, 0.8]}"),
     )
     twice = (*study, "--study-name", "twice", "--replicates", "2", "--no-fuse")
-    printed = knee_tune(*twice).stdout
+    printed = knee_tune_here(*twice).stdout
     assert "replicates train one by one: this study was begun with --no-fuse" in printed
     assert "50 steps x 2 replicates per trial" in printed
     assert "pruning is off: this study looks for the ridge" in printed
@@ -143,7 +113,7 @@ def test_replicates_share_trunks_and_another_study_is_answered_from_records(
     assert "steps trained: 180 of 200 that independent trials would take (90%)" in printed
     assert "steps saved: 20 from trunks (an explore phase that trials share" in printed
 
-    again = knee_tune(*study, "--study-name", "once", "--no-fuse").stdout
+    again = knee_tune_here(*study, "--study-name", "once", "--no-fuse").stdout
     assert again.count("answered from its record") == 2
     assert "steps trained: 0 of 100 that independent trials would take (0%)" in again
     assert "steps saved: 100 from records (the same run was trained before)" in again
@@ -156,30 +126,36 @@ def test_a_grid_in_which_nothing_is_pruned_trains_as_one_batched_model(tmp_path:
         *("--set", "space.seed_lr={values: [0.05]}"),
         *("--set", "space.explore_fraction={values: [0.2, 0.8]}"),
     )
-    printed = knee_tune(*study, "--study-name", "fused").stdout
+    printed = knee_tune_here(*study, "--study-name", "fused").stdout
     assert "6 replicas train as one batched model" in printed
     assert printed.count(" ± ") == 3
     assert "steps trained: 270 of 300 that independent trials would take (90%)" in printed
     assert "steps saved: 30 from trunks" in printed
-    again = knee_tune(*study, "--study-name", "again").stdout
+    again = knee_tune_here(*study, "--study-name", "again").stdout
     assert "steps trained: 0 of 300" in again
     first, second = (
         [line.split()[:6] for line in text.splitlines() if line.endswith("  complete")]
         for text in (printed, again)
     )
     assert first == second
-    refused = knee_tune(*study, "--study-name", "fused", "--no-fuse", expect=2)
-    assert "it was made with fuse=true, not false" in refused.stderr
+    why = "it was made with fuse=true, not false"
+    complains(*study, "--study-name", "fused", "--no-fuse", said=(why,))
 
 
-def test_a_pruner_that_compares_at_equal_steps_comes_with_a_warning(tmp_path: Path) -> None:
+def test_more_trials_go_on_with_the_study(tmp_path: Path) -> None:
     study = (*QUICK, "--home", tmp_path, "--tracking-uri", "none", "--set", "recipe.epochs=1")
-    printed = knee_tune(*study, "--trials", "1", "--pruner", "median").stdout
-    assert printed.count("pruner median compares trials at equal steps") == 1
+    first = knee_tune_here(*study, "--trials", "1", "--pruner", "median").stdout
+    assert "0 of 1 trials done" in first
+    assert first.count("pruner median compares trials at equal steps") == 1  # a warning
+    more = knee_tune_here(*study, "--trials", "2").stdout
+    assert "1 of 2 trials done" in more
+    assert more.count("%, 50 steps") == 1  # one more was started
+    assert not (tmp_path / "mlflow.db").exists()  # nothing was to be tracked
 
 
 def test_best_is_the_best_of_the_status(home: Path) -> None:
-    assert json.loads(knee_tune("best", "--json", "--home", home).stdout) == status(home)["best"]
+    printed = knee_tune_here("best", "--json", "--home", home).stdout
+    assert json.loads(printed) == status(home)["best"]
     assert knee_tune("best", "--home", home).stdout.startswith("seed LR 0.05, explore ")
 
 
@@ -215,16 +191,15 @@ def test_the_registered_model_classifies_without_pickle(
 
 def test_a_replay_gives_the_same_bits(home: Path) -> None:
     before = runs(home)
-    assert "the same, bit for bit" in knee_tune("replay", NAME, "--home", home).stdout
+    assert "the same, bit for bit" in drive_here("replay", NAME, "--home", home).stdout
     assert runs(home) == before
 
 
 def test_a_baseline_stands_beside_the_study(home: Path) -> None:
-    knee_tune(*FINISHED, "--schedule", "cosine", "--home", home, MLFLOW_EXPERIMENT_NAME="mine")
-    assert (
-        "baseline cosine, seed LR 0.05: valid_accuracy "
-        in knee_tune("status", "--home", home).stdout
-    )
+    cosine = (*FINISHED, "--schedule", "cosine", "--home", home)
+    knee_tune_here(*cosine, MLFLOW_EXPERIMENT_NAME="mine")
+    said = knee_tune_here("status", "--home", home).stdout
+    assert "baseline cosine, seed LR 0.05: valid_accuracy " in said
     assert sum(status(home)["counts"].values()) == 4  # it is no trial
     with sqlite3.connect(home / "mlflow.db") as database:
         experiments = {name for (name,) in database.execute("SELECT name FROM experiments")}
@@ -232,156 +207,37 @@ def test_a_baseline_stands_beside_the_study(home: Path) -> None:
 
 
 def test_registering_again_changes_nothing(home: Path) -> None:
-    first, second = (knee_tune("register", "--as", "candidate", "--home", home) for _ in range(2))
-    assert "version 1 is the candidate" in first.stdout
-    assert first.stdout == second.stdout
-
-
-def test_ctrl_c_leaves_nothing_running_and_the_same_command_continues(fresh: Path) -> None:
-    with running(*LONG, "--home", fresh, until="trial 1: step") as (process, family):
-        os.killpg(process.pid, signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
-        assert process.returncode == 130, rest
-        assert rest.strip().endswith("interrupted; the same command continues")
-        assert not psutil.wait_procs(family, timeout=20)[1]
-    assert trial_states(fresh) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
-    assert "RUNNING" not in runs(fresh).values()
-    assert status(fresh)["counts"] == {"complete": 1, "pruned": 0, "failed": 0, "running": 0}
-
-    again = knee_tune(*LONG, "--home", fresh).stdout
-    assert "1 of 2 trials done" in again
-    assert status(fresh)["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
-    assert set(runs(fresh).values()) == {"FINISHED"}
-    assert len(runs(fresh)) == 3  # the continued trial is still one run
-    *_, last = optuna.load_study(study_name="long", storage=f"sqlite:///{fresh}/optuna.db").trials
-    with sqlite3.connect(fresh / "mlflow.db") as database:
-        (run,) = database.execute("SELECT run_uuid FROM runs WHERE name = 'trial 1'")
-    assert last.user_attrs["mlflow_run_id"] == run[0]
-    assert run[0] in last.user_attrs["mlflow_run_url"]
-
-
-def test_a_killed_driver_takes_its_ranks_along_and_the_same_command_puts_all_right(
-    fresh: Path,
-) -> None:
-    with running(*LONG, "--home", fresh, until="trial 0: step") as (process, family):
-        assert len(family) >= 3  # a warm process and two ranks
-        process.kill()
-        assert not psutil.wait_procs(family, timeout=20)[1]
-    assert trial_states(fresh) == [TrialState.RUNNING]
-    again = knee_tune(*LONG, "--home", fresh).stdout
-    assert "trial 0: its driver was killed" in again
-    assert trial_states(fresh) == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
-    assert status(fresh)["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
-    assert set(runs(fresh).values()) == {"FINISHED"}
-
-
-def test_a_killed_rank_costs_a_trial_nothing_but_time(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    command = (*LONG, "--home", home, "--tracking-uri", "none")
-    with running(*command, until="trial 0: step") as (process, _):
-        ranks = [
-            rank for child in psutil.Process(process.pid).children() for rank in child.children()
-        ]
-        assert len(ranks) == 2
-        ranks[1].kill()
-        rest, _ = process.communicate(timeout=170)
-        assert process.returncode == 0, rest
-    assert "SIGKILL" in rest
-    assert "starting again from its newest checkpoint (1 of 2)" in rest
-    assert status(home)["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
-    assert not (home / "mlflow.db").exists()  # nothing was to be tracked
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("run", "--task", "digit"), ("--task digit:", "did you mean 'digits'?", "breast-cancer")),
-        ((*QUICK, "--nnodes", "2"), ("--nnodes", "--runner torchrun")),
-        (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
-        (
-            (*QUICK, "--set", "recipe.epoch=2"),
-            ("--set recipe.epoch=2", "did you mean 'epochs'"),
-        ),
-        ((*QUICK, "--set", "recipe.epochs=0"), ("--set recipe.epochs=0", "greater than 0")),
-        ((*QUICK, "--set", "recipe.epochs"), ("--set recipe.epochs", "expected FIELD=VALUE")),
-        (("run", "--study", "digits-defualt"), ("digits-defualt", "'digits-default'")),
-        (("run", "--study", "no/such.yaml"), ("no/such.yaml", "no such file")),
-        ((*QUICK, "--sampler", "best"), ("sampler", "best", "gp")),
-        ((*QUICK, "--storage", "postgresql+nosuch://u:secret@h/d"), ("--storage", "u:***@h")),
-        ((*QUICK, "--storage", "optuna.db"), ("--storage optuna.db", "sqlite:///")),
-        ((*QUICK, "--tracking-uri", "ftp://x"), ("--tracking-uri ftp://x", "none")),
-        (("run",), ("--task", "--study")),
-        (("status",), ("there is no study in it",)),
-        (("best",), ("there is no study in it",)),
-        (("replay", "mine"), ("there is no study in it",)),
-        (("register", "mine"), ("there is no study in it",)),
-        (("dashboard",), ("there is no study in it",)),
-    ],
-    ids=lambda value: "-".join(value)[-40:] if isinstance(value, tuple) else None,
-)
-def test_a_mistake_gets_one_line_and_makes_nothing(
-    arguments: tuple[str, ...], said: tuple[str, ...], tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    complains(*arguments, "--home", str(home), said=said)
-    assert not list(tmp_path.iterdir())
-
-
-def complains(*arguments: str, said: tuple[str, ...], **extra: str) -> None:
-    """Exit code 2 and one line on standard error, without a traceback."""
-    done = knee_tune(*arguments, expect=2, **extra)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("knee-tune: ")
-    for word in said:
-        assert word in line
-
-
-def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    complains(*QUICK, "--home", f"{tmp_path}/file/home", said=(f"--home {tmp_path}/file/home",))
+    register = ("register", "--as", "candidate", "--home", home)
+    first, second = (knee_tune_here(*register).stdout for _ in range(2))
+    assert "version 1 is the candidate" in first
+    assert first == second
 
 
 def test_what_the_study_does_not_have_is_named(home: Path) -> None:
-    complains("status", "yours", "--home", str(home), said=("study yours", NAME))
-    complains("replay", "--trial", "9", "--home", str(home), said=(NAME, "no trial 9"))
-    complains("dashboard", "yours", "--home", str(home), said=("study yours", NAME))
+    complains("status", "yours", "--home", home, said=("study yours", NAME))
+    complains("replay", "--trial", "9", "--home", home, said=(NAME, "no trial 9"))
+    complains("dashboard", "yours", "--home", home, said=("study yours", NAME))
 
 
 def test_the_environment_names_places_and_flags_win(home: Path, tmp_path: Path) -> None:
-    tracked_nowhere = {"KNEE_TUNE_HOME": str(home), "MLFLOW_TRACKING_URI": "none"}
+    def shown(*options: str, **variables: str) -> str:
+        return knee_tune_here("status", *options, expect=0, **variables).stdout
+
     elsewhere, storage = str(tmp_path / "none"), f"sqlite:///{home}/optuna.db"
-    assert NAME in knee_tune("status", KNEE_TUNE_HOME=str(home)).stdout
-    assert NAME in knee_tune("status", "--home", elsewhere, OPTUNA_STORAGE=storage).stdout
+    assert NAME in shown(KNEE_TUNE_HOME=str(home))
+    assert NAME in shown("--home", elsewhere, OPTUNA_STORAGE=storage)
+    assert NAME in shown("--storage", storage, OPTUNA_STORAGE="sqlite:////no/such.db")
     complains("status", "--home", elsewhere, said=(elsewhere,), KNEE_TUNE_HOME=str(home))
-    assert (
-        NAME
-        in knee_tune("status", "--storage", storage, OPTUNA_STORAGE="sqlite:////no/such.db").stdout
-    )
+
+    tracked_nowhere = {"KNEE_TUNE_HOME": str(home), "MLFLOW_TRACKING_URI": "none"}
     complains("register", said=("--tracking-uri none",), **tracked_nowhere)
     mlflow = f"sqlite:///{home}/mlflow.db"
-    assert knee_tune("register", "--tracking-uri", mlflow, expect=0, **tracked_nowhere).stdout
-
-
-COMMANDS = (
-    "run",
-    "status",
-    "best",
-    "register",
-    "replay",
-    "dashboard",
-    "tasks",
-    "doctor",
-    "reproduce",
-)
-
-
-@pytest.mark.parametrize("command", ["", *COMMANDS, "data", "data prepare"])
-def test_every_command_explains_itself(command: str) -> None:
-    assert "Usage: " in knee_tune(*command.split(), "--help").stdout
+    register = ("register", "--tracking-uri", mlflow)
+    assert "version 1 is the ch" in knee_tune_here(*register, expect=0, **tracked_nowhere).stdout
 
 
 def test_tasks_are_listed_with_their_presets() -> None:
-    printed = json.loads(knee_tune("tasks", "--json", "--home", "nowhere").stdout)
+    printed = json.loads(knee_tune_here("tasks", "--json", "--home", "nowhere").stdout)
     presets = {task["name"]: set(task["presets"]) for task in printed["tasks"]}
     assert presets["digits"] >= {"default", "quick"}
     assert presets["iwslt"] >= {"paper", "short", "demo"}

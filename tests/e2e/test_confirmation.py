@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import knee_tune, running
+from tests.command_line import drive_here, knee_tune_here, running
 from tests.mlflow_stores import new_home
 
 COMMAND = (
@@ -36,7 +36,7 @@ def test_a_confirmed_winner_becomes_champion(
         assert process.returncode == 130, rest
     assert "RUNNING" not in runs(home).values()
 
-    again = knee_tune(*COMMAND, "--home", home).stdout
+    again = drive_here(*COMMAND, "--home", home).stdout
     assert "2 of 2 trials done" in again
     ends = [line for line in again.splitlines() if " of 6): done" in line]
     assert len(ends) == 6
@@ -49,7 +49,7 @@ def test_a_confirmed_winner_becomes_champion(
     assert set(runs(home).values()) == {"FINISHED"}
     assert sum(name.startswith("confirm ") for name in runs(home)) == 6
 
-    status = knee_tune("status", "--home", home).stdout
+    status = knee_tune_here("status", "--home", home).stdout
     assert "sure: 2 complete, 0 pruned" in status  # fresh runs are no trials
     assert "confirmation with 3 fresh seeds (1000001 to 1000003)" in status
-    assert "version 1 is the champion" in knee_tune("register", "--home", home).stdout
+    assert "version 1 is the champion" in knee_tune_here("register", "--home", home).stdout

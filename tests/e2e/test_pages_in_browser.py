@@ -17,7 +17,7 @@ from knee_tune.app.home import Home, Places
 from knee_tune.app.look import look_at
 from knee_tune.tracking.store import AS_TRAINING
 from tests.browser import Browser, find_browser, free_port
-from tests.command_line import knee_tune, running
+from tests.command_line import knee_tune_here, running
 from tests.mlflow_stores import TrackingServer, new_home
 
 STUDY = (
@@ -37,7 +37,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 def home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with one finished study; without a browser there is nothing to make it for."""
     home = new_home(tmp_path_factory, tmp_path_factory.mktemp("shown"))
-    knee_tune(*STUDY, "--home", home)
+    knee_tune_here(*STUDY, "--home", home)
     return home
 
 

@@ -16,8 +16,7 @@ import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from tests.command_line import knee_tune, running
-from tests.e2e.test_cli import TINY, complains
+from tests.command_line import TINY, complains, knee_tune, running
 
 TRIALS = 6
 

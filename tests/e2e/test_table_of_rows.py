@@ -1,12 +1,13 @@
 """A table whose rows are trained, from the command line: a study of the working folder."""
 
 import json
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.command_line import knee_tune_in
+from tests.command_line import complains, drive_here, knee_tune_here
 
 TABLE = """\
 name: table1-digits
@@ -47,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, Any]:
     """What the first command says, as JSON."""
-    result: dict[str, Any] = json.loads(knee_tune_in(folder, *REPRODUCE, "--json").stdout)
+    with chdir(folder):
+        result: dict[str, Any] = json.loads(drive_here(*REPRODUCE, "--json").stdout)
     return result
 
 
@@ -70,17 +72,22 @@ def test_rows_of_one_seed_lr_shared_their_trunk(said: dict[str, Any]) -> None:
     assert said["steps"] == {"trained": independent - shared, "independent": independent}
 
 
-def test_its_status_is_the_table_and_its_cost(said: dict[str, Any], folder: Path) -> None:
-    text = knee_tune_in(folder, "status", STUDY).stdout
+def test_its_status_is_the_table_and_its_cost(
+    said: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    text = knee_tune_here("status", STUDY).stdout
     assert "Table 1 on digits at 0.1 times the epochs: 6 of 6 runs, 3 rows with 2" in text
     assert "95.1 ± 0.14" in text
     assert "steps trained: 550 of 600" in text
     assert (folder / said["report"]).is_file()
 
 
-def test_what_needs_a_search_gets_one_line(said: dict[str, Any], folder: Path) -> None:
-    done = knee_tune_in(folder, "best", STUDY, expect=2)
-    assert done.stderr.splitlines() == [
-        f"knee-tune: study {STUDY}: it compares schedules and searches nothing, so it has no "
+@pytest.mark.usefixtures("said")
+def test_what_needs_a_search_gets_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    why = (
+        f"study {STUDY}: it compares schedules and searches nothing, so it has no "
         f"trials; see knee-tune status {STUDY}"
-    ]
+    )
+    complains("best", STUDY, said=(why,))

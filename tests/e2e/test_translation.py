@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import environment, knee_tune
+from tests.command_line import complains, drive_here, environment, knee_tune, knee_tune_here
 from tests.mlflow_stores import new_home
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
@@ -18,6 +18,7 @@ TINY = (
     *("--set", "recipe.model.encoder_layers=1", "--set", "recipe.model.decoder_layers=1"),
     *("--set", "recipe.model.embed_dim=16", "--set", "recipe.model.ffn_dim=16"),
     *("--set", "recipe.model.heads=2", "--set", "recipe.beam=1"),
+    *("--set", "recipe.tokens_per_step=4000", "--set", "recipe.valid_pairs=40"),
     *("--sampler", "random", "--pruner", "none", "--trials", "2"),
 )
 
@@ -44,7 +45,7 @@ def translations(home: Path, alias: str) -> list[str]:
 
 
 def check_finished_study(home: Path, name: str, *, alias: str) -> None:
-    status = json.loads(knee_tune("status", name, "--json", "--home", home).stdout)
+    status = json.loads(knee_tune_here("status", name, "--json", "--home", home).stdout)
     assert status["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
     assert status["best"]["metric"] == "valid_ppl"
     assert status["steps"]["trained"] == status["steps"]["independent"] > 0
@@ -61,7 +62,7 @@ def test_embedded_demo(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path)
 
     assert "2 ranks on cpu" in done.stdout
     assert "registered knee-tune-iwslt version 1" in done.stdout
-    knee_tune("register", "--home", home)
+    knee_tune_here("register", "--home", home)
     check_finished_study(home, "knee-iwslt-demo-1ep", alias="champion")
 
 
@@ -79,20 +80,18 @@ def test_real_sample(
                 (corpus / name).write_text("".join(islice(text, lines)))
     home = new_home(tmp_path_factory, tmp_path)
     data = str(tmp_path / "data")
-    prepared = knee_tune(
+    prepared = knee_tune_here(
         *("data", "prepare", "iwslt", "--from", corpus, "--bpe-codes", "300", "--json"),
         *("--name", "iwslt14-sample", "--home", home),
         KNEE_TUNE_DATA=data,
     )
     assert json.loads(prepared.stdout)["pairs"] == {"train": 800, "valid": 60, "test": 40}
 
-    knee_tune("run", "--study", "iwslt-sample", *TINY, "--home", home, KNEE_TUNE_DATA=data)
+    drive_here("run", "--study", "iwslt-sample", *TINY, "--home", home, KNEE_TUNE_DATA=data)
     check_finished_study(home, "iwslt-sample", alias="candidate")
 
 
 def test_without_data_both_ways_out_are_named(tmp_path: Path) -> None:
     """The full corpus is neither here nor embedded."""
-    done = knee_tune("run", "--task", "iwslt", "--home", tmp_path, expect=2)
-    (line,) = done.stderr.strip().splitlines()
-    assert "data prepare iwslt" in line
-    assert "--preset demo" in line
+    both = ("data prepare iwslt", "--preset demo")
+    complains("run", "--task", "iwslt", "--home", tmp_path, said=both)

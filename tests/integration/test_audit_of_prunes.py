@@ -25,7 +25,7 @@ from knee_tune.planning.planner import knee_schedule
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import load_study, study_record
-from tests.command_line import knee_tune
+from tests.command_line import knee_tune, knee_tune_here
 from tests.mlflow_stores import new_home
 from tests.ranks_here import ranks_here
 
@@ -177,14 +177,14 @@ def test_one_audited_before_is_not_trained_again(places: Places, twice: StudyRec
 
 def test_what_people_see(places: Places, twice: StudyRecord) -> None:
     home = places.home.root
-    printed = json.loads(knee_tune("audit", "--json", "--home", home).stdout)
+    printed = json.loads(knee_tune_here("audit", "--json", "--home", home).stdout)
     assert printed["wrong"]["of"] == 3
     assert [verdict["number"] for verdict in printed["verdicts"]] == [4, 5, 6]
     shown = io.StringIO()
     print_audit(Console(file=shown, width=120), twice, asked=9)
     assert "(only 3 trials were pruned: all are audited)" in shown.getvalue()
     assert "wrong prunes: 0 of 3 (0%, 95% interval 0% to 56%)" in shown.getvalue()
-    status = knee_tune("status", "--home", home).stdout
+    status = knee_tune_here("status", "--home", home).stdout
     assert "audit: 0 of 3 audited prunes were wrong (95% interval 0% to 56%)" in status
 
 

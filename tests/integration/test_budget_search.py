@@ -15,7 +15,7 @@ from knee_tune.app.request import StudyRequest
 from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.specs.budget import BudgetRecord
-from tests.command_line import knee_tune
+from tests.command_line import complains, drive_here, knee_tune_here
 from tests.mlflow_stores import new_home
 from tests.ranks_here import ranks_here
 
@@ -116,11 +116,11 @@ def test_every_run_is_a_child_of_the_search_in_mlflow(home: Path, found: BudgetR
 
 def test_it_is_kept_and_shown_again(home: Path, found: BudgetRecord) -> None:
     """By the command line, which asks real worker groups; nothing is left for them to train."""
-    printed = json.loads(knee_tune("budget", "--json", "--home", home).stdout)
+    printed = json.loads(knee_tune_here("budget", "--json", "--home", home).stdout)
     assert printed == json.loads(json.dumps(found.as_json()))
     asked = ("--preset", "quick", "--target", "30%", "--budgets", "1,2,3")
     schedules = ("--schedules", "knee,linear", "--tracking-uri", "none")
-    said = knee_tune("budget", "--task", "digits", *asked, *schedules, "--home", home).stdout
+    said = drive_here("budget", "--task", "digits", *asked, *schedules, "--home", home).stdout
     assert said.count("(trained before)") == len(found.runs)
     assert found.saving is not None
     for text in (found.saving.text, "steps trained: 425 of 450", f"--name {found.name}"):
@@ -188,7 +188,6 @@ def test_bad_input_is_refused_before_anything_is_made(
 def test_one_line_and_exit_code_2(tmp_path: Path) -> None:
     home = tmp_path / "home"
     asked = ("--task", "digits", "--target", "95", "--budgets", "1,x")
-    done = knee_tune("budget", *asked, "--home", home, expect=2)
-    said = "knee-tune: --budgets 1,x: must be whole numbers with commas between\n"
-    assert done.stderr == said
+    why = "knee-tune: --budgets 1,x: must be whole numbers with commas between"
+    complains("budget", *asked, "--home", home, said=(why,))
     assert not home.exists()

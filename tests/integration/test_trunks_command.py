@@ -8,7 +8,7 @@ import pytest
 from knee_tune.app.trunks import size_of_cache
 from knee_tune.errors import UserError
 from knee_tune.runs.trunks import TrunkStore
-from tests.command_line import knee_tune
+from tests.command_line import knee_tune, knee_tune_here
 from tests.pretend_ranks import knee_plan, save_state
 
 
@@ -30,32 +30,32 @@ def test_listing_trunks(home: Path) -> None:
         ["digits", "0.1", "0", "1", "2", "(steps", "10", "to", "20)"],
     ]
     assert table[-1] == "1 trunk, 1.2MB of 2.0MB"
-    told = json.loads(knee_tune("trunks", "list", "--json", "--home", home).stdout)
+    told = json.loads(knee_tune_here("trunks", "list", "--json", "--home", home).stdout)
     assert (told["bytes"], told["limit_bytes"]) == (1_200_000, 2_000_000)
     (trunk,) = told["trunks"]
     assert (trunk["task"], trunk["seed_lr"], trunk["knots"]) == ("digits", 0.1, [10, 20])
 
 
 def test_clearing_trunks(home: Path) -> None:
-    kept = knee_tune("trunks", "clear", "--task", "iwslt", "--home", home).stdout
+    kept = knee_tune_here("trunks", "clear", "--task", "iwslt", "--home", home).stdout
     assert kept == "0 trunks removed, 0B\n"
     with TrunkStore(home / "trunks", limit=0).lock("digits-0.1"):
-        left = knee_tune("trunks", "clear", "--older-than", "0", "--home", home).stdout
+        left = knee_tune_here("trunks", "clear", "--older-than", "0", "--home", home).stdout
     assert left.splitlines()[1:] == [
         "left, because a run is training it: digits, seed LR 0.1, seed 0"
     ]
-    assert knee_tune("trunks", "clear", "--home", home).stdout == "1 trunk removed, 1.2MB\n"
-    assert knee_tune("trunks", "list", "--home", home).stdout == "0 trunks, 0B of 2.0MB\n"
+    assert knee_tune_here("trunks", "clear", "--home", home).stdout == "1 trunk removed, 1.2MB\n"
+    assert knee_tune_here("trunks", "list", "--home", home).stdout == "0 trunks, 0B of 2.0MB\n"
 
 
 def test_bad_input_gets_one_line(tmp_path: Path) -> None:
     for command in ("list", "clear"):
-        told = knee_tune("trunks", command, "--home", tmp_path / "none", expect=2).stderr
+        told = knee_tune_here("trunks", command, "--home", tmp_path / "none", expect=2).stderr
         assert told == (
             f"knee-tune: --home {tmp_path}/none: no such folder; name the one your studies are in\n"
         )
     run = ("run", "--task", "digits", "--home", tmp_path / "none")
-    told = knee_tune(*run, expect=2, KNEE_TUNE_TRUNK_CACHE="much").stderr
+    told = knee_tune_here(*run, expect=2, KNEE_TUNE_TRUNK_CACHE="much").stderr
     assert told.startswith("knee-tune: --trunk-cache much: not a size")
     assert not (tmp_path / "none").exists()
 

@@ -1,0 +1,88 @@
+"""Commands that are interrupted or killed while real ranks train: nothing runs on or is lost."""
+
+import json
+import os
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from tests.command_line import TINY, drive_here, knee_tune_here, running
+from tests.mlflow_stores import new_home
+
+LONG = (
+    *TINY,
+    *("--study-name", "long", "--set", "recipe.epochs=16"),
+    *("--pruner", "none", "--no-register"),
+)
+"""Trials that are long enough to be killed half-way."""
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A home without a study."""
+    return new_home(tmp_path_factory, tmp_path)
+
+
+def trial_states(home: Path) -> list[TrialState]:
+    loaded = optuna.load_study(study_name="long", storage=f"sqlite:///{home}/optuna.db")
+    return [trial.state for trial in loaded.trials]
+
+
+def runs(home: Path) -> dict[str, str]:
+    """Status of every MLflow run by its name."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        return dict(database.execute("SELECT name, status FROM runs"))
+
+
+def counts(home: Path) -> dict[str, int]:
+    """How many trials of the study there are of every kind."""
+    printed: dict[str, Any] = json.loads(knee_tune_here("status", "--json", "--home", home).stdout)
+    of_kind: dict[str, int] = printed["counts"]
+    return of_kind
+
+
+def test_ctrl_c_leaves_nothing_running_and_the_same_command_continues(fresh: Path) -> None:
+    command = (*LONG, "--trials", "2", "--home", fresh)
+    with running(*command, until="trial 1: step") as (process, family):
+        os.killpg(process.pid, signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, rest
+        assert rest.strip().endswith("interrupted; the same command continues")
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert trial_states(fresh) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    assert "RUNNING" not in runs(fresh).values()
+    assert counts(fresh) == {"complete": 1, "pruned": 0, "failed": 0, "running": 0}
+
+    again = drive_here(*command).stdout
+    assert "1 of 2 trials done" in again
+    assert counts(fresh) == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+    assert set(runs(fresh).values()) == {"FINISHED"}
+    assert len(runs(fresh)) == 3  # the continued trial is still one run
+    *_, last = optuna.load_study(study_name="long", storage=f"sqlite:///{fresh}/optuna.db").trials
+    with sqlite3.connect(fresh / "mlflow.db") as database:
+        (run,) = database.execute("SELECT run_uuid FROM runs WHERE name = 'trial 1'")
+    assert last.user_attrs["mlflow_run_id"] == run[0]
+    assert run[0] in last.user_attrs["mlflow_run_url"]
+
+
+def test_a_killed_driver_takes_its_ranks_along_and_the_same_command_puts_all_right(
+    fresh: Path,
+) -> None:
+    command = (*LONG, "--trials", "1", "--home", fresh)
+    with running(*command, until="trial 0: step") as (process, family):
+        assert len(family) >= 3  # a warm process and two ranks
+        process.kill()
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert trial_states(fresh) == [TrialState.RUNNING]
+    again = drive_here(*command).stdout
+    assert "trial 0: its driver was killed" in again
+    assert trial_states(fresh) == [TrialState.FAIL, TrialState.COMPLETE]
+    assert counts(fresh) == {"complete": 1, "pruned": 0, "failed": 0, "running": 0}
+    assert set(runs(fresh).values()) == {"FINISHED"}
+    assert len(runs(fresh)) == 2
