@@ -20,9 +20,9 @@ import torch
 
 from knee_tune.app.home import Home, Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import StudyStart, run_study
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Decision, Report
 from knee_tune.planning.plan import TrainPlan

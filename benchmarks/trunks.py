@@ -27,9 +27,9 @@ from rich.table import Table
 
 from benchmarks.orchestration import Nobody, study_places
 from benchmarks.trunk_savings import SEED_LRS, TABLE_16, TWENTIETHS, UPPER_HALF, formula
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import StudyStart, run_study
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.distributed.group import Group
 from knee_tune.planning.plan import DescribePlan, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan

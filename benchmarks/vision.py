@@ -32,8 +32,9 @@ from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
 from benchmarks.vision_data import TASK, splits, write_noise
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
 from knee_tune.app.home import Home
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.reporting.intervals import mean_estimate
 from knee_tune.schedules import Cosine

@@ -9,9 +9,10 @@ from knee_tune.app.ending import interruptible
 from knee_tune.app.extra_runs import Lines
 from knee_tune.app.home import Home, Places
 from knee_tune.app.opened import reopen_workshop
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import find_trial
-from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop, shown_failure
+from knee_tune.app.workshop import Workshop, open_workshop, shown_failure
 from knee_tune.distributed.protocol import Decision, Done
 from knee_tune.errors import UserError, first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS

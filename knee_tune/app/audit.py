@@ -7,7 +7,7 @@ from knee_tune.app.ending import told_end
 from knee_tune.app.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
-from knee_tune.app.workshop import GroupOptions
+from knee_tune.app.placement import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import knee_schedule

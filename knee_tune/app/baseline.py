@@ -4,9 +4,9 @@ from knee_tune.app.ending import told_end
 from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import Watch, study_start
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.planning.planner import baseline_schedule
 from knee_tune.specs.records import BaselineRecord

@@ -8,8 +8,9 @@ from knee_tune.app.budget_request import Search
 from knee_tune.app.ending import told_end
 from knee_tune.app.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.app.home import Places
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.searches import KeptSearch, continued_search
-from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule
 from knee_tune.planning.planner import baseline_schedule, knee_schedule

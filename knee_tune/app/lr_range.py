@@ -9,8 +9,9 @@ from knee_tune.analysis.range_curve import RangeReading, read_off
 from knee_tune.app.ending import interruptible
 from knee_tune.app.extra_runs import Lines
 from knee_tune.app.home import Home
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import GroupOptions, open_workshop, shown_failure
+from knee_tune.app.workshop import open_workshop, shown_failure
 from knee_tune.distributed.protocol import Decision, Done
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import LRRangePlan

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from knee_tune.app.home import Home, Places
-from knee_tune.app.workshop import GroupOptions, Workshop, open_workshop
+from knee_tune.app.placement import GroupOptions
+from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement
 from knee_tune.planning.planner import budget_steps

@@ -1,17 +1,77 @@
-"""Where a slot of a study trains: which devices it gets, and in which arithmetic."""
+"""How worker groups are made, and where a slot of a study trains: its devices, its arithmetic."""
 
 import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TaskFacts
 
-if TYPE_CHECKING:
-    from knee_tune.app.workshop import GroupOptions
+Device = Literal["auto", "cpu", "cuda"]
 
 
-def placed(options: "GroupOptions", facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """How worker groups are made: the same for every trial of a command."""
+
+    nproc: int = 1
+    nproc_asked: bool = True
+    """False: a preset's choice, which may move to the CPU where there are too few GPUs."""
+    slots: int = 1
+    runner: Literal["forkserver", "torchrun"] = "forkserver"
+    nnodes: int = 1
+    launcher: Sequence[str] = ("torchrun",)
+    device: Device = "auto"
+    trials_per_gpu: int = 1
+    """Slots that share a GPU: for models that do not fill one."""
+    amp: bool | None = None
+    """bf16 autocast; None: as the recipe says, where there is a GPU."""
+    compile: bool = False
+    stall_timeout: float = 600.0
+    trunk_cache: int = 20_000_000_000
+    """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
+
+    @classmethod
+    def as_placed(cls, placement: Placement) -> "GroupOptions":
+        """Groups as one was placed before, for runs that are to have its bits."""
+        return cls(
+            nproc=placement.world_size,
+            device=placement.device,
+            amp=placement.amp,
+            compile=placement.compile,
+            stall_timeout=placement.stall_timeout,
+        )
+
+    def check(self) -> None:
+        """UserError for options that contradict each other."""
+        if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):
+            raise UserError("--nnodes, --launcher: only --runner torchrun spans machines; add it")
+        if self.nnodes > 1 and tuple(self.launcher) == ("torchrun",):
+            raise UserError(
+                f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
+                "does, as in --launcher 'srun torchrun'"
+            )
+        if self.nproc % self.nnodes:
+            raise UserError(
+                f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
+                "the ranks of all machines"
+            )
+        if self.trials_per_gpu > self.slots:
+            raise UserError(
+                f"--trials-per-gpu {self.trials_per_gpu}: there are never so many trials at the "
+                f"same time; add --concurrency {self.trials_per_gpu}, or more for several GPUs"
+            )
+        if self.trials_per_gpu > 1 and self.nproc > 1:
+            raise UserError(
+                f"--trials-per-gpu {self.trials_per_gpu}: only trials of one rank share a GPU, a "
+                f"trial of --nproc {self.nproc} needs one for each of its ranks; leave one of them "
+                "out"
+            )
+
+
+def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
     """The devices of a slot; ``amp`` is what the recipe wants where there is a GPU.
 
     UserError if this machine has fewer GPUs than were asked for, or none for what needs one.

@@ -10,9 +10,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from knee_tune.app.home import Places
+from knee_tune.app.placement import Device, GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import Watch, run_study
-from knee_tune.app.workshop import Device, GroupOptions
 from knee_tune.distributed.cores import usable_cores
 from knee_tune.errors import UserError
 from knee_tune.reporting.compared import Comparison, Measured, comparison_of

@@ -11,10 +11,10 @@ from knee_tune.app.confirm import confirm_winner
 from knee_tune.app.ending import told_end
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.publish import LivePages, Published, publish, show_now
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError, first_line
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure

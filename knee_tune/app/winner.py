@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from knee_tune.app.home import Places
 from knee_tune.app.opened import reopen_workshop
-from knee_tune.app.workshop import GroupOptions, Workshop
+from knee_tune.app.placement import GroupOptions
+from knee_tune.app.workshop import Workshop
 from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from knee_tune.app.home import Home
-from knee_tune.app.placement import placed
+from knee_tune.app.placement import GroupOptions, placed
 from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner
 from knee_tune.distributed.torchrun import TorchrunRunner
@@ -35,68 +35,7 @@ from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
 from knee_tune.worker import ENTRY
 
-Device = Literal["auto", "cpu", "cuda"]
-
 OnLife = Callable[[], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupOptions:
-    """How worker groups are made: the same for every trial of a command."""
-
-    nproc: int = 1
-    nproc_asked: bool = True
-    """False: a preset's choice, which may move to the CPU where there are too few GPUs."""
-    slots: int = 1
-    runner: Literal["forkserver", "torchrun"] = "forkserver"
-    nnodes: int = 1
-    launcher: Sequence[str] = ("torchrun",)
-    device: Device = "auto"
-    trials_per_gpu: int = 1
-    """Slots that share a GPU: for models that do not fill one."""
-    amp: bool | None = None
-    """bf16 autocast; None: as the recipe says, where there is a GPU."""
-    compile: bool = False
-    stall_timeout: float = 600.0
-    trunk_cache: int = 20_000_000_000
-    """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
-
-    @classmethod
-    def as_placed(cls, placement: Placement) -> "GroupOptions":
-        """Groups as one was placed before, for runs that are to have its bits."""
-        return cls(
-            nproc=placement.world_size,
-            device=placement.device,
-            amp=placement.amp,
-            compile=placement.compile,
-            stall_timeout=placement.stall_timeout,
-        )
-
-    def check(self) -> None:
-        """UserError for options that contradict each other."""
-        if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):
-            raise UserError("--nnodes, --launcher: only --runner torchrun spans machines; add it")
-        if self.nnodes > 1 and tuple(self.launcher) == ("torchrun",):
-            raise UserError(
-                f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
-                "does, as in --launcher 'srun torchrun'"
-            )
-        if self.nproc % self.nnodes:
-            raise UserError(
-                f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
-                "the ranks of all machines"
-            )
-        if self.trials_per_gpu > self.slots:
-            raise UserError(
-                f"--trials-per-gpu {self.trials_per_gpu}: there are never so many trials at the "
-                f"same time; add --concurrency {self.trials_per_gpu}, or more for several GPUs"
-            )
-        if self.trials_per_gpu > 1 and self.nproc > 1:
-            raise UserError(
-                f"--trials-per-gpu {self.trials_per_gpu}: only trials of one rank share a GPU, a "
-                f"trial of --nproc {self.nproc} needs one for each of its ranks; leave one of them "
-                "out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

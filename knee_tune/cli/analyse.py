@@ -158,8 +158,8 @@ def lr_range(
     """
     from knee_tune.app.home import Home
     from knee_tune.app.lr_range import RangeRequest, lr_range_test
+    from knee_tune.app.placement import GroupOptions
     from knee_tune.app.request import StudyRequest
-    from knee_tune.app.workshop import GroupOptions
 
     request = StudyRequest(
         task=task, preset=preset, settings=tuple(settings or ()), seed=seed, nproc=nproc
@@ -262,8 +262,8 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
     from knee_tune.app.analyse import Watched, analyse_study, analyse_weights, looks
     from knee_tune.app.home import Home, Places
     from knee_tune.app.look import look_at
+    from knee_tune.app.placement import GroupOptions
     from knee_tune.app.request import StudyRequest
-    from knee_tune.app.workshop import GroupOptions
 
     subject.check()
     places = Places.of(Home(where.home), storage=where.storage, tracking_uri=where.tracking_uri)

@@ -92,9 +92,9 @@ def budget(
     from knee_tune.app.budget import search_budget
     from knee_tune.app.budget_request import SCHEDULES, BudgetRequest
     from knee_tune.app.home import Home, Places
+    from knee_tune.app.placement import GroupOptions
     from knee_tune.app.request import StudyRequest
     from knee_tune.app.trunks import size_of_cache
-    from knee_tune.app.workshop import GroupOptions
 
     if task is None:
         if target or budgets:

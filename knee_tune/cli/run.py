@@ -114,10 +114,10 @@ def run(
     """Search a task's seed LR and explore fraction. The same command again continues."""
     from knee_tune.app.baseline import run_baseline
     from knee_tune.app.home import Home, Places
+    from knee_tune.app.placement import GroupOptions
     from knee_tune.app.request import StudyRequest
     from knee_tune.app.run import run_study
     from knee_tune.app.trunks import size_of_cache
-    from knee_tune.app.workshop import GroupOptions
     from knee_tune.cli.summary import print_baseline, print_start, print_summary
     from knee_tune.cli.watch import PlainWatcher, watching
     from knee_tune.errors import UserError

@@ -14,9 +14,10 @@ from knee_tune.app.audit import AuditOptions, audit_study
 from knee_tune.app.home import Home, Places
 from knee_tune.app.look import look_at
 from knee_tune.app.opened import open_for_training
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import StudyStart, run_study
-from knee_tune.app.workshop import GroupOptions, open_workshop
+from knee_tune.app.workshop import open_workshop
 from knee_tune.cli.audit import print_audit
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.distributed.protocol import Decision, Done

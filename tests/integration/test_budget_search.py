@@ -11,8 +11,8 @@ import pytest
 from knee_tune.app.budget import search_budget
 from knee_tune.app.budget_request import BudgetRequest
 from knee_tune.app.home import Home, Places
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.specs.budget import BudgetRecord
 from tests.command_line import complains, drive_here, knee_tune_here

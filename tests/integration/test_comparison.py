@@ -13,9 +13,9 @@ from rich.console import Console
 
 from knee_tune.app import opened, workshop
 from knee_tune.app.home import Home, Places
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import RunSummary, run_study
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.distributed.protocol import Failure, Outcome

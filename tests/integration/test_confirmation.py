@@ -18,10 +18,10 @@ from safetensors.torch import save_model
 
 from knee_tune.app import workshop
 from knee_tune.app.home import Home, Places
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import RunSummary, run_study
 from knee_tune.app.winner import register_study
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.cli.confirmation import print_confirmation, print_registered
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report

@@ -11,8 +11,8 @@ from knee_tune.app import workshop
 from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.app.home import Home, Places
 from knee_tune.app.opened import open_for_training
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.distributed.protocol import Outcome
 from knee_tune.planning.plan import Plan, TrainPlan
 from knee_tune.planning.planner import knee_schedule

@@ -9,8 +9,8 @@ import pytest
 from knee_tune.app import workshop
 from knee_tune.app.home import Home
 from knee_tune.app.opened import reopen_workshop
+from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import GroupOptions
 from knee_tune.distributed.protocol import Done, Outcome
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TaskFacts

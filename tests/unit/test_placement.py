@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from knee_tune.app.home import Home
-from knee_tune.app.workshop import GroupOptions, Workshop
+from knee_tune.app.placement import GroupOptions
+from knee_tune.app.workshop import Workshop
 from knee_tune.distributed import rank
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TaskFacts
