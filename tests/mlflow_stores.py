@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from knee_tune.tracking.store import connect, local_store
@@ -25,6 +28,17 @@ def new_home(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     home.mkdir()
     shutil.copyfile(template / "mlflow.db", home / "mlflow.db")
     return home
+
+
+@contextmanager
+def tracking_in(home: Path) -> Iterator[None]:
+    """Models are loaded from a home's store meanwhile."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(local_store(home))
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 class TrackingServer:

@@ -5,10 +5,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from tests.command_line import QUICK, TINY, complains, drive_here, knee_tune, knee_tune_here
-from tests.mlflow_stores import new_home
+from tests.mlflow_stores import new_home, tracking_in
 
 FINISHED = (
     *TINY,
@@ -175,15 +176,8 @@ def test_the_registered_model_classifies_without_pickle(
     from sklearn.datasets import load_digits
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    import mlflow
-
-    store = f"sqlite:///{home}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store)
-    try:
+    with tracking_in(home):
         model = mlflow.pyfunc.load_model("models:/knee-tune-digits@candidate")
-    finally:
-        mlflow.set_tracking_uri(before)
     images, labels = load_digits(return_X_y=True)
     right = [said == meant for said, meant in zip(model.predict(images), labels, strict=True)]
     assert sum(right) / len(right) > 0.3

@@ -6,10 +6,11 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from tests.command_line import complains, drive_here, environment, knee_tune, knee_tune_here
-from tests.mlflow_stores import new_home
+from tests.mlflow_stores import new_home, tracking_in
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
@@ -19,21 +20,23 @@ TINY = (
     *("--set", "recipe.model.embed_dim=16", "--set", "recipe.model.ffn_dim=16"),
     *("--set", "recipe.model.heads=2", "--set", "recipe.beam=1"),
     *("--set", "recipe.tokens_per_step=4000", "--set", "recipe.valid_pairs=40"),
-    *("--sampler", "random", "--pruner", "none", "--trials", "2"),
+    *("--sampler", "random", "--pruner", "none"),
 )
+
+SENTENCES = ["Der Hund schläft .", "Guten Morgen !"]
 
 TRANSLATE = """
 import json, mlflow, sys
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(f"models:/knee-tune-iwslt@{sys.argv[2]}")
-print(json.dumps(model.predict(["Der Hund schläft .", "Guten Morgen !"])))
+model = mlflow.pyfunc.load_model("models:/knee-tune-iwslt@champion")
+print(json.dumps(model.predict(sys.argv[2:])))
 """
 
 
-def translations(home: Path, alias: str) -> list[str]:
-    """What a model makes of two sentences, in a fresh process where pickle is forbidden."""
+def translated_by_the_champion(home: Path) -> list[str]:
+    """What it makes of two sentences, in a fresh process where pickle is forbidden."""
     done = subprocess.run(
-        [sys.executable, "-c", TRANSLATE, f"sqlite:///{home}/mlflow.db", alias],
+        [sys.executable, "-c", TRANSLATE, f"sqlite:///{home}/mlflow.db", *SENTENCES],
         env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"),
         capture_output=True,
         text=True,
@@ -44,13 +47,15 @@ def translations(home: Path, alias: str) -> list[str]:
     return answers
 
 
-def check_finished_study(home: Path, name: str, *, alias: str) -> None:
+def check_finished_study(home: Path, name: str, *, trials: int) -> None:
     status = json.loads(knee_tune_here("status", name, "--json", "--home", home).stdout)
-    assert status["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+    assert status["counts"] == {"complete": trials, "pruned": 0, "failed": 0, "running": 0}
     assert status["best"]["metric"] == "valid_ppl"
     assert status["steps"]["trained"] == status["steps"]["independent"] > 0
-    answers = translations(home, alias)
-    assert len(answers) == 2
+
+
+def check_answers(answers: list[str]) -> None:
+    assert len(answers) == len(SENTENCES)
     assert all(isinstance(answer, str) for answer in answers)
 
 
@@ -58,17 +63,22 @@ def check_finished_study(home: Path, name: str, *, alias: str) -> None:
 def test_embedded_demo(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     """Needs nothing but itself: this runs everywhere."""
     home = new_home(tmp_path_factory, tmp_path)
-    done = knee_tune("run", "--task", "iwslt", "--preset", "demo", *TINY, "--home", home)
+    demo = ("run", "--task", "iwslt", "--preset", "demo", "--trials", "2")
+    done = knee_tune(*demo, *TINY, "--home", home)
 
     assert "2 ranks on cpu" in done.stdout
     assert "registered knee-tune-iwslt version 1" in done.stdout
     knee_tune_here("register", "--home", home)
-    check_finished_study(home, "knee-iwslt-demo-1ep", alias="champion")
+    check_finished_study(home, "knee-iwslt-demo-1ep", trials=2)
+    check_answers(translated_by_the_champion(home))
 
 
 @pytest.mark.timeout(400)
 def test_real_sample(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, shared: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    shared: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A few hundred real sentences, from tokenized text on."""
     corpus = tmp_path / "corpus"
@@ -87,8 +97,14 @@ def test_real_sample(
     )
     assert json.loads(prepared.stdout)["pairs"] == {"train": 800, "valid": 60, "test": 40}
 
-    drive_here("run", "--study", "iwslt-sample", *TINY, "--home", home, KNEE_TUNE_DATA=data)
-    check_finished_study(home, "iwslt-sample", alias="candidate")
+    sample = ("run", "--study", "iwslt-sample", "--trials", "1")
+    done = drive_here(*sample, *TINY, "--home", home, KNEE_TUNE_DATA=data)
+    assert "registered knee-tune-iwslt version 1 as candidate" in done.stdout
+    check_finished_study(home, "iwslt-sample", trials=1)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    with tracking_in(home):
+        translator = mlflow.pyfunc.load_model("models:/knee-tune-iwslt@candidate")
+    check_answers(translator.predict(SENTENCES))
 
 
 def test_without_data_both_ways_out_are_named(tmp_path: Path) -> None:
