@@ -2,8 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from tests.command_line import knee_tune
+from tests.command_line import REPOSITORY, knee_tune, knee_tune_here
 
 LRS, FRACTIONS = (0.01, 0.02, 0.05), (0.2, 0.4, 0.8)
 GRID = {(lr, fraction) for lr in LRS for fraction in FRACTIONS}
@@ -24,13 +25,6 @@ STUDY = (
     *("--study-name", "shared", "--tracking-uri", "none"),
 )
 """Ten epochs, so that every knee is at the end of one."""
-
-
-def drive_together(home: Path, *options: str) -> list[str]:
-    """Two drivers that start at the same time; what they printed."""
-    with ThreadPoolExecutor() as pool:
-        drivers = [pool.submit(knee_tune, *STUDY, *options, "--home", str(home)) for _ in range(2)]
-        return [driver.result().stdout for driver in drivers]
 
 
 TABLE = """\
@@ -50,41 +44,65 @@ compare:
 """Nine runs, of three trunks and three alone."""
 
 
-def trials(home: Path) -> list[FrozenTrial]:
-    return optuna.load_study(study_name="shared", storage=f"sqlite:///{home}/optuna.db").trials
-
-
-def points(of: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
-    return [(trial.params["seed_lr"], trial.params["explore_fraction"]) for trial in of]
-
-
-def assert_trained_once_and_by_both(done: list[FrozenTrial], *, trials: int) -> None:
-    assert Counter(trial.state for trial in done) == {TrialState.COMPLETE: trials}
-    assert len(set(points(done))) == trials
-    assert len({trial.user_attrs["driver"]["pid"] for trial in done}) == 2
-
-
 def test_a_grid_is_trained_once_by_all_drivers_together(tmp_path: Path) -> None:
     # Fused, the first driver would take the whole grid as one batch.
-    outputs = drive_together(tmp_path, "--sampler", "grid", "--no-fuse")
-    done = trials(tmp_path)
-    assert_trained_once_and_by_both(done, trials=len(GRID))
-    assert set(points(done)) == GRID
+    command = (*STUDY, "--sampler", "grid", "--no-fuse", "--home", tmp_path)
+    with ThreadPoolExecutor() as pool:
+        outputs = [driver.stdout for driver in pool.map(lambda _: knee_tune(*command), range(2))]
     for output in outputs:
         assert "9 trials are every point of the search space" in output
         assert "every point of the search space was tried" in output
+    trials = trials_of("shared", tmp_path)
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert Counter(map(point, trials)) == dict.fromkeys(GRID, 1)
+    assert len({trial.user_attrs["driver"]["pid"] for trial in trials}) == 2
 
-    steps = json.loads(knee_tune("status", "shared", "--home", tmp_path, "--json").stdout)["steps"]
+    said = knee_tune_here("status", "shared", "--home", tmp_path, "--json").stdout
+    steps = json.loads(said)["steps"]
     mean = sum(FRACTIONS) / len(FRACTIONS)
     expected = (1 - mean + max(FRACTIONS) / len(FRACTIONS)) * steps["independent"]
     assert steps["trained"] == pytest.approx(expected)
 
 
+DRIVER = """
+import sys, threading, time, torch
+from pathlib import Path
+from knee_tune.tuning import driver
+from tests.integration.workbench import InProcess, Workbench
+
+home, mine = Path(sys.argv[1]), sys.argv[2]
+wanted = driver.wanted
+
+def slowly_wanted(*args, **options):
+    left = wanted(*args, **options)
+    time.sleep(0.5)
+    return left
+
+def meet(step):
+    if step == 50:
+        (home / f"met-{mine}-{threading.get_ident()}").touch()
+        while len(list(home.glob("met-*"))) < 4:
+            time.sleep(0.01)
+
+torch.set_num_threads(1)
+driver.wanted = slowly_wanted
+Workbench(home, sampler="gp", epochs=1).drive(InProcess(meet, meet), trials=5, slots=2)
+"""
+"""Its slots end their first trials together with those of the other, and look before they ask."""
+
+
 def test_the_number_of_trials_is_exact(tmp_path: Path) -> None:
-    drive_together(tmp_path, "--sampler", "gp", "--trials", "8")
-    done = trials(tmp_path)
-    assert_trained_once_and_by_both(done, trials=8)
-    assert points(done)[0] == (0.05, 0.5)  # the paper's default, once
+    """Two drivers want the last trial at the same time."""
+    drivers = [
+        subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path, name], cwd=REPOSITORY)
+        for name in ("one", "other")
+    ]
+    assert [driver.wait(timeout=150) for driver in drivers] == [0, 0]
+    trials = trials_of("it", tmp_path)
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert len(trials) == len(set(map(point, trials))) == 5
+    assert point(trials[0]) == (0.05, 0.5)  # the paper's default, once
+    assert len({trial.user_attrs["driver"]["pid"] for trial in trials}) == 2
 
 
 def test_a_comparison_is_trained_once_by_drivers_with_homes_of_their_own(tmp_path: Path) -> None:
@@ -106,3 +124,11 @@ def test_a_comparison_is_trained_once_by_drivers_with_homes_of_their_own(tmp_pat
     assert found["runs"]["complete"] == 9
     steps = found["steps"]
     assert steps["trained"] + steps["reused"] == steps["independent"]
+
+
+def trials_of(study: str, home: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name=study, storage=f"sqlite:///{home}/optuna.db").trials
+
+
+def point(trial: FrozenTrial) -> tuple[float, float]:
+    return trial.params["seed_lr"], trial.params["explore_fraction"]

@@ -29,6 +29,7 @@ from knee_tune.runs.trunks import TrunkStore
 from knee_tune.schedules import Knee
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.training import loop
+from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Origin
 from knee_tune.tuning.points import Axis
@@ -170,8 +171,9 @@ class Workbench:
             **{"sampler": "random", **request},
         ).resolve()
         self.spec, self.recipe = spec, recipe
+        self.storage_url = f"sqlite:///{home}/optuna.db"
         self.storage: RDBStorage = open_storage(
-            f"sqlite:///{home}/optuna.db", on_stale=stale_trial_callback(self.recording)
+            self.storage_url, on_stale=stale_trial_callback(self.recording)
         )
         self.axes = {
             "seed_lr": Axis(spec.seed_lrs, log=True),
@@ -199,6 +201,7 @@ class Workbench:
                 plan=self._plan,
                 fused=self.fused or self.batched,
                 batched=self.batched,
+                asking=asking_lock(self.storage_url, study="it"),
             ),
             trainer=Trainer(runner, trunks=self.trunks),
             slots=slots,
