@@ -10,7 +10,7 @@ from rich.table import Table
 
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation
-from knee_tune.cli.lines import open_in_browser
+from knee_tune.cli.lines import open_in_browser, refuse_failures
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -122,6 +122,7 @@ def reproduce(
         print_reproduction(Console(highlight=False), found)
     if show and found.report is not None:
         open_in_browser(found.report)
+    refuse_failures(found.record)
 
 
 def print_reproduction(console: Console, found: "Reproduction") -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from knee_tune.cli.lines import refuse_failures
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -174,3 +175,4 @@ def run(
         return
     summary = run_study(request, places, options, timeout=timeout, register=register, watch=watch)
     print_summary(console, summary, places)
+    refuse_failures(summary.record)

@@ -57,10 +57,34 @@ class Failure(Spec):
     """Why a rank or a group died: the root cause, not its echoes on other ranks."""
 
     type: Literal["failure"] = "failure"
-    kind: Literal["user_error", "exception", "out_of_memory", "exit", "signal", "stalled", "launch"]
+    kind: Literal[
+        "user_error",  # what people must put right
+        "exception",
+        "out_of_memory",
+        "exit",  # with a code, before its job was done
+        "stalled",
+        "signal",
+        "lost",  # its line ended without a word, or it only says that another rank is gone
+        "launch",  # it never lived
+        "disk",  # full, read-only or broken
+    ]
     rank: int
     message: str = Field(description="one line")
     traceback: str = ""
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether the machine ended it, not its code or its data: another start may well do.
+
+        Memory that ran out and was seen to is not among it, for the same model needs as much again;
+        nor is a stall, which may be a mistake.
+        """
+        return self.kind in ("signal", "lost", "launch", "disk")
+
+    @property
+    def for_all(self) -> bool:
+        """Whether every other run would fail for the same: people must put something right."""
+        return self.kind in ("user_error", "disk")
 
 
 class ReplicaDone(Spec):

@@ -97,7 +97,12 @@ class Supervisor:
                 return self._stalled()
         self._listen_until(lambda: False, _CAUSES)
         self._listen_until(lambda: not all(map(_is_echo, self._failures)), _ECHOES)
-        return min(self._failures, key=_is_echo)  # the first one that is not an echo
+        return self._cause()
+
+    def _cause(self) -> Failure:
+        """The first failure that is not an echo of another one."""
+        cause = min(self._failures, key=_is_echo)
+        return cause.model_copy(update={"kind": "lost"}) if _is_echo(cause) else cause
 
     # Listening
 
@@ -158,7 +163,7 @@ class Supervisor:
     def _end_of_line(self, rank: _Rank) -> None:
         self._close(rank)
         if rank.pid:
-            failure = Failure(kind="exit", rank=rank.number, message=f"rank {rank.number} vanished")
+            failure = Failure(kind="lost", rank=rank.number, message=f"rank {rank.number} vanished")
         else:
             failure = Failure(
                 kind="launch", rank=rank.number, message=f"rank {rank.number} did not start"
@@ -192,7 +197,7 @@ class Supervisor:
             self._answer(rank, Inquiry())
         self._listen_until(lambda: all(rank.whereabouts for rank in silent), _ANSWER)
         if self._failures:
-            return min(self._failures, key=_is_echo)
+            return self._cause()
 
         def blame(rank: _Rank) -> tuple[bool, int, bool]:
             where = rank.whereabouts
@@ -261,4 +266,4 @@ def _is_echo(failure: Failure) -> bool:
     """Whether the failure only says that another rank is gone."""
     if failure.kind == "exception":
         return _ECHO.search(failure.message) is not None
-    return failure.kind == "exit" and failure.message.endswith("vanished")
+    return failure.kind == "lost"
