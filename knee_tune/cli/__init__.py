@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from knee_tune.errors import MachineError, UserError
+from knee_tune.errors import GOES_ON, MachineError, UserError, disk_trouble
 
 INTERRUPTED = 130
 """Exit code of a command that was ended by Ctrl-C or SIGTERM."""
@@ -19,6 +19,12 @@ def main() -> None:
     except (UserError, MachineError) as error:
         typer.secho(f"knee-tune: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+    except Exception as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        typer.secho(f"knee-tune: {trouble}; {GOES_ON}", err=True, fg="red")
+        sys.exit(MachineError.exit_code)
     except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
         if end.code == INTERRUPTED:
             typer.secho("interrupted; the same command continues", err=True)

@@ -1,5 +1,6 @@
 """The life of one rank: order, process group, job, and how it ended. Both runners use it."""
 
+import contextlib
 import faulthandler
 import importlib
 import logging
@@ -33,7 +34,7 @@ from knee_tune.distributed.protocol import (
     Report,
 )
 from knee_tune.distributed.wire import Order, Ready, Started, Whereabouts, Wire
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.planning.plan import Placement, Plan
 
 Job = Callable[[Plan, Group, Channel], Done]
@@ -132,11 +133,13 @@ def live(line: socket.socket) -> int:
             dist.destroy_process_group()
         status = 0
     except BaseException as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            traceback.print_exc()
         wire.send(_failure(order.rank, error))
         status = FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     return status
 
 
@@ -220,9 +223,11 @@ def _prefer_speed() -> None:
 
 
 def _failure(rank: int, error: BaseException) -> Failure:
-    kind: Literal["user_error", "out_of_memory", "exception"]
+    kind: Literal["user_error", "disk", "out_of_memory", "exception"]
     if isinstance(error, UserError):  # it is about the input, not about a rank
         kind, origin = "user_error", ""
+    elif trouble := disk_trouble(error):
+        return Failure(kind="disk", rank=rank, message=trouble, traceback=_told(error))
     else:
         kind = "out_of_memory" if ran_out_of_memory(error) else "exception"
         origin = f"rank {rank}: {type(error).__name__}: "
@@ -230,5 +235,9 @@ def _failure(rank: int, error: BaseException) -> Failure:
         kind=kind,
         rank=rank,
         message=f"{origin}{first_line(error)}",
-        traceback="".join(traceback.format_exception(error)),
+        traceback=_told(error),
     )
+
+
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))

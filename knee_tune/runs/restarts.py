@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner, Report
-from knee_tune.errors import MachineError, UserError
+from knee_tune.errors import GOES_ON, MachineError, UserError
 from knee_tune.planning.plan import Plan
 from knee_tune.runs.locks import POLL_SECONDS
 from knee_tune.tasks.registry import task_entry
@@ -94,7 +94,7 @@ def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineEr
     of_code = failure.kind in ("exception", "exit")
     if failure.kind == "user_error" or (theirs and of_code):
         return UserError(said)
-    return MachineError(said)
+    return MachineError(f"{said}; {GOES_ON}" if failure.kind == "disk" else said)
 
 
 def _shown(failure: Failure, plan: Plan) -> str:

@@ -6,6 +6,7 @@ best. The manifest holds the checksums and whose state it is; the folder gets it
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -106,6 +107,11 @@ def save_checkpoint(
                 raise
         if durable:
             _sync(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
+        raise OSError(error.errno, needed, str(directory)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -183,6 +189,20 @@ def share_file(source: Path, target: Path) -> Path:
     except OSError:
         shutil.copyfile(source, target)
     return target
+
+
+def _size_of(state: Any, weights: Path | None) -> int:
+    """Bytes of all tensors in ``state`` and of the file of ``weights``, about."""
+    match state:
+        case torch.Tensor():
+            return state.nbytes
+        case dict():
+            size = sum(_size_of(each, None) for each in state.values())
+        case list() | tuple():
+            size = sum(_size_of(each, None) for each in state)
+        case _:
+            size = len(str(state))
+    return size + (weights.stat().st_size if weights is not None else 0)
 
 
 def _write_state(path: Path, content: dict[str, Any]) -> str:
