@@ -16,7 +16,7 @@ from pathlib import Path
 from knee_tune.distributed.protocol import Decision, Failure, GroupRunner, Outcome, Report
 from knee_tune.distributed.supervisor import Callbacks, Supervisor
 from knee_tune.distributed.wire import Order, Wire
-from knee_tune.planning.plan import Plan
+from knee_tune.planning.plan import Plan, TrainPlan
 
 # The driver's sys.path makes every module importable there that is importable here. Unlike
 # multiprocessing, nothing ever imports the driver's __main__ again.
@@ -73,6 +73,7 @@ class ForkserverRunner(GroupRunner):
                 stall_timeout=plan.placement.stall_timeout,
                 callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
                 local=True,
+                saves=isinstance(plan, TrainPlan),
             ).run()
         finally:
             store.unlink(missing_ok=True)

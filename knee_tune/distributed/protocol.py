@@ -33,6 +33,10 @@ class Decision(Spec):
     """The driver's answer to a report."""
 
     stop: bool
+    save: bool = Field(
+        default=False,
+        description="the driver was interrupted: save the state and end, wherever the run is",
+    )
     leave: tuple[int, ...] = Field(
         default=(),
         description="replicas (places in the plan) that end here while the rest goes on",
@@ -141,6 +145,11 @@ class Channel(Protocol):
         """Say something to the people who watch."""
         ...
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the driver wants the state saved and the run ended (rank 0 alone is told)."""
+        return False
+
 
 class GroupRunner(Protocol):
     """Runs plans, each with a group of ranks of its own; several threads may do so side by side.
@@ -148,7 +157,8 @@ class GroupRunner(Protocol):
     ``run`` never raises for what a rank does: exception, exit, signal and stall come back as
     :class:`Failure` with the root cause, and no process of the group survives the call. A
     ``KeyboardInterrupt`` in the driver's thread, or an exception of a callback, ends the group
-    and propagates.
+    and propagates; a run that trains saves its state before, if that takes it but seconds. A second
+    ``KeyboardInterrupt`` waits for nothing.
     """
 
     def run(

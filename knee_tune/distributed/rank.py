@@ -56,6 +56,7 @@ class DriverLine(Channel):
         self._step = 0
         self._next_progress = 0.0
         self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
+        self._interrupted = threading.Event()
         threading.Thread(target=self._listen, daemon=True, name="driver-line").start()
 
     def report(self, report: Report) -> Decision:
@@ -78,9 +79,16 @@ class DriverLine(Channel):
         """Say something to the people who watch."""
         self._wire.send(Line(text=text))
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the driver wants the state saved and the run ended."""
+        return self._interrupted.is_set()
+
     def _listen(self) -> None:
         for answer in self._wire.answers():
             if isinstance(answer, Decision):
+                if answer.save:
+                    self._interrupted.set()
                 self._decisions.put(answer)
             else:
                 self._wire.send(self._whereabouts())

@@ -93,6 +93,15 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     ]
 
 
+def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
+    """Which one it is, or goes on with, of those that were asked for: 0 is the first."""
+    before = {each.number: each.user_attrs.get("continues") for each in trials}
+    number, origin = trial.number, trial.user_attrs.get("continues")
+    while origin is not None:
+        number, origin = origin, before.get(origin)
+    return sum(other < number and origin is None for other, origin in before.items())
+
+
 def stale_trial_callback(recorder: Recorder) -> OnStale:
     """What Optuna is to do with a trial whose driver stopped beating."""
 
