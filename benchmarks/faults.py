@@ -125,7 +125,7 @@ def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float) -> Tal
     chance, tally = random.Random(seed), Tally(kind=kind, seed=seed)
     began = time.monotonic()
     temporary = home.parent / f"{home.name}-tmp"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     code = None
     while code != 0:
         tally.commands += 1
@@ -140,7 +140,7 @@ def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float) -> Tal
             )
             family = _kill_some(process, tally, chance, kills=kills, mean=mean)
             code = process.wait()
-            _, living = psutil.wait_procs(family, timeout=20)
+            _, living = psutil.wait_procs(family, timeout=120)
             tally.wrong += [f"outlives its driver: {each.cmdline()[:3]}" for each in living]
             log.seek(start)
             said = log.read()
@@ -200,7 +200,7 @@ def _tree(driver: psutil.Process) -> Iterator[tuple[psutil.Process, str]]:
 
 
 def differences(home: Path, peace: dict[str, Any]) -> list[str]:
-    """What is not as in the study that was trained in peace, and what is left behind."""
+    """What is not as in the study that was trained in peace."""
     record = recorded(home)
     wrong = []
     counts = record.counts
@@ -218,10 +218,18 @@ def differences(home: Path, peace: dict[str, Any]) -> list[str]:
         accounted = trial.steps_trained + trial.steps_reused + trial.steps_pruned
         if accounted < trial.steps_budget:
             wrong.append(f"trial {trial.number}: {accounted} of {trial.steps_budget} steps")
-    temporary = home.parent / f"{home.name}-tmp"
-    left = [*home.rglob("*draft*"), *home.rglob("*.part*"), *temporary.iterdir()]
-    wrong += [f"left behind: {path.relative_to(home.parent)}" for path in left]
     return wrong
+
+
+def left_behind(kind: str, home: Path) -> Iterator[str]:
+    """What kills have left that the next command does not remove an hour later."""
+    for draft in home.rglob("*draft*"):
+        os.utime(draft, (0, 0))
+    temporary = home.parent / f"{home.name}-tmp"
+    again = {**os.environ, "TMPDIR": str(temporary)}
+    subprocess.run(command(kind, home), capture_output=True, env=again, timeout=600)
+    for path in (*home.rglob("*draft*"), *home.rglob("*.filling"), *temporary.glob("*knee*")):
+        yield f"left behind: {path.relative_to(home.parent)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -242,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         while left > 0:
             kind, home = kinds[seed % len(kinds)], root / f"home-{seed}"
             tally = torment(kind, home, seed=seed, kills=min(left, asked.each), mean=asked.mean)
-            tally.wrong += differences(home, peace[kind])
+            tally.wrong += [*differences(home, peace[kind]), *left_behind(kind, home)]
             left -= max(1, tally.killed)
             seed += 1
             known.append(asdict(tally))

@@ -156,6 +156,7 @@ def open_workshop(
     else:
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:
+        home.sweep()  # while the runner warms up
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = TaskFacts.model_validate(run_job(runner, DescribePlan(**dict(order))).result)
         limit = options.trunk_cache

@@ -25,7 +25,12 @@ from torch import nn
 
 from knee_tune.distributed.out_of_memory import ran_out_of_memory
 from knee_tune.errors import first_line
-from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS, checkpoint_path, checkpoint_step
+from knee_tune.planning.checkpoint_folder import (
+    DRAFT,
+    KEPT_WEIGHTS,
+    checkpoint_path,
+    checkpoint_step,
+)
 from knee_tune.planning.plan import TrainPlan
 
 FORMAT = 3
@@ -33,7 +38,6 @@ FORMAT = 3
 
 STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, "manifest.json"
 
-_DRAFT = ".draft-"
 _DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
     pickle.UnpicklingError,
@@ -90,7 +94,7 @@ def save_checkpoint(
     is left behind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    target, draft = checkpoint_path(directory, step=step), directory / f"{_DRAFT}{uuid.uuid4().hex}"
+    target, draft = checkpoint_path(directory, step=step), directory / f"{DRAFT}{uuid.uuid4().hex}"
     try:
         draft.mkdir()
         checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
@@ -148,7 +152,7 @@ def _kind_of(error: Exception) -> type[DamagedError]:
 
 def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:
     """Delete what killed runs left half-written at least so many ``seconds`` ago."""
-    for draft in directory.glob(f"{_DRAFT}*"):
+    for draft in directory.glob(f"{DRAFT}*"):
         try:
             if time.time() - draft.stat().st_mtime >= seconds:
                 shutil.rmtree(draft, ignore_errors=True)

@@ -15,7 +15,7 @@ PACKAGE = Path(knee_tune.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors"},
+    {"errors", "leftovers"},
     {"schedules"},
     {"specs"},
     {"planning"},
