@@ -12,7 +12,7 @@ from knee_tune.app.home import Home
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.workshop import open_workshop
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.planning.plan import LRRangePlan
 from knee_tune.reporting.lr_range_figure import as_page, lr_range_figure
 from knee_tune.runs.restarts import run_job
@@ -90,6 +90,8 @@ def lr_range_test(
     try:
         page.write_text(as_page(figure), encoding="utf-8")
     except OSError as error:
+        if disk_trouble(error):
+            raise
         raise UserError(f"--out {page}: {error.strerror}; name another file") from error
     return RangeTest(
         task=spec.task,

@@ -71,8 +71,8 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_continues(fresh: Pat
     assert counts(fresh) == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
     assert set(runs(fresh).values()) == {"FINISHED"}
     assert len(runs(fresh)) == 3  # the continued trial is still one run
-    first, last = trained(fresh)
-    assert first == last  # no step was lost
+    undisturbed, interrupted = trained(fresh)
+    assert interrupted == undisturbed  # no step was lost
     *_, last = optuna.load_study(study_name="long", storage=f"sqlite:///{fresh}/optuna.db").trials
     with sqlite3.connect(fresh / "mlflow.db") as database:
         (run,) = database.execute("SELECT run_uuid FROM runs WHERE name = 'trial 1'")
