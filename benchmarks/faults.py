@@ -1,6 +1,6 @@
 """Whether studies survive SIGKILLs of any of their processes, at any moment.
 
-    python -m benchmarks.faults --kills 1000 [--seed 0] [--mean 2.5] [--only grid,gp] [--out FILE]
+    python -m benchmarks.faults --kills 1000 [--seed 0] [--only grid,gp] [--out FILE]
 
 A small study is trained once in peace. Then the same command is given again and again in a new home
 while processes of its tree are killed: the driver, the warm process that ranks are forked from, and
@@ -236,20 +236,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, compare, print and keep the figures."""
     parser = argparse.ArgumentParser(description="Kill and compare.")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mean", type=float, default=2.5, help="seconds between two kills")
+    parser.add_argument("--seed", type=int, help="of the first study (default: the next one)")
+    parser.add_argument(
+        "--mean", type=float, help="seconds between two kills (default: a sixth of a study's)"
+    )
     parser.add_argument("--each", type=int, default=12, help="kills of one study")
     parser.add_argument("--only", default=",".join(STUDIES), help="kinds of studies")
     parser.add_argument("--out", type=Path, default=Path("faults.json"))
     asked = parser.parse_args(arguments)
     known = json.loads(asked.out.read_text()) if asked.out.exists() else []
-    kinds, left, seed = asked.only.split(","), asked.kills, asked.seed
+    kinds, left, seed = asked.only.split(","), asked.kills, asked.seed or len(known)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         root = Path(folder)
-        peace = {kind: trained_in_peace(kind, root / f"{kind}-peace") for kind in kinds}
+        peace, takes = dict[str, dict[str, Any]](), dict[str, float]()
         while left > 0:
             kind, home = kinds[seed % len(kinds)], root / f"home-{seed}"
-            tally = torment(kind, home, seed=seed, kills=min(left, asked.each), mean=asked.mean)
+            if kind not in peace:
+                began = time.monotonic()
+                peace[kind] = trained_in_peace(kind, root / f"{kind}-peace")
+                takes[kind] = time.monotonic() - began
+            mean, kills = asked.mean or takes[kind] / 6, min(left, asked.each)
+            tally = torment(kind, home, seed=seed, kills=kills, mean=mean)
             tally.wrong += [*differences(home, peace[kind]), *left_behind(kind, home)]
             left -= max(1, tally.killed)
             seed += 1
