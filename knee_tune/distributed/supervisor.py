@@ -261,7 +261,7 @@ class Supervisor:
         self._answer(first, answer)
         self._hear_all()
         self._listen_until(lambda: bool(first.done or self._failures), _SAVE)
-        if first.done:
+        if first.done and first.done.steps_trained:
             count(first.done.step)
 
     def _end(self) -> None:

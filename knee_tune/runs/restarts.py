@@ -45,6 +45,13 @@ class Restarts:
         self._furthest = max(self._furthest, -1 if start is None else start)
         return FIRST_PAUSE * 2 ** (self._deaths - 1) if self._deaths < self._machine else None
 
+    def given_up(self, failure: Failure) -> Failure:
+        """``failure`` as the last one, for the people who have to find out."""
+        if not failure.by_machine:
+            return failure
+        times = f"{failure.message}, {self._deaths} times without getting any further"
+        return failure.model_copy(update={"message": times})
+
     def words(self, failure: Failure) -> str:
         """Which of how many starts comes next, as in ``1 of 2``."""
         if failure.by_machine:
@@ -80,6 +87,7 @@ def run_job(
             return outcome
         pause = restarts.pause(outcome)
         if pause is None:
+            outcome = restarts.given_up(outcome)
             raise error_of(outcome, task=plan.task, said=_shown(outcome, plan))
         on_line(f"{outcome.message}; starting again in {pause:g} s ({restarts.words(outcome)})")
         wait(pause, lambda: on_progress(0))

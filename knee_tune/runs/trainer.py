@@ -97,6 +97,7 @@ class Trainer:
                 break
             pause = restarts.pause(outcome, start=start)
             if pause is None:
+                outcome = restarts.given_up(outcome)
                 break
             when = f" in {pause:g} s" if pause else ""
             listener.on_line(

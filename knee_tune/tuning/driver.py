@@ -139,8 +139,9 @@ class Driver:
                     asking.close()
                     return self._objective(run, slot)
                 except (KeyboardInterrupt, SlotInterruptedError, _RefusedError) as why:
+                    reason = str(why) if isinstance(why, _RefusedError) else INTERRUPTED
                     try:
-                        put_back(self._study, trial._trial_id, reason=INTERRUPTED)
+                        put_back(self._study, trial._trial_id, reason=reason)
                     except UpdateFinishedTrialError:
                         self._watcher.line(TAKEN_OVER)
                     raise _LeftError from why
@@ -222,26 +223,26 @@ class Driver:
             raise
         record_end(run, ending, events=events, watcher=self._watcher)
         if ending.failure is not None:
-            raise self._failed(run, ending.failure, task=plans[0].task)
+            raise self._failed(run, ending.failure, task=plans[0].task, reason=ending.reason)
         self._failures_in_a_row = 0
         if ending.end == "pruned":
             raise optuna.TrialPruned(ending.reason)
         return ending.metrics[run.metric]
 
-    def _failed(self, run: TrialRun, failure: Failure, *, task: str) -> Exception:
+    def _failed(self, run: TrialRun, failure: Failure, *, task: str, reason: str) -> Exception:
         """The exception by which Optuna, or whoever gave the command, is told of it."""
         study = self._study.study_name
         if failure.for_all:
-            said = f"study {study}: trial {run.number}: {failure.message}"
+            said = f"study {study}: trial {run.number}: {reason}"
             return _RefusedError(error_of(failure, task=task, said=said))
         self._failures_in_a_row += 1
         if self._failures_in_a_row < FAILURES_IN_A_ROW:
-            return TrialFailedError(failure.message)
+            return TrialFailedError(reason)
         return error_of(
             failure,
             task=task,
             said=f"study {study}: {FAILURES_IN_A_ROW} trials in a row failed, the last one with: "
-            f"{failure.message}; see {run.log_dir}",
+            f"{reason}; see {run.log_dir}",
         )
 
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:

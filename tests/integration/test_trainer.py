@@ -176,6 +176,7 @@ def test_a_machine_that_always_ends_it_is_given_up(tmp_path: Path) -> None:
     asking = asker(tmp_path, ranks)
     result = asking.ask(knee_plan(tmp_path, knee=20))
     assert isinstance(result.outcome, Failure)
+    assert result.outcome.message == "died: signal, 6 times without getting any further"
     assert len(ranks.trained) == 15 + 5 * (MACHINE_STARTS - 1) + 5  # once more since step 10
 
 
