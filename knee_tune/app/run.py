@@ -169,6 +169,7 @@ def _drive(
             seeds=workshop.spec.replicate_seeds,
             schedule=schedule,
             plan=workshop.train_plan,
+            code=workshop.facts.code,
             parameters=workshop.facts.parameters,
             fused=opened.fused,
             batched=opened.batched,
@@ -253,7 +254,14 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
-    spec = opened.workshop.spec
+    spec, code = opened.workshop.spec, opened.workshop.facts.code
+    others = {name: what for name, what in study_record(opened.study).codes.items() if name != code}
+    if others:
+        names = ", ".join(name or "not noted" for name in others)
+        yield (
+            f"{', '.join(others.values())}: trained by other code or libraries (fingerprint "
+            f"{names}; now {code}); the report says which is which"
+        )
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
         return
