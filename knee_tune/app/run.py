@@ -257,10 +257,12 @@ def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec, code = opened.workshop.spec, opened.workshop.facts.code
     others = {name: what for name, what in study_record(opened.study).codes.items() if name != code}
     if others:
+        shown = " and ".join(others.values())
+        verb = "were" if shown.partition(" ")[0].endswith("s") or shown.endswith("s") else "was"
         names = ", ".join(name or "not noted" for name in others)
         yield (
-            f"{', '.join(others.values())}: trained by other code or libraries (fingerprint "
-            f"{names}; now {code}); the report says which is which"
+            f"{shown} {verb} trained by other code or libraries (fingerprint {names}, now {code}); "
+            "the report says which is which"
         )
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
