@@ -254,16 +254,9 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
-    spec, code = opened.workshop.spec, opened.workshop.facts.code
-    others = {name: what for name, what in study_record(opened.study).codes.items() if name != code}
-    if others:
-        shown = " and ".join(others.values())
-        verb = "were" if shown.partition(" ")[0].endswith("s") or shown.endswith("s") else "was"
-        names = ", ".join(name or "not noted" for name in others)
-        yield (
-            f"{shown} {verb} trained by other code or libraries (fingerprint {names}, now {code}); "
-            "the report says which is which"
-        )
+    spec = opened.workshop.spec
+    if others := study_record(opened.study).by_other_code(opened.workshop.facts.code):
+        yield f"{others}; the report says which is which"
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
         return

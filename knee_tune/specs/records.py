@@ -188,6 +188,18 @@ class StudyRecord(Spec):
             code: f"{count} run{'s' if count > 1 else ''}" for code, count in runs.items()
         }
 
+    def by_other_code(self, code: str) -> str:
+        """What of it was not trained by that code, as a sentence; empty if all of it was."""
+        others = {name: what for name, what in self.codes.items() if name != code}
+        if not others:
+            return ""
+        shown = " and ".join(others.values())
+        verb = "was" if len(others) == 1 and shown.startswith(("trial ", "1 run")) else "were"
+        names = ", ".join(name or "not noted" for name in others)
+        return (
+            f"{shown} {verb} trained by other code or libraries (fingerprint {names}, now {code})"
+        )
+
     @property
     def best(self) -> TrialRecord | None:
         """The complete trial with the best value, the earliest of equals; None if there is none."""

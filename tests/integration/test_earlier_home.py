@@ -78,6 +78,7 @@ def test_the_trial_of_a_killed_driver_is_trained_anew(home: Path) -> None:
 
 def test_its_winner_is_replayed_and_registered(home: Path) -> None:
     replayed = knee_tune_here("replay", "search", "--home", home).stdout
+    assert "trial 0 was trained by other code or libraries" in replayed
     assert "trial 0 replayed" in replayed
     registered = knee_tune_here("register", "search", "--home", home).stdout
     assert "knee-tune-digits" in registered
