@@ -16,6 +16,9 @@ Found = TypeVar("Found")
 SOON = 60.0
 """Seconds after which a test gives up; what it waits for takes a fraction of one."""
 
+COMMAND = 170.0
+"""Seconds that a command may take: all that a test has (``--timeout``), but for time to tell."""
+
 
 def awaited(look: Callable[[], Found | None], *, seconds: float = SOON) -> Found:
     """What ``look`` finds, as soon as that is something true.
