@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import optuna
@@ -20,6 +20,7 @@ from sqlalchemy import text
 from knee_tune.distributed.protocol import Done, Failure, Outcome
 from knee_tune.errors import UserError
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
+from knee_tune.tuning import driver as driving
 from knee_tune.tuning.recovery import driver_id
 from tests.integration.workbench import (
     BUDGET,
@@ -29,6 +30,7 @@ from tests.integration.workbench import (
     at,
     training_as_a_rank_does,
 )
+from tests.waiting import awaited, main_thread_is_in
 
 
 @pytest.fixture(autouse=True)
@@ -240,11 +242,19 @@ def test_slots_train_at_the_same_time_and_not_more_than_wanted(bench: Workbench)
     assert len({(trial.seed_lr, trial.explore_fraction) for trial in bench.record.trials}) == 5
 
 
-def test_no_trial_is_started_after_the_timeout(bench: Workbench) -> None:
-    runner = InProcess(lambda step: time.sleep(0.01))
-    bench.driver(runner).run(trials=9, timeout=1.0)
+def test_no_trial_is_started_after_the_timeout(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def last_a_second(_: int) -> None:
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(driving, "time", SimpleNamespace(monotonic=lambda: now))
+    bench.driver(InProcess(last_a_second)).run(trials=9, timeout=BUDGET - 1.0)
     assert bench.states == ["complete"]
-    bench.driver(runner).run(trials=9, timeout=0.0)
+    bench.driver(InProcess()).run(trials=9, timeout=0.0)
     assert bench.states == ["complete"]
 
 
@@ -301,25 +311,16 @@ def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
 
 def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
     """Ctrl-C reaches the main thread, which has trained its last trial and waits for the other."""
-    main_is_done = threading.Event()
 
     def interrupt_late(step: int) -> None:
-        if threading.current_thread() is threading.main_thread():
-            return
-        if step == 60:
-            assert main_is_done.wait(60)
-            time.sleep(0.5)
+        if step == 60 and threading.current_thread() is not threading.main_thread():
+            awaited(lambda: main_thread_is_in("_base.py", "wait"))
             os.kill(os.getpid(), signal.SIGINT)
-        elif step > 60:
-            time.sleep(0.02)
+            awaited(lambda: driver._slots.stopped)
 
-    class Runner(InProcess):
-        def outcome(self, done: Done) -> Outcome:
-            main_is_done.set()
-            return done
-
+    driver = bench.driver(InProcess(interrupt_late, interrupt_late), slots=2)
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(Runner(interrupt_late, interrupt_late), trials=2, slots=2)
+        driver.run(trials=2)
     assert sorted(bench.states) == ["complete", "waiting"]
     bench.drive(trials=2)
     assert bench.states == ["complete"] * 2

@@ -244,7 +244,7 @@ def test_a_killed_group_goes_on_from_its_checkpoint(plan: MakePlan, run: RunPlan
 
 def _ranks() -> list[psutil.Process]:
     ranks = [rank for helper in psutil.Process().children() for rank in helper.children()]
-    return sorted(ranks, key=lambda rank: rank.pid)
+    return sorted(ranks, key=lambda rank: (rank.create_time(), rank.pid))  # pids start anew
 
 
 def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> None:
