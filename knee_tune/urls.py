@@ -12,7 +12,7 @@ SHOWN_PARAMETERS = {
 }
 """Of a URL's query what can hold no secret. Everything else may, whatever it is called."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):\S*@")
 _SETTING = re.compile(
     r"\b([\w-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_-]?key))(\s*=\s*)"
     r"(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\"]+)",
@@ -70,12 +70,8 @@ def shown_url(url: str, *, password: str = "") -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text, as of an error, with its URLs as they may be shown and no ``password=...``."""
-    return _SETTING.sub(r"\1\2***", _URL.sub(lambda url: _shown_within(url[0]), text))
-
-
-def _shown_within(url: str) -> str:
-    return shown_url(url) if re.search("[@?]", url) else url
+    """A text, as of an error, without the passwords of the URLs in it and any ``password=...``."""
+    return _SETTING.sub(r"\1\2***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def _shown(url: str, *, password: str) -> str | None:

@@ -5,6 +5,7 @@ from knee_tune.tracking.sender import EXIT_PATIENCE
 from knee_tune.tracking.store import (
     experiment_name,
     local_store,
+    refuse_damaged,
     resolve_tracking_uri,
     ui_command,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "local_store",
     "open_tracker",
     "provenance",
+    "refuse_damaged",
     "resolve_tracking_uri",
     "send_leftovers",
     "ui_command",

@@ -169,7 +169,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     mlflow.pyfunc.save_model(
         folder,
         python_model=serving.__file__,
-        artifacts={name: str(path) for name, path in artifacts.items()},
+        artifacts={name: path.absolute().as_uri() for name, path in artifacts.items()},
         signature=signature,
         input_example=example,
         pip_requirements=[f"knee-tune{extra}=={__version__}"],
@@ -177,7 +177,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
             run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
         ),
     )
-    served_answers = mlflow.pyfunc.load_model(str(folder)).predict(example)
+    served_answers = mlflow.pyfunc.load_model(folder.as_uri()).predict(example)
     if not _same(served_answers, answers):
         raise UserError(
             f"{model.weights}: the model of {model.task} saved from it does not answer as the "

@@ -4,9 +4,10 @@ import fcntl
 import logging
 import os
 import shlex
+import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -128,6 +129,7 @@ def connect(uri: str) -> "MlflowClient":
         logging.getLogger(chatter).setLevel(logging.ERROR)
     file = None if is_server(uri) else sqlite_file(uri)
     if file is not None:
+        refuse_damaged(uri)
         _create_database(file)
         uri = _patient(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -150,6 +152,24 @@ def patience(seconds: float) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def refuse_damaged(uri: str) -> None:
+    """UserError if a local store is there but is no SQLite file; MLflow tries for 100 s to open it.
+
+    One that is not there yet is fine, and is not made.
+    """
+    file = None if is_server(uri) else sqlite_file(uri)
+    if file is None or not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=LOCK_PATIENCE)) as store:
+            store.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        raise UserError(
+            f"--tracking-uri {shown_url(uri)}: cannot be opened ({first_line(error)}); put a copy "
+            "of the file back, or move it away to begin a new one"
+        ) from error
 
 
 def _patient(uri: str) -> str:

@@ -16,8 +16,8 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tracking.outbox import Outbox, study_folders
 from knee_tune.tracking import sender as sending_module
+from knee_tune.tracking.outbox import Outbox, study_folders
 from knee_tune.tracking.sender import DeletedError, RejectedError, Sender
 
 STUDY = StudyStarted(uid="u", name="s", task="digits", experiment="e")
