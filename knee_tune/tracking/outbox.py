@@ -143,11 +143,12 @@ class Outbox:
             self._acknowledged = batch.end
             self._remaining -= len(batch.lines)
 
-    def reject(self, line: bytes, reason: str) -> None:
-        """Put aside a line that MLflow will never take, so that it blocks nothing."""
-        with (self.path.parent / "rejected.log").open("ab") as file:
+    def reject(self, line: bytes) -> Path:
+        """Keep a line that MLflow will never take, so that it blocks nothing; in which file."""
+        path = self.path.parent / "rejected.log"
+        with path.open("ab") as file:
             file.write(line)
-        log.warning("MLflow refused an event, kept in %s: %s", file.name, reason)
+        return path
 
     def events(self) -> Iterator[Recorded]:
         """Every event from the start, acknowledged or not, without the unreadable."""

@@ -246,7 +246,8 @@ class Sender:
         except DeletedError as error:
             self._put_aside(outbox, line, f"{error}")
         except (RejectedError, ValidationError) as error:
-            outbox.reject(line, first_line(error))
+            kept = outbox.reject(line)
+            self._warn_once(f"MLflow refused an event, kept in {kept}: {first_line(error)}")
 
     def _put_aside(self, outbox: Outbox, line: bytes, reason: str) -> None:
         """Into an outbox of its own, which the next command adopts like that of a dead driver."""
@@ -254,9 +255,12 @@ class Sender:
         if uid not in self._aside:
             self._aside[uid] = outbox.beside()
         self._aside[uid].keep(line)
-        if reason not in self._told:
-            self._told.add(reason)
-            log.warning("%s (the next command then sends what is tracked meanwhile)", reason)
+        self._warn_once(f"{reason} (the next command then sends what is tracked meanwhile)")
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            log.warning("%s", text)
 
     def _bury(self, orphan: Outbox) -> None:
         """A killed driver could not say how its runs ended: those that still run end here.

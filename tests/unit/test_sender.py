@@ -183,13 +183,13 @@ def test_one_refused_event_does_not_block_the_others(
 ) -> None:
     server, outbox = Server(), Outbox.create(tmp_path, STUDY)
     server.refuse_step = 3
-    for step in range(6):
+    for step in (*range(6), 3):
         outbox.append(report(step))
     assert sender(server, outbox).close(timeout=5) == 0
 
     assert server.taken == [STUDY, *(report(step) for step in range(6) if step != 3)]
     assert '"step":3' in (outbox.path.parent / "rejected.log").read_text()
-    assert "refused an event" in caplog.text
+    assert caplog.text.count("refused an event") == 1
 
 
 def test_leftovers_of_other_studies_go_too_but_hold_up_nothing(tmp_path: Path) -> None:
