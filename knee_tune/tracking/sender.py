@@ -293,7 +293,7 @@ class Sender:
         waiting = [box for box in self._orphans if box is not orphan]
         if any(box.study.uid == orphan.study.uid for box in waiting):
             return True
-        ours = {box.path for box in self._boxes()}
+        ours = {box.path for box in (*self._boxes(), *self._aside.values())}
         return another_driver_lives(orphan.path.parent, ours=ours)
 
 

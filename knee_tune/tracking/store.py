@@ -110,7 +110,7 @@ def deleted(uri: str, kind: Literal["experiment", "run"], name: str, identity: s
 
 def trouble(error: BaseException) -> str:
     """What is the matter with a store, from what MLflow raised: ``does not answer (...)``."""
-    said = first_line(error)
+    said = one_line(first_line(error), longest=200)
     if "API request to http" in said:
         return f"does not answer ({said})"
     return f"refuses ({said})" if "API request" in said else f"cannot be used ({said})"

@@ -56,7 +56,7 @@ class Server:
         self, study: StudyStarted, began: Mapping[str | None, int]
     ) -> set[str | None]:
         self.asked |= began
-        return set(began) - self.not_running
+        return set(began) - self.not_running - {self.deleted or "none"}
 
 
 def report(step: int) -> TrialReported:
@@ -168,12 +168,14 @@ def test_what_is_about_a_deleted_run_waits_for_its_return_and_blocks_nothing(
     assert server.taken == [STUDY, *others]
     assert caplog.text.count("to bring it back") == 1
 
+    dead_driver(tmp_path, started("trial-0"))
     assert sender(server, None, folder).close(timeout=5) == 0  # still deleted: it goes on waiting
+    assert server.taken[-1] == StudyFinished(state="INTERRUPTED")  # the killed driver's
     began, *_ = server.times
     back = Server()
     back.not_running = {None}
     assert sender(back, None, folder).close(timeout=5) == 0
-    assert back.taken == [STUDY, *waiting]
+    assert back.taken == [STUDY, *waiting, started("trial-0"), killed("trial-0")]
     assert back.times[0] == began  # the study does not begin anew
     assert not list(folder.iterdir())
 
