@@ -19,9 +19,10 @@ from sqlalchemy import text
 
 from knee_tune.distributed.protocol import Done, Failure, Outcome
 from knee_tune.errors import MachineError, UserError
+from knee_tune.runs.restarts import MACHINE_STARTS
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import driver as driving
-from knee_tune.tuning.recovery import driver_id
+from knee_tune.tuning.recovery import driver_id, requeue_failed
 from tests.integration.workbench import (
     BUDGET,
     Died,
@@ -148,6 +149,29 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
     assert bench.states == ["complete"] * 2
     first = bench.record.trials[0]
     assert (first.key, first.steps_trained) == ("trial-0000", 60 + 100)  # from its checkpoint
+
+
+def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
+    runner = InProcess(*[at(60, Died("disk"))] * (MACHINE_STARTS + 1))
+    with pytest.raises(MachineError, match=r"^study it: trial 0: died: disk, 6 times .*goes on$"):
+        bench.drive(runner, trials=2)
+    assert bench.states == ["waiting"]
+    bench.drive(trials=2)
+    assert bench.states == ["complete"] * 2
+    assert [trial.number for trial in bench.record.trials] == [0, 1]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
+def test_the_next_command_takes_up_what_failed_whatever_the_sampler(
+    tmp_path: Path, sampler: str
+) -> None:
+    bench = Workbench(tmp_path, sampler=sampler)
+    bench.drive(InProcess(*[at(10, Died("signal"))] * MACHINE_STARTS), trials=2)
+    assert bench.states == ["failed", "complete"]
+    requeue_failed(bench.study)
+    bench.drive(trials=2)
+    assert bench.states == ["complete"] * 2
+    assert (0.05, 0.5) in {trial.point for trial in bench.record.trials}  # the paper's default
 
 
 def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_on(
