@@ -20,13 +20,30 @@ from sqlalchemy.exc import (
 )
 
 from knee_tune.errors import UserError
+from knee_tune.tuning.patience import (
+    StorageGoneError,
+    cause_of,
+    patience_with,
+    shown,
+    storage_timeout,
+)
+from knee_tune.tuning.patient_storage import PatientStorage
 from knee_tune.tuning.quiet import quiet_optuna
 
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
 
-_SQLITE_ENGINE = {"connect_args": {"timeout": 60}}
-_SERVER_ENGINE = {"pool_pre_ping": True}  # a connection may be dropped between two reports
+SQLITE_TIMEOUT = 15.0
+"""Seconds that SQLite itself waits for a lock, before people are told that we wait."""
+
+_NOTICE_A_LOST_SERVER = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""For PostgreSQL's client library: a machine that went without a word is missed after a minute."""
 
 OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -37,7 +54,7 @@ def check_storage_url(url: str) -> None:
         make_url(url).get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
-            f"--storage {_shown(url)}: its database driver is not installed ({error}); "
+            f"--storage {shown(url)}: its database driver is not installed ({error}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
     except ArgumentError:
@@ -51,29 +68,35 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
     """The storage at an SQLAlchemy URL, with heartbeats; SQLite in WAL mode.
 
     ``on_stale`` is called with every trial whose driver stopped beating.
+    A database that goes away is waited for, see :class:`knee_tune.tuning.patience.Patience`.
     UserError if nothing can be opened there.
     """
     check_storage_url(url)
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    storage_timeout()
+    patience = patience_with(url)
     try:
         storage = _make_tables(
-            lambda: RDBStorage(
-                url,
-                engine_kwargs=_SQLITE_ENGINE if is_sqlite else _SERVER_ENGINE,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=on_stale,
+            lambda: patience.outlast(
+                lambda: PatientStorage(
+                    url,
+                    patience=patience,
+                    engine_kwargs=_engine_options(url),
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=on_stale,
+                )
             )
         )
-    except DatabaseError as error:
-        cause = " ".join(str(error.orig).split())
+    except (DatabaseError, StorageGoneError) as error:
+        if patience.reached and isinstance(error, StorageGoneError):
+            raise
         raise UserError(
-            f"--storage {_shown(url)}: cannot be opened ({cause}); "
+            f"--storage {shown(url)}: cannot be opened ({cause_of(error)}); "
             "is the folder there, or the server up?"
         ) from error
     except RuntimeError as error:  # tables of another Optuna version
-        raise UserError(f"--storage {_shown(url)}: {' '.join(str(error).split())}") from error
-    if is_sqlite:
+        raise UserError(f"--storage {shown(url)}: {' '.join(str(error).split())}") from error
+    if make_url(url).get_backend_name() == "sqlite":
         _use_wal(storage.engine)
     return storage
 
@@ -103,15 +126,24 @@ def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
         except (IntegrityError, ProgrammingError):
             time.sleep(wait)
         except OperationalError as error:
-            if not any(sign in str(error.orig) for sign in ("already exists", "locked")):
+            if "already exists" not in str(error.orig):
                 raise
             time.sleep(wait)
     with quiet_optuna():
         return open_it()
 
 
-def _shown(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+def _engine_options(url: str) -> dict[str, Any]:
+    """How connections are made and kept; what the URL itself says comes first."""
+    parts = make_url(url)
+    if parts.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_TIMEOUT}}
+    options: dict[str, Any] = {"pool_pre_ping": True}  # one may be dropped between two reports
+    if parts.get_dialect().driver.startswith("psycopg"):
+        options["connect_args"] = {
+            name: value for name, value in _NOTICE_A_LOST_SERVER.items() if name not in parts.query
+        }
+    return options
 
 
 def _use_wal(engine: sqlalchemy.Engine) -> None:
