@@ -153,17 +153,21 @@ class PatientStorage(RDBStorage):
     ) -> bool:
         """See RDBStorage; False and UpdateFinishedTrialError only if another driver was quicker."""
         nonce = uuid.uuid4().hex
+        before: str | None = None
+        sent = False
 
         def change() -> bool:
+            nonlocal before, sent
             with _create_scoped_session(self.scoped_session) as session:
                 row = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                was = cast("TrialState", row.state)
-                taken = state == TrialState.RUNNING and was != TrialState.WAITING
-                if (taken or was.is_finished()) and self._changed_by(row, session) == nonce:
+                was, last = cast("TrialState", row.state), self._changed_by(row, session)
+                # Who waits in the queue may run by now: whoever took it found our change.
+                if last == nonce or (sent and last != before and state == TrialState.WAITING):
                     return True
                 self.check_trial_is_updatable(trial_id, was)
-                if taken:
+                if state == TrialState.RUNNING and was != TrialState.WAITING:
                     return False
+                before, sent = last, True
                 self._set_trial_attr_without_commit(
                     session, models.TrialSystemAttributeModel, trial_id, NONCE, nonce
                 )

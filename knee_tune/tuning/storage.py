@@ -7,7 +7,6 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -64,7 +63,7 @@ def check_storage_url(url: str) -> None:
         ) from None
 
 
-def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
+def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage:
     """The storage at an SQLAlchemy URL, with heartbeats; SQLite in WAL mode.
 
     ``on_stale`` is called with every trial whose driver stopped beating.
@@ -80,7 +79,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
                 lambda: PatientStorage(
                     url,
                     patience=patience,
-                    engine_kwargs=_engine_options(url),
+                    engine_kwargs=engine_options(url),
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
                     heartbeat_stale_trial_callback=on_stale,
@@ -117,7 +116,7 @@ def sqlite_file(url: str) -> Path | None:
     return Path(parts.database) if parts.get_backend_name() == "sqlite" and parts.database else None
 
 
-def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
+def _make_tables(open_it: Callable[[], PatientStorage]) -> PatientStorage:
     """Open a storage whose tables another driver may be making at this very moment."""
     for wait in (0.2, 0.5, 1.0, 2.0):
         try:
@@ -133,7 +132,7 @@ def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
         return open_it()
 
 
-def _engine_options(url: str) -> dict[str, Any]:
+def engine_options(url: str) -> dict[str, Any]:
     """How connections are made and kept; what the URL itself says comes first."""
     parts = make_url(url)
     if parts.get_backend_name() == "sqlite":
