@@ -136,12 +136,13 @@ def test_what_another_driver_did_is_not_ours(storage: PatientStorage) -> None:
 def test_what_is_noted_is_noted(storage: PatientStorage, *, committed: bool) -> None:
     study = storage.create_new_study(MINIMIZE, "a")
     trial = storage.create_new_trial(study)
-    for write in (
+    writes: tuple[Callable[[], None], ...] = (
         lambda: storage.set_trial_param(trial, "x", 0.5, FloatDistribution(0, 1)),
         lambda: storage.set_trial_user_attr(trial, "key", 1),
         lambda: storage.set_trial_intermediate_value(trial, 1, 0.25),
         lambda: storage.set_study_user_attr(study, "key", 2),
-    ):
+    )
+    for write in writes:
         with lost_answer(storage, committed=committed) as lost:
             write()
         assert lost
