@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from knee_tune.errors import UserError, one_line, printable
+from knee_tune.errors import MachineError, UserError, one_line, printable
 from knee_tune.urls import without_secrets
 
 INTERRUPTED = 130
@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; bad input gets one line and exit code 2."""
+    """Run the command line; what is nobody's bug gets one line and the exit code of its error."""
     _collect_seldom()
     from knee_tune.cli.commands import app
 
@@ -25,9 +25,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show
     try:
         app()
-    except UserError as error:
+    except (UserError, MachineError) as error:
         typer.secho(f"knee-tune: {one_line(str(error))}", err=True, fg="red")
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
         if end.code == INTERRUPTED:
             typer.secho("interrupted; the same command continues", err=True)
