@@ -7,6 +7,8 @@ import pytest
 
 from tests.command_line import QUICK, complains, knee_tune, knee_tune_here
 
+SPANNING = ("--runner", "torchrun", "--nnodes", "2", "--launcher", "srun torchrun")
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -15,8 +17,7 @@ from tests.command_line import QUICK, complains, knee_tune, knee_tune_here
         ((*QUICK, "--nnodes", "2"), ("--nnodes", "--runner torchrun")),
         ((*QUICK, "--address", "127.0.0.1"), ("--address 127.0.0.1", "--nnodes")),
         (
-            (*QUICK, "--runner", "torchrun", "--nnodes", "2", "--launcher", "srun torchrun")
-            + ("--address", "192.0.2.1"),
+            (*QUICK, *SPANNING, "--address", "192.0.2.1"),
             ("--address 192.0.2.1", "no address of this machine"),
         ),
         (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
