@@ -288,6 +288,13 @@ def test_what_ranks_say_reaches_people_and_what_they_print_the_log(
     assert (order.log_dir / "rank-1.log").exists()
 
 
+def test_what_ranks_gather_is_never_run(forkserver: ForkserverRunner, plan: PlanFor) -> None:
+    order = plan(gather=1)
+    outcome = failure(run(forkserver, order))
+    assert "builtins.print: ranks gather numbers, texts, paths and containers" in outcome.message
+    assert "I ran" not in (order.log_dir / "rank-0.log").read_text()
+
+
 def test_two_threads_of_one_driver_run_two_groups_at_once(
     forkserver: ForkserverRunner, plan: PlanFor
 ) -> None:
