@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from knee_tune.cli import main
+from tests import waiting
 from tests.ranks_here import ranks_here
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def knee_tune(
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=waiting.COMMAND,
         check=False,
     )
     assert done.returncode == expect, done.stdout + done.stderr

@@ -169,6 +169,7 @@ def _drive(
             seeds=workshop.spec.replicate_seeds,
             schedule=schedule,
             plan=workshop.train_plan,
+            code=workshop.facts.code,
             parameters=workshop.facts.parameters,
             fused=opened.fused,
             batched=opened.batched,
@@ -254,6 +255,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workshop.spec
+    if others := study_record(opened.study).by_other_code(opened.workshop.facts.code):
+        yield f"{others}; the report says which is which"
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
         return

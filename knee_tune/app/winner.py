@@ -134,6 +134,9 @@ def replay(
         return Decision(stop=False)
 
     with reopen_workshop(places.home, study, options) as workshop:
+        alone = study_record(study).model_copy(update={"trials": (trial,)})
+        if other := alone.by_other_code(workshop.facts.code):
+            on_line(f"{other}: it may come out otherwise")
         plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
         outcome = workshop.runner.run(
             plan, on_report=reported, on_line=on_line, on_progress=lambda step: None

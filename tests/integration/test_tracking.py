@@ -33,6 +33,7 @@ from knee_tune.tracking import (
 from knee_tune.tracking.outbox import Outbox, outbox_root
 from knee_tune.tracking.store import connect, local_store
 from tests.mlflow_stores import new_home
+from tests.waiting import awaited
 
 STUDY = StudyStarted(
     uid="4f1c",
@@ -241,10 +242,7 @@ def test_a_link_does_not_wait_for_the_next_batch(home: Path, client: MlflowClien
     tracker.record(STUDY)
     assert tracker.flush(timeout=60) == 0
     tracker.record(trial(0))
-    deadline = time.monotonic() + 30
-    while tracker.run_of("trial-0") is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert tracker.run_of("trial-0") is not None
+    awaited(lambda: tracker.run_of("trial-0"), seconds=30)
     tracker.close()
 
 

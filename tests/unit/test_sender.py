@@ -82,11 +82,13 @@ def sender(server: Server, outbox: Outbox | None, *folders: Path) -> Sender:
 def test_an_outage_delays_but_loses_nothing(tmp_path: Path) -> None:
     server, outbox = Server(), Outbox.create(tmp_path, STUDY)
     server.fail_next = 3
+    server.hang.clear()
     sending = sender(server, outbox)
     for step in range(50):
         outbox.append(report(step))
 
     assert sending.flush(timeout=0) > 0
+    server.hang.set()
     while sending.flush(timeout=5):
         pass
     assert server.taken == [STUDY, *map(report, range(50))]
