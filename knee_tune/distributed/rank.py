@@ -224,6 +224,9 @@ def _store(order: Order, listening: socket.socket | None, timeout: timedelta) ->
     world_size = order.plan.placement.world_size
     if isinstance(order.store, Path):
         return FileStore(str(order.store), world_size)
+    if listening and order.rank != 0:
+        listening.close()
+        listening = None
     host, port = order.store
     return TCPStore(
         host,
@@ -232,7 +235,7 @@ def _store(order: Order, listening: socket.socket | None, timeout: timedelta) ->
         is_master=order.rank == 0,
         timeout=timeout,
         wait_for_workers=False,
-        master_listen_fd=listening.detach() if listening and order.rank == 0 else None,
+        master_listen_fd=listening.detach() if listening else None,
     )
 
 
