@@ -23,6 +23,7 @@ from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.shown import setting
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished, StudyState
+from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
@@ -209,8 +210,8 @@ def _register(opened: OpenedStudy, watcher: Watcher, cut_off: str) -> Registered
         raise UserError(
             f"{cut_off}; the same command again goes on, knee-tune register takes the best so far"
         )
-    if opened.tracker.flush():
-        raise UserError("the tracking server does not answer; knee-tune register does it later")
+    if notice := unsent_notice(opened.tracker.flush(), opened.places.tracking_uri or ""):
+        raise UserError(f"{notice}, and knee-tune register registers the model")
     return register_study(
         opened.places,
         opened.study.study_name,
