@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from knee_tune.distributed.gathering import own_address
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TaskFacts
 
@@ -22,6 +23,8 @@ class GroupOptions:
     slots: int = 1
     runner: Literal["forkserver", "torchrun"] = "forkserver"
     nnodes: int = 1
+    address: str | None = None
+    """Of this machine, where the ranks of other machines reach it; None: its host name's."""
     launcher: Sequence[str] = ("torchrun",)
     device: Device = "auto"
     trials_per_gpu: int = 1
@@ -52,6 +55,13 @@ class GroupOptions:
             raise UserError(
                 f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
                 "does, as in --launcher 'srun torchrun'"
+            )
+        if self.nnodes > 1:
+            own_address(self.address)
+        elif self.address is not None:
+            raise UserError(
+                f"--address {self.address}: the ranks of one machine need none; leave it out, or "
+                "add --nnodes"
             )
         if self.nproc % self.nnodes:
             raise UserError(

@@ -155,7 +155,9 @@ def open_workshop(
     module = entry.task.partition(":")[0]
     runner: GroupRunner
     if options.runner == "torchrun":
-        runner = TorchrunRunner(ENTRY, launcher=options.launcher, nnodes=options.nnodes)
+        runner = TorchrunRunner(
+            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
+        )
     else:
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:

@@ -98,6 +98,13 @@ def run(
         Runner, typer.Option(help="How worker groups are started.")
     ] = Runner.FORKSERVER,
     nnodes: Annotated[int, typer.Option(min=1, help="Machines per trial (torchrun).")] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --nnodes: this machine's address for the other ones, where it listens. "
+            "(default: what its host name stands for)"
+        ),
+    ] = None,
     launcher: Annotated[
         str, typer.Option(help="Command that starts torchrun, as in 'srun torchrun'.")
     ] = "torchrun",
@@ -150,6 +157,7 @@ def run(
         slots=concurrency,
         runner=runner.value,
         nnodes=nnodes,
+        address=address,
         launcher=tuple(shlex.split(launcher)),
         device=device.value,
         trials_per_gpu=trials_per_gpu,
