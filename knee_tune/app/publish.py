@@ -167,8 +167,9 @@ def _attach(opened: OpenedStudy, record: StudyRecord, files: Sequence[Path]) -> 
     store = opened.places.home.dashboard_artifacts
     for file in files:
         attach_to_study(opened.study, file, name=f"report{file.suffix}", store=store)
-    if record.winner is not None:
-        number = record.winner.number
+    winner = record.winner
+    if winner is not None and winner.trial is not None:
+        number = winner.trial.number
         noted = opened.study.trials[number].user_attrs.get("weights", "")
         weights = opened.places.home.weights(noted)
         attach_weights(opened.study, winner=number, weights=weights, store=store)

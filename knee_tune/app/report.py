@@ -144,12 +144,18 @@ def _replay(
     places: Places, record: StudyRecord, *, tested: dict[int, dict[str, float]]
 ) -> tuple[Command, ...]:
     winner = record.winner
-    assert winner is not None, "a report has a complete trial"
+    trial = winner.trial if winner else None
     commands = [
-        Command(
-            what=f"Train trial {winner.number}, the best one, again from its recorded plan and "
-            "compare",
-            text=places.command("replay", record.name, "--trial", str(winner.number)),
+        *(
+            [
+                Command(
+                    what=f"Train trial {trial.number}, the best one, again from its recorded plan "
+                    "and compare",
+                    text=places.command("replay", record.name, "--trial", str(trial.number)),
+                )
+            ]
+            if trial is not None
+            else []
         ),
         Command(what="Write this report anew", text=places.command("report", record.name)),
         Command(
@@ -157,7 +163,7 @@ def _replay(
             text=places.command("dashboard", record.name),
         ),
     ]
-    if not tested:
+    if trial is not None and not tested:
         commands.append(
             Command(
                 what="Test the winner once and put it into the model registry",

@@ -25,12 +25,13 @@ from knee_tune.cli.options import (
     TrialsPerGpuOption,
     TrunkCacheOption,
 )
-from knee_tune.specs.shown import learning_rate, percent, setting
+from knee_tune.specs.shown import learning_rate, percent
 
 if TYPE_CHECKING:
     from knee_tune.app.reproduce import Reproduction
     from knee_tune.app.run import StudyStart
     from knee_tune.specs.estimate import Estimate
+    from knee_tune.specs.records import StudyRecord
     from knee_tune.specs.ridge import Ridge
     from knee_tune.tuning.listeners import Watcher
 
@@ -141,7 +142,7 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
     elif ridge is not None:
         console.print(_by_seed_lr(ridge))
     if ridge is not None:
-        for line in _answers(ridge):
+        for line in _answers(record, ridge):
             console.print(line, soft_wrap=True)
     if record.confirmation is not None:
         print_confirmation(console, record.confirmation)
@@ -189,17 +190,19 @@ def _by_epochs(found: "Reproduction") -> Table:
     return table
 
 
-def _answers(ridge: "Ridge") -> list[str]:
+def _answers(record: "StudyRecord", ridge: "Ridge") -> list[str]:
     """Recommendation, description, evidence and verdict; those there are.
 
     One seed LR says nothing about a relation.
     """
+    from knee_tune.reporting.answer import answer_of
+
     lines = []
-    if (best := ridge.recommended) is not None:
-        expected = f"{best.expected.value:.4g}{_between(best.expected)}"
+    answer = answer_of(record, ridge)
+    if answer is not None and (expected := answer.expected) is not None:
         lines.append(
-            f"[bold green]use {setting(best.seed_lr, best.explore_fraction)}[/]: "
-            f"mean {ridge.surface.metric} {expected} over new random seeds"
+            f"[bold green]use {answer.setting}[/]: mean {answer.metric} "
+            f"{expected.value:.4g}{_between(expected)} over new random seeds"
         )
     if ridge.spearman is not None:
         lines.append(

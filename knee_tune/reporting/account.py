@@ -100,7 +100,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
     """Other schedules; None if none was trained."""
     if not record.baselines:
         return None
-    best = record.winner
+    winner = record.winner
     rows = [
         (
             each.schedule.replace("_", " "),
@@ -111,6 +111,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
         )
         for each in record.baselines
     ]
+    best = winner.trial if winner else None
     if best is not None:
         first = best.replicates[0] if best.replicates else None
         rows.append(
@@ -193,7 +194,8 @@ def reference_section(record: StudyRecord) -> Section | None:
 
 def trials_section(record: StudyRecord) -> Section:
     """Every trial there is."""
-    best = record.best
+    winner = record.winner
+    best = winner.trial if winner else None
     numbers = [trial.number for trial in record.trials]
     counts = record.counts
     rows = tuple(

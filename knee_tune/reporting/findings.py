@@ -32,18 +32,20 @@ def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> 
     return Section(key="answer", title="The answer", words=words)
 
 
-def surface_section(ridge: Ridge) -> Section:
+def surface_section(record: StudyRecord, ridge: Ridge) -> Section:
     """Every point that was tried."""
     surface = ridge.surface
     seeds = f"{surface.seeds} random seeds" if surface.seeds != 1 else "one random seed"
     better = "lower" if surface.direction == "minimize" else "higher"
     errors = any(error is not None for row in surface.errors for error in row)
+    winner = record.winner
+    framed = winner is not None and surface.cell(winner.point) is not None
     words = [
         f"Mean {in_words(surface.metric)} over {seeds} for every seed LR and explore fraction that "
         f"was trained to its end; {better} is better. "
         + ("± is the standard error of the mean. " if errors else "")
         + "The best fraction of each seed LR is in bold"
-        + ("; the frame marks the recommended setting." if ridge.recommended else ".")
+        + ("; the frame marks the recommended setting." if framed else ".")
     ]
     if not errors:
         words.append(
@@ -164,9 +166,9 @@ def metrics_section(record: StudyRecord) -> Section | None:
     )
 
 
-def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
+def curves_section(record: StudyRecord) -> Section | None:
     """How training went; None without evaluations."""
-    trials = curves_shown(record, ridge)
+    trials = curves_shown(record)
     if not trials:
         return None
     lrs = {trial.seed_lr for trial in trials}
@@ -190,18 +192,18 @@ def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
     )
 
 
-def seeds_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
+def seeds_section(record: StudyRecord) -> Section | None:
     """How random seeds scatter at the recommended seed LR; None with too few of them."""
-    best = ridge.recommended if ridge and ridge.recommended else record.best
-    if best is None or record.spec.replicates < FEWEST_SEEDS:
+    winner = record.winner
+    if winner is None or winner.trial is None or record.spec.replicates < FEWEST_SEEDS:
         return None
     return Section(
         key="seeds",
         title="Over the random seeds",
         words=(
             f"{sentence(in_words(record.metric))} of every random seed at seed LR "
-            f"{learning_rate(best.seed_lr)}, by explore fraction, and the means: how far a single "
-            "run may be from what a setting gives on average (as in the paper's Figure 3).",
+            f"{learning_rate(winner.seed_lr)}, by explore fraction, and the means: how far a "
+            "single run may be from what a setting gives on average (as in the paper's Figure 3).",
         ),
         figures=("seeds",),
     )

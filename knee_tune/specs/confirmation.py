@@ -80,8 +80,13 @@ class Confirmation(Spec):
         """The candidate with the best mean."""
         return None if self.winner is None else self.candidates[self.winner]
 
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that it has confirmed."""
+        return self.best if self.confirmed else None
+
     def says(self, point: tuple[float, float]) -> Confirmed:
         """What it has found out about a point (seed LR, explore fraction)."""
         if all(candidate.point != point for candidate in self.candidates):
             return "not tried"
-        return "yes" if self.confirmed and self.best and self.best.point == point else "no"
+        return "yes" if self.chosen and self.chosen.point == point else "no"

@@ -62,6 +62,7 @@ def test_the_status_of_a_study() -> None:
             "explore_fraction": 0.5,
             "value": 4.5,
             "metric": "valid_ppl",
+            "confirmed": "not tried",
         },
         "steps": {"trained": 200, "independent": 300, "reused": 50, "pruned": 60, "recorded": 0},
         "audit": None,
