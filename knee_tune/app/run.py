@@ -254,6 +254,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workshop.spec
+    yield from opened.workshop.remarks
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
         return

@@ -2,6 +2,7 @@
 
 from knee_tune.reporting.chance import judged
 from knee_tune.reporting.document import Tile
+from knee_tune.reporting.run_figures import knee_of
 from knee_tune.reporting.shown import estimate, in_words, number
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed
@@ -132,6 +133,14 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
             f"The paper's default ({default}) was not trained with the same random seeds, so "
             "nothing compares."
         )
+    trial = record.winner.trial if record.winner else None
+    if trial is not None and trial.steps_budget:
+        knee = knee_of(record, trial)
+        if knee.knee_step == knee.total_steps:
+            said.append(
+                f"Its warmup ({knee.warmup_steps} of {knee.total_steps} steps) and its explore "
+                "phase take all of the budget, so any longer explore fraction is the same schedule."
+            )
     confirmation = record.confirmation
     if confirmation is not None:
         said.append(f"Fresh random seeds: {confirmation.words}.")

@@ -19,9 +19,12 @@ from knee_tune.reporting.shown import (
     split_of,
 )
 from knee_tune.reporting.surface_figures import paper_ridges
-from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Crossover, Ridge, Surface
 from knee_tune.specs.shown import learning_rate, percent
+
+MOST_POINTS = 200
+"""Rows of the table of all metrics."""
 
 
 def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> Section:
@@ -231,7 +234,11 @@ def _listed(seed_lrs: Sequence[float]) -> str:
 
 
 def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
-    points = {trial.point: trial for trial in reversed(record.ranked)}
+    points: dict[tuple[float, float], TrialRecord] = {}
+    for trial in record.ranked:
+        points.setdefault(trial.point, trial)
+    best = list(points.items())[:MOST_POINTS]
+    cut = f"; the best {len(best)} of {len(points):,} points" if len(best) < len(points) else ""
     shown = (record.metric, *names)
     rows = tuple(
         (
@@ -239,11 +246,11 @@ def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
             percent(fraction),
             *(number(trial.metrics.get(name)) for name in shown),
         )
-        for (lr, fraction), trial in sorted(points.items())
+        for (lr, fraction), trial in sorted(best, key=lambda each: each[0])
     )
     splits = " and ".join(sorted({split_of(name) for name in shown}))
     return Table(
-        caption=f"All metrics ({splits} split), means over random seeds",
+        caption=f"All metrics ({splits} split), means over random seeds{cut}",
         columns=("seed LR", "explore", *shown),
         rows=rows,
         folded=len(rows) > 12,

@@ -8,6 +8,13 @@ from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.ridge import Optimum, Ridge
 from knee_tune.specs.shown import learning_rate
 
+IMPORTANCE = (
+    "*Hyperparameter importance* on this page is PED-ANOVA's: what sets the best tenth of the "
+    "trials apart. The report has it beside fANOVA's, which measures something else: shares of the "
+    "metric's variance over the whole search space."
+)
+"""The dashboard knows one evaluator, and gives no place to name it but the note."""
+
 
 def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str] = ()) -> str:
     """Markdown: what to use, how sure that is, and what it cost.
@@ -31,6 +38,8 @@ def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str]
         f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
     )
     paragraphs += record.steps.words
+    if ridge is not None:
+        paragraphs.append(IMPORTANCE)
     return "\n\n".join(paragraph for paragraph in (*paragraphs, *links) if paragraph)
 
 

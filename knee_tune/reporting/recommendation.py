@@ -38,8 +38,10 @@ def recommendation_of(
     return Recommendation(
         seed_lr=best[0],
         explore_fraction=best[1],
-        expected=left_out_estimate(scores.sign * expected),
-        default=None if there is None else mean_estimate((scores.sign * there).tolist()),
+        expected=left_out_estimate(scores.sign * expected).bounded(percent=scores.percent),
+        default=None
+        if there is None
+        else mean_estimate((scores.sign * there).tolist()).bounded(percent=scores.percent),
         difference=None if there is None else left_out_estimate(scores.sign * (expected - there)),
     )
 

@@ -1,6 +1,6 @@
 """What training a study's best points again, with fresh random seeds, has shown."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -79,6 +79,14 @@ class Confirmation(Spec):
     def best(self) -> Candidate | None:
         """The candidate with the best mean."""
         return None if self.winner is None else self.candidates[self.winner]
+
+    def bounded(self, *, percent: bool) -> Self:
+        """Itself, the intervals of its means within what a metric in ``percent`` can be."""
+        candidates = (
+            each.model_copy(update={"mean": each.mean and each.mean.bounded(percent=percent)})
+            for each in self.candidates
+        )
+        return self.model_copy(update={"candidates": tuple(candidates)})
 
     @property
     def chosen(self) -> Candidate | None:

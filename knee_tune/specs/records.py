@@ -199,6 +199,13 @@ class StudyRecord(Spec):
     )
     confirmation: Confirmation | None = Field(default=None, description="the newest one")
     audit: Audit = Field(default=Audit(), description="pruned trials trained to their end")
+    percent: tuple[str, ...] = Field(
+        default=(), description="metrics measured in percent, without their split"
+    )
+
+    def in_percent(self, metric: str) -> bool:
+        """Whether a metric, named with its split, lies between 0 and 100."""
+        return metric.partition("_")[2] in self.percent
 
     @property
     def counts(self) -> Counts:
