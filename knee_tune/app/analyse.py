@@ -24,7 +24,7 @@ from knee_tune.specs.tracking import RunLink
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.measured import add_metrics
 from knee_tune.tuning.storage import open_storage, refuse_missing
-from knee_tune.tuning.study import Study, load_study, spec_of, study_record
+from knee_tune.tuning.study import Study, load_study, spec_of, study_record, trial_attrs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _trial(home: Home, study: Study, record: StudyRecord, number: int | None) ->
     return _there(
         Subject(
             name=f"trial {trial.number} of {record.name}",
-            weights=home.weights(study.trials[trial.number].user_attrs["weights"]),
+            weights=home.weights(trial_attrs(study, trial.number)["weights"]),
             seed=record.spec.seed,
             key=trial.key,
         )

@@ -18,7 +18,7 @@ from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.registry import register
 from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import load_study, spec_of, study_record
+from knee_tune.tuning.study import load_study, spec_of, study_record, trial_attrs
 
 TEST_PREFIX = "test:"
 """Study attributes that hold the test metrics of a trial: measured once, then read."""
@@ -49,7 +49,7 @@ def register_study(
         raise UserError(
             "register: --tracking-uri none has no model registry; name a server or file"
         )
-    attrs = study.trials[trial.number].user_attrs
+    attrs = trial_attrs(study, trial.number)
     weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
@@ -121,7 +121,7 @@ def replay(
     trial = complete_trial(study_record(study), number)
     folder = places.home.root.absolute() / "replays" / f"{name}-{trial.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
-    recorded = TrainPlan.model_validate(study.trials[trial.number].user_attrs["plan"])
+    recorded = TrainPlan.model_validate(trial_attrs(study, trial.number)["plan"])
     options = GroupOptions.as_placed(recorded.placement)
 
     def reported(report: Report) -> Decision:

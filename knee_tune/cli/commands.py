@@ -112,14 +112,14 @@ def register(
     It is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
     """
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at_search
+    from knee_tune.app.look import find_search
     from knee_tune.app.winner import register_study
     from knee_tune.cli.confirmation import print_registered
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     registered = register_study(
         places,
-        look_at_search(places, study).name,
+        find_search(places, study).study_name,
         number=trial,
         alias=alias.value if alias else None,
         untried="champion",  # who types this has decided
@@ -137,16 +137,15 @@ def replay(
 ) -> None:
     """Train the winner, or another trial, again from its recorded plan and compare."""
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at_search
+    from knee_tune.app.look import find_search
     from knee_tune.app.winner import replay as replay_trial
     from knee_tune.cli.summary import print_replay
 
     places = Places.of(Home(home), storage=storage, tracking_uri="none")
-    record = look_at_search(places, study)
     console = Console(highlight=False)
     again = replay_trial(
         places,
-        record.name,
+        find_search(places, study).study_name,
         number=trial,
         on_report=lambda report: console.print(f"step {report.step}/{report.total_steps}"),
         on_line=typer.echo,

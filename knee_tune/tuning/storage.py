@@ -20,6 +20,7 @@ from sqlalchemy.exc import (
 )
 
 from knee_tune.errors import UserError
+from knee_tune.tuning.quick_storage import QuickStorage
 from knee_tune.tuning.quiet import quiet_optuna
 
 HEARTBEAT_SECONDS = 15
@@ -57,7 +58,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
     try:
         storage = _make_tables(
-            lambda: RDBStorage(
+            lambda: QuickStorage(
                 url,
                 engine_kwargs=_SQLITE_ENGINE if is_sqlite else _SERVER_ENGINE,
                 heartbeat_interval=HEARTBEAT_SECONDS,

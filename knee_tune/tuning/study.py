@@ -208,6 +208,11 @@ def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
     return _trial_record(trial, study.user_attrs)
 
 
+def trial_attrs(study: optuna.Study, number: int) -> Mapping[str, Any]:
+    """What is noted with a trial; to be read only, for a copy of a large study takes seconds."""
+    return study.get_trials(deepcopy=False)[number].user_attrs
+
+
 def record_baseline(study: optuna.Study, record: BaselineRecord) -> None:
     """Keep a run of another schedule with the study, one per schedule and seed LR."""
     name = f"{BASELINE_PREFIX}{record.schedule}:{record.seed_lr:g}"

@@ -383,6 +383,33 @@ def test_a_study_without_a_ridge_recommends_its_best_trial() -> None:
     ]
 
 
+def test_a_report_of_thousands_of_trials_stays_a_page() -> None:
+    many = tuple(trial(number, LRS[number % 3], 0.0001 * number) for number in range(3000))
+    found = report(record(trials=many))
+    rows = [len(table.rows) for section in found.sections for table in section.tables]
+    assert max(rows) <= 200
+    (trials,) = (section for section in found.sections if section.key == "trials")
+    assert "Below are 100 of 3,000, the best 50 and the newest 50" in trials.words[0]
+    assert "knee-tune status ridge-of-a-toy --all" in trials.words[0]
+
+
+def test_importance_names_what_the_dashboard_shows_instead() -> None:
+    theirs = IMPORTANCES.model_copy(update={"dashboard": {"seed_lr": 0.5, "explore_fraction": 0.5}})
+    (section,) = (s for s in report(importances=theirs).sections if s.key == "importance")
+    ours, dashboards = section.words
+    assert ours.startswith("By fANOVA, from 9 complete trials: seed LR 70%, explore fraction 30%")
+    assert "Optuna Dashboard's chart of hyperparameter importance is PED-ANOVA's" in dashboards
+    assert "seed LR 50%, explore fraction 50%" in dashboards
+
+
+def test_a_budget_without_room_for_longer_exploring_is_said() -> None:
+    """Warmup is 5 of 100 steps."""
+    only = record(trials=(trial(0, 3e-4, 0.95),))
+    words = " ".join(report(only).sections[0].words)
+    assert "any longer explore fraction is the same schedule" in words
+    assert "same schedule" not in " ".join(report().sections[0].words)
+
+
 def test_a_study_without_a_complete_trial_has_no_report() -> None:
     with pytest.raises(ValueError, match="no trial is complete"):
         report(record(trials=(trial(0, 3e-4, 0.5, state="failed", value=None),)))
