@@ -29,7 +29,7 @@ StudyArgument = Annotated[
     typer.Argument(metavar="[STUDY]", help="Name of the study; the only one if left out."),
 ]
 TrialOption = Annotated[
-    int | None, typer.Option("--trial", min=0, help="Number of the trial; the best if left out.")
+    int | None, typer.Option("--trial", min=0, help="Number of the trial; the winner if left out.")
 ]
 TrunkCacheOption = Annotated[
     str,

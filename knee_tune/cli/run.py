@@ -113,7 +113,7 @@ def run(
     ] = 600,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     register: Annotated[
-        bool, typer.Option(help="Register the best model in MLflow at the end.")
+        bool, typer.Option(help="Register the winner in MLflow at the end.")
     ] = True,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
