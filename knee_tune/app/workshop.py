@@ -148,15 +148,14 @@ def open_workshop(
     few devices.
     """
     options.check()
-    home.create()
-    entry = task_entry(spec.task)
-    module = entry.task.partition(":")[0]
+    module = task_entry(spec.task).task.partition(":")[0]
     runner: GroupRunner
     if options.runner == "torchrun":
         runner = TorchrunRunner(ENTRY, launcher=options.launcher, nnodes=options.nnodes)
     else:
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:
+        home.create()
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = TaskFacts.model_validate(run_quietly(runner, DescribePlan(**dict(order))))
         limit = options.trunk_cache

@@ -1,10 +1,12 @@
 """The command line: parse, call the app, print. Imports nothing heavy until a command runs."""
 
 import sys
+from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, one_line
 
 INTERRUPTED = 130
 """Exit code of a command that was ended by Ctrl-C or SIGTERM."""
@@ -15,11 +17,24 @@ def main() -> None:
     from knee_tune.cli.commands import app
 
     try:
-        app()
+        code = app(standalone_mode=False)  # its own mode frames what is wrong in a box
     except UserError as error:
-        typer.secho(f"knee-tune: {error}", err=True, fg="red")
-        sys.exit(2)
-    except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
-        if end.code == INTERRUPTED:
-            typer.secho("interrupted; the same command continues", err=True)
-        raise
+        _refuse(str(error))
+    except TyperException as error:  # in the options themselves
+        _refuse(_advised(error))
+    if code == INTERRUPTED:  # what Typer makes of Ctrl-C, without a word
+        typer.secho("interrupted; the same command continues", err=True)
+    sys.exit(code or 0)
+
+
+def _refuse(what: str) -> NoReturn:
+    if what:
+        typer.secho(f"knee-tune: {one_line(what)}", err=True, fg="red")
+    sys.exit(2)
+
+
+def _advised(error: TyperException) -> str:
+    """What it says and where to read on; empty where a group of commands showed its help."""
+    what = error.format_message().strip().rstrip(".").replace("Input should", "must")
+    context = getattr(error, "ctx", None)
+    return f"{what}; see {context.command_path} --help" if what and context else what

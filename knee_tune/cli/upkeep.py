@@ -10,11 +10,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from knee_tune.cli.options import (
     DEFAULT_HOME,
+    MOST,
     HomeOption,
     JsonOption,
     StorageOption,
     TextKind,
     TrackingOption,
+    path_of,
 )
 
 
@@ -26,6 +28,8 @@ def prepare(
         Path | None,
         typer.Option(
             "--from",
+            parser=path_of,
+            metavar="PATH",
             help="Folder or archive with the corpus; folder, archive or .npz file with the images. "
             "(default: downloaded where it is published)",
         ),
@@ -45,9 +49,16 @@ def prepare(
     test_prefix: Annotated[str | None, typer.Option(help="Of the test text.")] = None,
     bpe_codes: Annotated[
         int | None,
-        typer.Option(help="BPE merges to learn. (default: codes beside the text, else 10,000)"),
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="BPE merges to learn. (default: codes beside the text, else 10,000)",
+        ),
     ] = None,
-    codes: Annotated[Path | None, typer.Option(help="BPE codes to apply instead.")] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="FILE", help="BPE codes to apply instead."),
+    ] = None,
     joint_dictionary: Annotated[
         bool, typer.Option("--joint-dictionary", help="One vocabulary for both languages.")
     ] = False,

@@ -9,6 +9,7 @@ import hmac
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,11 +49,13 @@ class TorchrunRunner(GroupRunner):
         host: str | None = None,
         launch_timeout: float = 300.0,
     ) -> None:
+        shown = f"--launcher {' '.join(launcher)!r}"
         if not launcher or launcher[-1] != "torchrun":
             raise UserError(
-                f"launcher {' '.join(launcher)!r}: the last word must be 'torchrun', "
-                "for example 'srun torchrun'"
+                f"{shown}: the last word must be 'torchrun', for example 'srun torchrun'"
             )
+        if len(launcher) > 1 and shutil.which(launcher[0]) is None:
+            raise UserError(f"{shown}: there is no program {launcher[0]!r} on this machine's PATH")
         self._entry = entry
         self._launcher = [*launcher[:-1], sys.executable, "-m", "torch.distributed.run"]
         self._nnodes = nnodes

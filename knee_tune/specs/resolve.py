@@ -26,8 +26,8 @@ class Preset(Spec):
     description: str
     recipe: dict[str, Any] = Field(default_factory=dict, description="over the class's defaults")
     space: dict[str, Any] = Field(default_factory=dict, description="over the file's ``space``")
-    trials: int = Field(default=20, gt=0)
-    nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
+    trials: int = Field(default=20, gt=0, le=1_000_000)
+    nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
 
 
 class SpaceFile(Spec):
@@ -192,10 +192,12 @@ def _validated(
         refuse([problem], place)
     if recipe is None or study is None:
         refuse([*problems, *more], place)
-    try:
-        study.space.seed_lr.points(recipe.seed_lr)
-    except ValueError as error:
-        refuse([Problem(path=(*prefix, "space", "seed_lr"), what=str(error))], place)
+    unsearchable = [
+        Problem(path=(*prefix, "space", field), what=what)
+        for field, what in study.space.problems(recipe.seed_lr, with_default=study.tries_default)
+    ]
+    if unsearchable:
+        refuse(unsearchable, place)
     return study, recipe
 
 
