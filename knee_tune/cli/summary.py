@@ -154,14 +154,14 @@ def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
             console.print(f"  {preset}{default}: {description}")
 
 
-def print_prepared(console: Console, prepared: "PreparedSet", *, task: str) -> None:
-    """What the set holds and how to train on it."""
+def print_prepared(console: Console, prepared: "PreparedSet", *, command: str) -> None:
+    """What the set holds, and the command that trains on it."""
     done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
     console.print(f"[bold]{prepared.name}[/] {done}: {prepared.contents()}")
     for warning in prepared.warnings:
         console.print(warning, style="yellow", markup=False, soft_wrap=True)
     console.print(f"in {prepared.folder}", soft_wrap=True)
-    console.print(f"train on it: knee-tune run --task {task} --set recipe.data={prepared.name}")
+    console.print(f"train on it: {command}", soft_wrap=True, markup=False)
 
 
 def print_checks(console: Console, checks: "Sequence[Check]") -> None:

@@ -62,13 +62,19 @@ def prepare(
     joint_dictionary: Annotated[
         bool, typer.Option("--joint-dictionary", help="One vocabulary for both languages.")
     ] = False,
+    lowercase: Annotated[
+        bool | None,
+        typer.Option(
+            "--lowercase/--no-lowercase", help="Text that is not cut by BPE yet. (default: yes)"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made otherwise.")] = False,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images."""
     from knee_tune.app.home import Home
-    from knee_tune.app.upkeep import prepare_data
+    from knee_tune.app.upkeep import prepare_data, training_command
     from knee_tune.cli.summary import print_prepared
 
     given: dict[str, Any] = {
@@ -83,6 +89,7 @@ def prepare(
         "bpe_codes": bpe_codes,
         "codes": codes,
         "joint_dictionary": joint_dictionary or None,
+        "lowercase": lowercase,
         "force": force,
     }
     console = Console(highlight=False)
@@ -97,7 +104,7 @@ def prepare(
     if json:
         typer.echo(json_module.dumps(vars(prepared), default=str))
     else:
-        print_prepared(console, prepared, task=task)
+        print_prepared(console, prepared, command=training_command(task, Home(home), prepared.name))
 
 
 def doctor(

@@ -78,8 +78,8 @@ def set_folder(data_root: Path, name: str) -> Path:
 
     UserError for an impossible name, and for a folder that is something else.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise UserError(f"--name {name!r}: at most 64 letters, digits, '.', '_' and '-'")
     folder = data_root / name
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")

@@ -130,7 +130,7 @@ def test_two_points_that_are_one_are_refused(space: dict[str, Any], field: str) 
 
 
 def test_the_default_is_no_point_of_a_grid() -> None:
-    space = {"explore_fraction": {"values": (0.3, 0.5000000001)}}
+    space: dict[str, Any] = {"explore_fraction": {"values": (0.3, 0.5000000001)}}
     assert not problems(**space, with_default=False)
 
 

@@ -60,7 +60,7 @@ class TranslationRecipe(Recipe):
 
     data: str = Field(
         default="iwslt14.de-en",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="name of a prepared set: a folder in the data directory",
     )
     tokens_per_step: int = Field(

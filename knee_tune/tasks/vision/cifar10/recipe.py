@@ -32,7 +32,7 @@ class Cifar10Recipe(Recipe):
 
     data: str = Field(
         default="cifar10",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="name of a prepared set: a folder in the data directory",
     )
     validation: int = Field(

@@ -32,7 +32,7 @@ class ImageNetRecipe(Recipe):
 
     data: str = Field(
         default="imagenet",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="name of a prepared set: a folder in the data directory",
     )
     model: NetworkChoice = NetworkChoice(name="resnet50")
