@@ -54,7 +54,7 @@ class BudgetRequest:
         first, recipe = self._at(self.budgets[0], name=self.study.name)
         target = read_target(self.target, recipe.metric(recipe.objective))
         shown = f"{target:g}".replace("+", "")
-        name = self.study.name or f"budget-{first.task}-{first.preset}-{shown}"
+        name = self.study.name or f"budget-{first.subject}-{first.preset}-{shown}"
         seed_lrs = self.seed_lrs or (recipe.seed_lr,)
         check_distinct("--seed-lrs", seed_lrs)
         for seed_lr in seed_lrs:

@@ -67,7 +67,7 @@ def register_study(
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
     on_line(f"trial {trial.number} on the test split: {shown}")
-    on_line(f"registering trial {trial.number} as knee-tune-{spec.task}")
+    on_line(f"registering trial {trial.number} as knee-tune-{spec.subject}")
     confirmed = record.confirmed(trial)
     deserved: dict[Confirmed, Alias] = {"yes": "champion", "no": "candidate", "not tried": untried}
     return register(
@@ -75,6 +75,7 @@ def register_study(
             study_uid=f"{name}-{study.user_attrs['key']}",
             study=name,
             task=spec.task,
+            subject=spec.subject,
             recipe=spec.recipe,
             seed=spec.seed,
             data_dir=places.home.data,
@@ -85,7 +86,7 @@ def register_study(
             explore_fraction=trial.explore_fraction,
             data_fingerprint=study.user_attrs["data_fingerprint"],
             metrics={"valid": _bare(trial.kept_metrics), "test": _bare(test)},
-            experiment=experiment_name(spec.task),
+            experiment=experiment_name(spec.subject),
             run_id=trial.run_id,
             alias=alias or deserved[confirmed],
             confirmed=confirmed,

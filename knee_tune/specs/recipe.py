@@ -14,6 +14,9 @@ MOST_EVALUATIONS = 1_000_000
 
 Epochs = Annotated[int, Field(gt=0, le=MOST_EVALUATIONS, description="training budget, in epochs")]
 
+DATA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a prepared set may be called: it names folders, studies and models."""
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Epochs
+from knee_tune.specs.recipe import DATA_NAME, Epochs
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, PositiveLR, SearchSpace
 
 Sampler = Literal["gp", "tpe", "grid", "random"]
@@ -130,6 +130,11 @@ class StudySpec(Spec):
     source: str = Field(default="", description="where the settings are from: paper and section")
     task: str
     preset: str
+    own_data: str | None = Field(
+        default=None,
+        pattern=DATA_NAME,
+        description="data that no preset knows: they name experiment and model, not the task",
+    )
     recipe: dict[str, Any]
     space: SearchSpace
     trials: int = Field(
@@ -196,6 +201,11 @@ class StudySpec(Spec):
         if len({each.name for each in analyses}) < len(analyses):
             raise ValueError("each can be made once: one is named twice")
         return analyses
+
+    @property
+    def subject(self) -> str:
+        """What is studied, as experiment and registered model are named: the data, or the task."""
+        return self.own_data or self.task
 
     @property
     def acting_pruner(self) -> Pruner:

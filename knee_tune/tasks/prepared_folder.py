@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
+from knee_tune.specs.recipe import DATA_NAME
 
 MANIFEST = "manifest.json"
 """Written last, so a folder without one was never finished."""
@@ -78,7 +79,7 @@ def set_folder(data_root: Path, name: str) -> Path:
 
     UserError for an impossible name, and for a folder that is something else.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+    if not re.fullmatch(DATA_NAME, name):
         raise UserError(f"--name {name!r}: at most 64 letters, digits, '.', '_' and '-'")
     folder = data_root / name
     if folder.exists() and not (folder / MANIFEST).is_file():

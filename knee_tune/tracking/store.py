@@ -60,9 +60,9 @@ def without_password(uri: str) -> str:
     return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1@", uri)
 
 
-def experiment_name(task: str) -> str:
-    """The experiment of a task: ``MLFLOW_EXPERIMENT_NAME``, else ``knee-tune-<task>``."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"knee-tune-{task}"
+def experiment_name(subject: str) -> str:
+    """Of a task, or of its data: ``MLFLOW_EXPERIMENT_NAME``, else ``knee-tune-<subject>``."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"knee-tune-{subject}"
 
 
 def artifact_root(home: Path, uri: str) -> str | None:

@@ -203,8 +203,11 @@ def test_the_next_step_is_a_command_that_works(name: str, setting: str, tmp_path
     command = training_command("iwslt", Home(tmp_path / "my home"), name)
     assert f"run --task iwslt --set {setting} --home '{tmp_path}/my home'" in command
     words_ = shlex.split(command)
-    _, recipe = StudyRequest(task="iwslt", settings=(words_[words_.index("--set") + 1],)).resolve()
+    setting = words_[words_.index("--set") + 1]
+    study, recipe = StudyRequest(task="iwslt", settings=(setting,)).resolve()
     assert recipe.model_dump()["data"] == name
+    assert study.name == f"knee-{name}-50ep"
+    assert study.subject == name
 
 
 def test_given_codes_are_applied(raw: Path, tmp_path: Path) -> None:

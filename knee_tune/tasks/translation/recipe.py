@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
 from knee_tune.specs.space import PositiveLR
 
 
@@ -60,7 +60,7 @@ class TranslationRecipe(Recipe):
 
     data: str = Field(
         default="iwslt14.de-en",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=DATA_NAME,
         description="name of a prepared set: a folder in the data directory",
     )
     tokens_per_step: int = Field(

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knee_tune.specs.recipe import Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
 from knee_tune.specs.space import PositiveLR
 from knee_tune.tasks.vision.network_choice import SmallImageNetwork
 
@@ -32,7 +32,7 @@ class Cifar10Recipe(Recipe):
 
     data: str = Field(
         default="cifar10",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=DATA_NAME,
         description="name of a prepared set: a folder in the data directory",
     )
     validation: int = Field(

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from knee_tune.specs.recipe import Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
 from knee_tune.specs.space import PositiveLR
 from knee_tune.tasks.vision.network_choice import NetworkChoice
 
@@ -32,7 +32,7 @@ class ImageNetRecipe(Recipe):
 
     data: str = Field(
         default="imagenet",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=DATA_NAME,
         description="name of a prepared set: a folder in the data directory",
     )
     model: NetworkChoice = NetworkChoice(name="resnet50")
