@@ -150,6 +150,7 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
             "seed": workshop.spec.seed,
             "steps_per_epoch": workshop.facts.steps_per_epoch,
             "parameters": workshop.facts.parameters,
+            "examples": workshop.facts.examples,
         },
         tags={
             **provenance(),

@@ -56,7 +56,7 @@ def register_study(
     weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
-    test = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}")
+    test, over = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}"), ""
     if test is None:
         with ExitStack() as stack:
             if workshop is None:
@@ -64,9 +64,10 @@ def register_study(
                 opening = reopen_workshop(places.home, study, GroupOptions(), amp=trained.amp)
                 workshop = stack.enter_context(opening)
             test = workshop.test(weights, key=attrs["key"])
+            over = f" ({workshop.facts.examples.get('test', 0):,} examples)"
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
-    on_line(f"trial {trial.number} on the test split: {shown}")
+    on_line(f"trial {trial.number} on the test split{over}: {shown}")
     on_line(f"registering trial {trial.number} as knee-tune-{spec.subject}")
     confirmed = record.confirmed(trial)
     deserved: dict[Confirmed, Alias] = {"yes": "champion", "no": "candidate", "not tried": untried}

@@ -45,6 +45,8 @@ def print_start(console: Console, start: "StudyStart") -> None:
         f"{start.parameters:,} parameters, {start.total_steps:,} steps{times} per {unit}, {ranks} "
         f"on {start.device}{slots}; {start.finished} of {start.trials} {unit}s done"
     )
+    if start.validated:
+        console.print(f"validation metrics are over {start.validated:,} examples", soft_wrap=True)
     for remark in start.remarks:
         console.print(remark, markup=False, soft_wrap=True)
     if start.device == "cpu" and start.gpus:
