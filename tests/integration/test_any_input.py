@@ -51,7 +51,7 @@ APP: Any = get_command(app)
 
 def commands() -> dict[str, Any]:
     """Every command by its words."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, command in APP.commands.items():
         inner = getattr(command, "commands", None)
         found |= {f"{name} {word}": each for word, each in inner.items()} if inner else {}
@@ -264,7 +264,7 @@ def test_any_override(folder: Path, task: str, given_: list[str]) -> None:
 FILES = {
     path: path.read_text(encoding="utf-8").splitlines()
     for kind in ("studies", "search_spaces")
-    for path in available(kind).values()  # type: ignore[arg-type]
+    for path in available(kind).values()
     if path.stat().st_size < 5000  # reading the long tables takes a quarter of a second
 }
 
