@@ -192,7 +192,7 @@ def _tracked(
             tags={f"knee.{analysis.name}": analysis.model_dump_json(exclude={"name"})},
             study_uid=f"{study.study_name}-{study.user_attrs['key']}",
             key=found.subject.key,
-            experiment=experiment_name(spec_of(study).task),
+            experiment=experiment_name(spec_of(study).subject),
             home=places.home.root,
             uri=places.tracking_uri,
         )

@@ -171,7 +171,7 @@ def _started(opened: OpenedSearch, search: Search) -> StudyStarted:
         uid=record.uid,
         name=record.name,
         task=spec.task,
-        experiment=experiment_name(spec.task),
+        experiment=experiment_name(spec.subject),
         description=f"Smallest budget with {record.metric} {record.target:g}",
         params={
             "recipe": record.recipe,

@@ -1,6 +1,5 @@
 """Which budget search a person asks for, and what it comes to once files and options are merged."""
 
-import math
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -11,7 +10,12 @@ from knee_tune.planning.planner import BASELINES
 from knee_tune.specs.budget import KNEE, check_budgets, check_distinct, read_target
 from knee_tune.specs.problems import nearest
 from knee_tune.specs.recipe import Recipe
-from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, ExploreFractionSpace
+from knee_tune.specs.space import (
+    DEFAULT_EXPLORE_FRACTION,
+    LARGEST_LR,
+    SMALLEST_LR,
+    ExploreFractionSpace,
+)
 from knee_tune.specs.study import StudySpec
 
 SCHEDULES = (KNEE, *BASELINES)
@@ -50,12 +54,14 @@ class BudgetRequest:
         first, recipe = self._at(self.budgets[0], name=self.study.name)
         target = read_target(self.target, recipe.metric(recipe.objective))
         shown = f"{target:g}".replace("+", "")
-        name = self.study.name or f"budget-{first.task}-{first.preset}-{shown}"
+        name = self.study.name or f"budget-{first.subject}-{first.preset}-{shown}"
         seed_lrs = self.seed_lrs or (recipe.seed_lr,)
         check_distinct("--seed-lrs", seed_lrs)
         for seed_lr in seed_lrs:
-            if not (math.isfinite(seed_lr) and seed_lr > 0):
-                raise UserError(f"--seed-lrs {seed_lr:g}: must be positive and finite")
+            if not SMALLEST_LR <= seed_lr <= LARGEST_LR:
+                raise UserError(
+                    f"--seed-lrs {seed_lr:g}: must lie between {SMALLEST_LR:g} and {LARGEST_LR:g}"
+                )
         fractions = self.explore_fractions or (DEFAULT_EXPLORE_FRACTION,)
         check_distinct("--explore-fractions", fractions)
         for fraction in fractions:

@@ -170,12 +170,12 @@ def _unfused(study: Study, workshop: Workshop) -> str:
 
 
 def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
-    workshop = opened.workshop
+    workshop, spec = opened.workshop, spec_of(opened.study)
     return StudyStarted(
         uid=opened.uid,
         name=workshop.spec.name,
         task=workshop.spec.task,
-        experiment=experiment_name(workshop.spec.task),
+        experiment=experiment_name(spec.subject),
         description=workshop.spec.description,
         params={
             "recipe": workshop.spec.recipe,
@@ -183,6 +183,7 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
             "seed": workshop.spec.seed,
             "steps_per_epoch": workshop.facts.steps_per_epoch,
             "parameters": workshop.facts.parameters,
+            "examples": workshop.facts.examples,
         },
         tags={
             **provenance(),

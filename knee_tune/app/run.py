@@ -52,6 +52,8 @@ class StudyStart:
     slots: int
     gpus: int
     """On this machine that could have been chosen, used or not."""
+    validated: int = 0
+    """Examples that every metric of the validation split is taken over."""
     replicates: int = 1
     fused: bool = False
     """Whether they train together, as one batched model."""
@@ -246,6 +248,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         device=placement.device,
         world_size=placement.world_size,
         slots=workshop.options.slots,
+        validated=workshop.facts.examples.get("valid", 0),
         gpus=workshop.facts.gpus if workshop.options.device == "auto" else 0,
         replicates=1 if spec.compare else spec.replicates,
         fused=opened.fused or opened.batched,

@@ -54,7 +54,7 @@ def register_study(
     weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
-    test = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}")
+    test, over = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}"), ""
     if test is None:
         with ExitStack() as stack:
             if workshop is None:
@@ -62,10 +62,11 @@ def register_study(
                 opening = reopen_workshop(places.home, study, GroupOptions(), amp=trained.amp)
                 workshop = stack.enter_context(opening)
             test = workshop.test(weights, key=attrs["key"])
+            over = f" ({workshop.facts.examples.get('test', 0):,} examples)"
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
-    on_line(f"trial {trial.number} on the test split: {shown}")
-    on_line(f"registering trial {trial.number} as knee-tune-{spec.task}")
+    on_line(f"trial {trial.number} on the test split{over}: {shown}")
+    on_line(f"registering trial {trial.number} as knee-tune-{spec.subject}")
     confirmed = record.confirmed(trial)
     deserved: dict[Confirmed, Alias] = {"yes": "champion", "no": "candidate", "not tried": untried}
     return register(
@@ -73,6 +74,7 @@ def register_study(
             study_uid=f"{name}-{study.user_attrs['key']}",
             study=name,
             task=spec.task,
+            subject=spec.subject,
             recipe=spec.recipe,
             seed=spec.seed,
             data_dir=places.home.data,
@@ -83,7 +85,7 @@ def register_study(
             explore_fraction=trial.explore_fraction,
             data_fingerprint=study.user_attrs["data_fingerprint"],
             metrics={"valid": _bare(trial.kept_metrics), "test": _bare(test)},
-            experiment=experiment_name(spec.task),
+            experiment=experiment_name(spec.subject),
             run_id=trial.run_id,
             alias=alias or deserved[confirmed],
             confirmed=confirmed,

@@ -152,7 +152,6 @@ def open_workshop(
     few devices.
     """
     options.check()
-    home.create()
     entry = task_entry(spec.task)
     module = entry.task.partition(":")[0]
     runner: GroupRunner
@@ -163,6 +162,7 @@ def open_workshop(
     else:
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:
+        home.create()
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = _facts(runner, DescribePlan(**dict(order)), entry)
         limit = options.trunk_cache

@@ -12,6 +12,8 @@ from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    MOST,
+    MOST_SEED,
     HomeOption,
     JsonOption,
     StorageOption,
@@ -29,10 +31,17 @@ if TYPE_CHECKING:
 def audit(
     study: StudyArgument = None,
     finish: Annotated[
-        int, typer.Option(min=1, help="Pruned trials to have finished, by earlier audits too.")
+        int,
+        typer.Option(
+            min=1, max=MOST, help="Pruned trials to have finished, by earlier audits too."
+        ),
     ] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the choice among them.")] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Random seed of the choice among them.")
+    ] = 1,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Runs trained at the same time.")
+    ] = 1,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,

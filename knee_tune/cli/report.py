@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from knee_tune.cli.lines import open_in_browser
-from knee_tune.cli.options import DEFAULT_HOME, HomeOption, StorageOption, StudyArgument
+from knee_tune.cli.options import DEFAULT_HOME, HomeOption, StorageOption, StudyArgument, path_of
 
 
 class Format(StrEnum):
@@ -28,6 +28,7 @@ def report(
         Path | None,
         typer.Option(
             "--out",
+            parser=path_of,
             metavar="PATH",
             help="File to write, or - to print. (default: HOME/reports/STUDY.FORMAT)",
         ),

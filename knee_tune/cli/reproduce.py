@@ -15,6 +15,7 @@ from knee_tune.cli.lines import PlainConsole, open_in_browser
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    MOST,
     AmpOption,
     CompileOption,
     Device,
@@ -44,7 +45,7 @@ def reproduce(
         str | None, typer.Option(help="Another size of it, as in demo for table15 on iwslt.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Random seeds. (default: the study's)")
+        int | None, typer.Option(min=1, max=1000, help="Random seeds. (default: the study's)")
     ] = None,
     fuse: Annotated[
         bool,
@@ -55,12 +56,15 @@ def reproduce(
     scale: ScaleOption = None,
     nproc: Annotated[
         int | None,
-        typer.Option(min=1, help="Ranks. (default: the study's, else one for every CPU core)"),
+        typer.Option(
+            min=1, max=MOST, help="Ranks. (default: the study's, else one for every CPU core)"
+        ),
     ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=MOST,
             help="Runs trained at the same time. (default: one for every CPU core, where they are "
             "not fused and no GPU trains them)",
         ),

@@ -50,6 +50,8 @@ def print_start(console: Console, start: "StudyStart") -> None:
         f"{start.parameters:,} parameters, {start.total_steps:,} steps{times} per {unit}, {ranks} "
         f"on {start.device}{slots}; {start.finished} of {start.trials} {unit}s done"
     )
+    if start.validated:
+        console.print(f"validation metrics are over {start.validated:,} examples", soft_wrap=True)
     for remark in start.remarks:
         console.print(remark, markup=False, soft_wrap=True)
     if start.device == "cpu" and start.gpus:
@@ -173,14 +175,14 @@ def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
             console.print(f"  {preset}{default}: {description}")
 
 
-def print_prepared(console: Console, prepared: "PreparedSet", *, task: str) -> None:
-    """What the set holds and how to train on it."""
+def print_prepared(console: Console, prepared: "PreparedSet", *, command: str) -> None:
+    """What the set holds, and the command that trains on it."""
     done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
     console.print(Text.assemble((prepared.name, "bold"), f" {done}: {prepared.contents()}"))
     for warning in prepared.warnings:
         console.print(warning, style="yellow", markup=False, soft_wrap=True)
     console.print(f"in {prepared.folder}", soft_wrap=True)
-    console.print(f"train on it: knee-tune run --task {task} --set recipe.data={prepared.name}")
+    console.print(f"train on it: {command}", soft_wrap=True, markup=False)
 
 
 def print_checks(console: Console, checks: "Sequence[Check]") -> None:

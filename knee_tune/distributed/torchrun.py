@@ -7,6 +7,7 @@ the agent's TCPStore with the one before), and the agents' store itself, which l
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,11 +48,13 @@ class TorchrunRunner(GroupRunner):
         address: str | None = None,
         launch_timeout: float = 300.0,
     ) -> None:
+        shown = f"--launcher {' '.join(launcher)!r}"
         if not launcher or launcher[-1] != "torchrun":
             raise UserError(
-                f"launcher {' '.join(launcher)!r}: the last word must be 'torchrun', "
-                "for example 'srun torchrun'"
+                f"{shown}: the last word must be 'torchrun', for example 'srun torchrun'"
             )
+        if len(launcher) > 1 and shutil.which(launcher[0]) is None:
+            raise UserError(f"{shown}: there is no program {launcher[0]!r} on this machine's PATH")
         self._entry = entry
         node = "knee_tune.distributed.torchrun_node"
         self._launcher = [*launcher[:-1], sys.executable, "-m", node]

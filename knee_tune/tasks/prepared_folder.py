@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
+from knee_tune.specs.recipe import DATA_NAME
 
 MANIFEST = "manifest.json"
 """Written last, so a folder without one was never finished."""
@@ -92,8 +93,8 @@ def set_folder(data_root: Path, name: str) -> Path:
 
     UserError for an impossible name, and for a folder that is something else.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only")
+    if not re.fullmatch(DATA_NAME, name):
+        raise UserError(f"--name {name!r}: at most 64 letters, digits, '.', '_' and '-'")
     folder = data_root / name
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")

@@ -94,6 +94,9 @@ def open_study(
         if "spec" in study.user_attrs:
             if "fuse" not in study.user_attrs["spec"]:
                 unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
+            # Its runs are in the experiment that was named when it was made.
+            named = study.user_attrs["spec"].get("own_data")
+            spec = spec.model_copy(update={"own_data": named})
             _refuse_changes(spec_of(study), spec)
             _refuse_other_data(study, data_fingerprint)
             _refuse_other_arithmetic(study, amp=amp)
