@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.distributed.protocol import Failure
@@ -19,6 +19,7 @@ from knee_tune.runs.restarts import error_of
 from knee_tune.runs.slots import SlotInterruptedError, Slots
 from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.records import TrialRecord
+from knee_tune.tuning.asking import retaken
 from knee_tune.tuning.batch_training import BatchCrew, BatchTraining
 from knee_tune.tuning.batches import take_batch
 from knee_tune.tuning.dashboard import write_trial_note
@@ -27,6 +28,7 @@ from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.fused_training import train_fused
 from knee_tune.tuning.listeners import Recorder, Watcher
+from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import current, give_back, put_back, recover
@@ -59,6 +61,17 @@ class _LeftError(BaseException):
     Of any usual exception Optuna tells the trial, and that is its end for good. ``__cause__`` says
     what has happened.
     """
+
+
+_NO_FAULT_OF_ITS_OWN = (
+    *(KeyboardInterrupt, SlotInterruptedError, _RefusedError),
+    *(StorageGoneError, StorageInternalError),
+)
+"""What ends a trial that is to go on: it is put back into the queue."""
+
+
+class TurnLostError(Exception):
+    """The study got all its trials while the storage was away and this driver asked for one."""
 
 
 class Driver:
@@ -134,16 +147,19 @@ class Driver:
 
             def objective(trial: optuna.Trial) -> float:
                 try:
+                    self._give_way(trial, trials)
                     kind = FusedTrial if self._search.fused else TrialRun
                     run = kind(trial, self._search)
                     asking.close()
                     return self._objective(run, slot)
-                except (KeyboardInterrupt, SlotInterruptedError, _RefusedError) as why:
+                except _NO_FAULT_OF_ITS_OWN as why:
                     reason = str(why) if isinstance(why, _RefusedError) else INTERRUPTED
                     try:
                         put_back(self._study, trial._trial_id, reason=reason)
                     except UpdateFinishedTrialError:
                         self._watcher.line(TAKEN_OVER)
+                    except (StorageGoneError, StorageInternalError):
+                        pass  # whoever goes on finds that its driver is gone
                     raise _LeftError from why
                 except UpdateFinishedTrialError as why:
                     self._watcher.line(TAKEN_OVER)
@@ -160,9 +176,28 @@ class Driver:
                 match left.__cause__:
                     case _RefusedError(error=error):
                         raise error from None
-                    case KeyboardInterrupt() as interrupt:
-                        raise interrupt from None
+                    case KeyboardInterrupt() | StorageGoneError() | StorageInternalError() as why:
+                        raise why from None
+            except TurnLostError:
+                pass
+            except UnboundLocalError as error:  # Optuna, where it cannot see how its trial was told
+                raise error.__context__ or error from None
         return True
+
+    def _give_way(self, trial: optuna.Trial, trials: int | None) -> None:
+        """TurnLostError if our turn to ask was lost before the trial, and others took the last one.
+
+        Nothing is left of a trial without parameters; one from the queue goes back to it.
+        """
+        if not retaken(self._search.asking):
+            return
+        if wanted(self._study, self._search.axes, trials=trials, besides=trial.number):
+            return
+        known = self._study.get_trials(deepcopy=False)[trial.number]
+        if known.params or "fixed_params" in known.system_attrs:
+            put_back(self._study, trial._trial_id, reason="")
+            raise _LeftError
+        raise TurnLostError
 
     def _drive_batch(self, trials: int | None) -> bool:
         """Drive all trials that are left, or as many as make a batch; False if none is wanted."""

@@ -1,18 +1,16 @@
 """Trials that did not reach their end: told, put back into the queue, counted once."""
 
-import os
-import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.runs.processes import lives, process_id
 from knee_tune.specs.tracking import TrialFinished
 from knee_tune.tuning.listeners import Recorder
 from knee_tune.tuning.quiet import quiet_optuna
@@ -33,8 +31,7 @@ to requeue, and seconds until the driver is killed."""
 
 def driver_id() -> dict[str, Any]:
     """This process, so that another can tell whether it still lives."""
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": process.create_time()}
+    return process_id()
 
 
 def key_of(trial: FrozenTrial | optuna.Trial) -> str:
@@ -113,11 +110,11 @@ def stale_trial_callback(recorder: Recorder) -> OnStale:
 
 
 def recover(study: optuna.Study, recorder: Recorder, *, locked: bool) -> list[FrozenTrial]:
-    """Tell and requeue every running trial whose driver is gone; those of this host.
+    """Tell and requeue every running trial whose driver is gone; those that can be seen from here.
 
     Call it where no other driver does, nor asks (see :func:`knee_tune.tuning.asking.asking_lock`);
     ``locked``: whether there is such a lock for this storage.
-    Drivers on other hosts are judged by their heartbeat (see :func:`stale_trial_callback`).
+    All others are judged by their heartbeat (see :func:`stale_trial_callback`).
     """
     dead = []
     for trial in _running(study):
@@ -172,13 +169,4 @@ def _is_abandoned(trial: FrozenTrial, *, locked: bool) -> bool:
         grace = timedelta(seconds=0 if locked else GRACE_SECONDS)
         started = trial.datetime_start
         return started is None or datetime.now() - started > grace
-    return driver["host"] == socket.gethostname() and not _lives(driver)
-
-
-def _lives(driver: dict[str, Any]) -> bool:
-    try:
-        started: float = psutil.Process(driver["pid"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    then: float = driver["started"]
-    return abs(started - then) < 1  # another process may have got its pid
+    return lives(driver) is False
