@@ -22,7 +22,7 @@ ABANDONED_SECONDS = 60.0
 """Age from which a note that is not whole is nobody's: one is written in milliseconds."""
 
 _NOTES = (
-    *("trunks/*.draft", "reports/.*.draft", "budgets/*.draft"),
+    *("trunks/*.draft", "reports/.*.draft", "budgets/*.draft", "logs/*/*/.*.draft"),
     *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft"),
 )
 
