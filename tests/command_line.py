@@ -76,13 +76,14 @@ def drive_here(
     return subprocess.CompletedProcess(arguments, expect, out.getvalue(), err.getvalue())
 
 
-def complains(*arguments: str | Path, said: tuple[str, ...], **extra: str) -> None:
-    """Exit code 2 and one line on standard error, without a traceback."""
+def complains(*arguments: str | Path, said: tuple[str, ...], **extra: str) -> str:
+    """Exit code 2 and one line on standard error, which it is, without a traceback."""
     done = knee_tune_here(*arguments, expect=2, **extra)
     (line,) = done.stderr.splitlines()
     assert line.startswith("knee-tune: ")
     for word in said:
         assert word in line
+    return line
 
 
 @contextmanager

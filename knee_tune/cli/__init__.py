@@ -3,10 +3,13 @@
 import atexit
 import gc
 import sys
+import traceback
+from io import TextIOWrapper
 
 import typer
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, one_line, printable
+from knee_tune.urls import without_secrets
 
 INTERRUPTED = 130
 """Exit code of a command that was ended by Ctrl-C or SIGTERM."""
@@ -17,15 +20,21 @@ def main() -> None:
     _collect_seldom()
     from knee_tune.cli.commands import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show
     try:
         app()
     except UserError as error:
-        typer.secho(f"knee-tune: {error}", err=True, fg="red")
+        typer.secho(f"knee-tune: {one_line(str(error))}", err=True, fg="red")
         sys.exit(2)
     except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
         if end.code == INTERRUPTED:
             typer.secho("interrupted; the same command continues", err=True)
         raise
+    except Exception:  # ours; what it says of data and servers is not
+        typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
+        sys.exit(1)
 
 
 def _collect_seldom() -> None:

@@ -9,7 +9,7 @@ from filelock import FileLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from knee_tune.tuning.storage import sqlite_file
+from knee_tune.urls import sqlite_file
 
 
 def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:

@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from knee_tune.runs.locks import file_lock, try_lock
-from knee_tune.tuning.storage import sqlite_file
+from knee_tune.urls import sqlite_file
 
 _TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,7 +10,6 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
-    ArgumentError,
     DatabaseError,
     IntegrityError,
     NoSuchModuleError,
@@ -19,8 +17,9 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line, one_line
 from knee_tune.tuning.quiet import quiet_optuna
+from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file
 
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
@@ -32,19 +31,25 @@ OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def check_storage_url(url: str) -> None:
-    """UserError if ``url`` is no SQLAlchemy URL or its database driver is not installed."""
+    """UserError if ``url`` is no SQLAlchemy URL, has no driver here, or is in memory."""
+    if not is_url(url):
+        raise UserError(
+            f"--storage {shown_url(url)}: not an SQLAlchemy URL; for example "
+            "sqlite:////home/me/optuna.db or postgresql+psycopg://user@host:5432/name, with @ and "
+            "/ in a password as %40 and %2F"
+        )
+    if in_memory(url):
+        raise UserError(
+            f"--storage {_shown(url)}: a database in memory keeps nothing; name a file, as in "
+            "sqlite:////home/me/optuna.db"
+        )
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
-            f"--storage {_shown(url)}: its database driver is not installed ({error}); "
+            f"--storage {_shown(url)}: its database driver is not installed ({first_line(error)}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
-    except ArgumentError:
-        raise UserError(
-            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
-            "or postgresql+psycopg://user@host/name"
-        ) from None
 
 
 def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
@@ -58,7 +63,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
     try:
         storage = _make_tables(
             lambda: RDBStorage(
-                url,
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
                 engine_kwargs=_SQLITE_ENGINE if is_sqlite else _SERVER_ENGINE,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
@@ -66,7 +71,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
             )
         )
     except DatabaseError as error:
-        cause = " ".join(str(error.orig).split())
+        cause = one_line(str(error.orig))
         raise UserError(
             f"--storage {_shown(url)}: cannot be opened ({cause}); "
             "is the folder there, or the server up?"
@@ -88,12 +93,6 @@ def refuse_missing(url: str) -> None:
         )
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for a database server, or one in memory."""
-    parts = make_url(url)
-    return Path(parts.database) if parts.get_backend_name() == "sqlite" and parts.database else None
-
-
 def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
     """Open a storage whose tables another driver may be making at this very moment."""
     for wait in (0.2, 0.5, 1.0, 2.0):
@@ -111,7 +110,7 @@ def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
 
 
 def _shown(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+    return shown_url(url, password="***")
 
 
 def _use_wal(engine: sqlalchemy.Engine) -> None:

@@ -205,6 +205,19 @@ def test_what_was_pruned_is_pruned_again_without_training(bench: Workbench) -> N
     assert (second.state, second.curve) == ("pruned", first.curve)
 
 
+def test_the_same_parameters_are_trained_again_by_other_code(bench: Workbench) -> None:
+    bench.drive(trials=1)
+    bench.code = "new"
+    bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
+    assert len(bench.drive(trials=2).plans) == 1
+    assert bench.record.trials[1].steps_trained == BUDGET
+    assert bench.record.codes == {"": "trial 0", "new": "trial 1"}
+    bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
+    assert bench.drive(trials=3).plans == []
+    assert bench.record.trials[2].reason == "same as trial 1"
+    assert bench.record.codes == {"": "trial 0", "new": "trials 1-2"}
+
+
 def test_trials_are_counted_over_all_commands(bench: Workbench) -> None:
     assert len(bench.drive(trials=2).plans) == 2
     assert len(bench.drive(trials=2).plans) == 0
@@ -263,6 +276,28 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
     assert continued.reason == ""
     keys = [event.key for event in bench.recording.of_kind(TrialStarted)]
     assert keys == ["trial-0000", "trial-0001", "trial-0001", "trial-0003"]
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_other_code_trains_an_interrupted_trial_anew(bench: Workbench, pruned: bool) -> None:
+    """No checkpoint and no value of before counts, but the steps that it cost do."""
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+    (waiting,) = bench.study.get_trials(states=(TrialState.WAITING,))
+    for step in (50, 100):
+        bench.storage.set_trial_intermediate_value(waiting._trial_id, step, 1234.5)
+
+    bench.code = "new"
+    if pruned:
+        bench.study.pruner = ThresholdPruner(lower=101)
+    runner = bench.drive(trials=1)
+    (trial,) = bench.record.trials
+    assert runner.reports[0] == ([50] if pruned else [50, 100, 150])
+    assert any("no good, starting from an earlier checkpoint" in x for x in bench.watching.lines)
+    assert 1234.5 not in [evaluation.metrics["valid_accuracy"] for evaluation in trial.curve]
+    assert (trial.state, trial.code) == ("pruned" if pruned else "complete", "new")
+    assert trial.steps_trained == 60 + (50 if pruned else BUDGET)
+    assert trial.steps_reused == 0
 
 
 def test_interrupts_use_up_no_retry(bench: Workbench) -> None:

@@ -40,11 +40,11 @@ class Tracked(Recording):
     def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
         return super().run_of(key, wait=wait) if self.started else None
 
-    def flush(self, timeout: float = 10.0) -> int:
+    def flush(self, timeout: float | None = None) -> int:
         self.started = True
         return 0
 
-    def close(self, timeout: float = 10.0) -> int:
+    def close(self, timeout: float | None = None) -> int:
         return self.flush(timeout)
 
 

@@ -15,6 +15,7 @@ PACKAGE = Path(knee_tune.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
+    {"urls"},
     {"errors"},
     {"schedules"},
     {"specs"},
