@@ -5,10 +5,12 @@ import gc
 import sys
 import traceback
 from io import TextIOWrapper
+from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
-from knee_tune.errors import UserError, one_line, printable
+from knee_tune.errors import MachineError, UserError, one_line, printable
 from knee_tune.urls import without_secrets
 
 INTERRUPTED = 130
@@ -16,7 +18,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; bad input gets one line and exit code 2."""
+    """Run the command line; what is nobody's bug gets one line and the exit code of its error."""
     _collect_seldom()
     from knee_tune.cli.commands import app
 
@@ -24,17 +26,30 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show
     try:
-        app()
-    except UserError as error:
-        typer.secho(f"knee-tune: {one_line(str(error))}", err=True, fg="red")
-        sys.exit(2)
-    except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
-        if end.code == INTERRUPTED:
-            typer.secho("interrupted; the same command continues", err=True)
-        raise
+        code = app(standalone_mode=False)  # its own mode frames what is wrong in a box
+    except (UserError, MachineError) as error:
+        _end(str(error), error.exit_code)
+    except TyperException as error:  # in the options themselves
+        _end(_advised(error), UserError.exit_code)
     except Exception:  # ours; what it says of data and servers is not
         typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
+    if code == INTERRUPTED:  # what Typer makes of Ctrl-C, without a word
+        typer.secho("interrupted; the same command continues", err=True)
+    sys.exit(code or 0)
+
+
+def _end(what: str, code: int) -> NoReturn:
+    if what:
+        typer.secho(f"knee-tune: {one_line(what)}", err=True, fg="red")
+    sys.exit(code)
+
+
+def _advised(error: TyperException) -> str:
+    """What it says and where to read on; empty where a group of commands showed its help."""
+    what = error.format_message().strip().rstrip(".").replace("Input should", "must")
+    context = getattr(error, "ctx", None)
+    return f"{what}; see {context.command_path} --help" if what and context else what
 
 
 def _collect_seldom() -> None:
