@@ -1,20 +1,31 @@
 """What driving a trial costs beside training it.
 
     python -m benchmarks.orchestration [--repeats 3] [--epochs 240]
+    python -m benchmarks.orchestration --against DIR [--repeats 3]
 
 Side by side, in turn, on one machine: a digits training by the bare loop in this process, and the
 same training as a trial of a real study (forked rank, channel, Optuna on SQLite, MLflow on SQLite).
 Then the time from asking for a group of two ranks to its first step, by the forkserver and by a
 fresh torchrun.
+
+With ``--against``: a whole ``run --task digits --preset quick`` in a fresh home, by this checkout
+and by the one in ``DIR`` (``git worktree add DIR COMMIT``), in turn and in this environment: from
+the command to the first steps, from the last ones to the exit, and the processor time of all
+processes.
 """
 
 import argparse
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +40,8 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import knee_schedule
 from knee_tune.tuning.listeners import End, Origin, Watcher
 from knee_tune.worker.job import run_job
+
+WHOLE = ("run", "--task", "digits", "--preset", "quick")
 
 
 class Nobody:
@@ -124,12 +137,70 @@ def first_steps(
     return seconds[1:]
 
 
+class Command(NamedTuple):
+    """Seconds of a whole command."""
+
+    to_first_steps: float
+    from_last_steps: float
+    whole: float
+    processor: float
+    """Of all its processes, waiting left out."""
+
+
+def whole_command(checkout: Path) -> Command:
+    """A study of one small trial after the other, by the code of ``checkout``, in a fresh home."""
+    with tempfile.TemporaryDirectory() as home:
+        used = _processor_time()
+        began = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-m", "knee_tune", *WHOLE, "--home", home],
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as command:
+            assert command.stdout is not None
+            steps = [time.perf_counter() for line in command.stdout if ": step " in line]
+        ended = time.perf_counter()
+        if command.returncode or not steps:
+            raise RuntimeError(f"{checkout}: the command ended with code {command.returncode}")
+        return Command(
+            to_first_steps=steps[0] - began,
+            from_last_steps=ended - steps[-1],
+            whole=ended - began,
+            processor=_processor_time() - used,
+        )
+
+
+def _processor_time() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def side_by_side(other: Path, repeats: int) -> None:
+    """Print what a whole command costs here and in another checkout; the first ones warm up."""
+    checkouts = (Path(__file__).parents[1], other.resolve())
+    pairs = [[whole_command(checkout) for checkout in checkouts] for _ in range(repeats + 1)][1:]
+    print(f"a whole digits study, this checkout and {other} (medians of {repeats} pairs)")
+    for name in Command._fields:
+        here, there = ([getattr(pair[at], name) for pair in pairs] for at in (0, 1))
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(here, there, strict=True))
+        print(
+            f"  {name.replace('_', ' '):15} {statistics.median(here):7.2f} s, "
+            f"{statistics.median(there):7.2f} s, ratio {ratio:.3f}"
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout")
     chosen = parser.parse_args()
+    if chosen.against is not None:
+        side_by_side(chosen.against, chosen.repeats)
+        return
     settings = (f"recipe.epochs={chosen.epochs}", "recipe.model.hidden=[512,512]")
     request = StudyRequest(task="digits", trials=1, settings=settings)
     bare, driven = [], []

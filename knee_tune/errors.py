@@ -1,4 +1,20 @@
-"""Errors that people are told in one line, by whose they are, and what any error says in one."""
+"""Errors that people are told in one line, by whose they are; what of any text may reach people."""
+
+import re
+import unicodedata
+
+from knee_tune.urls import without_secrets
+
+LONGEST = 500
+"""Characters of a line that came from elsewhere."""
+
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL
+)
+"""What a terminal takes for orders: colours, titles, links, cursor moves."""
+
+_JOINERS = "\u200c\u200d"
+"""Characters that some scripts, and emoji, are written with, though nothing is seen of them."""
 
 
 class UserError(Exception):
@@ -22,5 +38,43 @@ class MachineError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its type if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, as :func:`one_line`; the name of its type if it says nothing."""
+    lines = printable(str(error)).strip().splitlines()
+    return one_line(lines[0]) if lines else type(error).__name__
+
+
+def one_line(text: str, *, longest: int = LONGEST) -> str:
+    """A text from elsewhere as it may be shown: :func:`printable`, in one line, without secrets.
+
+    Of what is longer than ``longest`` characters the middle is left out.
+    """
+    line = without_secrets(" ".join(printable(text).split()))
+    if len(line) <= longest:
+        return line
+    tail = longest // 3
+    return f"{line[: longest - tail - 5]} ... {line[-tail:]}"
+
+
+def printable(text: str) -> str:
+    """``text`` without what steers a terminal or turns the direction of writing.
+
+    Line ends stay, tabs become spaces, and what is no character at all becomes a question mark.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, _ESCAPES.sub("", text)))
+
+
+def _shown(character: str) -> str:
+    if character == "\n" or character in _JOINERS:
+        return character
+    match unicodedata.category(character):
+        case "Cc":
+            return " " if character.isspace() else ""
+        case "Zl" | "Zp":
+            return " "
+        case "Cf":
+            return ""
+        case "Cs":
+            return "?"
+    return character

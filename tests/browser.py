@@ -1,7 +1,6 @@
 """Pages as people see them: opened in headless Chromium, with all their scripts run."""
 
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -49,11 +48,3 @@ def find_browser(profile: Path) -> Browser:
     if program is None:
         pytest.skip(f"no browser to look with (none of {', '.join(BROWSERS)})")
     return Browser(program, profile)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from knee_tune.cli import main
+from tests import waiting
 from tests.ranks_here import ranks_here
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def knee_tune(
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=waiting.COMMAND,
         check=False,
     )
     assert done.returncode == expect, done.stdout + done.stderr
@@ -75,13 +76,14 @@ def drive_here(
     return subprocess.CompletedProcess(arguments, expect, out.getvalue(), err.getvalue())
 
 
-def complains(*arguments: str | Path, said: tuple[str, ...], **extra: str) -> None:
-    """Exit code 2 and one line on standard error, without a traceback."""
+def complains(*arguments: str | Path, said: tuple[str, ...], **extra: str) -> str:
+    """Exit code 2 and one line on standard error, which it is, without a traceback."""
     done = knee_tune_here(*arguments, expect=2, **extra)
     (line,) = done.stderr.splitlines()
     assert line.startswith("knee-tune: ")
     for word in said:
         assert word in line
+    return line
 
 
 @contextmanager

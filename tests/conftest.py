@@ -8,8 +8,23 @@ from pathlib import Path
 import pytest
 
 from benchmarks.postgresql import PostgresServer, private_server
+from tests import waiting
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Who gives tests more time on a busy machine gives it to the commands that they run."""
+    waiting.COMMAND = float(config.getoption("timeout") or config.getini("timeout")) - 10
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """After a failure: how to have the tests in this order again."""
+    seed = config.getoption("randomly_seed", None)
+    if exitstatus and seed is not None:
+        terminalreporter.write_line(f"the same order again: --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="session")

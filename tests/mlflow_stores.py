@@ -3,11 +3,8 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +13,7 @@ import mlflow
 import pytest
 
 from knee_tune.tracking.store import connect, local_store
+from tests.waiting import answers, awaited, reserved_port
 
 
 def new_home(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
@@ -44,12 +42,9 @@ def tracking_in(home: Path) -> Iterator[None]:
 class TrackingServer:
     """``mlflow server`` in its own process group, on a store that outlives it."""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
+    def __init__(self, home: Path, port: int) -> None:
+        self._home, self._port = home, port
+        self.uri = f"http://127.0.0.1:{port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -68,14 +63,10 @@ class TrackingServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise TimeoutError((self._home / "server.log").read_text())
+        try:
+            awaited(lambda: answers(f"{self.uri}/health"), seconds=120)
+        except AssertionError as error:
+            raise TimeoutError((self._home / "server.log").read_text()) from error
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and its workers."""
@@ -88,3 +79,14 @@ class TrackingServer:
             self.signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+@contextmanager
+def tracking_server(home: Path) -> Iterator[TrackingServer]:
+    """A server that nobody has started yet; killed at last."""
+    with reserved_port() as port:
+        server = TrackingServer(home, port)
+        try:
+            yield server
+        finally:
+            server.kill()

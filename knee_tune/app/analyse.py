@@ -200,7 +200,7 @@ def _tracked(
             uri=places.tracking_uri,
         )
     except Exception as error:  # the analysis is sound, and may have taken an hour
-        reason = first_line(error)[:200]
+        reason = first_line(error)
         lines.line(f"MLflow: not recorded ({type(error).__name__}: {reason})")
         return None
     if run is None:

@@ -53,6 +53,8 @@ def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     group = _placed_as(study, numbers[0], options)
     with open_for_training(spec, recipe, places, group) as opened:
+        if others := record.by_other_code(opened.workshop.facts.code):
+            watcher.line(f"{others}: the audit compares with them")
         with told_end(
             opened.tracker,
             uri=places.tracking_uri,

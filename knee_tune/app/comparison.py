@@ -190,7 +190,8 @@ class _Comparison:
         record = ended.record
         row, seed = self._points[ended.run.key]
         known = self._known.get((row, seed))
-        before = known.metrics if known and ended.answered else {}
+        same = known is not None and ended.answered and known.checkpoint == record.checkpoint
+        before = known.metrics if known and same else {}
         curve = record.curve[-1].metrics if record.curve else {}
         last = {"train_loss": curve["train_loss"]} if "train_loss" in curve else {}
         return ComparedRun(
@@ -205,6 +206,7 @@ class _Comparison:
             started=known.started if known else record.started,
             seconds=known.seconds if known else record.seconds or 0.0,
             checkpoint=record.checkpoint,
+            code=record.code,
         )
 
     def _kept(self, run: ComparedRun) -> ComparedRun:

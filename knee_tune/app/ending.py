@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from knee_tune.specs.tracking import StudyFinished, StudyState
-from knee_tune.tracking import Tracker, unsent_notice
+from knee_tune.tracking import EXIT_PATIENCE, Tracker, unsent_notice
 
 
 @contextmanager
@@ -48,5 +48,7 @@ def told_end(
         try:
             tracker.record(finished(state))
         finally:
-            if notice := unsent_notice(tracker.close(), uri or ""):
+            # who interrupts does not wait for a slow store: what remains is in the outbox
+            remaining = tracker.close(None if state == "COMPLETE" else EXIT_PATIENCE)
+            if notice := unsent_notice(remaining, uri or ""):
                 on_line(notice)

@@ -230,6 +230,7 @@ class _Training:
             seconds=time.time() - started,
             checkpoint=str(plan.checkpoint_dir),
             seed=plan.seed,
+            code=plan.facts.code if plan.facts else "",
         )
 
     def _on_report(self, report: Report) -> Decision:

@@ -7,13 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from knee_tune.errors import UserError
-from knee_tune.tracking import (
-    local_store,
-    resolve_tracking_uri,
-    ui_command,
-    without_password,
-)
+from knee_tune.errors import UserError, one_line, printable
+from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
+from knee_tune.urls import shown_url, sqlite_url
 
 
 @dataclass(frozen=True)
@@ -21,15 +17,24 @@ class Home:
     """``optuna.db``, ``mlflow.db`` and the folders ``artifacts``, ``checkpoints``, ``trunks``,
     ``logs``, ``reports``, ``data``, ``budgets``, ``outbox`` and ``replays`` below ``root``.
 
-    Making one touches nothing; a command that is going to write calls :meth:`create`.
+    Making one touches nothing; a command that is going to write calls :meth:`create`. UserError
+    for a path that no URL and no terminal could show: with line ends or bytes that are no text.
     """
 
     root: Path
 
+    def __post_init__(self) -> None:
+        path = str(self.root.absolute())
+        if path != printable(path) or "\n" in path:
+            raise UserError(
+                f"--home {one_line(str(self.root))}: its path has characters that cannot be shown; "
+                "choose another folder"
+            )
+
     @property
     def optuna_url(self) -> str:
         """Optuna's storage, unless another one is named."""
-        return f"sqlite:///{self.root.absolute()}/optuna.db"
+        return sqlite_url(self.root / "optuna.db")
 
     @property
     def data(self) -> Path:
@@ -97,16 +102,15 @@ class Places:
         """How to look at the tracked runs: a command, or a server's address."""
         if self.tracking_uri is None:
             return None
-        command = ui_command(self.tracking_uri)
-        return command.replace("mlflow", _program("mlflow"), 1) if " " in command else command
+        return ui_command(self.tracking_uri, mlflow=_program("mlflow"))
 
     def command(self, *words: str, tracking: bool = False) -> str:
         """A knee-tune command on the same places, to be typed in this folder; without passwords."""
         options = ["--home", str(self.home.root)]
         if self.storage_url != self.home.optuna_url:
-            options += ["--storage", without_password(self.storage_url)]
+            options += ["--storage", shown_url(self.storage_url)]
         if tracking and self.tracking_uri != local_store(self.home.root):
-            options += ["--tracking-uri", without_password(str(self.tracking_uri))]
+            options += ["--tracking-uri", shown_url(str(self.tracking_uri))]
         return shlex.join([_program("knee-tune"), *words, *options])
 
 

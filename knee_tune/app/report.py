@@ -129,6 +129,9 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     if record.spec.compare is None:
         facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
+    codes = record.codes
+    for code, what in codes.items():
+        facts["code" if len(codes) == 1 else f"code of {what}"] = code or "not noted"
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
     tags = provenance()
     versions = {

@@ -23,6 +23,7 @@ from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.shown import setting
 from knee_tune.specs.tracking import Attached, RegisteredModel, StudyFinished, StudyState
+from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
@@ -169,6 +170,7 @@ def _drive(
             seeds=workshop.spec.replicate_seeds,
             schedule=schedule,
             plan=workshop.train_plan,
+            code=workshop.facts.code,
             parameters=workshop.facts.parameters,
             fused=opened.fused,
             batched=opened.batched,
@@ -208,8 +210,8 @@ def _register(opened: OpenedStudy, watcher: Watcher, cut_off: str) -> Registered
         raise UserError(
             f"{cut_off}; the same command again goes on, knee-tune register takes the best so far"
         )
-    if opened.tracker.flush():
-        raise UserError("the tracking server does not answer; knee-tune register does it later")
+    if notice := unsent_notice(opened.tracker.flush(), opened.places.tracking_uri or ""):
+        raise UserError(f"{notice}, and knee-tune register registers the model")
     return register_study(
         opened.places,
         opened.study.study_name,
@@ -254,6 +256,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workshop.spec
+    if others := study_record(opened.study).by_other_code(opened.workshop.facts.code):
+        yield f"{others}; the report says which is which"
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
         return

@@ -15,7 +15,7 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.confirmation import Confirmed
 from knee_tune.specs.records import TrialRecord
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
-from knee_tune.tracking import experiment_name
+from knee_tune.tracking import experiment_name, refuse_damaged
 from knee_tune.tracking.registry import register
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import Study, load_study, spec_of, study_record
@@ -52,6 +52,7 @@ def register_study(
         raise UserError(
             "register: --tracking-uri none has no model registry; name a server or file"
         )
+    refuse_damaged(places.tracking_uri)  # before the test split is looked at
     attrs = study.trials[trial.number].user_attrs
     weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
@@ -134,6 +135,9 @@ def replay(
         return Decision(stop=False)
 
     with reopen_workshop(places.home, study, options) as workshop:
+        alone = study_record(study).model_copy(update={"trials": (trial,)})
+        if other := alone.by_other_code(workshop.facts.code):
+            on_line(f"{other}: it may come out otherwise")
         plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
         outcome = workshop.runner.run(
             plan, on_report=reported, on_line=on_line, on_progress=lambda step: None

@@ -1,6 +1,7 @@
 """A workshop: a task with its recipe, and the worker groups that can train it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
-from knee_tune.tasks.registry import task_entry
+from knee_tune.tasks.registry import TaskEntry, task_entry
+from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.worker import ENTRY
 
 OnLife = Callable[[], None]
@@ -158,7 +160,7 @@ def open_workshop(
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
-        facts = TaskFacts.model_validate(run_quietly(runner, DescribePlan(**dict(order))))
+        facts = _facts(runner, DescribePlan(**dict(order)), entry)
         limit = options.trunk_cache
         table = spec.compare.rows if spec.compare else ()
         yield Workshop(
@@ -173,6 +175,17 @@ def open_workshop(
         )
     finally:
         runner.close()
+
+
+def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFacts:
+    """What the ranks find, with the fingerprint of the code, which is read while they start."""
+    task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(TrainingCode, task, recipe)
+        facts = TaskFacts.model_validate(run_quietly(runner, plan))
+    code = reading.result()
+    code.follow(facts.modules)
+    return facts.model_copy(update={"code": code.fingerprint})
 
 
 def run_quietly(

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from knee_tune.cli.lines import ConsoleLines
+from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     Device,
@@ -164,7 +163,7 @@ def lr_range(
     request = StudyRequest(
         task=task, preset=preset, settings=tuple(settings or ()), seed=seed, nproc=nproc
     )
-    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    lines = ConsoleLines(PlainConsole(stderr=json))
     test = lr_range_test(
         Home(home),
         RangeRequest(study=request, low=low, high=high, steps=steps),
@@ -268,7 +267,7 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
     subject.check()
     places = Places.of(Home(where.home), storage=where.storage, tracking_uri=where.tracking_uri)
     options = GroupOptions(nproc=where.nproc, device=where.device.value)
-    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    lines = ConsoleLines(PlainConsole(stderr=json))
     watched = Watched(lines=lines, on_look=_Tenths(lines, f"{analysis.name}:", of=looks(analysis)))
     if subject.weights is not None:
         request = StudyRequest(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from knee_tune.cli.lines import ConsoleLines
+from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -54,12 +55,12 @@ def audit(
     options = AuditOptions(
         finish=finish, seed=seed, slots=concurrency, trunk_cache=size_of_cache(trunk_cache)
     )
-    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    lines = ConsoleLines(PlainConsole(stderr=json))
     record = audit_study(places, name, options, lines)
     if json:
         typer.echo(json_module.dumps(record.audit_as_json()))
     else:
-        print_audit(Console(highlight=False), record, asked=finish)
+        print_audit(PlainConsole(), record, asked=finish)
 
 
 def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
@@ -81,7 +82,7 @@ def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
             percent(trial.explore_fraction),
             "diverged" if verdict.value is None else f"{verdict.value:.4g}",
             "" if verdict.rank is None else str(verdict.rank),
-            "[red]wrong[/]" if verdict.wrong else "[green]right[/]",
+            Text("wrong", "red") if verdict.wrong else Text("right", "green"),
         )
     console.print(table)
     if report.wrong.of < asked:
@@ -89,7 +90,7 @@ def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
     console.print(
         f"\n{record.name}: best of the complete trials {best.value:.4g} (trial {best.number})"
     )
-    console.print(f"[bold]wrong prunes: {report.wrong.words}[/]", soft_wrap=True)
+    console.print(f"wrong prunes: {report.wrong.words}", style="bold", soft_wrap=True)
     console.print(f"would have been among the best 3: {report.top.words}", soft_wrap=True)
     console.print(f"in the best quarter: {report.top_quarter.words}", soft_wrap=True)
     console.print(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from knee_tune.cli.lines import ConsoleLines
+from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -131,7 +132,7 @@ def budget(
         trunk_cache=size_of_cache(trunk_cache),
     )
     places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)
-    lines = ConsoleLines(Console(highlight=False, stderr=json))
+    lines = ConsoleLines(PlainConsole(stderr=json))
     lines.line(
         f"{search.name}: task {search.spec.task}, preset {search.spec.preset}, "
         f"{search.metric} {search.target:g} or better; warming up ..."
@@ -140,7 +141,7 @@ def budget(
     if json:
         typer.echo(json_module.dumps(record.as_json()))
         return
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print()
     print_budget(console, record)
     again = places.command("budget", "--name", record.name)
@@ -156,7 +157,7 @@ def _show(home: "Home", name: str | None, *, json: bool) -> None:
     if json:
         typer.echo(json_module.dumps(record.as_json()))
     else:
-        print_budget(Console(highlight=False), record)
+        print_budget(PlainConsole(), record)
 
 
 def _several(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T, ...]:
@@ -176,8 +177,11 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
 
     better = "or less" if record.direction == "minimize" else "or more"
     console.print(
-        f"[bold]{record.name}[/]: the smallest budget with {record.metric} {record.target:g} "
-        f"{better}" + ("" if record.finished else " [yellow](not finished)[/]"),
+        Text.assemble(
+            (record.name, "bold"),
+            f": the smallest budget with {record.metric} {record.target:g} {better}",
+            ("" if record.finished else " (not finished)", "yellow"),
+        ),
         soft_wrap=True,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -191,7 +195,7 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
     for name in record.schedules:
         console.print(_found(record, name), soft_wrap=True)
     if record.saving is not None and record.finished:
-        console.print(f"[bold]{record.saving.text}[/]", soft_wrap=True)
+        console.print(record.saving.text, style="bold", soft_wrap=True)
     if len({run.seed for run in record.runs}) == 1:
         console.print("one random seed each; --replicates 3 tells a lucky run from a good setting")
     steps, of_knee = record.steps(), record.steps("knee")
@@ -204,14 +208,15 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
         )
 
 
-def _found(record: "BudgetRecord", schedule: str) -> str:
+def _found(record: "BudgetRecord", schedule: str) -> str | Text:
     """The smallest budget of a schedule, or how near it came."""
     from knee_tune.specs.budget import in_epochs
 
     smallest = record.smallest(schedule)
     if smallest is not None:
-        reached = f"[bold green]{in_epochs(smallest.epochs)}[/]"
-        return f"{schedule}: {reached}, {value_of(smallest)} at {smallest.point}"
+        reached = (in_epochs(smallest.epochs), "bold green")
+        rest = f", {value_of(smallest)} at {smallest.point}"
+        return Text.assemble(f"{schedule}: ", reached, rest)
     best = record.best(schedule)
     if best is None:
         return f"{schedule}: not reached, no setting has a value"
@@ -221,11 +226,11 @@ def _found(record: "BudgetRecord", schedule: str) -> str:
     )
 
 
-def _cell(record: "BudgetRecord", schedule: str, epochs: int) -> str:
+def _cell(record: "BudgetRecord", schedule: str, epochs: int) -> str | Text:
     best = record.best(schedule, epochs)
     if best is None:
         return "diverged" if record.settings(schedule, epochs) else ""
-    return f"[green]{value_of(best)}[/]" if record.reached(best) else value_of(best)
+    return Text(value_of(best), "green" if record.reached(best) else "")
 
 
 def value_of(setting: "Setting") -> str:

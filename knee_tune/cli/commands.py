@@ -4,11 +4,11 @@ import json as json_module
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from knee_tune.cli.analyse import analyse_app
 from knee_tune.cli.audit import audit
 from knee_tune.cli.budget import budget
+from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     Alias,
@@ -57,7 +57,7 @@ def status(
     if json:
         typer.echo(json_module.dumps(record.status_as_json()))
     else:
-        print_status(Console(highlight=False), record)
+        print_status(PlainConsole(), record)
 
 
 @app.command()
@@ -112,9 +112,9 @@ def register(
         number=trial,
         alias=alias.value if alias else None,
         untried="champion",  # who types this has decided
-        on_line=typer.echo,
+        on_line=ConsoleLines(PlainConsole()).line,
     )
-    print_registered(Console(highlight=False), registered)
+    print_registered(PlainConsole(), registered)
 
 
 @app.command()
@@ -132,13 +132,13 @@ def replay(
 
     places = Places.of(Home(home), storage=storage, tracking_uri="none")
     record = look_at_search(places, study)
-    console = Console(highlight=False)
+    console = PlainConsole()
     again = replay_trial(
         places,
         record.name,
         number=trial,
         on_report=lambda report: console.print(f"step {report.step}/{report.total_steps}"),
-        on_line=typer.echo,
+        on_line=ConsoleLines(PlainConsole()).line,
     )
     print_replay(console, again)
 
@@ -157,7 +157,7 @@ def dashboard(
     from knee_tune.app.look import serve
 
     places = Places.of(Home(home), storage=storage, tracking_uri="none")
-    serve(places, study, port=port, on_line=typer.echo)
+    serve(places, study, port=port, on_line=ConsoleLines(PlainConsole()).line)
 
 
 @app.command()
@@ -175,7 +175,7 @@ def tasks(
     if json:
         typer.echo(json_module.dumps({"tasks": [asdict(info) for info in infos]}))
     else:
-        print_tasks(Console(highlight=False), infos)
+        print_tasks(PlainConsole(), infos)
 
 
 app.add_typer(data_app, name="data")

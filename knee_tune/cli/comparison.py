@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+from knee_tune.cli.lines import PlainConsole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +27,11 @@ def print_comparison(console: Console, record: "StudyRecord") -> None:
     seeds = "1 random seed" if count == 1 else f"{count} random seeds"
     scale = "" if record.spec.scale == 1 else f" at {record.spec.scale:g} times the epochs"
     console.print(
-        f"\n[bold]{table.table}[/] on {record.task}{scale}: {counts.complete} of {wanted} runs, "
-        f"{len(table.rows)} rows with {seeds}; {counts.pruned} "
-        f"diverged, {counts.failed} failed",
+        Text.assemble(
+            (f"\n{table.table}", "bold"),
+            f" on {record.task}{scale}: {counts.complete} of {wanted} runs, {len(table.rows)} rows "
+            f"with {seeds}; {counts.pruned} diverged, {counts.failed} failed",
+        ),
         soft_wrap=True,
     )
     if counts.complete:
@@ -34,7 +39,7 @@ def print_comparison(console: Console, record: "StudyRecord") -> None:
         if not console.is_terminal:  # a log has room for long lines
             roomy = console.options.update(max_width=1000)
             whole = Measurement.get(console, roomy, rows).maximum
-            console = Console(file=console.file, width=max(console.width, whole), highlight=False)
+            console = PlainConsole(file=console.file, width=max(console.width, whole))
         console.print(rows)
     for run in record.compared:
         if run.reason:

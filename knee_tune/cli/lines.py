@@ -1,9 +1,24 @@
-"""Plain lines, for commands that need no table while they work."""
+"""The consoles of all commands, and plain lines for those that need no table while they work."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+from knee_tune.errors import printable
+
+
+class PlainConsole(Console):
+    """Takes no order from what it prints: no markup unless asked for, and nothing that steers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False} | options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string passes here, in cells of tables too."""
+        return super().render_str(printable(text), **options)
 
 
 class ConsoleLines:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation
-from knee_tune.cli.lines import open_in_browser
+from knee_tune.cli.lines import PlainConsole, open_in_browser
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -107,8 +108,8 @@ def reproduce(
         settings=tuple(settings or ()),
     )
     study, _ = request.resolve()
-    progress = Console(highlight=False, stderr=json)
-    progress.print(f"[bold]{study.name}[/]: task {task}; warming up ...")
+    progress = PlainConsole(stderr=json)
+    progress.print(Text.assemble((f"{study.name}", "bold"), f": task {task}; warming up ..."))
 
     def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
         print_start(progress, start)
@@ -119,7 +120,7 @@ def reproduce(
     if json:
         typer.echo(json_module.dumps(found.as_json()))
     else:
-        print_reproduction(Console(highlight=False), found)
+        print_reproduction(PlainConsole(), found)
     if show and found.report is not None:
         open_in_browser(found.report)
 
@@ -133,8 +134,10 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
         return
     seeds = "1 seed" if record.spec.replicates == 1 else f"{record.spec.replicates} seeds"
     console.print(
-        f"\n[bold]{found.table.replace('table', 'Table ')}[/] on {record.task}: "
-        f"{len(record.ranked)} of {record.spec.size} points, {seeds} each"
+        Text.assemble(
+            (f"\n{found.table.replace('table', 'Table ')}", "bold"),
+            f" on {record.task}: {len(record.ranked)} of {record.spec.size} points, {seeds} each",
+        )
     )
     if len(record.spec.seed_lrs) == 1:
         console.print(_by_epochs(found))
@@ -189,17 +192,19 @@ def _by_epochs(found: "Reproduction") -> Table:
     return table
 
 
-def _answers(ridge: "Ridge") -> list[str]:
+def _answers(ridge: "Ridge") -> list[str | Text]:
     """Recommendation, description, evidence and verdict; those there are.
 
     One seed LR says nothing about a relation.
     """
-    lines = []
+    lines: list[str | Text] = []
     if (best := ridge.recommended) is not None:
         expected = f"{best.expected.value:.4g}{_between(best.expected)}"
         lines.append(
-            f"[bold green]use {setting(best.seed_lr, best.explore_fraction)}[/]: "
-            f"mean {ridge.surface.metric} {expected} over new random seeds"
+            Text.assemble(
+                (f"use {setting(best.seed_lr, best.explore_fraction)}", "bold green"),
+                f": mean {ridge.surface.metric} {expected} over new random seeds",
+            )
         )
     if ridge.spearman is not None:
         lines.append(
@@ -209,7 +214,7 @@ def _answers(ridge: "Ridge") -> list[str]:
     if ridge.crossover is not None:
         lines.append(f"crossover test: p = {ridge.crossover.p:.2g}")
     if len(ridge.optimal) > 1:
-        lines += [f"[bold]verdict: {ridge.verdict}[/]", ridge.words]
+        lines += [Text(f"verdict: {ridge.verdict}", "bold"), ridge.words]
     return lines
 
 

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
+from knee_tune.cli.lines import PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -141,7 +142,7 @@ def run(
     )
     if schedule is None and seed_lr is not None:
         raise UserError("--seed-lr: goes with --schedule; for a study: --set recipe.seed_lr=VALUE")
-    console = Console(highlight=False)
+    console = PlainConsole()
     spec, _ = request.resolve()
     options = GroupOptions(
         nproc=spec.nproc,
@@ -158,7 +159,11 @@ def run(
         trunk_cache=size_of_cache(trunk_cache),
     )
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    console.print(f"[bold]{spec.name}[/]: task {spec.task}, preset {spec.preset}; warming up ...")
+    console.print(
+        Text.assemble(
+            (spec.name, "bold"), f": task {spec.task}, preset {spec.preset}; warming up ..."
+        )
+    )
 
     def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
         print_start(console, start)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from knee_tune.cli.audit import audit_line
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
+from knee_tune.errors import one_line
 from knee_tune.specs.shown import learning_rate, percent, setting
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "
 def fate(state: str, reason: str) -> Text:
     """How a trial stands or ended, and why: ``pruned at step 123``, ``failed: rank 1 was ...``."""
     text = Text(state, style=STYLES.get(state, ""))
+    reason = one_line(reason)
     if reason and state != "complete":
         rest = reason.removeprefix(state)
         text.append(rest if rest != reason else f": {reason}", style="dim")
@@ -109,8 +110,10 @@ def print_status(console: Console, record: "StudyRecord") -> None:
         console.print(f"baseline {baseline.schedule}, seed LR {baseline.seed_lr:g}: {value}")
     if best is not None:
         console.print(
-            f"[bold green]best: {setting(best.seed_lr, best.explore_fraction)}[/] "
-            f"({record.metric} {with_spread(best.value, best.spread)}, trial {best.number})"
+            Text.assemble(
+                (f"best: {setting(best.seed_lr, best.explore_fraction)}", "bold green"),
+                f" ({record.metric} {with_spread(best.value, best.spread)}, trial {best.number})",
+            )
         )
     if (report := record.audit_report) is not None:
         console.print(audit_line(report), soft_wrap=True)
@@ -148,7 +151,7 @@ def print_replay(console: Console, replay: "Replay") -> None:
 def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
     """Every task with its presets, the default one marked."""
     for task in tasks:
-        console.print(f"[bold]{task.name}[/]  {task.description}")
+        console.print(Text.assemble((task.name, "bold"), f"  {task.description}"))
         for preset, description in task.presets.items():
             default = " (default)" if preset == task.default_preset else ""
             console.print(f"  {preset}{default}: {description}")
@@ -157,7 +160,7 @@ def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
 def print_prepared(console: Console, prepared: "PreparedSet", *, task: str) -> None:
     """What the set holds and how to train on it."""
     done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
-    console.print(f"[bold]{prepared.name}[/] {done}: {prepared.contents()}")
+    console.print(Text.assemble((prepared.name, "bold"), f" {done}: {prepared.contents()}"))
     for warning in prepared.warnings:
         console.print(warning, style="yellow", markup=False, soft_wrap=True)
     console.print(f"in {prepared.folder}", soft_wrap=True)
@@ -167,7 +170,8 @@ def print_prepared(console: Console, prepared: "PreparedSet", *, task: str) -> N
 def print_checks(console: Console, checks: "Sequence[Check]") -> None:
     """One line per finding; advice below what is amiss."""
     for check in checks:
-        mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
-        console.print(f"{mark}[bold]{check.name}[/]: {escape(check.detail)}", soft_wrap=True)
+        mark = ("ok  ", "green") if check.ok else ("no  ", "red")
+        found = Text.assemble(mark, (check.name, "bold"), f": {one_line(check.detail)}")
+        console.print(found, soft_wrap=True)
         if not check.ok and check.advice:
             console.print(f"      {check.advice}", markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from knee_tune.cli.lines import PlainConsole
 from knee_tune.cli.options import DEFAULT_HOME, HomeOption, JsonOption
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def list_command(json: JsonOption = False, home: HomeOption = DEFAULT_HOME) -> N
     if json:
         typer.echo(json_module.dumps(_as_json(stored)))
     else:
-        _print(Console(highlight=False), stored)
+        _print(PlainConsole(), stored)
 
 
 @trunks_app.command(name="clear")
@@ -46,7 +47,7 @@ def clear_command(
     size = _shown(sum(entry.size for entry in cleared.removed))
     typer.echo(f"{_count(len(cleared.removed), 'trunk')} removed, {size}")
     for entry in cleared.in_use:
-        typer.echo(f"left, because a run is training it: {_named(entry)}")
+        PlainConsole().print(f"left, because a run is training it: {_named(entry)}")
 
 
 def _print(console: Console, stored: "StoredTrunks") -> None:

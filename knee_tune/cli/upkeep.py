@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from knee_tune.cli.lines import PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     HomeOption,
@@ -16,6 +16,7 @@ from knee_tune.cli.options import (
     TextKind,
     TrackingOption,
 )
+from knee_tune.errors import one_line
 
 
 def prepare(
@@ -74,13 +75,13 @@ def prepare(
         "joint_dictionary": joint_dictionary or None,
         "force": force,
     }
-    console = Console(highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = PlainConsole()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=json, transient=True) as progress:
         bar = progress.add_task("", total=1.0)
 
         def show(text: str, share: float) -> None:
-            progress.update(bar, description=text, completed=share)
+            progress.update(bar, description=one_line(text), completed=share)
 
         prepared = prepare_data(task, Home(home), given | {"progress": show})
     if json:
@@ -106,6 +107,6 @@ def doctor(
     if json:
         typer.echo(json_module.dumps({"checks": [asdict(check) for check in checks]}))
     else:
-        print_checks(Console(highlight=False), checks)
+        print_checks(PlainConsole(), checks)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

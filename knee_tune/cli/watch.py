@@ -143,7 +143,7 @@ class LiveWatcher:
         self._began = time.monotonic()
         self._wanted = start.trials - start.finished
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),

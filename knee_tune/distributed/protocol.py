@@ -4,10 +4,11 @@ Everything that crosses is JSON, never pickle.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from knee_tune.errors import one_line
 from knee_tune.planning.plan import Plan
 from knee_tune.specs.base import Spec
 
@@ -46,11 +47,15 @@ class Progress(Spec):
     step: int
 
 
+Words = Annotated[str, AfterValidator(one_line)]
+"""What a rank says, of data and libraries too: shown, kept and sent on as one line."""
+
+
 class Line(Spec):
     """Something a rank wants people to read; the driver prints it."""
 
     type: Literal["line"] = "line"
-    text: str
+    text: Words
 
 
 class Failure(Spec):
@@ -59,7 +64,7 @@ class Failure(Spec):
     type: Literal["failure"] = "failure"
     kind: Literal["user_error", "exception", "out_of_memory", "exit", "signal", "stalled", "launch"]
     rank: int
-    message: str = Field(description="one line")
+    message: Words
     traceback: str = ""
 
 
@@ -72,7 +77,7 @@ class ReplicaDone(Spec):
         default=0,
         description="up to here another replica of the run was the same, and was trained for both",
     )
-    reason: str = ""
+    reason: Words = ""
     metrics: dict[str, float] = Field(default_factory=dict, description="final, if complete")
     weights: str | None = Field(default=None, description="its weights file, if complete")
 
@@ -87,7 +92,7 @@ class Done(Spec):
     state: Literal["complete", "stopped", "diverged"]
     step: int = Field(default=0, description="last step trained")
     first_step: int = Field(default=0, description="the step whose state this attempt started from")
-    reason: str = ""
+    reason: Words = ""
     result: dict[str, Any] = Field(default_factory=dict, description="final metrics, or facts")
     replicas: tuple[ReplicaDone, ...] = Field(
         default=(), description="of a fused run, in the order of its plan"

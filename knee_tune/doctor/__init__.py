@@ -23,6 +23,7 @@ def examine(
         machine.check_cpu(),
         machine.check_start_method(),
         software.check_bytecode(),
+        software.check_code(),
         *places.check_home(home),
         places.check_storage(storage_url),
         places.check_tracking(tracking_uri),

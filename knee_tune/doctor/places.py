@@ -13,6 +13,7 @@ import sqlalchemy
 
 from knee_tune.doctor.check import Check
 from knee_tune.errors import first_line
+from knee_tune.urls import is_url, shown_url, sqlite_file
 
 TIMEOUT = 3.0
 """Seconds that a storage or a tracking server has to answer."""
@@ -48,14 +49,13 @@ def check_home(home: Path) -> Iterator[Check]:
 
 def check_storage(url: str) -> Check:
     """Whether the study's storage answers."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        return Check("storage", False, first_line(error), "--storage must be a SQLAlchemy URL")
-    shown = parsed.render_as_string(hide_password=True)
+    shown = shown_url(url, password="***")
+    if not is_url(url):
+        return Check("storage", False, f"{shown}: no URL", "--storage must be a SQLAlchemy URL")
+    parsed = sqlalchemy.make_url(url)
     backend = parsed.get_backend_name()
     if backend == "sqlite":
-        return _check_sqlite("storage", shown, parsed.database)
+        return _check_sqlite("storage", url)
     limits = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
     arguments = {limits[backend]: int(TIMEOUT)} if backend in limits else {}
     advice = "start the database or correct --storage (or OPTUNA_STORAGE)"
@@ -70,12 +70,12 @@ def check_storage(url: str) -> Check:
 def check_tracking(uri: str) -> Check:
     """Whether the MLflow server, or the place of its file, answers."""
     parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        return _check_sqlite("tracking", uri, sqlalchemy.make_url(uri).database)
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if parts.scheme.startswith("sqlite"):
+        return _check_sqlite("tracking", uri)
+    shown = shown_url(uri)
     if parts.scheme not in ("http", "https"):
         return Check("tracking", True, f"{shown} (not asked)")
-    url = f"{shown.rstrip('/')}/health"
+    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT):
             return Check("tracking", True, f"{shown} answers")
@@ -113,10 +113,10 @@ def _file_system(place: Path) -> str:
     )
 
 
-def _check_sqlite(name: str, shown: str, database: str | None) -> Check:
-    if not database or database == ":memory:":
+def _check_sqlite(name: str, url: str) -> Check:
+    shown, path = shown_url(url), sqlite_file(url)
+    if path is None:
         return Check(name, False, f"{shown} is in memory", "name a file: nothing would be kept")
-    path = Path(database)
     place = _existing(path)
     if place != path.absolute():
         writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)

@@ -59,6 +59,18 @@ def check_fairseq_extensions() -> Check:
     )
 
 
+def check_code() -> Check:
+    """What of a task's code decides whether a record or a trunk answers; nothing can be wrong."""
+    return Check(
+        "code",
+        True,
+        "a record or trunk answers for every module that knee-tune's training, the task and its "
+        "model import, and for the versions of their libraries; not seen are modules loaded by a "
+        "name made up at run time, and files that the task's own code reads and describe() does "
+        "not tell of",
+    )
+
+
 def check_bytecode() -> Check:
     """Whether the big libraries are compiled once, rather than again by every process."""
     spec = importlib.util.find_spec("torch")

@@ -56,6 +56,25 @@ class DescribePlan(TaskOrder):
     job: Literal["describe"] = "describe"
 
 
+class TaskFacts(Spec):
+    """What a task's data and model are; the answer to a :class:`DescribePlan`."""
+
+    steps_per_epoch: int
+    data_fingerprint: str
+    parameters: int
+    examples: dict[str, int] = Field(description="examples per split")
+    code: str = Field(default="", description="fingerprint of what trains: code and libraries")
+    cpu: str = Field(default="", description="kind of CPU: its arithmetic differs in the last bits")
+    threads: int = Field(default=1, gt=0, description="CPU threads of a rank")
+    modules: tuple[str, ...] = Field(
+        default=(), description="where the classes of task, recipe and model are, bases included"
+    )
+    unfusable: str = Field(
+        default="not said", description="why replicas cannot train as one batched model; empty: can"
+    )
+    gpus: int = Field(default=0, description="CUDA devices that the worker group could see")
+
+
 class TrunkPlan(Spec):
     """Where a run's trunk is kept, and which of its states are worth keeping."""
 
@@ -74,7 +93,7 @@ class Replica(Spec):
 
 
 class TrainPlan(TaskOrder):
-    """Train one run. Everything that decides its result is in here.
+    """Train one run. Everything that decides its result is in here (``keys.run_identity``).
 
     With ``replicas`` it is a fused run: models of one task that train step by step together, as one
     batched model. ``seed`` and ``schedule`` are then those of the first.
@@ -84,6 +103,9 @@ class TrainPlan(TaskOrder):
     schedule: Schedule
     replicas: tuple[Replica, ...] = Field(default=(), description="empty: a single model")
     steps_per_evaluation: int = Field(gt=0)
+    facts: TaskFacts | None = Field(
+        default=None, description="data, code and machine; None: of a version that did not say"
+    )
     checkpoint_dir: Path = Field(description="resumes from the newest sound checkpoint in here")
     trunk: TrunkPlan | None = Field(default=None, description="None: shares nothing")
 
@@ -136,19 +158,3 @@ class LRRangePlan(TaskOrder):
 Plan = Annotated[
     DescribePlan | TrainPlan | TestPlan | AnalysePlan | LRRangePlan, Field(discriminator="job")
 ]
-
-
-class TaskFacts(Spec):
-    """What a task's data and model are; the answer to a :class:`DescribePlan`."""
-
-    steps_per_epoch: int
-    data_fingerprint: str
-    parameters: int
-    examples: dict[str, int] = Field(description="examples per split")
-    code: str = Field(default="", description="fingerprint of the code that trains")
-    cpu: str = Field(default="", description="kind of CPU: its arithmetic differs in the last bits")
-    threads: int = Field(default=1, gt=0, description="CPU threads of a rank")
-    unfusable: str = Field(
-        default="not said", description="why replicas cannot train as one batched model; empty: can"
-    )
-    gpus: int = Field(default=0, description="CUDA devices that the worker group could see")

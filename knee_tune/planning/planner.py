@@ -103,6 +103,7 @@ def train_plan(
         schedule=schedule,
         replicas=tuple(replicas),
         steps_per_evaluation=steps_per_evaluation(recipe, facts),
+        facts=facts,
         checkpoint_dir=checkpoint_dir,
     )
 

@@ -215,6 +215,7 @@ def trials_section(record: StudyRecord) -> Section:
         words=(
             f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed, "
             f"{counts.running} running.",
+            *_codes(record),
         ),
         tables=(
             Table(
@@ -230,6 +231,16 @@ def trials_section(record: StudyRecord) -> Section:
             ),
         ),
     )
+
+
+def _codes(record: StudyRecord) -> Iterator[str]:
+    """Which trials were trained by which code; nothing if all by the same."""
+    if len(record.codes) > 1:
+        parts = (f"{what} by {code or 'code not noted'}" for code, what in record.codes.items())
+        yield (
+            "Not all by the same code and libraries, so numbers may differ for that reason too: "
+            f"{'; '.join(parts)}."
+        )
 
 
 def _candidate(candidate: Candidate) -> tuple[str, ...]:

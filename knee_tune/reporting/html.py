@@ -4,6 +4,7 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from knee_tune.errors import printable
 from knee_tune.reporting.document import Report
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def _template() -> "Template":
     environment = Environment(
         loader=PackageLoader("knee_tune.reporting", "page"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

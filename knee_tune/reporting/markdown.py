@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from knee_tune.errors import printable
 from knee_tune.reporting.document import Report, Section, Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
@@ -54,4 +55,4 @@ def _table(table: Table) -> str:
 
 def _text(text: str) -> str:
     """On one line, with nothing in it that Markdown or HTML would take for their own."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))

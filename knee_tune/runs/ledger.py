@@ -1,6 +1,10 @@
-"""The record of a finished run, beside its weights: who wants the same run is answered from it."""
+"""The record of a finished run, beside its weights: who wants the same run is answered from it.
+
+It answers only as it was written: record and weights must match their checksums.
+"""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,7 +12,9 @@ from typing import Any
 
 from knee_tune.distributed.protocol import Done, ReplicaDone, Report
 from knee_tune.errors import first_line
+from knee_tune.planning.keys import run_identity
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.runs.trunk_notes import write_note
 from knee_tune.specs.base import Spec
 
 RECORD = "finished.json"
@@ -27,11 +33,12 @@ class FinishedRun(Spec):
     """Everything that training the same run again would tell."""
 
     run: dict[str, Any]
-    """What was trained; the rest is in the folder's name (see ``planning/keys.py``)."""
+    """What was trained (see ``planning/keys.py``)."""
     reports: tuple[Report, ...]
     outcome: Done
     """Without the folder of the weights: a home may be moved."""
-    weights: KeptWeights | None
+    weights: tuple[KeptWeights, ...]
+    """All that it left, the one to be registered first: of a fused run those of every replica."""
 
     @property
     def steps(self) -> int:
@@ -41,12 +48,20 @@ class FinishedRun(Spec):
     def answer(self, plan: TrainPlan) -> Done:
         """The outcome of an attempt that finds everything done."""
         result = dict(self.outcome.result)
-        if self.weights is not None:
-            result["weights"] = str(plan.checkpoint_dir / self.weights.name)
+        if self.weights:
+            result["weights"] = str(plan.checkpoint_dir / self.weights[0].name)
         replicas = _moved(self.outcome.replicas, lambda name: plan.checkpoint_dir / name)
         return self.outcome.model_copy(
             update={"first_step": self.steps, "result": result, "replicas": replicas}
         )
+
+
+class Sealed(Spec):
+    """A record as its file has it."""
+
+    sha256: str
+    """Of the record (see :func:`_seal`)."""
+    record: FinishedRun
 
 
 def write_record(plan: TrainPlan, outcome: Done, reports: Sequence[Report]) -> bool:
@@ -57,7 +72,7 @@ def write_record(plan: TrainPlan, outcome: Done, reports: Sequence[Report]) -> b
     have diverged there, and the others have weights files of their own. OSError if it cannot be
     written.
     """
-    weights = None
+    paths: tuple[Path, ...] = ()
     if outcome.state == "complete":
         path = Path(outcome.result.get("weights", ""))
         finite = all(map(math.isfinite, outcome.result.get("metrics", {}).values()))
@@ -65,50 +80,57 @@ def write_record(plan: TrainPlan, outcome: Done, reports: Sequence[Report]) -> b
             return False
         if not all(_would_end_so_again(replica, plan) for replica in outcome.replicas):
             return False
-        weights = _kept(path)
+        parts = (Path(each.weights) for each in outcome.replicas if each.weights is not None)
+        paths = tuple(dict.fromkeys((path, *parts)))
     elif outcome.state != "diverged" or plan.placement.device != "cpu":
         return False
     result = {name: value for name, value in outcome.result.items() if name != "weights"}
     replicas = _moved(outcome.replicas, lambda path: Path(path).relative_to(plan.checkpoint_dir))
     record = FinishedRun(
-        run=_identity(plan),
+        run=run_identity(plan),
         reports=tuple(reports),
         outcome=outcome.model_copy(update={"result": result, "replicas": replicas}),
-        weights=weights,
+        weights=tuple(_kept(path, plan.checkpoint_dir) for path in paths),
     )
-    plan.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    draft = plan.checkpoint_dir / f"{RECORD}.draft"
-    draft.write_text(record.model_dump_json())
-    draft.replace(plan.checkpoint_dir / RECORD)
+    sealed = Sealed(sha256=_seal(record.model_dump(mode="json")), record=record)
+    write_note(plan.checkpoint_dir / RECORD, sealed)
     return True
 
 
 def read_record(plan: TrainPlan, *, on_line: Callable[[str], None]) -> FinishedRun | None:
     """The record of this run, or None: it is to be trained.
 
-    A record that is damaged, is another run's or has lost its weights is passed over with a line.
+    A record that is damaged, is another run's, has lost its weights or is of a version that gave
+    it no checksum is passed over with a line.
     """
     path = plan.checkpoint_dir / RECORD
     try:
-        record = FinishedRun.model_validate_json(path.read_bytes())
+        kept = json.loads(path.read_bytes())
+        if "sha256" not in kept:
+            on_line(f"{path}: of an earlier version, without a checksum; the run is trained again")
+            return None
+        if _seal(kept["record"]) != kept["sha256"]:
+            raise ValueError("it does not match its checksum")
+        record = Sealed.model_validate(kept).record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         on_line(f"{path}: damaged ({first_line(error)}); the run is trained again")
         return None
-    if record.run != _identity(plan):
+    if record.run != run_identity(plan):
         on_line(f"{path}: the record of another run; this one is trained")
         return None
-    for name in (replica.weights for replica in record.outcome.replicas):
-        if name is not None and not (plan.checkpoint_dir / name).is_file():  # thousands: no look in
-            on_line(f"{plan.checkpoint_dir / name}: missing; the run is trained again")
-            return None
-    if record.weights is not None:
-        weights = plan.checkpoint_dir / record.weights.name
-        if not weights.is_file() or _kept(weights) != record.weights:
-            on_line(f"{weights}: missing or damaged; the run is trained again")
+    for weights in record.weights:
+        if not _is_sound(weights, plan.checkpoint_dir):
+            place = plan.checkpoint_dir / weights.name
+            on_line(f"{place}: missing or damaged; the run is trained again")
             return None
     return record
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """The checksum of a record as JSON reads it, however its file is laid out."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _would_end_so_again(replica: ReplicaDone, plan: TrainPlan) -> bool:
@@ -131,13 +153,15 @@ def _moved(
     )
 
 
-def _identity(plan: TrainPlan) -> dict[str, Any]:
-    shared = {"task", "recipe", "seed", "schedule", "replicas", "steps_per_evaluation"}
-    placement = plan.placement.model_dump(include={"world_size", "device", "amp", "compile"})
-    return plan.model_dump(mode="json", include=shared) | placement
+def _is_sound(weights: KeptWeights, folder: Path) -> bool:
+    try:
+        return _kept(folder / weights.name, folder) == weights
+    except OSError:
+        return False
 
 
-def _kept(path: Path) -> KeptWeights:
+def _kept(path: Path, folder: Path) -> KeptWeights:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return KeptWeights(name=path.name, size=path.stat().st_size, sha256=digest)
+    name = path.relative_to(folder).as_posix()
+    return KeptWeights(name=name, size=path.stat().st_size, sha256=digest)

@@ -24,3 +24,4 @@ class ComparedRun(Spec):
     started: float | None = Field(default=None, description="seconds since 1970, UTC")
     seconds: float = Field(default=0.0, ge=0, description="of training")
     checkpoint: str | None = None
+    code: str = Field(default="", description="fingerprint of what trained it; empty: not noted")

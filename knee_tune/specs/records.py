@@ -1,6 +1,6 @@
 """What a study has found out, as the reporting side reads it (never Optuna)."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,6 +10,7 @@ from knee_tune.specs.base import Spec
 from knee_tune.specs.compared import ComparedRun
 from knee_tune.specs.confirmation import Confirmation, Confirmed
 from knee_tune.specs.recipe import Direction
+from knee_tune.specs.shown import counted
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.study import StudySpec
 
@@ -49,6 +50,7 @@ class RunRecord(Spec):
     run_url: str | None = None
     checkpoint: str | None = None
     seed: int | None = Field(default=None, description="random seed of the training run")
+    code: str = Field(default="", description="fingerprint of what trained it; empty: not noted")
 
 
 class ReplicateRecord(Spec):
@@ -173,6 +175,30 @@ class StudyRecord(Spec):
         """Runs of a comparison by state; those that diverged are counted as pruned."""
         counter = Counter(run.state for run in self.compared)
         return Counts(**{state: counter[state] for state in Counts.model_fields})
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """What each code trained, by its fingerprint: finished trials; runs of a comparison."""
+        trials, runs = defaultdict[str, list[int]](list), Counter[str]()
+        for trial in self.trials:
+            if trial.state in ("complete", "pruned"):
+                trials[trial.code].append(trial.number)
+        runs.update(run.code for run in self.compared if run.state != "failed")
+        return {code: counted("trial", numbers) for code, numbers in trials.items()} | {
+            code: f"{count} run{'s' if count > 1 else ''}" for code, count in runs.items()
+        }
+
+    def by_other_code(self, code: str) -> str:
+        """What of it was not trained by that code, as a sentence; empty if all of it was."""
+        others = {name: what for name, what in self.codes.items() if name != code}
+        if not others:
+            return ""
+        shown = " and ".join(others.values())
+        verb = "was" if len(others) == 1 and shown.startswith(("trial ", "1 run")) else "were"
+        names = ", ".join(name or "not noted" for name in others)
+        return (
+            f"{shown} {verb} trained by other code or libraries (fingerprint {names}, now {code})"
+        )
 
     @property
     def best(self) -> TrialRecord | None:

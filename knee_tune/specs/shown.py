@@ -1,4 +1,6 @@
-"""Seed LR and explore fraction as people read them, the same wherever they are shown."""
+"""Seed LR, explore fraction and trials as people read them, the same wherever they are shown."""
+
+from collections.abc import Iterable
 
 
 def percent(fraction: float) -> str:
@@ -15,3 +17,15 @@ def setting(seed_lr: float, explore_fraction: float | None) -> str:
     """``seed LR 0.05, explore 50%``; without a fraction, of a baseline, the seed LR alone."""
     explore = "" if explore_fraction is None else f", explore {percent(explore_fraction)}"
     return f"seed LR {learning_rate(seed_lr)}{explore}"
+
+
+def counted(what: str, numbers: Iterable[int]) -> str:
+    """``trials 0-3, 7``: the numbers of some of them, at least one, as spans."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    shown = ", ".join("-".join(map(str, span)) for span in spans)
+    return f"{what}s {shown}" if "," in shown or "-" in shown else f"{what} {shown}"

@@ -1,12 +1,13 @@
 """Tracking in MLflow, which this package alone imports, and never when it is itself imported."""
 
 from knee_tune.tracking.provenance import provenance
+from knee_tune.tracking.sender import EXIT_PATIENCE
 from knee_tune.tracking.store import (
     experiment_name,
     local_store,
+    refuse_damaged,
     resolve_tracking_uri,
     ui_command,
-    without_password,
 )
 from knee_tune.tracking.tracker import (
     MlflowTracker,
@@ -18,6 +19,7 @@ from knee_tune.tracking.tracker import (
 )
 
 __all__ = [
+    "EXIT_PATIENCE",
     "MlflowTracker",
     "NullTracker",
     "Tracker",
@@ -25,9 +27,9 @@ __all__ = [
     "local_store",
     "open_tracker",
     "provenance",
+    "refuse_damaged",
     "resolve_tracking_uri",
     "send_leftovers",
     "ui_command",
     "unsent_notice",
-    "without_password",
 ]

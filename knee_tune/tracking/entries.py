@@ -48,7 +48,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
                 raise RejectedError(f"{artifact.file} is gone")
             path.symlink_to(artifact.file)
         elif artifact.text is not None:
-            path.write_text(artifact.text)
+            path.write_text(artifact.text, encoding="utf-8")
         else:
             import plotly.io  # slow to import
 

@@ -21,7 +21,7 @@ def add_metrics(
 ) -> RunLink | None:
     """Add ``metrics`` to the run of a trial, or of a row, ``key``; None if it has none there.
 
-    Raises what MLflow raises when it does not answer.
+    Raises what MLflow raises when it does not answer, DeletedError if the run was deleted.
     """
     with patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the run may still wait in an outbox
@@ -29,17 +29,13 @@ def add_metrics(
         from mlflow.entities import Metric
 
         from knee_tune.tracking.entries import log_entries
-        from knee_tune.tracking.runs import RUN_KEY, run_key_of
+        from knee_tune.tracking.runs import known_run
 
-        known = client.get_experiment_by_name(experiment)
-        if known is None:
+        run = known_run(client, uri=uri, experiment=experiment, study_uid=study_uid, key=key)
+        if run is None:
             return None
-        condition = f"tags.`{RUN_KEY}` = '{run_key_of(study_uid, key)}'"
-        found = client.search_runs([known.experiment_id], condition)
-        if not found:
-            return None
-        run_id = str(found[0].info.run_id)
+        run_id = str(run.info.run_id)
         now = time.time_ns() // 1_000_000
         measured = [Metric(name, value, now, 0) for name, value in metrics.items()]
         log_entries(client, run_id, metrics=measured, tags=tags)
-        return run_link(uri, experiment_id=known.experiment_id, run_id=run_id)
+        return run_link(uri, experiment_id=run.info.experiment_id, run_id=run_id)

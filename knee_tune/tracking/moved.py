@@ -3,6 +3,8 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from knee_tune.tracking.store import local_store
 
@@ -27,7 +29,7 @@ def follow_home(home: Path, uri: str) -> None:
     now = path.parent / "artifacts"
     with closing(sqlite3.connect(path, timeout=60)) as store, store:
         default = store.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0")
-        before = Path(next(default, (str(now / "0"),))[0]).parent
+        before = _path(next(default, (str(now / "0"),))[0]).parent
         if before == now or not before.is_absolute():
             return
         for old, new in ((str(before), str(now)), (before.as_uri(), now.as_uri())):
@@ -37,3 +39,7 @@ def follow_home(home: Path, uri: str) -> None:
                     f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
                 )
+
+
+def _path(location: str) -> Path:
+    return Path(url2pathname(urlsplit(location).path) if location.startswith("file:") else location)

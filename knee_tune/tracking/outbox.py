@@ -20,8 +20,10 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from knee_tune.errors import first_line
 from knee_tune.specs.tracking import Event, Recorded, StudyStarted
-from knee_tune.tracking.store import without_password
+from knee_tune.tracking.store import is_server
+from knee_tune.urls import shown_url, sqlite_file
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ class Batch(NamedTuple):
 class Outbox:
     """One file of events, locked by this process. Any thread may append; one thread reads."""
 
-    def __init__(self, path: Path, descriptor: int, study: StudyStarted) -> None:
+    def __init__(self, path: Path, descriptor: int, study: StudyStarted, *, began: int) -> None:
         self.path = path
         self.study = study
+        self._began = began
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._torn = False
@@ -50,17 +53,25 @@ class Outbox:
         self._remaining = sum(1 for _ in self._lines(self._acknowledged))
 
     @classmethod
-    def create(cls, root: Path, study: StudyStarted) -> Self:
-        """A new outbox below ``root`` (see :func:`outbox_root`) whose first line is ``study``."""
+    def create(cls, root: Path, study: StudyStarted, *, began: int | None = None) -> Self:
+        """A new outbox below ``root`` (see :func:`outbox_root`) whose first line is ``study``.
+
+        It began now, or at ``began`` (ms since 1970).
+        """
+        first = Recorded(at=_now() if began is None else began, event=study)
         folder = study_folder(root, study.name)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{time.time_ns()}-{os.getpid()}"
         draft = folder / f"{name}.draft"
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, _line(study))
+        os.write(descriptor, _line(first))
         path = draft.rename(folder / f"{name}.jsonl")  # visible to others only when locked
-        return cls(path, descriptor, study)
+        return cls(path, descriptor, study, began=first.at)
+
+    def beside(self) -> Self:
+        """A new outbox of the same study, as if it had begun when this one did."""
+        return self.create(self.path.parent.parent, self.study, began=self._began)
 
     @classmethod
     def adopt(cls, folder: Path) -> list[Self]:
@@ -79,20 +90,23 @@ class Outbox:
             if os.fstat(descriptor).st_ino != path.stat().st_ino:
                 raise FileNotFoundError(path)
             with path.open("rb") as file:
-                first = Recorded.model_validate_json(file.readline()).event
-            if not isinstance(first, StudyStarted):
+                first = Recorded.model_validate_json(file.readline())
+            if not isinstance(first.event, StudyStarted):
                 raise ValueError("its first line is not the start of a study")
-            return cls(path, descriptor, first)
+            return cls(path, descriptor, first.event, began=first.at)
         except (BlockingIOError, FileNotFoundError):
             pass  # its driver is alive, or another adopter was quicker
         except ValueError as error:
-            log.warning("leaving %s alone: %s", path, error)
+            log.warning("leaving %s alone: %s", path, first_line(error))
         os.close(descriptor)
         return None
 
     def append(self, event: Event) -> None:
         """Write ``event`` down; takes microseconds. A full disk is warned of, not raised."""
-        data = _line(event)
+        self.keep(_line(Recorded(at=_now(), event=event)))
+
+    def keep(self, data: bytes) -> None:
+        """Write a line of another outbox down, as :meth:`append` does."""
         with self._lock:
             if self._torn:
                 data = b"\n" + data
@@ -129,11 +143,12 @@ class Outbox:
             self._acknowledged = batch.end
             self._remaining -= len(batch.lines)
 
-    def reject(self, line: bytes, reason: str) -> None:
-        """Put aside a line that MLflow will never take, so that it blocks nothing."""
-        with (self.path.parent / "rejected.log").open("ab") as file:
+    def reject(self, line: bytes) -> Path:
+        """Keep a line that MLflow will never take, so that it blocks nothing; in which file."""
+        path = self.path.parent / "rejected.log"
+        with path.open("ab") as file:
             file.write(line)
-        log.warning("MLflow refused an event, kept in %s: %s", file.name, reason)
+        return path
 
     def events(self) -> Iterator[Recorded]:
         """Every event from the start, acknowledged or not, without the unreadable."""
@@ -177,9 +192,10 @@ class Outbox:
 def outbox_root(home: Path, uri: str) -> Path:
     """Where everything waits that is meant for the tracking URI ``uri``, and for no other.
 
-    A new password does not make it another store.
+    A new password does not make it another store, nor does another way to write a file's path.
     """
-    store = without_password(uri).rstrip("/")
+    file = None if is_server(uri) else sqlite_file(uri)
+    store = f"sqlite:///{file}" if file else shown_url(uri).rstrip("/")
     return home / "outbox" / hashlib.sha256(store.encode()).hexdigest()[:12]
 
 
@@ -208,6 +224,9 @@ def another_driver_lives(folder: Path, *, ours: Collection[Path]) -> bool:
     return False
 
 
-def _line(event: Event) -> bytes:
-    recorded = Recorded(at=time.time_ns() // 1_000_000, event=event)
+def _line(recorded: Recorded) -> bytes:
     return recorded.model_dump_json().encode() + b"\n"
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sqlite3
 import tempfile
 import time
 import warnings
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import UserError
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
-from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, without_password
+from knee_tune.tracking.sender import DeletedError
+from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, trouble
 from knee_tune.tracking.tracker import send_leftovers
+from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,7 +169,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     mlflow.pyfunc.save_model(
         folder,
         python_model=serving.__file__,
-        artifacts={name: str(path) for name, path in artifacts.items()},
+        artifacts={name: path.absolute().as_uri() for name, path in artifacts.items()},
         signature=signature,
         input_example=example,
         pip_requirements=[f"knee-tune{extra}=={__version__}"],
@@ -174,7 +177,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
             run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
         ),
     )
-    served_answers = mlflow.pyfunc.load_model(str(folder)).predict(example)
+    served_answers = mlflow.pyfunc.load_model(folder.as_uri()).predict(example)
     if not _same(served_answers, answers):
         raise UserError(
             f"{model.weights}: the model of {model.task} saved from it does not answer as the "
@@ -194,18 +197,18 @@ def _same(answers: Any, others: Any) -> bool:
 
 
 def _source_run(client: "MlflowClient", model: TrainedModel, uri: str) -> "Run":
-    from knee_tune.tracking.runs import RUN_KEY, run_key_of
+    from knee_tune.tracking.runs import known_run, refuse_deleted
 
     if model.run_id is not None:
-        return client.get_run(model.run_id)
-    experiment = client.get_experiment_by_name(model.experiment)
-    if experiment is not None:
-        key = run_key_of(model.study_uid, model.key)
-        found = client.search_runs([experiment.experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
-        if found:
-            return found[0]
+        named = client.get_run(model.run_id)
+        refuse_deleted(named, uri=uri)
+        return named
+    experiment, study = model.experiment, model.study_uid
+    run = known_run(client, uri=uri, experiment=experiment, study_uid=study, key=model.key)
+    if run is not None:
+        return run
     raise UserError(
-        f"--tracking-uri {without_password(uri)}: it has no run of {model.key} of study "
+        f"--tracking-uri {shown_url(uri)}: it has no run of {model.key} of study "
         f"{model.study}; name the store that the study was tracked in"
     )
 
@@ -269,7 +272,7 @@ def _one_line_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        said = first_line(error)
-        reason = "the tracking server does not answer" if "API request" in said else said
-        raise UserError(f"--tracking-uri {without_password(uri)}: {reason[:200]}") from error
+    except DeletedError as error:
+        raise UserError(f"--tracking-uri {shown_url(uri)}: {error}") from error
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise UserError(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException, RestException
 
 from knee_tune.specs.tracking import (
@@ -27,7 +27,7 @@ from knee_tune.specs.tracking import (
     TrialStarted,
 )
 from knee_tune.tracking.entries import log_artifact, log_entries, mlflow_name
-from knee_tune.tracking.sender import RejectedError
+from knee_tune.tracking.sender import DeletedError, RejectedError
 from knee_tune.tracking.states import (
     STUDY_STATUS,
     TRIAL_STATUS,
@@ -35,7 +35,14 @@ from knee_tune.tracking.states import (
     end_run,
     is_outdated,
 )
-from knee_tune.tracking.store import MAX_PATIENCE, PATIENCE, artifact_root, patience, run_link
+from knee_tune.tracking.store import (
+    MAX_PATIENCE,
+    PATIENCE,
+    artifact_location,
+    deleted,
+    patience,
+    run_link,
+)
 
 RUN_KEY = "knee.run_key"
 """Tag that a run is found again by: ``<study uid>`` or ``<study uid>/<trial key>``."""
@@ -52,6 +59,8 @@ class _StudyRuns:
     experiment_id: str
     ids: dict[str, str] = field(default_factory=dict)
     """Run id by run key."""
+    deleted: dict[str, str] = field(default_factory=dict)
+    """Of runs that people deleted: they can be restored, and are not made a second time."""
     steps: dict[tuple[str, int], set[int]] = field(default_factory=dict)
     """Steps reported so far, by run id and replicate, loaded when first needed."""
 
@@ -73,7 +82,10 @@ class RunWriter:
             return self._links.get(run_key)
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
-        """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good."""
+        """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good.
+
+        DeletedError if the experiment, or the run of one, was deleted.
+        """
         with self._asking(study):
             self._apply(study, events)
 
@@ -134,8 +146,7 @@ class RunWriter:
         """The experiment, created if need be, and the study's runs in it."""
         experiment = self._client.get_experiment_by_name(study.experiment)
         if experiment is None:
-            root = artifact_root(self._home, self._uri)
-            location = f"{root}/{study.experiment}" if root else None
+            location = artifact_location(self._home, self._uri, study.experiment)
             try:
                 identity = self._client.create_experiment(study.experiment, location)
             except MlflowException as error:
@@ -144,19 +155,25 @@ class RunWriter:
                 return self._load(study)  # another driver was quicker
         else:
             identity = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                self._client.restore_experiment(identity)
+            refuse_deleted(experiment, uri=self._uri)
         runs = _StudyRuns(identity)
-        for run in self._search(identity, f"tags.`{STUDY_UID}` = '{study.uid}'"):
-            self._know(runs, run.data.tags[RUN_KEY], run.info.run_id)
+        condition = f"tags.`{STUDY_UID}` = '{study.uid}'"
+        for run in self._search(identity, condition, view=ViewType.ALL):
+            run_key = run.data.tags[RUN_KEY]
+            if run.info.lifecycle_stage == "deleted":
+                runs.deleted[run_key] = run.info.run_id
+            else:
+                self._know(runs, run_key, run.info.run_id)
         return runs
 
-    def _search(self, experiment_id: str, condition: str) -> list[Run]:
+    def _search(
+        self, experiment_id: str, condition: str, *, view: int = ViewType.ACTIVE_ONLY
+    ) -> list[Run]:
         """All runs that match, the oldest last, so that it wins in a dict."""
         found: list[Run] = []
         token = None
         while True:
-            page = self._client.search_runs([experiment_id], condition, page_token=token)
+            page = self._client.search_runs([experiment_id], condition, view, page_token=token)
             found += page
             token = page.token
             if not token:
@@ -242,6 +259,9 @@ class RunWriter:
         run_key = run_key_of(study.uid, key)
         if run_key in runs.ids:
             return runs.ids[run_key]
+        if run_key in runs.deleted:
+            shown = key or f"of study {study.name}"
+            raise DeletedError(deleted(self._uri, "run", shown, runs.deleted[run_key]))
         tags = {
             RUN_KEY: run_key,
             STUDY_UID: study.uid,
@@ -275,6 +295,31 @@ class RunWriter:
 def run_key_of(study_uid: str, key: str | None) -> str:
     """The value of the tag ``knee.run_key`` of a trial, or of the study itself (None)."""
     return study_uid if key is None else f"{study_uid}/{key}"
+
+
+def known_run(
+    client: MlflowClient, *, uri: str, experiment: str, study_uid: str, key: str
+) -> Run | None:
+    """The run of a trial, or of a row, ``key``; None if there is none, DeletedError if deleted."""
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        return None
+    refuse_deleted(known, uri=uri)
+    condition = f"tags.`{RUN_KEY}` = '{run_key_of(study_uid, key)}'"
+    found = list(client.search_runs([known.experiment_id], condition, ViewType.ALL))
+    found.sort(key=lambda run: run.info.lifecycle_stage == "deleted")
+    if found:
+        refuse_deleted(found[0], uri=uri)
+    return found[0] if found else None
+
+
+def refuse_deleted(found: Experiment | Run, *, uri: str) -> None:
+    """DeletedError if people deleted it."""
+    if isinstance(found, Run):
+        if found.info.lifecycle_stage == "deleted":
+            raise DeletedError(deleted(uri, "run", found.info.run_name, found.info.run_id))
+    elif found.lifecycle_stage == "deleted":
+        raise DeletedError(deleted(uri, "experiment", found.name, found.experiment_id))
 
 
 def _refused(error: Exception) -> bool:

@@ -4,9 +4,11 @@ It knows files, time and patience, but not MLflow: delivery is handed in.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +24,7 @@ from knee_tune.specs.tracking import (
     TrialStarted,
 )
 from knee_tune.tracking.outbox import Outbox, another_driver_lives
+from knee_tune.tracking.store import trouble
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +34,30 @@ BATCH = 500
 MAX_BACK_OFF = 30.0
 """Seconds between two tries while the server is away."""
 
+EXIT_PATIENCE = 10.0
+"""Seconds that the end of a command waits for a server, or for anything once it is interrupted."""
+
+STANDSTILL = 600.0
+"""Seconds without anything delivered after which a local store counts as stuck; it may be slow."""
+
 
 class RejectedError(Exception):
     """The server answered and will never take this event: trying again is pointless."""
+
+
+class DeletedError(Exception):
+    """What the event is about was deleted there; the text says how people bring it back.
+
+    The event is put aside for then, and blocks nothing.
+    """
 
 
 class Delivery(Protocol):
     """Puts events where they belong. The same events may come twice and must count once."""
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
-        """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable.
+        """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable,
+        :class:`DeletedError` if it is about what was deleted.
 
         Outboxes of several drivers come in any order, so what is older than the newest start or
         end of its run neither opens nor ends that run.
@@ -62,7 +79,8 @@ class Sender:
 
     ``connect`` runs in the thread, so it may be slow. ``folders`` are searched once for
     outboxes to adopt. Those of the same study go first, since they tell what happened before;
-    those of other studies make room for ``outbox`` again and again.
+    those of other studies make room for ``outbox`` again and again. A ``local`` store is never
+    away, at most slow: its end has no deadline while events move.
     """
 
     def __init__(
@@ -72,6 +90,7 @@ class Sender:
         outbox: Outbox | None,
         folders: Sequence[Path],
         where: str,
+        local: bool = False,
         interval: float = 2.0,
     ) -> None:
         self._connect = connect
@@ -80,7 +99,9 @@ class Sender:
         ours = outbox.path.parent if outbox else None
         self._folders = sorted(folders, key=lambda folder: folder != ours)
         self._orphans: list[Outbox] = []
-        self._where = where
+        self._aside: dict[str, Outbox] = {}
+        self._told: set[str] = set()
+        self._where, self._local = where, local
         self._interval = interval
         self._changed = threading.Condition()
         self._urgent = False
@@ -100,30 +121,48 @@ class Sender:
             self._urgent = True
             self._changed.notify_all()
 
-    def flush(self, timeout: float) -> int:
-        """Deliver now; wait at most ``timeout`` seconds and two failures. What remains."""
-        deadline = time.monotonic() + timeout
+    def flush(self, timeout: float | None = None) -> int:
+        """Deliver now; what remains after ``timeout`` seconds, or two failures and nothing else.
+
+        Without a ``timeout`` a server has ``EXIT_PATIENCE`` seconds in all, and a local store
+        ``STANDSTILL`` seconds since it last took something.
+        """
+        patient = timeout is None and self._local
+        if timeout is None:
+            timeout = STANDSTILL if patient else EXIT_PATIENCE
+        moved = time.monotonic()
+        say_at = moved + EXIT_PATIENCE
         with self._changed:
-            failures = self._failures
-            while self.remaining or self._orphans or self._folders:
+            failures, todo = self._failures, self._todo()
+            while any(todo):
                 self._urgent = True
                 self._changed.notify_all()
-                left = deadline - time.monotonic()
+                left = moved + timeout - time.monotonic()
                 if left <= 0 or self._failures >= failures + 2:
                     break
-                self._changed.wait(left)
+                self._changed.wait(min(left, EXIT_PATIENCE))
+                before, todo = todo, self._todo()
+                if patient and todo < before:
+                    moved, failures = time.monotonic(), self._failures
+                if patient and any(todo) and time.monotonic() > say_at:
+                    say_at = math.inf
+                    log.warning("%d tracking events still go to %s", self.remaining, self._where)
         return self.remaining
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float | None = None) -> int:
         """Flush and stop. The thread ends by itself once its last call comes back."""
         remaining = self.flush(timeout)
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
         self._thread.join(timeout=0.2)  # longer only if it hangs in a call, reading nothing
-        for box in self._boxes():
+        for box in (*self._boxes(), *self._aside.values()):
             box.close()
         return remaining
+
+    def _todo(self) -> tuple[int, int, int]:
+        """What is still to be adopted and delivered; smaller the nearer the end is."""
+        return len(self._folders), len(self._orphans), self.remaining
 
     def _boxes(self) -> list[Outbox]:
         return [*self._orphans, *([self._outbox] if self._outbox else [])]
@@ -153,15 +192,14 @@ class Sender:
         self._failures += 1
         if self._failures == 1:
             log.warning(
-                "tracking at %s does not answer; events wait in the outbox and training goes on"
-                " (%s)",
+                "tracking at %s %s; events wait in the outbox and training goes on",
                 self._where,
-                first_line(error)[:200],
+                trouble(error),
             )
 
     def _succeeded(self) -> None:
         if self._failures:
-            log.warning("tracking at %s answers again", self._where)
+            log.warning("tracking at %s works again", self._where)
         self._failures = 0
 
     def _deliver_all(self) -> None:
@@ -177,7 +215,8 @@ class Sender:
             if self._outbox and orphan.path.parent != self._outbox.path.parent:
                 self._deliver(self._outbox)
             self._deliver(orphan)
-            self._bury(orphan)
+            with suppress(DeletedError):  # what is deleted does not run
+                self._bury(orphan)
             self._orphans = self._orphans[1:]
             orphan.close()
         if self._outbox:
@@ -190,9 +229,9 @@ class Sender:
                 return
             try:
                 self._apply(outbox.study, batch.lines)
-            except (RejectedError, ValidationError):
+            except (RejectedError, DeletedError, ValidationError):
                 for line in batch.lines:
-                    self._apply_or_reject(outbox, line)
+                    self._apply_or_keep(outbox, line)
             if self._stopping.is_set():
                 return  # the outbox is closed and may have a new owner
             outbox.acknowledge(batch)
@@ -201,11 +240,27 @@ class Sender:
         assert self._delivery is not None
         self._delivery.apply(study, [Recorded.model_validate_json(line) for line in lines])
 
-    def _apply_or_reject(self, outbox: Outbox, line: bytes) -> None:
+    def _apply_or_keep(self, outbox: Outbox, line: bytes) -> None:
         try:
             self._apply(outbox.study, [line])
+        except DeletedError as error:
+            self._put_aside(outbox, line, f"{error}")
         except (RejectedError, ValidationError) as error:
-            outbox.reject(line, first_line(error)[:200])
+            kept = outbox.reject(line)
+            self._warn_once(f"MLflow refused an event, kept in {kept}: {first_line(error)}")
+
+    def _put_aside(self, outbox: Outbox, line: bytes, reason: str) -> None:
+        """Into an outbox of its own, which the next command adopts like that of a dead driver."""
+        uid = outbox.study.uid
+        if uid not in self._aside:
+            self._aside[uid] = outbox.beside()
+        self._aside[uid].keep(line)
+        self._warn_once(f"{reason} (the next command then sends what is tracked meanwhile)")
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            log.warning("%s", text)
 
     def _bury(self, orphan: Outbox) -> None:
         """A killed driver could not say how its runs ended: those that still run end here.
@@ -238,7 +293,7 @@ class Sender:
         waiting = [box for box in self._orphans if box is not orphan]
         if any(box.study.uid == orphan.study.uid for box in waiting):
             return True
-        ours = {box.path for box in self._boxes()}
+        ours = {box.path for box in (*self._boxes(), *self._aside.values())}
         return another_driver_lives(orphan.path.parent, ours=ours)
 
 

@@ -3,15 +3,18 @@
 import fcntl
 import logging
 import os
-import re
+import shlex
+import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line, one_line
 from knee_tune.specs.tracking import RunLink
+from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,35 +32,39 @@ PATIENCE = 3
 
 MAX_PATIENCE = 60
 
-_SQLITE = "sqlite:///"
+LOCK_PATIENCE = 60
+"""Seconds that MLflow waits while another process writes to a local store; its own default is 5."""
 
 
 def resolve_tracking_uri(home: Path, uri: str | None = None) -> str | None:
     """``uri``, else ``<home>/mlflow.db``; None for ``none``.
 
     The command line is where ``MLFLOW_TRACKING_URI`` counts, as the default of its flag.
-    UserError for a scheme that MLflow 3 does not serve (file stores are refused).
+    UserError for what is no URL, or has a scheme that MLflow 3 does not serve (file stores are
+    refused), or would be gone with this process.
     """
     chosen = uri or local_store(home)
     if chosen == "none":
         return None
-    scheme = chosen.partition(":")[0].partition("+")[0]
-    if scheme not in SCHEMES:
-        raise UserError(
-            f"--tracking-uri {without_password(chosen)}: use http(s)://SERVER, {_SQLITE}FILE, "
-            "another database, or none"
-        )
+    shown = f"--tracking-uri {shown_url(chosen)}"
+    advice = "use http(s)://SERVER, sqlite:///FILE, another database, or none"
+    if chosen.partition(":")[0].partition("+")[0] not in SCHEMES:
+        raise UserError(f"{shown}: {advice}")
+    if not (chosen.startswith("databricks") or is_url(chosen)):
+        raise UserError(f"{shown}: not a URL; {advice}, with @ and / in a password as %40 and %2F")
+    if in_memory(chosen):
+        raise UserError(f"{shown}: a database in memory keeps nothing; {advice}")
     return chosen
 
 
 def local_store(home: Path) -> str:
     """The tracking URI of the store in ``home``."""
-    return f"{_SQLITE}{home.absolute() / 'mlflow.db'}"
+    return sqlite_url(home / "mlflow.db")
 
 
-def without_password(uri: str) -> str:
-    """``uri`` as people may see it: ``http://ann:secret@server`` becomes ``http://ann@server``."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1@", uri)
+def is_local(uri: str) -> bool:
+    """Whether ``uri`` is a file of this machine: never away, at most slow."""
+    return not is_server(uri) and sqlite_file(uri) is not None
 
 
 def experiment_name(task: str) -> str:
@@ -65,9 +72,11 @@ def experiment_name(task: str) -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"knee-tune-{task}"
 
 
-def artifact_root(home: Path, uri: str) -> str | None:
-    """Where new experiments keep artifacts; None leaves it to the server."""
-    return None if _is_server(uri) else (home.absolute() / "artifacts").as_uri()
+def artifact_location(home: Path, uri: str, experiment: str) -> str | None:
+    """Where a new experiment keeps artifacts; None leaves it to the server."""
+    if is_server(uri):
+        return None
+    return f"{(home.absolute() / 'artifacts').as_uri()}/{quote(experiment, safe='')}"
 
 
 def run_link(uri: str, *, experiment_id: str, run_id: str) -> RunLink:
@@ -81,13 +90,30 @@ def model_url(uri: str, *, name: str, version: int) -> str:
     return f"{_pages(uri)}/#/models/{name}/versions/{version}"
 
 
-def ui_command(uri: str) -> str:
+def ui_command(uri: str, *, mlflow: str = "mlflow") -> str:
     """What to run (a database) or open in a browser (a server) to look at the runs.
 
     Without the password, which is not to be left on a terminal: who has set it adds it.
     """
-    shown = without_password(uri)
-    return shown if _is_server(uri) else f"mlflow ui --backend-store-uri {shown}"
+    shown = shown_url(uri)
+    return shown if is_server(uri) else shlex.join([mlflow, "ui", "--backend-store-uri", shown])
+
+
+def deleted(uri: str, kind: Literal["experiment", "run"], name: str, identity: str) -> str:
+    """That something was deleted in MLflow, and how people bring it back."""
+    store = shlex.quote(shown_url(uri))
+    return (
+        f"MLflow: {kind} {one_line(name)} was deleted; to bring it back: "
+        f"MLFLOW_TRACKING_URI={store} mlflow {kind}s restore --{kind}-id {identity}"
+    )
+
+
+def trouble(error: BaseException) -> str:
+    """What is the matter with a store, from what MLflow raised: ``does not answer (...)``."""
+    said = one_line(first_line(error), longest=200)
+    if "API request to http" in said:
+        return f"does not answer ({said})"
+    return f"refuses ({said})" if "API request" in said else f"cannot be used ({said})"
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -101,8 +127,11 @@ def connect(uri: str) -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     for chatter in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
-    if uri.startswith(_SQLITE):
-        _create_database(Path(uri.removeprefix(_SQLITE)))
+    file = None if is_server(uri) else sqlite_file(uri)
+    if file is not None:
+        refuse_damaged(uri)
+        _create_database(file)
+        uri = _patient(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -125,6 +154,34 @@ def patience(seconds: float) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def refuse_damaged(uri: str) -> None:
+    """UserError if a local store is there but is no SQLite file; MLflow tries for 100 s to open it.
+
+    One that is not there yet is fine, and is not made.
+    """
+    file = None if is_server(uri) else sqlite_file(uri)
+    if file is None or not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=LOCK_PATIENCE)) as store:
+            store.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        raise UserError(
+            f"--tracking-uri {shown_url(uri)}: cannot be opened ({first_line(error)}); put a copy "
+            "of the file back, or move it away to begin a new one"
+        ) from error
+
+
+def _patient(uri: str) -> str:
+    """A local store's URI, as MLflow takes it: no lock is too long, no folder made of an escape."""
+    from sqlalchemy.engine import make_url  # slow
+
+    url = make_url(uri).set(drivername="sqlite+pysqlite")
+    if "timeout" not in url.query:
+        url = url.update_query_dict({"timeout": str(LOCK_PATIENCE)})
+    return url.render_as_string()
+
+
 def _create_database(path: Path) -> None:
     """MLflow's schema in a file that appears whole: 50 migrations killed half-way stay broken."""
     if path.exists():
@@ -139,7 +196,7 @@ def _create_database(path: Path) -> None:
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]
-                f"{_SQLITE}{draft}", str(path.parent / "artifacts")
+                sqlite_url(draft), (path.parent.absolute() / "artifacts").as_uri()
             )
             store.engine.dispose()
             draft.rename(path)
@@ -147,9 +204,10 @@ def _create_database(path: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _is_server(uri: str) -> bool:
+def is_server(uri: str) -> bool:
+    """Whether MLflow is asked there, and not a database."""
     return uri.startswith(("http:", "https:", "databricks"))
 
 
 def _pages(uri: str) -> str:
-    return without_password(uri).rstrip("/") if uri.startswith("http") else UI_ADDRESS
+    return shown_url(uri).rstrip("/") if uri.startswith("http") else UI_ADDRESS

@@ -9,13 +9,11 @@ from knee_tune.specs.tracking import Event, RunLink, StudyStarted, TrialStarted
 from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.outbox import Outbox, outbox_root, study_folders
 from knee_tune.tracking.sender import Sender
-from knee_tune.tracking.store import connect, without_password
+from knee_tune.tracking.store import connect, is_local
+from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
     from knee_tune.tracking.runs import RunWriter
-
-EXIT_PATIENCE = 10.0
-"""Seconds that the end of a command waits for tracking."""
 
 
 class Tracker(Protocol):
@@ -32,11 +30,14 @@ class Tracker(Protocol):
         """The MLflow run of a trial, or of the study (None), if known within ``wait`` seconds."""
         ...
 
-    def flush(self, timeout: float = EXIT_PATIENCE) -> int:
-        """Send everything now; the number of events that remain after ``timeout`` seconds."""
+    def flush(self, timeout: float | None = None) -> int:
+        """Send everything now; the number of events that remain after ``timeout`` seconds.
+
+        Without one, a server has 10 s; a local store takes the time it needs.
+        """
         ...
 
-    def close(self, timeout: float = EXIT_PATIENCE) -> int:
+    def close(self, timeout: float | None = None) -> int:
         """Flush and stop. What remains is sent by the next run; see :func:`unsent_notice`."""
         ...
 
@@ -51,11 +52,11 @@ class NullTracker:
         """There are no runs."""
         return None
 
-    def flush(self, timeout: float = EXIT_PATIENCE) -> int:
+    def flush(self, timeout: float | None = None) -> int:
         """There is nothing to send."""
         return 0
 
-    def close(self, timeout: float = EXIT_PATIENCE) -> int:
+    def close(self, timeout: float | None = None) -> int:
         """There is nothing to send."""
         return 0
 
@@ -85,7 +86,8 @@ class MlflowTracker:
                 self._connect,
                 outbox=self._outbox,
                 folders=study_folders(root),
-                where=without_password(self._uri),
+                where=shown_url(self._uri),
+                local=is_local(self._uri),
                 interval=self._interval,
             )
         else:
@@ -105,11 +107,11 @@ class MlflowTracker:
         left = max(0.0, deadline - time.monotonic())
         return self._writer.link(run_key_of(self._study.uid, key), wait=left)
 
-    def flush(self, timeout: float = EXIT_PATIENCE) -> int:
+    def flush(self, timeout: float | None = None) -> int:
         """See :class:`Tracker`."""
         return self._sender.flush(timeout) if self._sender else 0
 
-    def close(self, timeout: float = EXIT_PATIENCE) -> int:
+    def close(self, timeout: float | None = None) -> int:
         """See :class:`Tracker`."""
         return self._sender.close(timeout) if self._sender else 0
 
@@ -124,7 +126,7 @@ def open_tracker(*, home: Path, uri: str | None) -> Tracker:
     return NullTracker() if uri is None else MlflowTracker(home=home, uri=uri)
 
 
-def send_leftovers(*, home: Path, uri: str, timeout: float = EXIT_PATIENCE) -> int:
+def send_leftovers(*, home: Path, uri: str, timeout: float | None = None) -> int:
     """Send what earlier commands could not send to ``uri``, of all studies; what still remains.
 
     Imports no MLflow when nothing is left over. Outboxes of living drivers are left alone.
@@ -136,7 +138,8 @@ def send_leftovers(*, home: Path, uri: str, timeout: float = EXIT_PATIENCE) -> i
         lambda: _connect_writer(uri, home),
         outbox=None,
         folders=folders,
-        where=without_password(uri),
+        where=shown_url(uri),
+        local=is_local(uri),
     )
     return sender.close(timeout)
 
@@ -145,7 +148,7 @@ def unsent_notice(remaining: int, uri: str) -> str | None:
     """The line to show when :meth:`Tracker.close` left something; None if it did not."""
     if not remaining:
         return None
-    where = without_password(uri)
+    where = shown_url(uri)
     return f"{remaining} tracking events could not be sent to {where}; the next run sends them"
 
 

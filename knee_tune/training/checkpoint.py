@@ -25,6 +25,7 @@ from torch import nn
 from knee_tune.distributed.out_of_memory import ran_out_of_memory
 from knee_tune.errors import first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS, checkpoint_path, checkpoint_step
+from knee_tune.planning.keys import digest_of, run_identity
 from knee_tune.planning.plan import TrainPlan
 
 FORMAT = 3
@@ -61,14 +62,11 @@ class Checkpoint:
 
 
 def run_fingerprint(plan: TrainPlan) -> str:
-    """Tells runs apart whose states differ: same schedule, recipe, seed and world size, same run.
+    """Names the run whose states these are, and their format: only the same run goes on from one.
 
-    Not in it: where data and logs are, and the devices.
+    A run is what :func:`knee_tune.planning.keys.run_identity` says.
     """
-    decisive = {"task", "recipe", "seed", "schedule", "replicas", "steps_per_evaluation"}
-    parts = plan.model_dump(mode="json", include=decisive)
-    parts |= {"world_size": plan.placement.world_size, "format": FORMAT}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(run_identity(plan) | {"format": FORMAT})
 
 
 def save_checkpoint(

@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from knee_tune.tuning.patience import patience_with
-from knee_tune.tuning.storage import engine_options, sqlite_file
+from knee_tune.tuning.storage import engine_options
+from knee_tune.urls import sqlite_file
 
 
 def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:

@@ -13,7 +13,8 @@ from sqlalchemy.pool import NullPool
 
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tuning.patience import patience_with
-from knee_tune.tuning.storage import engine_options, sqlite_file
+from knee_tune.tuning.storage import engine_options
+from knee_tune.urls import sqlite_file
 
 _TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
 

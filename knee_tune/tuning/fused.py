@@ -56,7 +56,7 @@ class FusedTrial(TrialRun):
         self.note_plan(self.own_plan, replicates=1)
         for index in range(len(self.replicates)):
             self._change(index, state="running", checkpoint=str(plan.checkpoint_dir))
-        self._note_fused(self.run_steps)
+        self._note_fused(self._spent(self.run_steps))
 
     def whole(self, report: Report) -> bool:
         """Whether every replicate still trains; without half of them nothing is said of it."""

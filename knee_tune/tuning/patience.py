@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
-from knee_tune.errors import MachineError, UserError
+from knee_tune.errors import MachineError, UserError, one_line
+from knee_tune.urls import shown_url
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,7 @@ def cause_of(error: BaseException) -> str:
     while innermost.__cause__ is not None and not isinstance(innermost, DBAPIError):
         innermost = innermost.__cause__
     said = innermost.orig if isinstance(innermost, DBAPIError) else innermost
-    line = " ".join(str(said).split()) or type(said).__name__
-    return line if len(line) <= _LONGEST_CAUSE else f"{line[: _LONGEST_CAUSE - 1]}…"
-
-
-def shown(url: str) -> str:
-    """A database's URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    return one_line(str(said), longest=_LONGEST_CAUSE) or type(said).__name__
 
 
 def storage_timeout() -> float:
@@ -125,7 +119,7 @@ class Patience:
     """How calls to one database outlast its absence. Threads wait side by side, and say it once."""
 
     def __init__(self, url: str) -> None:
-        self._shown = shown(url)
+        self._shown = shown_url(url, password="***")
         self._lock = threading.Lock()
         self._waiting = 0
         self._since = 0.0

@@ -7,13 +7,15 @@ import threading
 def preload(*, sampler: str) -> threading.Thread:
     """Import in the background what the trials will need; join it before importing anything else.
 
-    Optuna Dashboard (notes) takes about 2 s, torch (which the GP sampler uses) as long again; the
-    warm process of the worker groups takes longer to start than both. One thread is fastest for the
-    sampler's small matrices, and leaves the others to the ranks.
+    What Optuna's storage needs takes half a second, its Dashboard (notes) about 2 s, torch (which
+    the GP sampler uses) as long again; the warm process of the worker groups takes longer to start
+    than all of them. One thread is fastest for the sampler's small matrices, and leaves the others
+    to the ranks.
     """
 
     def load() -> None:
-        importlib.import_module("optuna_dashboard")
+        for module in ("sqlalchemy.orm", "alembic.context", "optuna_dashboard"):
+            importlib.import_module(module)
         if sampler == "gp":
             importlib.import_module("torch").set_num_threads(1)
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -10,7 +9,6 @@ import sqlalchemy
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
-    ArgumentError,
     DatabaseError,
     IntegrityError,
     NoSuchModuleError,
@@ -18,16 +16,16 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.tuning.patience import (
     StorageGoneError,
     cause_of,
     patience_with,
-    shown,
     storage_timeout,
 )
 from knee_tune.tuning.patient_storage import PatientStorage
 from knee_tune.tuning.quiet import quiet_optuna
+from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file
 
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
@@ -48,19 +46,25 @@ OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def check_storage_url(url: str) -> None:
-    """UserError if ``url`` is no SQLAlchemy URL or its database driver is not installed."""
+    """UserError if ``url`` is no SQLAlchemy URL, has no driver here, or is in memory."""
+    if not is_url(url):
+        raise UserError(
+            f"--storage {shown_url(url)}: not an SQLAlchemy URL; for example "
+            "sqlite:////home/me/optuna.db or postgresql+psycopg://user@host:5432/name, with @ and "
+            "/ in a password as %40 and %2F"
+        )
+    if in_memory(url):
+        raise UserError(
+            f"--storage {_shown(url)}: a database in memory keeps nothing; name a file, as in "
+            "sqlite:////home/me/optuna.db"
+        )
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
-            f"--storage {shown(url)}: its database driver is not installed ({error}); "
+            f"--storage {_shown(url)}: its database driver is not installed ({first_line(error)}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
-    except ArgumentError:
-        raise UserError(
-            f"--storage {url}: not an SQLAlchemy URL; for example sqlite:////home/me/optuna.db "
-            "or postgresql+psycopg://user@host/name"
-        ) from None
 
 
 def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage:
@@ -77,7 +81,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
         storage = _make_tables(
             lambda: patience.outlast(
                 lambda: PatientStorage(
-                    url,
+                    url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
                     patience=patience,
                     engine_kwargs=engine_options(url),
                     heartbeat_interval=HEARTBEAT_SECONDS,
@@ -90,11 +94,11 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
         if patience.reached and isinstance(error, StorageGoneError):
             raise
         raise UserError(
-            f"--storage {shown(url)}: cannot be opened ({cause_of(error)}); "
+            f"--storage {_shown(url)}: cannot be opened ({cause_of(error)}); "
             "is the folder there, or the server up?"
         ) from error
     except RuntimeError as error:  # tables of another Optuna version
-        raise UserError(f"--storage {shown(url)}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--storage {_shown(url)}: {' '.join(str(error).split())}") from error
     if make_url(url).get_backend_name() == "sqlite":
         _use_wal(storage.engine)
     return storage
@@ -108,12 +112,6 @@ def refuse_missing(url: str) -> None:
         raise UserError(
             f"{file.parent}: there is no study in it (no {file.name}); check --home and --storage"
         )
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for a database server, or one in memory."""
-    parts = make_url(url)
-    return Path(parts.database) if parts.get_backend_name() == "sqlite" and parts.database else None
 
 
 def _make_tables(open_it: Callable[[], PatientStorage]) -> PatientStorage:
@@ -143,6 +141,10 @@ def engine_options(url: str) -> dict[str, Any]:
             name: value for name, value in _NOTICE_A_LOST_SERVER.items() if name not in parts.query
         }
     return options
+
+
+def _shown(url: str) -> str:
+    return shown_url(url, password="***")
 
 
 def _use_wal(engine: sqlalchemy.Engine) -> None:

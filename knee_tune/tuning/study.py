@@ -47,6 +47,9 @@ LONGEST_DIFFERENCE = 120
 PARAMETERS = ("seed_lr", "explore_fraction")
 """What is searched."""
 
+CODE = "code"
+"""Trial attribute with the fingerprint of the code that trained it; earlier versions noted none."""
+
 BASELINE_PREFIX = "baseline:"
 """Study attributes that hold the runs of other schedules."""
 
@@ -204,6 +207,7 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
     silent_death = KILLED if state == "failed" else ""  # Optuna takes no reason for a stale trial
     return TrialRecord(
         key=key_of(trial),
+        code=attrs.get(CODE, ""),
         number=trial.number,
         seed_lr=trial.params["seed_lr"],
         explore_fraction=trial.params["explore_fraction"],

@@ -19,10 +19,11 @@ from knee_tune.specs.tracking import RunLink
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import driver_id, key_of
 from knee_tune.tuning.replicate_notes import replicate_attr, replicates_of
-from knee_tune.tuning.study import reported_sign
+from knee_tune.tuning.study import CODE, reported_sign
 
 _SHARED_BY_TWINS = (
     "key",
+    CODE,
     "checkpoint",
     "plan",
     "schedule",
@@ -65,6 +66,8 @@ class Search:
     schedule: Callable[[float, float], Knee]
     """Of a seed LR and an explore fraction."""
     plan: PlanMaker
+    code: str = ""
+    """Fingerprint of the code that trains now."""
     parameters: int = 1
     """Of the task's model."""
     fused: bool = False
@@ -100,6 +103,18 @@ class TrialRun:
         self.url: str | None = known.user_attrs.get("mlflow_run_url")
         """Of its MLflow run, once that is known."""
         before = dict(enumerate(replicates_of(known.user_attrs)))
+        self._reported = set(known.intermediate_values)
+        self._goes_on = known.user_attrs.get(CODE, "") == search.code
+        """Whether what an earlier attempt found is what this one would find."""
+        self._outdated = set[int]()
+        """Optuna steps whose values are by other code: none can be taken back, only replaced."""
+        if not self._goes_on:
+            self._reported, self._outdated = self._outdated, self._reported
+            trial._cached_frozen_trial.intermediate_values = {}
+            before = {
+                index: ReplicateRecord(seed=replicate.seed, steps=self._spent(replicate.steps))
+                for index, replicate in before.items()
+            }
         self.replicates = [
             before.get(index, ReplicateRecord(seed=seed)) for index, seed in enumerate(search.seeds)
         ]
@@ -107,7 +122,10 @@ class TrialRun:
             {evaluation.step: evaluation.metrics[self.watched] for evaluation in replicate.curve}
             for replicate in self.replicates
         ]
-        self._reported = set(known.intermediate_values)
+
+    def _spent(self, steps: StepCount) -> StepCount:
+        """What earlier attempts cost, with the state that this one has of them."""
+        return steps if self._goes_on else StepCount(trained=steps.trained)
 
     def _suggest(self, name: str) -> float:
         span = self._search.axes[name].distribution()
@@ -151,6 +169,7 @@ class TrialRun:
         self.total_steps = plan.total_steps
         self.note(
             key=self.key,
+            code=self._search.code,
             checkpoint=str(plan.checkpoint_dir),
             plan=dumped,
             schedule={name: dumped["schedule"][name] for name in _OF_THE_KNEE},
@@ -170,8 +189,12 @@ class TrialRun:
         """Tell Optuna the mean over the replicates so far, in the study's direction."""
         mean = fmean(curve[step] for curve in self._curves[: replicate + 1] if step in curve)
         at = self._axis(replicate, step)
-        self.trial.report(reported_sign(self._search.recipe) * mean, at)
+        value = reported_sign(self._search.recipe) * mean
+        self.trial.report(value, at)
         self._reported.add(at)
+        self._outdated = {step for step in self._outdated if step > at}
+        for later in self._outdated:
+            self.trial.storage.set_trial_intermediate_value(self.trial._trial_id, later, value)
 
     def _axis(self, replicate: int, step: int) -> int:
         return replicate * self.total_steps + step
@@ -237,11 +260,19 @@ class TrialRun:
         return means | {f"{name}_std": spread for name, spread in spreads.items()}
 
     def finished_twin(self) -> FrozenTrial | None:
-        """A complete or pruned trial with the same parameters, if there is one."""
+        """A complete or pruned trial with the same parameters and code, if there is one."""
         finished = self.trial.study.get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
         )
-        return next((other for other in finished if other.params == self.trial.params), None)
+        return next(
+            (
+                other
+                for other in finished
+                if other.params == self.trial.params
+                and other.user_attrs.get(CODE, "") == self._search.code
+            ),
+            None,
+        )
 
     def copy(self, twin: FrozenTrial, *, reason: str) -> None:
         """Take over what ``twin`` measured; no step is trained for it, all of them are reused."""

@@ -26,7 +26,6 @@ from knee_tune.planning.plan import (
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.evaluation import evaluate, non_finite
-from knee_tune.training.fingerprint import code_fingerprint
 from knee_tune.training.fusable import why_unfusable
 from knee_tune.training.loop import TrainingRun
 
@@ -61,12 +60,15 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
             return Done(state="complete", step=len(losses), result={"lrs": lrs, "losses": losses})
         case DescribePlan():
             fingerprint, examples = task.describe()
+            model = task.build_model()
+            kinds = {type(task), type(task.recipe), *map(type, model.modules())}
+            modules = {base.__module__ for kind in kinds for base in kind.__mro__}
             facts = TaskFacts(
                 steps_per_epoch=task.steps_per_epoch(group),
                 data_fingerprint=fingerprint,
-                parameters=sum(p.numel() for p in task.build_model().parameters()),
+                parameters=sum(p.numel() for p in model.parameters()),
                 examples=examples,
-                code=code_fingerprint(task),
+                modules=tuple(sorted(modules)),
                 cpu=torch.backends.cpu.get_cpu_capability(),
                 threads=torch.get_num_threads(),
                 unfusable=why_unfusable(task),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ from knee_tune.distributed.protocol import (
 from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, Placement
+from tests.waiting import awaited, main_thread_is_in
 
 ENTRY = "tests.contract.jobs:job"
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def forkserver() -> Iterator[ForkserverRunner]:
-    runner = ForkserverRunner(ENTRY, preload=["tests.contract.jobs"])
-    yield runner
-    runner.close()
+def forkserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkserverRunner]:
+    """Warm: what it has to import is in no test's time."""
+    with contextlib.closing(ForkserverRunner(ENTRY, preload=["tests.contract.jobs"])) as runner:
+        done(run(runner, plan_in(tmp_path_factory.mktemp("warm"), world_size=1)))
+        yield runner
 
 
 @pytest.fixture
@@ -63,19 +66,22 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path) -> GroupRunner:
 PlanFor = Callable[..., DescribePlan]
 
 
+def plan_in(
+    folder: Path, *, world_size: int = 2, stall_timeout: float = 60.0, **recipe: Any
+) -> DescribePlan:
+    return DescribePlan(
+        task="none",
+        recipe=recipe,
+        seed=0,
+        data_dir=folder,
+        placement=Placement(world_size=world_size, stall_timeout=stall_timeout),
+        log_dir=folder / "logs",
+    )
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> PlanFor:
-    def make(*, world_size: int = 2, stall_timeout: float = 60.0, **recipe: Any) -> DescribePlan:
-        return DescribePlan(
-            task="none",
-            recipe=recipe,
-            seed=0,
-            data_dir=tmp_path,
-            placement=Placement(world_size=world_size, stall_timeout=stall_timeout),
-            log_dir=tmp_path / "logs",
-        )
-
-    return make
+    return partial(plan_in, tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +89,7 @@ def no_survivors() -> Iterator[None]:
     """Every process that a test starts is gone after it, but for the warm process itself."""
     before = _family()
     yield
-    assert _family() - before <= _zygotes()
+    awaited(lambda: _family() - before <= _zygotes())  # a moment after their ends are told
 
 
 def _family() -> set[psutil.Process]:
@@ -91,7 +97,13 @@ def _family() -> set[psutil.Process]:
 
 
 def _zygotes() -> set[psutil.Process]:
-    return {p for p in psutil.Process().children() if "zygote" in " ".join(p.cmdline())}
+    """Those that have their name already: a new process is for a moment a copy of this one."""
+    found = set()
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just died
+            if "zygote" in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 def go_on(_: Report) -> Decision:
@@ -204,7 +216,7 @@ def test_the_root_cause_comes_back_without_the_watchdog(
     assert ("jobs.py" in outcome.traceback) == (
         kind in {"user_error", "exception", "out_of_memory"}
     )
-    assert time.monotonic() - began < 30  # not by the watchdog (60 s); a cold start may be in here
+    assert time.monotonic() - began < 30  # not by the watchdog (60 s)
 
 
 @pytest.mark.parametrize(("what", "rank"), [("hang", 0), ("hang", 1), ("freeze", 1)])
@@ -293,16 +305,24 @@ def test_a_warm_process_that_dies_is_replaced_and_leaves_nothing_behind(
     with contextlib.closing(
         ForkserverRunner("no_such_module:job", preload=["no_such_module"])
     ) as runner:
-        (zygote,) = _zygotes() - before
-        threading.Timer(0.3, zygote.kill).start()
-        assert failure(run(runner, plan())).kind == "launch"
+        (zygote,) = awaited(lambda: _zygotes() - before)
+        zygote.suspend()  # it will read no order
+
+        def kill_once_it_is_asked() -> None:
+            awaited(lambda: main_thread_is_in("supervisor.py", "_listen"))
+            zygote.kill()
+
+        with ThreadPoolExecutor(1) as killer:
+            killed = killer.submit(kill_once_it_is_asked)
+            assert failure(run(runner, plan())).kind == "launch"
+            killed.result()
 
         outcome = failure(run(runner, plan()))
         assert outcome.kind == "exception"
         assert "No module named 'no_such_module'" in outcome.message
         assert len(list(tmp_path.glob("knee-tune-*"))) == 1
     assert list(tmp_path.glob("knee-tune-*")) == []
-    assert _zygotes() == before
+    awaited(lambda: _zygotes() == before)
 
 
 # A driver as a program of its own: with a __main__ that must not be imported again

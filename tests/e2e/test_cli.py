@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from knee_tune.urls import sqlite_url
 from tests.command_line import QUICK, TINY, complains, drive_here, knee_tune, knee_tune_here
 from tests.mlflow_stores import new_home, tracking_in
 
@@ -45,14 +46,20 @@ def status(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with one finished study, trained by two real ranks."""
-    home = new_home(tmp_path_factory, tmp_path_factory.mktemp("finished"))
+    """A home with one finished study, trained by two real ranks.
+
+    Its path would be another one wherever it became a URL without care.
+    """
+    made = new_home(tmp_path_factory, tmp_path_factory.mktemp("finished"))
+    home = made.rename(made.with_name("a b%20c?d#e'{ü} [bold]"))
     said = knee_tune(*FINISHED, "--trials", "4", "--home", home).stdout
     assert "0 of 4 trials done" in said
     assert said.count("%, 100 steps") == 4
     assert said.count("seed LR 0.05, explore 50%, 100 steps") == 1
     for look in ("best: seed LR 0.05", "knee-tune dashboard", "mlflow ui", "knee-tune register"):
         assert look in said
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+    assert {"optuna.db", "mlflow.db"} < {path.name for path in home.iterdir()}
     return home
 
 
@@ -213,11 +220,19 @@ def test_what_the_study_does_not_have_is_named(home: Path) -> None:
     complains("dashboard", "yours", "--home", home, said=("study yours", NAME))
 
 
+def test_a_damaged_registry_is_named_before_anything_is_tested(home: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "mlflow.db"
+    damaged.write_text("no database" * 100)
+    register = ("register", "--home", home, "--tracking-uri", f"sqlite:///{damaged}")
+    complains(*register, said=(f"--tracking-uri sqlite:///{damaged}", "cannot be opened"))
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
 def test_the_environment_names_places_and_flags_win(home: Path, tmp_path: Path) -> None:
     def shown(*options: str, **variables: str) -> str:
         return knee_tune_here("status", *options, expect=0, **variables).stdout
 
-    elsewhere, storage = str(tmp_path / "none"), f"sqlite:///{home}/optuna.db"
+    elsewhere, storage = str(tmp_path / "none"), sqlite_url(home / "optuna.db")
     assert NAME in shown(KNEE_TUNE_HOME=str(home))
     assert NAME in shown("--home", elsewhere, OPTUNA_STORAGE=storage)
     assert NAME in shown("--storage", storage, OPTUNA_STORAGE="sqlite:////no/such.db")
@@ -225,7 +240,7 @@ def test_the_environment_names_places_and_flags_win(home: Path, tmp_path: Path) 
 
     tracked_nowhere = {"KNEE_TUNE_HOME": str(home), "MLFLOW_TRACKING_URI": "none"}
     complains("register", said=("--tracking-uri none",), **tracked_nowhere)
-    mlflow = f"sqlite:///{home}/mlflow.db"
+    mlflow = sqlite_url(home / "mlflow.db")
     register = ("register", "--tracking-uri", mlflow)
     assert "version 1 is the ch" in knee_tune_here(*register, expect=0, **tracked_nowhere).stdout
 

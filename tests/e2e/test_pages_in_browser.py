@@ -2,8 +2,6 @@
 
 import json
 import re
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ from mlflow.entities import Run
 from knee_tune.app.home import Home, Places
 from knee_tune.app.look import look_at
 from knee_tune.tracking.store import AS_TRAINING
-from tests.browser import Browser, find_browser, free_port
+from tests.browser import Browser, find_browser
 from tests.command_line import knee_tune_here, running
-from tests.mlflow_stores import TrackingServer, new_home
+from tests.mlflow_stores import TrackingServer, new_home, tracking_server
+from tests.waiting import answers, awaited, reserved_port
 
 STUDY = (
     *("run", "--task", "digits", "--preset", "quick", "--study-name", "small"),
@@ -52,33 +51,18 @@ def best(home: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dashboard(home: Path) -> Iterator[str]:
     """The address of the study's page."""
-    port = free_port()
-    served = running("dashboard", "small", "--port", str(port), "--home", home, until="dashboard")
-    with served:
-        await_answer(f"http://127.0.0.1:{port}/api/studies/1")
-        yield f"http://127.0.0.1:{port}/dashboard/studies/1"
+    with reserved_port() as port:
+        command = ("dashboard", "small", "--port", str(port), "--home", home)
+        with running(*command, until="dashboard"):
+            awaited(lambda: answers(f"http://127.0.0.1:{port}/api/studies/1"))
+            yield f"http://127.0.0.1:{port}/dashboard/studies/1"
 
 
 @pytest.fixture(scope="module")
 def mlflow(home: Path) -> Iterator[TrackingServer]:
-    server = TrackingServer(home)
-    try:
+    with tracking_server(home) as server:
         server.start()
         yield server
-    finally:
-        server.kill()
-
-
-def await_answer(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=10):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
 
 
 def study_run(server: TrackingServer) -> Run:

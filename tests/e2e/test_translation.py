@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from tests import waiting
 from tests.command_line import complains, drive_here, environment, knee_tune, knee_tune_here
 from tests.mlflow_stores import new_home, tracking_in
 
@@ -40,7 +41,7 @@ def translated_by_the_champion(home: Path) -> list[str]:
         env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=waiting.COMMAND,
         check=True,
     )
     answers: list[str] = json.loads(done.stdout.splitlines()[-1])

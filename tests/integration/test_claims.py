@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from knee_tune.tuning.claims import take_claim
 from tests.command_line import REPOSITORY, environment
+from tests.waiting import awaited
 
 HOLD = """\
 import sys, time
@@ -63,11 +63,7 @@ def test_a_driver_that_is_killed_claims_nothing(url: str, name: str) -> None:
             assert take_claim(url, name) is None
         finally:
             driver.kill()
-    deadline = time.monotonic() + 10  # a server notices a moment later
-    while (claim := take_claim(url, name)) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert claim is not None
-    with claim:
+    with awaited(lambda: take_claim(url, name), seconds=10):  # a server notices a moment later
         pass
 
 

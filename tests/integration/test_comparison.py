@@ -385,10 +385,10 @@ def test_people_see_the_papers_numbers_beside_ours(finished: Finished) -> None:
 class Tracker(Recording):
     """Takes events and has nothing to send."""
 
-    def flush(self, timeout: float = 0.0) -> int:
+    def flush(self, timeout: float | None = None) -> int:
         return 0
 
-    def close(self, timeout: float = 0.0) -> int:
+    def close(self, timeout: float | None = None) -> int:
         return 0
 
 

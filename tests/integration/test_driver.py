@@ -5,10 +5,10 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import optuna
@@ -21,6 +21,7 @@ from knee_tune.distributed.protocol import Done, Failure, Outcome
 from knee_tune.errors import UserError
 from knee_tune.runs.processes import process_id
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
+from knee_tune.tuning import driver as driving
 from knee_tune.tuning import storage as storages
 from knee_tune.tuning.patience import StorageGoneError
 from tests.integration.workbench import (
@@ -31,6 +32,7 @@ from tests.integration.workbench import (
     at,
     training_as_a_rank_does,
 )
+from tests.waiting import awaited, main_thread_is_in
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +207,19 @@ def test_what_was_pruned_is_pruned_again_without_training(bench: Workbench) -> N
     assert (second.state, second.curve) == ("pruned", first.curve)
 
 
+def test_the_same_parameters_are_trained_again_by_other_code(bench: Workbench) -> None:
+    bench.drive(trials=1)
+    bench.code = "new"
+    bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
+    assert len(bench.drive(trials=2).plans) == 1
+    assert bench.record.trials[1].steps_trained == BUDGET
+    assert bench.record.codes == {"": "trial 0", "new": "trial 1"}
+    bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
+    assert bench.drive(trials=3).plans == []
+    assert bench.record.trials[2].reason == "same as trial 1"
+    assert bench.record.codes == {"": "trial 0", "new": "trials 1-2"}
+
+
 def test_trials_are_counted_over_all_commands(bench: Workbench) -> None:
     assert len(bench.drive(trials=2).plans) == 2
     assert len(bench.drive(trials=2).plans) == 0
@@ -229,11 +244,19 @@ def test_slots_train_at_the_same_time_and_not_more_than_wanted(bench: Workbench)
     assert len({(trial.seed_lr, trial.explore_fraction) for trial in bench.record.trials}) == 5
 
 
-def test_no_trial_is_started_after_the_timeout(bench: Workbench) -> None:
-    runner = InProcess(lambda step: time.sleep(0.01))
-    bench.driver(runner).run(trials=9, timeout=1.0)
+def test_no_trial_is_started_after_the_timeout(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def last_a_second(_: int) -> None:
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(driving, "time", SimpleNamespace(monotonic=lambda: now))
+    bench.driver(InProcess(last_a_second)).run(trials=9, timeout=BUDGET - 1.0)
     assert bench.states == ["complete"]
-    bench.driver(runner).run(trials=9, timeout=0.0)
+    bench.driver(InProcess()).run(trials=9, timeout=0.0)
     assert bench.states == ["complete"]
 
 
@@ -257,6 +280,28 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
     assert keys == ["trial-0000", "trial-0001", "trial-0001", "trial-0003"]
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_other_code_trains_an_interrupted_trial_anew(bench: Workbench, pruned: bool) -> None:
+    """No checkpoint and no value of before counts, but the steps that it cost do."""
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+    (waiting,) = bench.study.get_trials(states=(TrialState.WAITING,))
+    for step in (50, 100):
+        bench.storage.set_trial_intermediate_value(waiting._trial_id, step, 1234.5)
+
+    bench.code = "new"
+    if pruned:
+        bench.study.pruner = ThresholdPruner(lower=101)
+    runner = bench.drive(trials=1)
+    (trial,) = bench.record.trials
+    assert runner.reports[0] == ([50] if pruned else [50, 100, 150])
+    assert any("no good, starting from an earlier checkpoint" in x for x in bench.watching.lines)
+    assert 1234.5 not in [evaluation.metrics["valid_accuracy"] for evaluation in trial.curve]
+    assert (trial.state, trial.code) == ("pruned" if pruned else "complete", "new")
+    assert trial.steps_trained == 60 + (50 if pruned else BUDGET)
+    assert trial.steps_reused == 0
+
+
 def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
@@ -268,25 +313,16 @@ def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
 
 def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
     """Ctrl-C reaches the main thread, which has trained its last trial and waits for the other."""
-    main_is_done = threading.Event()
 
     def interrupt_late(step: int) -> None:
-        if threading.current_thread() is threading.main_thread():
-            return
-        if step == 60:
-            assert main_is_done.wait(60)
-            time.sleep(0.5)
+        if step == 60 and threading.current_thread() is not threading.main_thread():
+            awaited(lambda: main_thread_is_in("_base.py", "wait"))
             os.kill(os.getpid(), signal.SIGINT)
-        elif step > 60:
-            time.sleep(0.02)
+            awaited(lambda: driver._slots.stopped)
 
-    class Runner(InProcess):
-        def outcome(self, done: Done) -> Outcome:
-            main_is_done.set()
-            return done
-
+    driver = bench.driver(InProcess(interrupt_late, interrupt_late), slots=2)
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(Runner(interrupt_late, interrupt_late), trials=2, slots=2)
+        driver.run(trials=2)
     assert sorted(bench.states) == ["complete", "waiting"]
     bench.drive(trials=2)
     assert bench.states == ["complete"] * 2

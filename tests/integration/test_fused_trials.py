@@ -171,6 +171,18 @@ def test_an_interrupted_trial_goes_on_with_its_count(bench: Workbench) -> None:
     assert list(bench.study.trials[trial.number].intermediate_values) == [50, 100, 150]
 
 
+def test_of_a_trial_by_other_code_only_the_cost_counts(bench: Workbench) -> None:
+    """The state at step 100 is not what its own 110 steps came to."""
+    runner = FusedRanks(at(110, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        drive(bench, runner)
+    bench.code = "new"
+    trial = drive(bench, runner)
+    assert (trial.state, trial.code) == ("complete", "new")
+    steps = StepCount(trained=110 + 50, reused=100, reached=150)
+    assert [each.steps for each in trial.replicates] == [steps] * 3
+
+
 def test_a_run_that_cannot_be_trained_fails_its_trial(bench: Workbench) -> None:
     trial = drive(bench, FusedRanks(*[at(60, Died("signal"))] * 3))
     assert (trial.state, trial.reason) == ("failed", "died: signal")

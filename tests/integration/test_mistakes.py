@@ -25,7 +25,12 @@ from tests.command_line import QUICK, complains, knee_tune, knee_tune_here
         ((*QUICK, "--sampler", "best"), ("sampler", "best", "gp")),
         ((*QUICK, "--storage", "postgresql+nosuch://u:secret@h/d"), ("--storage", "u:***@h")),
         ((*QUICK, "--storage", "optuna.db"), ("--storage optuna.db", "sqlite:///")),
+        ((*QUICK, "--storage", "sqlite://"), ("--storage sqlite://", "in memory")),
+        ((*QUICK, "--storage", "postgresql://me:secret@h:port/d"), ("postgresql://...", "not an")),
         ((*QUICK, "--tracking-uri", "ftp://x"), ("--tracking-uri ftp://x", "none")),
+        ((*QUICK, "--tracking-uri", "http://["), ("--tracking-uri http://...", "not a URL")),
+        ((*QUICK, "--tracking-uri", "http://me:secret@h:port"), ("http://...", "not a URL")),
+        ((*QUICK, "--tracking-uri", "sqlite://"), ("--tracking-uri sqlite://", "in memory")),
         (("run",), ("--task", "--study")),
         (("status",), ("there is no study in it",)),
         (("best",), ("there is no study in it",)),
@@ -39,7 +44,13 @@ def test_a_mistake_gets_one_line_and_makes_nothing(
     arguments: tuple[str, ...], said: tuple[str, ...], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    complains(*arguments, "--home", home, said=said)
+    assert "secret" not in complains(*arguments, "--home", home, said=said)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["line\nend", "\x1b[31mred", "left\u202eright", "\udcff"])
+def test_a_home_that_no_terminal_can_show_is_refused(name: str, tmp_path: Path) -> None:
+    complains(*QUICK, "--home", tmp_path / name, said=("--home", "cannot be shown"))
     assert not list(tmp_path.iterdir())
 
 

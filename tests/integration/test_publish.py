@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
@@ -25,6 +24,7 @@ from knee_tune.tuning.study import open_study, study_record
 from tests.comparisons import compared, series
 from tests.integration.workbench import Workbench, training_as_a_rank_does
 from tests.recording import Recording
+from tests.waiting import awaited
 
 SURFACE = (
     "space.seed_lr={values: [0.02, 0.1]}",
@@ -40,11 +40,11 @@ class Tracked(Recording):
     def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
         return super().run_of(key, wait=wait) if self.started else None
 
-    def flush(self, timeout: float = 10.0) -> int:
+    def flush(self, timeout: float | None = None) -> int:
         self.started = True
         return 0
 
-    def close(self, timeout: float = 10.0) -> int:
+    def close(self, timeout: float | None = None) -> int:
         return self.flush(timeout)
 
 
@@ -244,9 +244,7 @@ def test_a_running_study_is_shown_in_a_thread_and_trouble_is_told_once(
         assert not shown.figures
         monkeypatch.setattr(publishing, "show_figures", show_figures)
         pages.changed()
-        deadline = time.monotonic() + 30
-        while not _shows_a_figure(shown) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        awaited(lambda: _shows_a_figure(shown), seconds=30)
     assert set(shown.figures) == {"surface", "ridge"}
     (line,) = shown.lines
     assert "No space left on device" in line

@@ -258,6 +258,16 @@ def test_a_trial_that_goes_on_trains_no_finished_replicate_again(bench: Workbenc
     assert len(bench.study.trials[trial.number].intermediate_values) == 9
 
 
+def test_other_code_trains_finished_replicates_again(bench: Workbench) -> None:
+    runner = Scripted(None, at(110, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        drive(bench, runner)
+    bench.code = "new"
+    trial = drive(bench, runner)
+    assert [seed for _, seed in runner.trained] == [1, 2, 1, 2, 3]
+    assert (trial.state, trial.code) == ("complete", "new")
+
+
 def test_a_trial_that_is_interrupted_after_its_first_replicate_has_its_weights(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from tests import waiting
 from tests.command_line import REPOSITORY, knee_tune, knee_tune_here
 
 LRS, FRACTIONS = (0.01, 0.02, 0.05), (0.2, 0.4, 0.8)
@@ -97,7 +98,7 @@ def test_the_number_of_trials_is_exact(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path, name], cwd=REPOSITORY)
         for name in ("one", "other")
     ]
-    assert [driver.wait(timeout=150) for driver in drivers] == [0, 0]
+    assert [driver.wait(timeout=waiting.COMMAND) for driver in drivers] == [0, 0]
     trials = trials_of("it", tmp_path)
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert len(trials) == len(set(map(point, trials))) == 5

@@ -30,9 +30,12 @@ from knee_tune.tracking import (
     send_leftovers,
     ui_command,
 )
+from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.outbox import Outbox, outbox_root
+from knee_tune.tracking.runs import RUN_KEY
 from knee_tune.tracking.store import connect, local_store
 from tests.mlflow_stores import new_home
+from tests.waiting import awaited
 
 STUDY = StudyStarted(
     uid="4f1c",
@@ -241,10 +244,7 @@ def test_a_link_does_not_wait_for_the_next_batch(home: Path, client: MlflowClien
     tracker.record(STUDY)
     assert tracker.flush(timeout=60) == 0
     tracker.record(trial(0))
-    deadline = time.monotonic() + 30
-    while tracker.run_of("trial-0") is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert tracker.run_of("trial-0") is not None
+    awaited(lambda: tracker.run_of("trial-0"), seconds=30)
     tracker.close()
 
 
@@ -400,3 +400,66 @@ def test_provenance_names_commit_and_versions(repository: Path) -> None:
     assert tags["version.mlflow"] == mlflow.__version__
     if (repository / ".git").exists():
         assert len(tags["mlflow.source.git.commit"]) == 40
+
+
+@pytest.mark.parametrize("kind", ["experiment", "run"])
+def test_what_people_deleted_is_named_and_waits_until_they_restore_it(
+    home: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    track(home, STUDY, trial(0), report(1))
+    (first,) = (run for name, run in runs(client).items() if name == "trial 0")
+    if kind == "experiment":
+        client.delete_experiment(first.info.experiment_id)
+        command = f"mlflow experiments restore --experiment-id {first.info.experiment_id}"
+    else:
+        client.delete_run(first.info.run_id)
+        command = f"mlflow runs restore --run-id {first.info.run_id}"
+    done, other_done = (TrialFinished(key=f"trial-{n}", state="COMPLETE") for n in (0, 1))
+    track(home, STUDY, trial(0), report(2), done, trial(1), other_done, StudyFinished())
+    assert f"MLFLOW_TRACKING_URI={local_store(home)} {command}" in caplog.text
+    assert "does not answer" not in caplog.text
+
+    other = STUDY.model_copy(update={"uid": "2", "name": "other", "experiment": "others"})
+    track(home, other, StudyFinished())
+    elsewhere = client.get_experiment_by_name("others")
+    assert elsewhere is not None
+    assert len(client.search_runs([elsewhere.experiment_id])) == 1
+
+    if kind == "experiment":
+        client.restore_experiment(first.info.experiment_id)
+    else:
+        assert "trial 1" in runs(client)  # the others went on
+        assert "trial 0" not in runs(client)
+        client.restore_run(first.info.run_id)
+    assert send_leftovers(home=home, uri=local_store(home)) == 0
+    found = runs(client)
+    assert sorted(found) == ["knee-digits-30", "trial 0", "trial 1"]
+    assert found["trial 0"].info.run_id == first.info.run_id
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    curve = client.get_metric_history(first.info.run_id, "loss")
+    assert [point.step for point in curve] == [1, 2]
+    assert not list((home / "outbox").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["a b%20c?d#e'{ü}", "%3F", "100%", "file:memory&x=1", "[bold]"])
+def test_a_home_of_any_name_keeps_its_own_store_and_artifacts(
+    home: Path, tmp_path: Path, name: str
+) -> None:
+    odd = home.rename(tmp_path / name)
+    experiment = STUDY.model_copy(update={"experiment": "50% #1?"})
+    track(odd, experiment, trial(0), Attached(name="notes.txt", text="grüße"), StudyFinished())
+    (parent,) = (odd / "artifacts").rglob("notes.txt")
+    assert parent.read_text(encoding="utf-8") == "grüße"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sorted(path.name for path in odd.iterdir()) == ["artifacts", "mlflow.db", "outbox"]
+
+    client = connect(local_store(odd))
+    found = client.get_experiment_by_name("50% #1?")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id], f"tags.`{RUN_KEY}` = '{STUDY.uid}'")
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["notes.txt"]
+
+    moved = odd.rename(tmp_path / f"moved {name}")
+    follow_home(moved, local_store(moved))
+    client = connect(local_store(moved))
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["notes.txt"]

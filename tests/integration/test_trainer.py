@@ -2,10 +2,10 @@
 
 import multiprocessing
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -293,11 +293,11 @@ SEED_LRS = (0.1, 0.2)
 
 
 def _drive(
-    home: Path, start: float, order: int, results: "multiprocessing.Queue[StepCount]"
+    home: Path, together: Barrier, order: int, results: "multiprocessing.Queue[StepCount]"
 ) -> None:
     """A driver that trains every run of its order, one after the other."""
     asking = asker(home, PretendRanks(seconds_per_step=0.001))
-    time.sleep(max(0.0, start - time.time()))
+    together.wait()
     total = StepCount()
     for seed_lr in SEED_LRS:
         for knee in KNEES[order::2]:
@@ -309,9 +309,10 @@ def test_two_drivers_never_train_one_trunk_segment_twice(tmp_path: Path) -> None
     """All steps of all branches, and of every trunk only the longest: DESIGN's formula."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    start = time.time() + 2.0
+    together = context.Barrier(2)
     drivers = [
-        context.Process(target=_drive, args=(tmp_path, start, order, results)) for order in (0, 1)
+        context.Process(target=_drive, args=(tmp_path, together, order, results))
+        for order in (0, 1)
     ]
     for driver in drivers:
         driver.start()

@@ -161,6 +161,8 @@ class Workbench:
         **request: Any,
     ) -> None:
         self.fused, self.batched = fused, batched
+        self.code = ""
+        """Fingerprint of the code that trains."""
         self.home, self.recording, self.watching = home, Recording(), Watching()
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
@@ -199,6 +201,7 @@ class Workbench:
                 seeds=self.spec.replicate_seeds,
                 schedule=self._schedule,
                 plan=self._plan,
+                code=self.code,
                 fused=self.fused or self.batched,
                 batched=self.batched,
                 asking=asking_lock(self.storage_url, study="it"),
@@ -223,6 +226,7 @@ class Workbench:
         replicas: Sequence[Replica] = (),
     ) -> TrainPlan:
         key = log_key.partition("-seed-")[0]
+        facts = FACTS.model_copy(update={"code": self.code})
         plan = train_plan(
             TaskOrder(
                 task="digits",
@@ -232,7 +236,7 @@ class Workbench:
                 log_dir=self.home / "logs" / key,
             ),
             self.recipe,
-            FACTS,
+            facts,
             schedule=schedule,
             replicas=replicas,
             checkpoint_dir=self.home / f"{key}-{seed}",
@@ -241,7 +245,7 @@ class Workbench:
             return plan
         fractions = self.spec.explore_fractions
         return on_trunk(
-            plan, self.recipe, FACTS, trunks=self.trunks.root, explore_fractions=fractions
+            plan, self.recipe, facts, trunks=self.trunks.root, explore_fractions=fractions
         )
 
     @property

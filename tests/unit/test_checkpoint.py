@@ -19,7 +19,7 @@ from knee_tune.planning.checkpoint_folder import (
     checkpoint_step,
     discard_checkpoints,
 )
-from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.planning.plan import Placement, TaskFacts, TrainPlan
 from knee_tune.schedules import Cosine
 from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (
@@ -113,16 +113,20 @@ def test_where_a_run_is_does_not_tell_it_apart(tmp_path: Path) -> None:
     assert run_fingerprint(again) == run_fingerprint(plan)
     elsewhere = {"data_dir": tmp_path / "moved", "log_dir": tmp_path / "moved"}
     assert fingerprint(**elsewhere) == run_fingerprint(plan)
-    assert fingerprint(placement=Placement(device="cuda")) == run_fingerprint(plan)
+    facts = TaskFacts(steps_per_epoch=5, data_fingerprint="d", parameters=1, examples={}, code="c")
     others = {
         fingerprint(seed=2),
         fingerprint(placement=Placement(world_size=2)),
         fingerprint(recipe={"batch_size": 16, "label_noise": 0.1}),
         fingerprint(schedule=Cosine(seed_lr=0.2, total_steps=10)),
         fingerprint(steps_per_evaluation=4),
+        fingerprint(placement=Placement(device="cuda")),
+        fingerprint(facts=facts),
+        fingerprint(facts=facts.model_copy(update={"code": "d"})),
+        fingerprint(facts=facts.model_copy(update={"cpu": "AVX2"})),
         run_fingerprint(plan),
     }
-    assert len(others) == 6
+    assert len(others) == 10
 
 
 def test_checkpoints_are_found_by_their_step(tmp_path: Path) -> None:

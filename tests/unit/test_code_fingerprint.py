@@ -2,104 +2,243 @@
 
 import importlib
 import shutil
-import sys
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 import knee_tune
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.digits.recipe import DigitsRecipe
-from knee_tune.tasks.digits.task import DigitsTask
-from knee_tune.training.fingerprint import code_fingerprint
+from knee_tune.tasks.registry import TASKS
+from knee_tune.training.fingerprint import TrainingCode
 
-OWN_TASK = """
-import sklearn
-from knee_tune.tasks.digits.task import DigitsTask
+Write = Callable[..., None]
+"""Writes modules, by their paths, into a folder that Python finds them in."""
 
-class OwnTask(DigitsTask):
-    pass
-"""
-
-
-def make(task_type: type[DigitsTask] = DigitsTask) -> DigitsTask:
-    return task_type(DigitsRecipe(), data_dir=Path(), seed=1)
+NET = "class Net:\n    activation = 'ReLU'\n"
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A task in a file of the people's own, in their working folder."""
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    def into(sources: Mapping[str, str], *, folder: str = "work") -> None:
+        place = tmp_path / folder
+        if not place.is_dir():
+            place.mkdir()
+            monkeypatch.syspath_prepend(place)
+        for path, source in sources.items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_text(source)
+        importlib.invalidate_caches()
+
+    return into
+
+
+def of_own(task: str = "my_task") -> str:
+    return TrainingCode(task).fingerprint
+
+
+def of_digits() -> TrainingCode:
+    return TrainingCode(TASKS["digits"].task.partition(":")[0])
+
+
+@pytest.mark.parametrize(
+    ("statement", "helper"),
+    [
+        ("import my_net", "my_net.py"),
+        ("from my_net import Net", "my_net.py"),
+        ("def build_model():\n    from my_net import Net", "my_net.py"),
+        (
+            "if True:\n    try:\n        import my_net as net\n    except ImportError: ...",
+            "my_net.py",
+        ),
+        ("import parts.nets.deep as deep", "parts/nets/deep.py"),
+        ("import parts.nets.deep", "parts/__init__.py"),
+        ("from parts.nets import deep", "parts/nets/deep.py"),
+        ("from parts import nets", "parts/nets/__init__.py"),
+        ("from parts.nets import *", "parts/nets/deep.py"),
+        ("import code", "code.py"),
+    ],
+)
+def test_a_helper_that_the_task_imports_counts(statement: str, helper: str, write: Write) -> None:
+    write({"my_task.py": statement, "parts/nets/__init__.py": "", helper: NET})
+    before = of_own()
+    assert of_own() == before
+    write({helper: NET.replace("ReLU", "Tanh")})
+    assert of_own() != before
+
+
+@pytest.mark.parametrize(
+    ("statement", "helper"),
+    [
+        ("from . import net", "mine/net.py"),
+        ("from .net import Net", "mine/net.py"),
+        ("from .. import other", "other.py"),
+        ("from ..nets.deep import Net", "nets/deep.py"),
+        ("from ..nets import deep", "nets/__init__.py"),
+        ("import project.nets", "nets/__init__.py"),
+    ],
+)
+def test_a_helper_in_the_package_of_the_task_counts(
+    statement: str, helper: str, write: Write
+) -> None:
+    helper = f"project/{helper}"
+    write({"project/mine/__init__.py": "", "project/mine/task.py": statement, helper: NET})
+    before = of_own("project.mine.task")
+    write({helper: NET.replace("ReLU", "Tanh")})
+    assert of_own("project.mine.task") != before
+
+
+def test_helpers_of_helpers_count_and_may_import_each_other(write: Write) -> None:
+    write({"my_task.py": "import a", "a.py": "import b", "b.py": "import a, c", "c.py": NET})
+    before = of_own()
+    write({"c.py": ""})
+    assert of_own() != before
+
+
+def test_a_file_that_nobody_imports_does_not_count(write: Write) -> None:
+    write({"my_task.py": "import json"})
+    before = of_own()
+    write({"notes.py": "import numpy\n", "test_my_task.py": "import my_task\n"})
+    assert of_own() == before
+
+
+def test_a_module_found_by_its_class_alone_counts(write: Write) -> None:
+    """A model that is loaded by name: its class tells where it is."""
+    write({"my_task.py": "NAME = 'my_net'", "my_net.py": NET})
+
+    def found() -> str:
+        code = TrainingCode("my_task")
+        code.follow(["my_net", "torch.nn.modules.linear", "builtins"])
+        return code.fingerprint
+
+    before = found()
+    write({"my_net.py": ""})
+    assert found() != before
+
+
+PLAIN = """
+import math
+def lr(n):
+    return math.sqrt(n) * 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "same"),
+    [
+        ("import math\ndef lr(n): return (math.sqrt(n) * 2)  # as in the paper\n", True),
+        (
+            '"""Doc."""\nimport math\n\ndef lr(n):\n  """LR."""\n  return math.sqrt(n)*2',
+            True,
+        ),
+        (PLAIN + '__version__ = "1.2"\n', True),
+        (PLAIN.replace("2", "3"), False),
+        (PLAIN.replace("2", "2.0"), False),
+        (PLAIN.replace("* 2", "+ 2"), False),
+        (PLAIN + "assert lr(1) == 2\n", False),
+        (PLAIN + "lr = None\n", False),
+        (PLAIN.replace("import math", "from math import *"), False),
+    ],
+)
+def test_what_is_done_counts_not_how_it_is_written(source: str, same: bool, write: Write) -> None:
+    write({"my_task.py": PLAIN})
+    before = of_own()
+    write({"my_task.py": source})
+    assert (of_own() == before) == same
+
+
+def test_a_docstring_counts_in_a_file_that_reads_docstrings(write: Write) -> None:
+    source = '"""hidden=64"""\nhidden = int(__doc__.removeprefix("hidden="))\n'
+    write({"my_task.py": source})
+    before = of_own()
+    write({"my_task.py": source.replace("=64", "=32")})
+    assert of_own() != before
+
+
+@pytest.mark.parametrize(
+    "source", ["this is no Python", f"x = 0x{'f' * 5000}", "+".join("1" * 3000)]
+)
+def test_any_file_has_a_fingerprint(source: str, write: Write) -> None:
+    write({"my_task.py": "import odd", "odd.py": source})
+    before = of_own()
+    write({"odd.py": f"{source}0"})
+    assert of_own() != before
+
+
+def test_own_code_elsewhere_counts_and_an_installed_library_by_its_version(write: Write) -> None:
+    write({"my_task.py": "import shared, library"})
+    write({"shared.py": NET}, folder="elsewhere")
+    metadata = {
+        "METADATA": "Name: the-library\nVersion: 1.0\n",
+        "RECORD": "library/__init__.py,,\n",
+    }
+    installed = {f"the_library-1.0.dist-info/{name}": text for name, text in metadata.items()}
+    write({"library/__init__.py": NET, **installed}, folder="site-packages")
+    before = of_own()
+    assert TrainingCode("my_task").libraries["the-library"] == "1.0"
+
+    write({"library/__init__.py": ""}, folder="site-packages")
+    assert of_own() == before
+    write({"shared.py": ""}, folder="elsewhere")
+    assert of_own() != before
+
+
+def test_an_installed_task_counts_with_the_code_of_its_distribution(write: Write) -> None:
+    metadata = {"METADATA": "Name: mine\nVersion: 1.0\n", "top_level.txt": "my_task\nmy_net\n"}
+    installed = {f"mine-1.0.dist-info/{name}": text for name, text in metadata.items()}
+    modules = {"my_task.py": "import my_net", "my_net.py": NET}
+    write(modules | installed, folder="site-packages")
+    before = of_own()
+    write({"my_net.py": ""}, folder="site-packages")
+    assert of_own() != before
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of this package that is found instead of it."""
+    original = Path(knee_tune.__file__).parent
+    copy = shutil.copytree(original, tmp_path / "knee_tune", ignore=_but_sources)
     monkeypatch.syspath_prepend(tmp_path)
-    path = tmp_path / "own_task.py"
-    path.write_text(OWN_TASK)
-    yield path
-    sys.modules.pop("own_task", None)
+    return copy
 
 
-def load() -> Task[DigitsRecipe]:
-    return make(importlib.import_module("own_task").OwnTask)
-
-
-def test_the_same_code_has_the_same_fingerprint(own: Path) -> None:
-    assert code_fingerprint(make()) == code_fingerprint(make())
-    assert code_fingerprint(load()) not in ("", code_fingerprint(make()))
-
-
-def test_a_task_of_ones_own_counts_with_its_file_alone(own: Path) -> None:
-    task = load()
-    before = code_fingerprint(task)
-    own.with_name("notes.py").write_text("import numpy\n")
-    assert code_fingerprint(task) == before
-
-    own.write_text(OWN_TASK.replace("pass", "weight = 2"))
-    assert code_fingerprint(task) != before
+def _but_sources(folder: str, names: list[str]) -> list[str]:
+    unwanted = {"app", "cli", "tracking", "tuning", "doctor", "__pycache__"}
+    return [name for name in names if name in unwanted]
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "training/loop.py",
-        "training/optimizer.py",
-        "schedules/knee.py",
-        "distributed/group.py",
-        "specs/recipe.py",
-        "planning/plan.py",
-        "tasks/seeding.py",
+        *("training/loop.py", "training/optimizer.py", "schedules/knee.py"),
+        *("distributed/group.py", "distributed/rank.py", "specs/recipe.py", "planning/plan.py"),
+        *("tasks/seeding.py", "tasks/digits/task.py", "tasks/tabular/classifier.py"),
     ],
 )
-def test_what_every_run_rests_on_counts(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Path(knee_tune.__file__).parent
-    copy = shutil.copytree(original, tmp_path / "knee_tune", ignore=_but_sources)
-    monkeypatch.setattr(knee_tune, "__file__", str(copy / "__init__.py"))
-    before = code_fingerprint(make())
-    (copy / "app").mkdir(exist_ok=True)
-    (copy / "app" / "anything.py").write_text("changed = True\n")
-    assert code_fingerprint(make()) == before
+def test_what_every_run_rests_on_counts(source: str, package: Path) -> None:
+    before = of_digits().fingerprint
+    path = package / source
+    text = path.read_text()
+    path.write_text(f"# The start.\n{text}\n# The end.\n")
+    assert of_digits().fingerprint == before
+    path.write_text(f"{text}changed = True\n")
+    assert of_digits().fingerprint != before
 
-    with (copy / source).open("a") as file:
+
+@pytest.mark.parametrize("source", ["tasks/translation/task.py", "reporting/html.py", "pruners.py"])
+def test_what_no_run_of_the_task_rests_on_does_not_count(source: str, package: Path) -> None:
+    before = of_digits().fingerprint
+    with (package / source).open("a") as file:
         file.write("changed = True\n")
-    assert code_fingerprint(make()) != before
+    assert of_digits().fingerprint == before
 
 
-def _but_sources(folder: str, names: list[str]) -> list[str]:
-    unwanted = {"app", "cli", "tracking", "tuning", "doctor", "translation", "__pycache__"}
-    return [name for name in names if name in unwanted]
+def test_libraries_of_the_task_count() -> None:
+    libraries = of_digits().libraries
+    assert {"torch", "scikit-learn", "numpy", "python"} <= libraries.keys()
+    assert not {"mlflow", "optuna", "fairseq-fixed"} & libraries.keys()
 
 
-@pytest.mark.parametrize(
-    ("library", "counts"),
-    [("torch", True), ("scikit-learn", True), ("numpy", True), ("mlflow", False)],
-)
-def test_libraries_of_the_task_count(
-    library: str, counts: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = code_fingerprint(make())
-    monkeypatch.setattr(
-        "knee_tune.training.fingerprint.version",
-        lambda name: "0.0" if name == library else version(name),
-    )
-    assert (code_fingerprint(make()) != before) == counts
+def test_another_version_of_a_library_is_other_code() -> None:
+    one, other = of_digits(), of_digits()
+    other.libraries["torch"] += ".post1"
+    assert one.fingerprint != other.fingerprint

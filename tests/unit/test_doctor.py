@@ -53,6 +53,12 @@ def test_a_working_set_up_passes(tmp_path: Path) -> None:
     assert "gloo" in checks["collectives"].detail
 
 
+def test_it_says_what_a_record_does_not_see(tmp_path: Path) -> None:
+    code = by_name(tmp_path)["code"]
+    assert code.ok
+    assert "not seen are modules loaded by a name made up at run time, and files" in code.detail
+
+
 def test_it_creates_nothing(tmp_path: Path) -> None:
     checks = by_name(tmp_path / "runs")
     assert "will be created" in checks["storage"].detail

@@ -15,6 +15,7 @@ PACKAGE = Path(knee_tune.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
+    {"urls"},
     {"errors"},
     {"schedules"},
     {"specs"},
@@ -127,6 +128,16 @@ def test_any_module_can_be_imported_first() -> None:
         whole = {name if name in names else name.rpartition(".")[0] for name in found}
         needs[name_of(path)] = whole & names
     TopologicalSorter(needs).prepare()  # CycleError names the circle
+
+
+def test_ranks_warm_up_before_a_command_imports_big_libraries() -> None:
+    """What ``run`` imports before it starts the process that ranks are forked from."""
+    program = "import sys, knee_tune.app.baseline, knee_tune.app.run; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    later = {"torch", "mlflow", "alembic", "sklearn", "scipy", "pandas", "plotly", "jinja2"}
+    assert not (later | {"optuna_dashboard", "fairseq"}) & set(done.stdout.split())
 
 
 def test_help_imports_no_big_library() -> None:

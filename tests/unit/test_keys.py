@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from knee_tune.planning.keys import run_key, shared_knots, trunk_key
+from knee_tune.planning.keys import digest_of, run_identity, run_key, shared_knots, trunk_key
 from knee_tune.planning.plan import Placement, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.schedules import Cosine, Knee
 
@@ -91,6 +91,26 @@ def test_the_key_of_a_run_tells_schedules_apart() -> None:
     keys = {run_key(ORDER, FACTS, schedule=one, steps_per_evaluation=50) for one in schedules}
     assert len(keys) == len(schedules)
     assert all(key.startswith("digits-") for key in keys)
+
+
+@pytest.mark.parametrize("change", [*OTHER_ORDERS, *OTHER_FACTS])
+def test_the_key_of_a_run_is_the_identity_of_its_plan(change: str) -> None:
+    """What has another key has another identity: of its checkpoints, and of its record."""
+    order = ORDER.model_copy(update=OTHER_ORDERS.get(change, {}))
+    facts = FACTS.model_copy(update=OTHER_FACTS.get(change, {}))
+
+    def plan(order: TaskOrder, facts: TaskFacts) -> TrainPlan:
+        return TrainPlan(
+            **dict(order),
+            schedule=KNEE,
+            steps_per_evaluation=50,
+            facts=facts,
+            checkpoint_dir=Path("anywhere"),
+        )
+
+    key = run_key(order, facts, schedule=KNEE, steps_per_evaluation=50)
+    assert key == f"{order.task}-{digest_of(run_identity(plan(order, facts)))}"
+    assert run_identity(plan(order, facts)) != run_identity(plan(ORDER, FACTS))
 
 
 def knots(explore: int, knees: list[int], *, total: int, every: int) -> tuple[int, ...]:

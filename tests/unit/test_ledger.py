@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from knee_tune.distributed.protocol import Done, ReplicaDone, Report
-from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.planning.plan import Placement, TaskFacts, TrainPlan
 from knee_tune.runs.ledger import RECORD, FinishedRun, read_record, write_record
 from knee_tune.schedules import Knee
 from tests.pretend_ranks import knee_plan
@@ -96,6 +96,31 @@ def test_a_damaged_record_is_passed_over(plan: TrainPlan, cut: int) -> None:
     assert read(plan, expect="damaged") is None
 
 
+def test_a_record_with_another_number_is_passed_over(plan: TrainPlan) -> None:
+    """It is JSON of the right shape, but not what was written."""
+    write_record(plan, complete(plan, accuracy=0.532), REPORTS)
+    path = plan.checkpoint_dir / RECORD
+    written = path.read_text()
+    assert written.count("0.532") == 1
+    path.write_text(written.replace("0.532", "0.932"))
+    assert read(plan, expect="damaged (it does not match its checksum)") is None
+
+
+def test_a_record_may_be_laid_out_otherwise(plan: TrainPlan) -> None:
+    write_record(plan, complete(plan), REPORTS)
+    path = plan.checkpoint_dir / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True))
+    assert read(plan) is not None
+
+
+def test_a_record_without_a_checksum_is_passed_over(plan: TrainPlan) -> None:
+    """As earlier versions wrote it."""
+    write_record(plan, complete(plan), REPORTS)
+    path = plan.checkpoint_dir / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text())["record"]))
+    assert read(plan, expect="of an earlier version, without a checksum") is None
+
+
 def test_a_record_of_another_version_is_passed_over(plan: TrainPlan) -> None:
     write_record(plan, complete(plan), REPORTS)
     path = plan.checkpoint_dir / RECORD
@@ -124,6 +149,7 @@ def test_a_record_without_its_weights_is_passed_over(
         {"steps_per_evaluation": 5},
         {"placement": Placement(world_size=2)},
         {"schedule": Knee(seed_lr=0.1, total_steps=100, warmup_steps=0, explore_steps=51)},
+        {"facts": TaskFacts(steps_per_epoch=5, data_fingerprint="d", parameters=1, examples={})},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -154,8 +180,10 @@ def test_a_fused_run_is_answered_with_the_weights_of_every_replica(tmp_path: Pat
     first, lost, last = record.answer(new).replicas
     assert (first.state, lost.state, lost.weights) == ("complete", "diverged", None)
     assert last.weights == str(new.checkpoint_dir / "replica-2.safetensors")
+    (new.checkpoint_dir / "replica-2.safetensors").write_bytes(b"other")
+    assert read(new, expect="replica-2.safetensors: missing or damaged") is None
     (new.checkpoint_dir / "replica-2.safetensors").unlink()
-    assert read(new, expect="replica-2.safetensors: missing; the run is trained again") is None
+    assert read(new, expect="replica-2.safetensors: missing or damaged") is None
 
 
 def test_a_fused_run_that_a_replica_had_to_leave_is_not_recorded(plan: TrainPlan) -> None:

@@ -110,3 +110,20 @@ def test_the_best_follows_the_direction_and_the_earlier_of_equals_wins() -> None
 def test_a_record_survives_being_stored() -> None:
     record = study(trial(0, "complete", 5.0, curve=[{"step": 10, "metrics": {"valid_ppl": 5.0}}]))
     assert StudyRecord.model_validate_json(record.model_dump_json()) == record
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        (["now", "now"], ""),
+        (["", "now"], "trial 0 was trained by other code or libraries (fingerprint not noted, now"),
+        (["a", "a", "a", "now", "a"], "trials 0-2, 4 were trained by other code or libraries"),
+        (["a", "b", "now"], "trial 0 and trial 1 were trained by other code or libraries"),
+    ],
+)
+def test_a_study_knows_what_other_code_has_trained(codes: list[str], said: str) -> None:
+    done = [trial(number, "complete", 1.0, code=code) for number, code in enumerate(codes)]
+    lost = trial(len(codes), "failed", code="another")
+    words = study(*done, lost).by_other_code("now")
+    assert words.startswith(said)
+    assert bool(words) == bool(said)

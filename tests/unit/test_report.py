@@ -495,3 +495,14 @@ def test_markdown_tables_hold_hostile_cells() -> None:
     for lines in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}
         assert len(widths) == 1
+
+
+def test_the_report_says_which_trials_are_of_which_code() -> None:
+    alike = record()
+    (listed,) = [section for section in report(alike).sections if section.key == "trials"]
+    assert not any("code" in words for words in listed.words)
+
+    trials = tuple(each.model_copy(update={"code": "new"}) for each in alike.trials[4:])
+    mixed = record(trials=alike.trials[:4] + trials)
+    (listed,) = [section for section in report(mixed).sections if section.key == "trials"]
+    assert listed.words[-1].endswith(": trials 0-3 by code not noted; trials 4-8 by new.")

@@ -16,8 +16,9 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.tracking import sender as sending_module
 from knee_tune.tracking.outbox import Outbox, study_folders
-from knee_tune.tracking.sender import RejectedError, Sender
+from knee_tune.tracking.sender import DeletedError, RejectedError, Sender
 
 STUDY = StudyStarted(uid="u", name="s", task="digits", experiment="e")
 
@@ -32,6 +33,8 @@ class Server:
         self.asked: dict[str | None, int] = {}
         self.fail_next = 0
         self.refuse_step: int | None = None
+        self.deleted: str | None = None
+        self.seconds = 0.0
         self.hang = threading.Event()
         self.hang.set()
 
@@ -40,9 +43,12 @@ class Server:
         if self.fail_next:
             self.fail_next -= 1
             raise ConnectionError("nobody there")
+        time.sleep(self.seconds)
         for recorded in events:
             if getattr(recorded.event, "step", None) == self.refuse_step is not None:
                 raise RejectedError("not this one")
+            if getattr(recorded.event, "key", None) == self.deleted is not None:
+                raise DeletedError("run trial-0 was deleted; to bring it back: mlflow ...")
         self.taken += [recorded.event for recorded in events]
         self.times += [recorded.at for recorded in events]
 
@@ -50,7 +56,7 @@ class Server:
         self, study: StudyStarted, began: Mapping[str | None, int]
     ) -> set[str | None]:
         self.asked |= began
-        return set(began) - self.not_running
+        return set(began) - self.not_running - {self.deleted or "none"}
 
 
 def report(step: int) -> TrialReported:
@@ -75,18 +81,22 @@ def dead_driver(folder: Path, *events: Event) -> Outbox:
     return dead
 
 
-def sender(server: Server, outbox: Outbox | None, *folders: Path) -> Sender:
-    return Sender(lambda: server, outbox=outbox, folders=folders, where="there", interval=0.01)
+def sender(server: Server, outbox: Outbox | None, *folders: Path, local: bool = False) -> Sender:
+    return Sender(
+        lambda: server, outbox=outbox, folders=folders, where="there", local=local, interval=0.01
+    )
 
 
 def test_an_outage_delays_but_loses_nothing(tmp_path: Path) -> None:
     server, outbox = Server(), Outbox.create(tmp_path, STUDY)
     server.fail_next = 3
+    server.hang.clear()
     sending = sender(server, outbox)
     for step in range(50):
         outbox.append(report(step))
 
     assert sending.flush(timeout=0) > 0
+    server.hang.set()
     while sending.flush(timeout=5):
         pass
     assert server.taken == [STUDY, *map(report, range(50))]
@@ -122,18 +132,68 @@ def test_a_hung_server_holds_up_the_end_for_a_bounded_time(tmp_path: Path) -> No
     assert revived.taken[:2] == [STUDY, report(1)]
 
 
+@pytest.mark.parametrize("local", [False, True], ids=["server", "local"])
+def test_a_slow_store_has_a_deadline_unless_it_is_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, local: bool
+) -> None:
+    monkeypatch.setattr(sending_module, "EXIT_PATIENCE", 0.05)
+    monkeypatch.setattr(sending_module, "BATCH", 1)
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.seconds = 0.03
+    for step in range(9):
+        outbox.append(report(step))
+    assert (sender(server, outbox, local=local).close() == 0) == local
+    assert ("tracking events still go to there" in caplog.text) == local
+
+
+def test_a_local_store_that_stands_still_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending_module, "STANDSTILL", 0.05)
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.hang.clear()
+    assert sender(server, outbox, local=True).close() == 1
+    server.hang.set()
+
+
+def test_what_is_about_a_deleted_run_waits_for_its_return_and_blocks_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path, STUDY)
+    server.deleted = "trial-0"
+    waiting = [report(step) for step in range(3)]
+    others: list[Event] = [started("trial-1"), StudyFinished()]
+    for event in (*waiting, *others):
+        outbox.append(event)
+    folder = outbox.path.parent
+    assert sender(server, outbox).close(timeout=5) == 0
+    assert server.taken == [STUDY, *others]
+    assert caplog.text.count("to bring it back") == 1
+
+    dead_driver(tmp_path, started("trial-0"))
+    assert sender(server, None, folder).close(timeout=5) == 0  # still deleted: it goes on waiting
+    assert server.taken[-1] == StudyFinished(state="INTERRUPTED")  # the killed driver's
+    began, *_ = server.times
+    back = Server()
+    back.not_running = {None}
+    assert sender(back, None, folder).close(timeout=5) == 0
+    assert back.taken == [STUDY, *waiting, started("trial-0"), killed("trial-0")]
+    assert back.times[0] == began  # the study does not begin anew
+    assert not list(folder.iterdir())
+
+
 def test_one_refused_event_does_not_block_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, outbox = Server(), Outbox.create(tmp_path, STUDY)
     server.refuse_step = 3
-    for step in range(6):
+    for step in (*range(6), 3):
         outbox.append(report(step))
     assert sender(server, outbox).close(timeout=5) == 0
 
     assert server.taken == [STUDY, *(report(step) for step in range(6) if step != 3)]
     assert '"step":3' in (outbox.path.parent / "rejected.log").read_text()
-    assert "refused an event" in caplog.text
+    assert caplog.text.count("refused an event") == 1
 
 
 def test_leftovers_of_other_studies_go_too_but_hold_up_nothing(tmp_path: Path) -> None:

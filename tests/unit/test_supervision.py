@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from knee_tune.distributed import supervisor
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Progress, Report
 from knee_tune.distributed.supervisor import Callbacks, Supervisor
 from knee_tune.distributed.wire import Exit, Inquiry, Ready, Whereabouts, Wire
@@ -95,7 +96,10 @@ ECHOES = [
 
 
 @pytest.mark.parametrize("echo", ECHOES)
-def test_a_lost_peer_is_an_echo_even_if_it_is_heard_first(ranks: Ranks, echo: str) -> None:
+def test_a_lost_peer_is_an_echo_even_if_it_is_heard_first(
+    ranks: Ranks, echo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_ECHOES", 60.0)  # the cause ends the waiting, however late
     ranks.say(0, Failure(kind="exception", rank=0, message=echo))
     threading.Timer(0.5, ranks.end, args=[1, -11]).start()
     outcome = ranks.supervise()

@@ -1,0 +1,88 @@
+"""What comes from data, ranks and files is text: no terminal or page takes an order from it."""
+
+import io
+import sys
+
+import pytest
+from rich.table import Table
+
+from knee_tune.cli import main
+from knee_tune.cli.lines import ConsoleLines, PlainConsole
+from knee_tune.cli.summary import fate
+from knee_tune.distributed.protocol import Done, Failure, Line
+from knee_tune.reporting.document import Report, Section
+from knee_tune.reporting.html import as_html
+from knee_tune.reporting.markdown import as_markdown
+
+NASTY = "\x1b[2J[bold]x[/] [/] :smile: \u202eevil\x07 <b>|"
+SEEN = "[bold]x[/] [/] :smile: evil <b>|"
+
+
+def test_a_console_shows_text_as_it_is_and_steers_nothing() -> None:
+    screen = io.StringIO()
+    console = PlainConsole(file=screen, width=200)
+    console.print(NASTY)
+    ConsoleLines(console).line(NASTY)
+    table = Table(NASTY)
+    table.add_row(NASTY)
+    table.add_row(fate("failed", NASTY))
+    console.print(table)
+    assert screen.getvalue().count(SEEN) == 5
+    assert not set(screen.getvalue()) & set("\x1b\x07\u202e")
+
+
+def test_what_ranks_say_is_one_safe_line_from_there_on() -> None:
+    said = f"rank 1: {NASTY}\n" + "x" * 10_000
+    for shown in (
+        Line(text=said).text,
+        Failure(kind="exception", rank=1, message=said).message,
+        Done(state="diverged", reason=said).reason,
+    ):
+        assert shown.startswith(f"rank 1: {SEEN}")
+        assert shown.isprintable()
+        assert len(shown) <= 500
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_character_shows_its_number(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    monkeypatch.setattr(sys, "argv", ["knee-tune", "run", "--study", "漢\u202e字\x1b[31m.yaml"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    PlainConsole(file=streams[0]).print("漢字 ±")
+    out, err = (stream.detach() for stream in streams)
+    assert isinstance(out, io.BytesIO)
+    assert isinstance(err, io.BytesIO)
+    assert b"\\u6f22" in out.getvalue()
+    assert b".yaml: no such file" in err.getvalue()
+    assert b"\x1b" not in err.getvalue()
+
+
+def test_pages_escape_what_they_show() -> None:
+    section = Section(key="x", title=NASTY, words=(NASTY,))
+    report = Report(
+        study="s",
+        task="t",
+        preset="p",
+        description=NASTY,
+        written="2026",
+        metric=NASTY,
+        direction="maximize",
+        environment={},
+        replay=(),
+        left_out=(NASTY,),
+        tiles=(),
+        sections=(section,),
+        figures={},
+    )
+    page, text = as_html(report), as_markdown(report)
+    for shown in (page, text):
+        assert not set(shown) & set("\x1b\x07\u202e")
+        assert "<b>" not in shown.replace("<b>Knee", "")
+    assert r"\[bold\]x\[/\]" in text
+    assert r"\|" in text
