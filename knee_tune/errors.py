@@ -1,4 +1,4 @@
-"""Errors that people are told in one line, by whose they are; what of any text may reach people."""
+"""Errors that people are told in one line, by whose they are, and what of any text they see."""
 
 import re
 import unicodedata

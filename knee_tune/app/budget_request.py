@@ -1,6 +1,5 @@
 """Which budget search a person asks for, and what it comes to once files and options are merged."""
 
-import math
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -11,7 +10,12 @@ from knee_tune.planning.planner import BASELINES
 from knee_tune.specs.budget import KNEE, check_budgets, check_distinct, read_target
 from knee_tune.specs.problems import nearest
 from knee_tune.specs.recipe import Recipe
-from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, ExploreFractionSpace
+from knee_tune.specs.space import (
+    DEFAULT_EXPLORE_FRACTION,
+    LARGEST_LR,
+    SMALLEST_LR,
+    ExploreFractionSpace,
+)
 from knee_tune.specs.study import StudySpec
 
 SCHEDULES = (KNEE, *BASELINES)
@@ -50,12 +54,14 @@ class BudgetRequest:
         first, recipe = self._at(self.budgets[0], name=self.study.name)
         target = read_target(self.target, recipe.metric(recipe.objective))
         shown = f"{target:g}".replace("+", "")
-        name = self.study.name or f"budget-{first.task}-{first.preset}-{shown}"
+        name = self.study.name or f"budget-{first.subject}-{first.preset}-{shown}"
         seed_lrs = self.seed_lrs or (recipe.seed_lr,)
         check_distinct("--seed-lrs", seed_lrs)
         for seed_lr in seed_lrs:
-            if not (math.isfinite(seed_lr) and seed_lr > 0):
-                raise UserError(f"--seed-lrs {seed_lr:g}: must be positive and finite")
+            if not SMALLEST_LR <= seed_lr <= LARGEST_LR:
+                raise UserError(
+                    f"--seed-lrs {seed_lr:g}: must lie between {SMALLEST_LR:g} and {LARGEST_LR:g}"
+                )
         fractions = self.explore_fractions or (DEFAULT_EXPLORE_FRACTION,)
         check_distinct("--explore-fractions", fractions)
         for fraction in fractions:
@@ -74,7 +80,13 @@ class BudgetRequest:
 
     def _at(self, epochs: int, *, name: str | None) -> tuple[StudySpec, Recipe]:
         settings = (*self.study.settings, f"recipe.epochs={epochs}")
-        return replace(self.study, settings=settings, name=name).resolve()
+        spec, recipe = replace(self.study, settings=settings, name=name).resolve()
+        if recipe.epochs != epochs:
+            raise UserError(
+                f"--set scale={spec.scale:g}: --budgets names the epochs that are trained; leave "
+                "the scale out"
+            )
+        return spec, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +122,14 @@ class Search:
         trunk is kept there, whichever run trains it.
         """
         spec, recipe = self.budgets[epochs]
+        # A warmup that is a share was made steps for the smallest budget: they share trunks.
+        warmup = {"warmup": None, "warmup_steps": workshop.recipe.warmup_steps}
+        recipe = recipe.model_copy(update=warmup)
         shares = {f * other / epochs for f in self.explore_fractions for other in self.budgets}
         knees = ExploreFractionSpace(values=tuple(sorted(share for share in shares if share < 1)))
         space = spec.space.model_copy(update={"explore_fraction": knees})
-        return replace(workshop, spec=spec.model_copy(update={"space": space}), recipe=recipe)
+        changes = {"space": space, "recipe": recipe.model_dump(mode="json")}
+        return replace(workshop, spec=spec.model_copy(update=changes), recipe=recipe)
 
     def points(self, schedule: str) -> list[tuple[float | None, float]]:
         """Explore fraction and seed LR of every setting of a schedule."""

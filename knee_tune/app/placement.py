@@ -4,12 +4,18 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from knee_tune.distributed.cores import usable_cores
+from knee_tune.distributed.gathering import own_address
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TaskFacts
 
 Device = Literal["auto", "cpu", "cuda"]
+
+PROCESSES_PER_CORE, FEW_PROCESSES = 4, 64
+"""Processes on one machine's CPUs that may be asked for: so many per core, or so many in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,8 @@ class GroupOptions:
     slots: int = 1
     runner: Literal["forkserver", "torchrun"] = "forkserver"
     nnodes: int = 1
+    address: str | None = None
+    """Of this machine, where the ranks of other machines reach it; None: its host name's."""
     launcher: Sequence[str] = ("torchrun",)
     device: Device = "auto"
     trials_per_gpu: int = 1
@@ -42,10 +50,14 @@ class GroupOptions:
             amp=placement.amp,
             compile=placement.compile,
             stall_timeout=placement.stall_timeout,
+            nproc_asked=False,  # the record says how many
         )
 
     def check(self) -> None:
-        """UserError for options that contradict each other."""
+        """UserError for options that contradict each other, or that this machine cannot serve.
+
+        Starts nothing and makes nothing.
+        """
         if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):
             raise UserError("--nnodes, --launcher: only --runner torchrun spans machines; add it")
         if self.nnodes > 1 and tuple(self.launcher) == ("torchrun",):
@@ -53,6 +65,15 @@ class GroupOptions:
                 f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
                 "does, as in --launcher 'srun torchrun'"
             )
+        if self.nnodes > 1:
+            own_address(self.address)
+        elif self.address is not None:
+            raise UserError(
+                f"--address {self.address}: the ranks of one machine need none; leave it out, or "
+                "add --nnodes"
+            )
+        if self.runner == "forkserver":
+            self._refuse_a_crowd()
         if self.nproc % self.nnodes:
             raise UserError(
                 f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
@@ -69,6 +90,32 @@ class GroupOptions:
                 f"trial of --nproc {self.nproc} needs one for each of its ranks; leave one of them "
                 "out"
             )
+
+    def _refuse_a_crowd(self) -> None:
+        """UserError for far more processes than this machine has cores; GPUs bring their own bound.
+
+        What a preset, a study or a record says is not concerned. Trials may share a GPU, the ranks
+        of one trial never do.
+        """
+        ranks = self.nproc if self.nproc_asked else 1
+        count = ranks if has_gpu(self.device) else ranks * self.slots
+        cores = usable_cores()
+        most = max(PROCESSES_PER_CORE * cores, FEW_PROCESSES)
+        if count > most:
+            raise UserError(
+                f"--nproc {self.nproc} --concurrency {self.slots}: {count:,} processes are too "
+                f"many for this machine, which has {cores} cores ({most} at most); lower one of "
+                "them, or use more machines with --runner torchrun --nnodes"
+            )
+
+
+def has_gpu(device: Device) -> bool:
+    """Whether a GPU is going to train, told from the device files: torch takes seconds to load."""
+    if device == "auto":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        files = (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"))  # dxg: under WSL
+        return not hidden and bool(files)
+    return device == "cuda"
 
 
 def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:

@@ -1,6 +1,5 @@
 """``knee-tune reproduce``: a table of the paper again, as a study of ours and its report."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from knee_tune.app.home import Places
-from knee_tune.app.placement import Device, GroupOptions
+from knee_tune.app.placement import Device, GroupOptions, has_gpu
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import Watch, run_study
 from knee_tune.distributed.cores import usable_cores
@@ -122,7 +121,7 @@ class ReproductionRequest:
             parts_of_work = seeds
         else:
             parts_of_work = seeds * len(plain.compare.rows) if plain.compare else plain.size
-        cores = 1 if named or _has_gpu(self.device) else min(usable_cores(), parts_of_work)
+        cores = 1 if named or has_gpu(self.device) else min(usable_cores(), parts_of_work)
         nproc = named or (cores if fuse else 1)
         as_designed = self.scale in (None, plain.scale)
         parts = [
@@ -267,12 +266,3 @@ def _measured(found: Measured) -> dict[str, Any]:
 
 def _interval(estimate: Estimate) -> dict[str, float | None]:
     return {"low": estimate.low, "high": estimate.high}
-
-
-def _has_gpu(device: Device) -> bool:
-    """Whether a GPU is going to train, told from the device files: torch takes seconds to load."""
-    if device == "auto":
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-        files = (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"))  # dxg: under WSL
-        return not hidden and bool(files)
-    return device == "cuda"

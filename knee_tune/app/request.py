@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from knee_tune.specs.files import read_files
+from knee_tune.specs.overrides import parse_override
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.resolve import resolve_study
 from knee_tune.specs.study import StudySpec
@@ -30,6 +31,12 @@ class StudyRequest:
     scale: float | None = None
     """Of all epochs: a fifth of the paper's budget is 0.2."""
     settings: tuple[str, ...] = ()
+
+    @property
+    def nproc_asked(self) -> bool:
+        """Whether an option says how many ranks there are, not the files."""
+        overrides = map(parse_override, self.settings)
+        return self.nproc is not None or any(each.path == ("nproc",) for each in overrides)
 
     def resolve(self) -> tuple[StudySpec, Recipe]:
         """The validated study and its typed recipe; UserError otherwise. Creates nothing."""

@@ -1,5 +1,6 @@
 """Commands around the studies: prepare data, look at the machine."""
 
+import json
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 from knee_tune.app.home import Home, Places
 from knee_tune.doctor import Check, examine
 from knee_tune.errors import UserError
+from knee_tune.specs.strict_yaml import parse_value
 from knee_tune.tasks.registry import TASKS, task_entry
 
 
@@ -40,6 +42,13 @@ def prepare_data(task: str, home: Home, options: Mapping[str, Any]) -> PreparedS
         raise UserError(f"data prepare {task}: {option} is no option of this task; leave it out")
     prepared: PreparedSet = prepare(data_root=home.data, **given)
     return prepared
+
+
+def training_command(task: str, home: Home, data: str) -> str:
+    """The command that trains on the prepared set called ``data``, as it is to be typed."""
+    value = data if parse_value(data) == data else json.dumps(data)  # 2016 would be a number
+    places = Places.of(home, storage=None, tracking_uri=None)
+    return places.command("run", "--task", task, "--set", f"recipe.data={value}")
 
 
 def check_up(places: Places) -> tuple[Check, ...]:

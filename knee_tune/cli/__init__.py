@@ -5,8 +5,10 @@ import gc
 import sys
 import traceback
 from io import TextIOWrapper
+from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from knee_tune.errors import MachineError, UserError, one_line, printable
 from knee_tune.urls import without_secrets
@@ -24,17 +26,30 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show
     try:
-        app()
+        code = app(standalone_mode=False)  # its own mode frames what is wrong in a box
     except (UserError, MachineError) as error:
-        typer.secho(f"knee-tune: {one_line(str(error))}", err=True, fg="red")
-        sys.exit(error.exit_code)
-    except SystemExit as end:  # what Typer makes of Ctrl-C, without a word
-        if end.code == INTERRUPTED:
-            typer.secho("interrupted; the same command continues", err=True)
-        raise
+        _end(str(error), error.exit_code)
+    except TyperException as error:  # in the options themselves
+        _end(_advised(error), UserError.exit_code)
     except Exception:  # ours; what it says of data and servers is not
         typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
+    if code == INTERRUPTED:  # what Typer makes of Ctrl-C, without a word
+        typer.secho("interrupted; the same command continues", err=True)
+    sys.exit(code or 0)
+
+
+def _end(what: str, code: int) -> NoReturn:
+    if what:
+        typer.secho(f"knee-tune: {one_line(what)}", err=True, fg="red")
+    sys.exit(code)
+
+
+def _advised(error: TyperException) -> str:
+    """What it says and where to read on; empty where a group of commands showed its help."""
+    what = error.format_message().strip().rstrip(".").replace("Input should", "must")
+    context = getattr(error, "ctx", None)
+    return f"{what}; see {context.command_path} --help" if what and context else what
 
 
 def _collect_seldom() -> None:

@@ -10,12 +10,17 @@ import typer
 from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
+    LARGEST,
+    MOST,
+    MOST_SEED,
+    SMALLEST,
     Device,
     HomeOption,
     JsonOption,
     StorageOption,
     StudyArgument,
     TrackingOption,
+    path_of,
 )
 
 if TYPE_CHECKING:
@@ -27,13 +32,20 @@ analyse_app = typer.Typer(
 )
 
 TrialOption = Annotated[
-    int | None, typer.Option("--trial", min=0, help="Number of the trial; the winner if left out.")
+    int | None,
+    typer.Option(
+        "--trial", min=0, max=MOST_SEED, help="Number of the trial; the winner if left out."
+    ),
 ]
 RowOption = Annotated[
-    int | None, typer.Option("--row", min=1, help="Of a comparison: its row, counted from 1.")
+    int | None,
+    typer.Option("--row", min=1, max=MOST, help="Of a comparison: its row, counted from 1."),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="A safetensors file instead of a study.")
+    Path | None,
+    typer.Option(
+        "--weights", parser=path_of, metavar="FILE", help="A safetensors file instead of a study."
+    ),
 ]
 TaskOption = Annotated[str | None, typer.Option("--task", help="What --weights are of.")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Variant of the task.")]
@@ -42,13 +54,18 @@ SettingsOption = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field: --set recipe.batch_size=64"),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Random seed of the training run.")
+    int | None,
+    typer.Option("--seed", min=0, max=MOST_SEED, help="Random seed of the training run."),
 ]
 ExamplesOption = Annotated[
     int | None,
-    typer.Option("--examples", min=1, help="Training examples, the first ones. (default: all)"),
+    typer.Option(
+        "--examples", min=1, max=MOST_SEED, help="Training examples, the first ones. (default: all)"
+    ),
 ]
-NprocOption = Annotated[int, typer.Option("--nproc", min=1, help="Ranks that share the work.")]
+NprocOption = Annotated[
+    int, typer.Option("--nproc", min=1, max=MOST, help="Ranks that share the work.")
+]
 DeviceOption = Annotated[Device, typer.Option("--device", help="What computes.")]
 
 
@@ -63,10 +80,13 @@ def sharpness(
     settings: SettingsOption = None,
     seed: SeedOption = None,
     epsilon: Annotated[
-        float, typer.Option(min=1e-12, help="The box: epsilon * (|weight| + 1) to either side.")
+        float,
+        typer.Option(
+            min=SMALLEST, max=LARGEST, help="The box: epsilon * (|weight| + 1) to either side."
+        ),
     ] = 1e-4,
-    lr: Annotated[float, typer.Option(min=1e-12, help="Of the ascent.")] = 1e-3,
-    iterations: Annotated[int, typer.Option(min=1, help="Steps of the ascent.")] = 1000,
+    lr: Annotated[float, typer.Option(min=SMALLEST, max=LARGEST, help="Of the ascent.")] = 1e-3,
+    iterations: Annotated[int, typer.Option(min=1, max=MOST, help="Steps of the ascent.")] = 1000,
     examples: ExamplesOption = None,
     nproc: NprocOption = 1,
     device: DeviceOption = Device.AUTO,
@@ -100,15 +120,17 @@ def fisher(
     settings: SettingsOption = None,
     seed: SeedOption = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Labels drawn from the model for every example.")
+        int, typer.Option(min=1, max=MOST, help="Labels drawn from the model for every example.")
     ] = 10,
     iterations: Annotated[
-        int, typer.Option(min=1, help="Products with the matrix, at most.")
+        int, typer.Option(min=1, max=MOST, help="Products with the matrix, at most.")
     ] = 100,
     tolerance: Annotated[
-        float, typer.Option(min=1e-9, help="Relative error bound that ends them.")
+        float, typer.Option(min=1e-9, max=1, help="Relative error bound that ends them.")
     ] = 1e-3,
-    label_seed: Annotated[int, typer.Option(min=0, help="Random seed of the labels.")] = 1,
+    label_seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Random seed of the labels.")
+    ] = 1,
     examples: ExamplesOption = None,
     nproc: NprocOption = 1,
     device: DeviceOption = Device.AUTO,
@@ -140,11 +162,20 @@ def lr_range(
     preset: PresetOption = None,
     settings: SettingsOption = None,
     seed: SeedOption = None,
-    low: Annotated[float, typer.Option(min=1e-12, help="LR of the first step.")] = 1e-5,
-    high: Annotated[float, typer.Option(min=1e-12, help="LR of the last step.")] = 10.0,
-    steps: Annotated[int, typer.Option(min=2, help="Steps from the one to the other.")] = 200,
+    low: Annotated[
+        float, typer.Option(min=SMALLEST, max=LARGEST, help="LR of the first step.")
+    ] = 1e-5,
+    high: Annotated[
+        float, typer.Option(min=SMALLEST, max=LARGEST, help="LR of the last step.")
+    ] = 10.0,
+    steps: Annotated[
+        int, typer.Option(min=2, max=MOST, help="Steps from the one to the other.")
+    ] = 200,
     out: Annotated[
-        Path | None, typer.Option(help="The plot, an HTML file. (default: in HOME)")
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="FILE", help="The plot, an HTML file. (default: in HOME)"
+        ),
     ] = None,
     nproc: NprocOption = 1,
     device: DeviceOption = Device.AUTO,
@@ -260,7 +291,7 @@ class _Tenths:
 def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bool) -> None:
     from knee_tune.app.analyse import Watched, analyse_study, analyse_weights, looks
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at
+    from knee_tune.app.look import find_study
     from knee_tune.app.placement import GroupOptions
     from knee_tune.app.request import StudyRequest
 
@@ -285,7 +316,7 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
     else:
         found = analyse_study(
             places,
-            look_at(places, subject.study).name,
+            find_study(places, subject.study).study_name,
             analysis,
             number=subject.trial,
             row=subject.row,

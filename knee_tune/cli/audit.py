@@ -12,6 +12,8 @@ from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    MOST,
+    MOST_SEED,
     HomeOption,
     JsonOption,
     StorageOption,
@@ -29,10 +31,17 @@ if TYPE_CHECKING:
 def audit(
     study: StudyArgument = None,
     finish: Annotated[
-        int, typer.Option(min=1, help="Pruned trials to have finished, by earlier audits too.")
+        int,
+        typer.Option(
+            min=1, max=MOST, help="Pruned trials to have finished, by earlier audits too."
+        ),
     ] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the choice among them.")] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Random seed of the choice among them.")
+    ] = 1,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Runs trained at the same time.")
+    ] = 1,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -47,11 +56,11 @@ def audit(
     """
     from knee_tune.app.audit import AuditOptions, audit_study
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at_search
+    from knee_tune.app.look import find_search
     from knee_tune.app.trunks import size_of_cache
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    name = look_at_search(places, study).name
+    name = find_search(places, study).study_name
     options = AuditOptions(
         finish=finish, seed=seed, slots=concurrency, trunk_cache=size_of_cache(trunk_cache)
     )

@@ -13,6 +13,8 @@ from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    MOST,
+    MOST_SEED,
     AmpOption,
     CompileOption,
     Device,
@@ -66,15 +68,22 @@ def budget(
         str | None, typer.Option(metavar="FRACTION,...", help="Tried with knee. (default: 0.5)")
     ] = None,
     replicates: Annotated[
-        int | None, typer.Option(min=1, help="Random seeds of every setting: their mean counts.")
+        int | None,
+        typer.Option(min=1, max=1000, help="Random seeds of every setting: their mean counts."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The first random seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="The first random seed.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field but recipe.epochs."),
     ] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one run.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Ranks that train one run.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Runs trained at the same time.")
+    ] = 1,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
     trials_per_gpu: TrialsPerGpuOption = 1,
     amp: AmpOption = None,

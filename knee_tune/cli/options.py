@@ -1,14 +1,46 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, each written once, and how far their numbers go."""
 
+import errno
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+MOST, MOST_SEED = 1_000_000, 2**31 - 1
+"""The highest count and the highest random seed that an option takes."""
+
+SMALLEST, LARGEST = 1e-12, 1e12
+"""Of LRs, tolerances and seconds. A number with two bounds is finite too."""
+
+
+def path_of(text: str | Path) -> Path:
+    """The path that was typed; BadParameter if no file can have it, there or not.
+
+    Nothing at all would be the working folder, which nobody means by ``--home "$UNSET"``.
+    """
+    if not str(text):
+        raise typer.BadParameter("it is empty; name a path")
+    try:
+        os.lstat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"no file can be called so ({error})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise typer.BadParameter(f"{error.strerror}") from None
+    return Path(text)
+
+
 HomeOption = Annotated[
     Path,
-    typer.Option("--home", envvar="KNEE_TUNE_HOME", help="Folder that keeps everything."),
+    typer.Option(
+        "--home",
+        parser=path_of,
+        metavar="DIR",
+        envvar="KNEE_TUNE_HOME",
+        help="Folder that keeps everything.",
+    ),
 ]
 StorageOption = Annotated[
     str | None,
@@ -29,7 +61,10 @@ StudyArgument = Annotated[
     typer.Argument(metavar="[STUDY]", help="Name of the study; the only one if left out."),
 ]
 TrialOption = Annotated[
-    int | None, typer.Option("--trial", min=0, help="Number of the trial; the best if left out.")
+    int | None,
+    typer.Option(
+        "--trial", min=0, max=MOST_SEED, help="Number of the trial; the winner if left out."
+    ),
 ]
 TrunkCacheOption = Annotated[
     str,
@@ -45,6 +80,7 @@ TrialsPerGpuOption = Annotated[
     typer.Option(
         "--trials-per-gpu",
         min=1,
+        max=MOST,
         metavar="K",
         help="Trials of --concurrency that share a GPU: for small models, one rank each.",
     ),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from knee_tune.cli.lines import open_in_browser
-from knee_tune.cli.options import DEFAULT_HOME, HomeOption, StorageOption, StudyArgument
+from knee_tune.cli.options import DEFAULT_HOME, HomeOption, StorageOption, StudyArgument, path_of
 
 
 class Format(StrEnum):
@@ -28,6 +28,7 @@ def report(
         Path | None,
         typer.Option(
             "--out",
+            parser=path_of,
             metavar="PATH",
             help="File to write, or - to print. (default: HOME/reports/STUDY.FORMAT)",
         ),
@@ -36,7 +37,10 @@ def report(
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """Write what a study has found out: the setting to use, how sure that is, what it cost."""
+    """Write what a study has found out: the setting to use, how sure that is, what it cost.
+
+    The setting is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
     from knee_tune.app.home import Home, Places
     from knee_tune.app.report import study_report, text_of, usual_path, write_report
     from knee_tune.errors import UserError

@@ -11,6 +11,10 @@ from knee_tune.cli.lines import PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
+    LARGEST,
+    MOST,
+    MOST_SEED,
+    SMALLEST,
     AmpOption,
     CompileOption,
     Device,
@@ -23,6 +27,7 @@ from knee_tune.cli.options import (
     TrialsPerGpuOption,
     TrunkCacheOption,
 )
+from knee_tune.errors import UserError
 
 if TYPE_CHECKING:
     from knee_tune.app.run import StudyStart
@@ -39,15 +44,18 @@ def run(
         str | None, typer.Option(help="Name to keep it under. (default: knee-TASK-BUDGET)")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Trials of the whole study, finished ones included.")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Trials of the whole study, finished ones included."),
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="Start no trial, and confirm nothing, after this many seconds."),
+        typer.Option(
+            min=0, max=LARGEST, help="Start no trial, and confirm nothing, after this many seconds."
+        ),
     ] = None,
     replicates: Annotated[
         int | None,
-        typer.Option(min=1, help="Random seeds of every trial: 1 to explore, 3 to rank."),
+        typer.Option(min=1, max=1000, help="Random seeds of every trial: 1 to explore, 3 to rank."),
     ] = None,
     fuse: Annotated[
         bool | None,
@@ -66,8 +74,12 @@ def run(
         ),
     ] = None,
     scale: ScaleOption = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks that train one trial.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Trials trained at the same time.")] = 1,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Ranks that train one trial.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Trials trained at the same time.")
+    ] = 1,
     sampler: Annotated[str | None, typer.Option(help="gp, tpe, grid or random.")] = None,
     pruner: Annotated[
         str | None, typer.Option(help="knee, median, percentile, hyperband or none.")
@@ -77,7 +89,8 @@ def run(
         typer.Option(help="best: the best point; ridge: the best fraction of every seed LR."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Random seed of the sampler and of every trial.")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="Random seed of the sampler and of every trial."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -88,7 +101,10 @@ def run(
         typer.Option(help="Train this baseline once, outside the search, and stop."),
     ] = None,
     seed_lr: Annotated[
-        float | None, typer.Option(min=1e-12, help="Seed LR of --schedule. (default: the recipe's)")
+        float | None,
+        typer.Option(
+            min=SMALLEST, max=LARGEST, help="Seed LR of --schedule. (default: the recipe's)"
+        ),
     ] = None,
     device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
     trials_per_gpu: TrialsPerGpuOption = 1,
@@ -97,16 +113,26 @@ def run(
     runner: Annotated[
         Runner, typer.Option(help="How worker groups are started.")
     ] = Runner.FORKSERVER,
-    nnodes: Annotated[int, typer.Option(min=1, help="Machines per trial (torchrun).")] = 1,
+    nnodes: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Machines per trial (torchrun).")
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --nnodes: this machine's address for the other ones, where it listens. "
+            "(default: what its host name stands for)"
+        ),
+    ] = None,
     launcher: Annotated[
         str, typer.Option(help="Command that starts torchrun, as in 'srun torchrun'.")
     ] = "torchrun",
     stall_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without a sign of life before a rank is hung.")
+        float,
+        typer.Option(min=1, max=1e7, help="Seconds without a sign of life before a rank is hung."),
     ] = 600,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     register: Annotated[
-        bool, typer.Option(help="Register the best model in MLflow at the end.")
+        bool, typer.Option(help="Register the winner in MLflow at the end.")
     ] = True,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -121,7 +147,6 @@ def run(
     from knee_tune.app.trunks import size_of_cache
     from knee_tune.cli.summary import print_baseline, print_start, print_summary
     from knee_tune.cli.watch import PlainWatcher, watching
-    from knee_tune.errors import UserError
 
     request = StudyRequest(
         task=task,
@@ -146,11 +171,12 @@ def run(
     spec, _ = request.resolve()
     options = GroupOptions(
         nproc=spec.nproc,
-        nproc_asked=nproc is not None,
+        nproc_asked=request.nproc_asked,
         slots=concurrency,
         runner=runner.value,
         nnodes=nnodes,
-        launcher=tuple(shlex.split(launcher)),
+        address=address,
+        launcher=_words(launcher),
         device=device.value,
         trials_per_gpu=trials_per_gpu,
         amp=amp,
@@ -179,3 +205,11 @@ def run(
         return
     summary = run_study(request, places, options, timeout=timeout, register=register, watch=watch)
     print_summary(console, summary, places)
+
+
+def _words(launcher: str) -> tuple[str, ...]:
+    """A command as the shell reads it; UserError if it cannot."""
+    try:
+        return tuple(shlex.split(launcher))
+    except ValueError as error:
+        raise UserError(f"--launcher {launcher}: {str(error).lower()}") from None

@@ -35,7 +35,9 @@ def clear_command(
     task: Annotated[str | None, typer.Option(help="Only the trunks of this task.")] = None,
     older_than: Annotated[
         float | None,
-        typer.Option(metavar="DAYS", min=0, help="Only those that no run used for so long."),
+        typer.Option(
+            metavar="DAYS", min=0, max=36_500, help="Only those that no run used for so long."
+        ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:

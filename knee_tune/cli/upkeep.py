@@ -10,11 +10,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from knee_tune.cli.lines import PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
+    MOST,
     HomeOption,
     JsonOption,
     StorageOption,
     TextKind,
     TrackingOption,
+    path_of,
 )
 from knee_tune.errors import one_line
 
@@ -27,6 +29,8 @@ def prepare(
         Path | None,
         typer.Option(
             "--from",
+            parser=path_of,
+            metavar="PATH",
             help="Folder or archive with the corpus; folder, archive or .npz file with the images. "
             "(default: downloaded where it is published)",
         ),
@@ -46,19 +50,32 @@ def prepare(
     test_prefix: Annotated[str | None, typer.Option(help="Of the test text.")] = None,
     bpe_codes: Annotated[
         int | None,
-        typer.Option(help="BPE merges to learn. (default: codes beside the text, else 10,000)"),
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="BPE merges to learn. (default: codes beside the text, else 10,000)",
+        ),
     ] = None,
-    codes: Annotated[Path | None, typer.Option(help="BPE codes to apply instead.")] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="FILE", help="BPE codes to apply instead."),
+    ] = None,
     joint_dictionary: Annotated[
         bool, typer.Option("--joint-dictionary", help="One vocabulary for both languages.")
     ] = False,
+    lowercase: Annotated[
+        bool | None,
+        typer.Option(
+            "--lowercase/--no-lowercase", help="Text that is not cut by BPE yet. (default: yes)"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made otherwise.")] = False,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images."""
     from knee_tune.app.home import Home
-    from knee_tune.app.upkeep import prepare_data
+    from knee_tune.app.upkeep import prepare_data, training_command
     from knee_tune.cli.summary import print_prepared
 
     given: dict[str, Any] = {
@@ -73,6 +90,7 @@ def prepare(
         "bpe_codes": bpe_codes,
         "codes": codes,
         "joint_dictionary": joint_dictionary or None,
+        "lowercase": lowercase,
         "force": force,
     }
     console = PlainConsole()
@@ -87,7 +105,7 @@ def prepare(
     if json:
         typer.echo(json_module.dumps(vars(prepared), default=str))
     else:
-        print_prepared(console, prepared, task=task)
+        print_prepared(console, prepared, command=training_command(task, Home(home), prepared.name))
 
 
 def doctor(

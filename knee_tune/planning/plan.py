@@ -62,7 +62,9 @@ class TaskFacts(Spec):
     steps_per_epoch: int
     data_fingerprint: str
     parameters: int
-    examples: dict[str, int] = Field(description="examples per split")
+    examples: dict[str, int] = Field(
+        description="examples per split: of valid and test those measured"
+    )
     code: str = Field(default="", description="fingerprint of what trains: code and libraries")
     cpu: str = Field(default="", description="kind of CPU: its arithmetic differs in the last bits")
     threads: int = Field(default=1, gt=0, description="CPU threads of a rank")

@@ -9,8 +9,9 @@ from pydantic import Field
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Direction, Metric
+from knee_tune.specs.recipe import MOST_EVALUATIONS, Direction, Metric
 from knee_tune.specs.shown import setting
+from knee_tune.specs.space import alike_points
 
 KNEE = "knee"
 """The schedule that all others are compared with."""
@@ -270,6 +271,8 @@ def check_budgets(budgets: Sequence[int]) -> None:
     shown = f"--budgets {','.join(map(str, budgets))}"
     if not budgets:
         raise UserError("--budgets: name at least one, in epochs, as in --budgets 10,20,30")
+    if max(budgets) > MOST_EVALUATIONS:
+        raise UserError(f"{shown}: a budget is at most {MOST_EVALUATIONS:,} epochs")
     if min(budgets) < 1:
         raise UserError(f"{shown}: a budget is at least 1 epoch")
     if any(left >= right for left, right in zip(budgets, budgets[1:], strict=False)):
@@ -279,9 +282,11 @@ def check_budgets(budgets: Sequence[int]) -> None:
 def check_distinct(option: str, values: Iterable[object]) -> None:
     """UserError if a value is named twice or there is none."""
     named = list(values)
+    shown = f"{option} {','.join(map(str, named))}"
     if not named or len(set(named)) < len(named):
-        shown = ",".join(map(str, named))
-        raise UserError(f"{option} {shown}: name at least one, each one once")
+        raise UserError(f"{shown}: name at least one, each one once")
+    if alike := alike_points(value for value in named if isinstance(value, float)):
+        raise UserError(f"{shown}: {alike}")
 
 
 def _ascending(budgets: Iterable[int]) -> str:

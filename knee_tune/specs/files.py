@@ -29,7 +29,11 @@ def find(kind: Kind, name: str) -> Path:
     noun = _NOUN[kind]
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError as error:  # a name too long, a folder that may not be read
+            raise UserError(f"{noun} {name}: {error.strerror}") from None
+        if not found:
             raise UserError(f"{noun} {name}: no such file")
         return path
     files = available(kind)

@@ -6,7 +6,7 @@ from typing import Any
 
 from knee_tune.errors import UserError
 from knee_tune.specs.problems import Place, dotted
-from knee_tune.specs.strict_yaml import FieldPath, parse_value
+from knee_tune.specs.strict_yaml import DEEPEST, FieldPath, parse_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ def parse_override(text: str) -> Override:
     path = tuple(field.strip().split("."))
     if not equals or not all(path):
         raise UserError(f"{label}: expected FIELD=VALUE, as in --set recipe.epochs=4")
+    if len(path) > DEEPEST:
+        raise UserError(f"{label}: no field lies {len(path)} levels deep")
     try:
         return Override(label=label, path=path, value=parse_value(value))
     except ValueError as error:

@@ -4,6 +4,7 @@ Later wins: recipe class defaults < preset < study file < ``--set`` < flags. Eve
 validated as it is laid on, so a mistake is reported where it was made.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from knee_tune.specs.base import Spec
 from knee_tune.specs.overrides import Override, layer_of, merge, origin_of, parse_override
 from knee_tune.specs.problems import Place, Problem, check, refuse
-from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.recipe import DATA_NAME, Recipe
 from knee_tune.specs.scaling import refuse_searching, scaled, scaled_name
 from knee_tune.specs.space import SearchSpace
 from knee_tune.specs.strict_yaml import Document, FieldPath
@@ -26,8 +27,8 @@ class Preset(Spec):
     description: str
     recipe: dict[str, Any] = Field(default_factory=dict, description="over the class's defaults")
     space: dict[str, Any] = Field(default_factory=dict, description="over the file's ``space``")
-    trials: int = Field(default=20, gt=0)
-    nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
+    trials: int = Field(default=20, gt=0, le=1_000_000)
+    nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
 
 
 class SpaceFile(Spec):
@@ -186,27 +187,41 @@ def _validated(
     recipe, problems = check(recipe_type, settings["recipe"], (*prefix, "recipe"))
     label = _budget_name(settings["preset"], recipe, recipe_type, space) if recipe else "unnamed"
     dumped = recipe.model_dump(mode="json") if recipe else {}
-    study, more = check(StudySpec, {"name": label, **settings, "recipe": dumped}, prefix)
+    named = {"name": label, "own_data": _own_data(dumped, recipe_type, space)}
+    study, more = check(StudySpec, {**named, **settings, "recipe": dumped}, prefix)
     if study and study.task != space.task:
         problem = Problem(path=(*prefix, "task"), what=f"the search space is of task {space.task}")
         refuse([problem], place)
     if recipe is None or study is None:
         refuse([*problems, *more], place)
-    try:
-        study.space.seed_lr.points(recipe.seed_lr)
-    except ValueError as error:
-        refuse([Problem(path=(*prefix, "space", "seed_lr"), what=str(error))], place)
+    unsearchable = [
+        Problem(path=(*prefix, "space", field), what=what)
+        for field, what in study.space.problems(recipe.seed_lr, with_default=study.tries_default)
+    ]
+    if unsearchable:
+        refuse(unsearchable, place)
     return study, recipe
 
 
 def _budget_name(preset: str, recipe: Recipe, recipe_type: type[Recipe], space: SpaceFile) -> str:
     """``knee-<task>-<budget>``: the preset's name unless it is the default, the epochs if needed.
 
-    Studies of different budgets must not share a name, or their trials would be mixed.
+    Studies of different budgets must not share a name, or their trials would be mixed. Data of
+    one's own stand in place of the task.
     """
     epochs = f"{recipe.epochs}ep"
+    subject = _own_data(recipe.model_dump(mode="json"), recipe_type, space) or space.task
     if preset == space.default_preset:
-        return f"knee-{space.task}-{epochs}"
+        return f"knee-{subject}-{epochs}"
     usual, _ = check(recipe_type, space.presets[preset].recipe)
     changed = usual is None or usual.epochs != recipe.epochs
-    return f"knee-{space.task}-{preset}" + (f"-{epochs}" if changed else "")
+    return f"knee-{subject}-{preset}" + (f"-{epochs}" if changed else "")
+
+
+def _own_data(recipe: Mapping[str, Any], recipe_type: type[Recipe], space: SpaceFile) -> str | None:
+    """The recipe's data set, unless a preset or the recipe's own default names it too."""
+    known = {preset.recipe.get("data") for preset in space.presets.values()}
+    known |= {field.default for name, field in recipe_type.model_fields.items() if name == "data"}
+    data = recipe.get("data")
+    named = isinstance(data, str) and re.fullmatch(DATA_NAME, data)
+    return data if named and data not in known else None

@@ -5,9 +5,11 @@ same number.
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from knee_tune.specs.base import Spec
 
@@ -16,7 +18,20 @@ DEFAULT_EXPLORE_FRACTION = 0.5
 
 DEFAULT_PER_DECADE = 8
 
-PositiveLR = Annotated[float, Field(gt=0)]
+MOST_POINTS = 10_000
+"""Of a search space: samplers and reports look at every one of them."""
+
+SMALLEST_LR, LARGEST_LR = 1e-12, 1e12
+"""Between them, products and ratios of LRs are finite; nothing learns beyond."""
+
+
+def _not_tiny(lr: float) -> float:
+    if lr < SMALLEST_LR:
+        raise ValueError(f"must be {SMALLEST_LR:g} or more")
+    return lr
+
+
+PositiveLR = Annotated[float, Field(gt=0, le=LARGEST_LR), AfterValidator(_not_tiny)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -87,10 +102,18 @@ class ExploreFractionSpace(Spec):
         if self.values is not None:
             return self.values
         assert self.low is not None, "_one_form has seen to it"
+        assert self.step is not None
+        return tuple(round(self.low + i * self.step, 6) for i in range(self.count))
+
+    @property
+    def count(self) -> int:
+        """How many :meth:`points` there are, told without making them."""
+        if self.values is not None:
+            return len(self.values)
+        assert self.low is not None, "_one_form has seen to it"
         assert self.high is not None
         assert self.step is not None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(round(self.low + i * self.step, 6) for i in range(count))
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
 
 
 class SearchSpace(Spec):
@@ -98,6 +121,42 @@ class SearchSpace(Spec):
 
     seed_lr: SeedLRSpace
     explore_fraction: ExploreFractionSpace
+
+    def problems(self, anchor: float, *, with_default: bool) -> Iterator[tuple[str, str]]:
+        """What keeps the space from being searched: the field, and what is wrong with it.
+
+        It needs points, :data:`MOST_POINTS` at most, and points that differ: one schedule under two
+        names would be searched twice. ``anchor`` is the recipe's own seed LR; ``with_default``: the
+        paper's default is a point besides the space's own. Studies that are kept are not asked.
+        """
+        try:
+            seed_lrs = self.seed_lr.points(anchor)
+        except ValueError as error:
+            yield "seed_lr", str(error)
+            return
+        count = self.explore_fraction.count
+        if len(seed_lrs) * count > MOST_POINTS:
+            yield (
+                "seed_lr" if len(seed_lrs) > count else "explore_fraction",
+                f"{len(seed_lrs):,} seed LRs x {count:,} explore fractions are more than "
+                f"{MOST_POINTS:,} points; use fewer values or a larger distance",
+            )
+            return
+        fractions = self.explore_fraction.points()
+        if alike := alike_points([*seed_lrs, *([anchor] if with_default else [])]):
+            yield "seed_lr", alike
+        if alike := alike_points(
+            [*fractions, *([DEFAULT_EXPLORE_FRACTION] if with_default else [])]
+        ):
+            yield "explore_fraction", alike
+
+
+def alike_points(points: Iterable[float]) -> str:
+    """Which two points differ by less than a schedule can show; empty if none do."""
+    for left, right in pairwise(sorted({*points})):
+        if math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-15):
+            return f"{left!r} and {right!r} are the same point; give one of them"
+    return ""
 
 
 def _check_form(

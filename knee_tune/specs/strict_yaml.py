@@ -1,10 +1,12 @@
 """YAML without surprises.
 
 Plain scalars mean what YAML 1.2 and people say they mean: ``1e-3`` is a number, ``no`` and ``on``
-are text, ``010`` is ten. A key given twice, an anchor or a tag is refused.
+are text, ``010`` is ten. A key given twice, an anchor or a tag is refused, and so is what no
+setting needs: a huge file, deep nesting, a number beyond 64 bits, text with control characters.
 """
 
 import re
+import unicodedata
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,33 @@ from knee_tune.errors import UserError
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
+DEEPEST = 20
+"""Levels of mappings and lists; no setting has more than six."""
+
+MOST_BYTES = 200_000
+"""Of a file; the largest study that comes with knee-tune has a twentieth of it."""
+
 _TAG = "tag:yaml.org,2002:"
+_MOST_DIGITS = 18  # whole numbers of so many fit into 64 bits
+_LAYOUT = "\n\r\t"
 
 
 class _Loader(yaml.SafeLoader):
     """Composes nodes whose tags follow our own reading of plain scalars."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """As PyYAML's, which is recursive and would go as deep as the text does."""
+        if self._depth > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {DEEPEST} levels deep", problem_mark=mark
+            )
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -55,7 +79,11 @@ class Document:
 def read_document(path: Path, label: str) -> Document:
     """The mapping in the file at ``path``; UserError, naming it ``label``, if it is not one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{label}: larger than {MOST_BYTES:,} bytes; is it the right file?")
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{label}: cannot be read: {reason}") from None
@@ -97,7 +125,10 @@ def _value(node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int], seen: 
             lines[(*path, position)] = item.start_mark.line + 1
         return [_value(item, (*path, i), lines, seen) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(node)
+        try:
+            return _scalar(node)
+        except ValueError:  # its tag was given, and its text is something else
+            raise _error(f"{node.value!r:.40} is no {node.tag.removeprefix(_TAG)}", node) from None
     raise _error(f"tag {node.tag} is not supported", node)
 
 
@@ -108,7 +139,7 @@ def _mapping(
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise _error("a key must be text", key_node)
-        key = key_node.value
+        key = _text(key_node)
         if key in mapping:
             first = lines[(*path, key)]
             raise _error(f"key '{key}' is given twice (first on line {first})", key_node)
@@ -121,16 +152,25 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     text = node.value
     match node.tag.removeprefix(_TAG):
         case "str":
-            return str(text)
+            return _text(node)
         case "null":
             return None
         case "bool":
             return bool(text.lower() == "true")
         case "int":
+            if len(text.lstrip("+-0")) > _MOST_DIGITS:
+                raise _error(f"a whole number of more than {_MOST_DIGITS} digits", node)
             return int(text)
         case "float":
             return float(text.replace(".inf", "inf").replace(".nan", "nan"))
     raise _error(f"tag {node.tag} is not supported", node)
+
+
+def _text(node: yaml.ScalarNode) -> str:
+    text = str(node.value)
+    if any(unicodedata.category(each) in ("Cc", "Cs") for each in text if each not in _LAYOUT):
+        raise _error("control characters in text are not supported", node)
+    return text
 
 
 def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:

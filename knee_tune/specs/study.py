@@ -7,7 +7,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.base import Spec
-from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, SearchSpace
+from knee_tune.specs.recipe import DATA_NAME, Epochs
+from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION, PositiveLR, SearchSpace
 
 Sampler = Literal["gp", "tpe", "grid", "random"]
 Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
@@ -28,18 +29,15 @@ StudyName = Annotated[
 ]
 
 
-PositiveEpochs = Annotated[int, Field(gt=0)]
-
-
 class ReferenceRow(Spec):
     """One row of a published table: a setting and the numbers reported for it."""
 
     schedule: Literal["knee", "step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"]
-    epochs: int = Field(gt=0, description="training budget")
-    seed_lr: float | None = Field(default=None, gt=0)
+    epochs: Epochs
+    seed_lr: PositiveLR | None = None
     label: str = Field(default="", description="what people read; empty: made from the setting")
     explore_epochs: int | None = Field(default=None, ge=0, description="knee only")
-    boundaries: tuple[PositiveEpochs, ...] = Field(
+    boundaries: tuple[Epochs, ...] = Field(
         default=(), description="step only: epochs after which the LR is a tenth; ascending"
     )
     metrics: dict[str, float] = Field(description="mean values by name and split, as in test_bleu")
@@ -105,8 +103,8 @@ class Confirm(Spec):
     """How the winner of a search is confirmed: the top candidates, and the paper's default, are
     trained again with random seeds that the search did not use."""
 
-    candidates: int = Field(gt=0)
-    seeds: int = Field(gt=1, description="an interval needs two")
+    candidates: int = Field(gt=0, le=1000)
+    seeds: int = Field(gt=1, le=1000, description="an interval needs two")
 
     @model_validator(mode="before")
     @classmethod
@@ -132,10 +130,18 @@ class StudySpec(Spec):
     source: str = Field(default="", description="where the settings are from: paper and section")
     task: str
     preset: str
+    own_data: str | None = Field(
+        default=None,
+        pattern=DATA_NAME,
+        description="data that no preset knows: they name experiment and model, not the task",
+    )
     recipe: dict[str, Any]
     space: SearchSpace
     trials: int = Field(
-        default=20, gt=0, description="of the whole study; a grid has all its points unless told"
+        default=20,
+        gt=0,
+        le=1_000_000,
+        description="of the whole study; a grid has all its points unless told",
     )
     sampler: Sampler = "gp"
     goal: Goal = Field(
@@ -150,7 +156,7 @@ class StudySpec(Spec):
         description="replicates train as one batched model if the task can; an unpruned grid whole",
     )
     confirm: Confirm | None = Field(default=None, description="after the search")
-    nproc: int = Field(default=1, gt=0, description="ranks that train one trial")
+    nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
     scale: float = Field(
         default=1.0,
         gt=0,
@@ -195,6 +201,11 @@ class StudySpec(Spec):
         if len({each.name for each in analyses}) < len(analyses):
             raise ValueError("each can be made once: one is named twice")
         return analyses
+
+    @property
+    def subject(self) -> str:
+        """What is studied, as experiment and registered model are named: the data, or the task."""
+        return self.own_data or self.task
 
     @property
     def acting_pruner(self) -> Pruner:

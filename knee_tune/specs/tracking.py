@@ -136,6 +136,7 @@ class TrainedModel(Spec):
     study_uid: str
     study: str
     task: str
+    subject: str = Field(default="", description="that names its model; empty: the task")
     recipe: dict[str, Any]
     seed: int
     data_dir: Path

@@ -33,7 +33,7 @@ WEIGHTS_HASH, CONFIRMED = "knee.weights_sha256", "knee.confirmed"
 
 
 def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
-    """Put ``model`` into the registry as ``knee-tune-<task>``, with the alias it asks for.
+    """Put ``model`` into the registry as ``knee-tune-<subject>``, with the alias it asks for.
 
     Where a new champion comes, the one before it becomes ``challenger``. The same weights of the
     same run are one version: a candidate that becomes champion is no candidate any more, and what
@@ -45,7 +45,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         follow_home(home, uri)
         client = connect(uri)
         run = _source_run(client, model, uri)
-        name = f"knee-tune-{model.task}"
+        name = f"knee-tune-{model.subject or model.task}"
         digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
         known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
         version = known or _create_version(client, model, run, name=name, digest=digest)

@@ -67,9 +67,9 @@ def is_local(uri: str) -> bool:
     return not is_server(uri) and sqlite_file(uri) is not None
 
 
-def experiment_name(task: str) -> str:
-    """The experiment of a task: ``MLFLOW_EXPERIMENT_NAME``, else ``knee-tune-<task>``."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"knee-tune-{task}"
+def experiment_name(subject: str) -> str:
+    """Of a task, or of its data: ``MLFLOW_EXPERIMENT_NAME``, else ``knee-tune-<subject>``."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"knee-tune-{subject}"
 
 
 def artifact_location(home: Path, uri: str, experiment: str) -> str | None:

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 
 from knee_tune.tuning.patience import Patience, is_outage
+from knee_tune.tuning.quick_storage import QuickStorage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,8 +39,8 @@ def _patiently(
     return outlasting
 
 
-class PatientStorage(RDBStorage):
-    """An RDBStorage that waits for its database, as ``patience`` has it.
+class PatientStorage(QuickStorage):
+    """A storage that waits for its database, as ``patience`` has it.
 
     What reads, and what writes the same row again, is repeated as it is. What would make a second
     study or trial, or take its own change for another driver's, leaves a ``NONCE`` to look for.
@@ -69,7 +70,7 @@ class PatientStorage(RDBStorage):
     set_trial_user_attr = _patiently(RDBStorage.set_trial_user_attr)
     set_trial_system_attr = _patiently(RDBStorage.set_trial_system_attr)
     _set_trial_param = _patiently(RDBStorage._set_trial_param)
-    _get_trials = _patiently(RDBStorage._get_trials)
+    _get_trials = _patiently(QuickStorage._get_trials)
     _get_best_trial_id = _patiently(RDBStorage._get_best_trial_id)
 
     def create_new_study(

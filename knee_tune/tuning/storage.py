@@ -47,6 +47,7 @@ OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
 def check_storage_url(url: str) -> None:
     """UserError if ``url`` is no SQLAlchemy URL, has no driver here, or is in memory."""
+    shown = shown_url(url, password="***")
     if not is_url(url):
         raise UserError(
             f"--storage {shown_url(url)}: not an SQLAlchemy URL; for example "
@@ -55,14 +56,14 @@ def check_storage_url(url: str) -> None:
         )
     if in_memory(url):
         raise UserError(
-            f"--storage {_shown(url)}: a database in memory keeps nothing; name a file, as in "
+            f"--storage {shown}: a database in memory keeps nothing; name a file, as in "
             "sqlite:////home/me/optuna.db"
         )
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
-            f"--storage {_shown(url)}: its database driver is not installed ({first_line(error)}); "
+            f"--storage {shown}: its database driver is not installed ({first_line(error)}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
 
@@ -76,6 +77,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
     """
     check_storage_url(url)
     storage_timeout()
+    shown = shown_url(url, password="***")
     patience = patience_with(url)
     try:
         storage = _make_tables(
@@ -94,11 +96,11 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
         if patience.reached and isinstance(error, StorageGoneError):
             raise
         raise UserError(
-            f"--storage {_shown(url)}: cannot be opened ({cause_of(error)}); "
+            f"--storage {shown}: cannot be opened ({cause_of(error)}); "
             "is the folder there, or the server up?"
         ) from error
     except RuntimeError as error:  # tables of another Optuna version
-        raise UserError(f"--storage {_shown(url)}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--storage {shown}: {' '.join(str(error).split())}") from error
     if make_url(url).get_backend_name() == "sqlite":
         _use_wal(storage.engine)
     return storage
@@ -141,10 +143,6 @@ def engine_options(url: str) -> dict[str, Any]:
             name: value for name, value in _NOTICE_A_LOST_SERVER.items() if name not in parts.query
         }
     return options
-
-
-def _shown(url: str) -> str:
-    return shown_url(url, password="***")
 
 
 def _use_wal(engine: sqlalchemy.Engine) -> None:

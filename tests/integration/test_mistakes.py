@@ -7,12 +7,19 @@ import pytest
 
 from tests.command_line import QUICK, complains, knee_tune, knee_tune_here
 
+SPANNING = ("--runner", "torchrun", "--nnodes", "2", "--launcher", "srun torchrun")
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("run", "--task", "digit"), ("--task digit:", "did you mean 'digits'?", "breast-cancer")),
         ((*QUICK, "--nnodes", "2"), ("--nnodes", "--runner torchrun")),
+        ((*QUICK, "--address", "127.0.0.1"), ("--address 127.0.0.1", "--nnodes")),
+        (
+            (*QUICK, *SPANNING, "--address", "192.0.2.1"),
+            ("--address 192.0.2.1", "no address of this machine"),
+        ),
         (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
         (
             (*QUICK, "--set", "recipe.epoch=2"),
@@ -32,6 +39,29 @@ from tests.command_line import QUICK, complains, knee_tune, knee_tune_here
         ((*QUICK, "--tracking-uri", "http://me:secret@h:port"), ("http://...", "not a URL")),
         ((*QUICK, "--tracking-uri", "sqlite://"), ("--tracking-uri sqlite://", "in memory")),
         (("run",), ("--task", "--study")),
+        ((*QUICK, "--set", "a=" + "[" * 5000), ("--set a=[[[", "20 levels deep")),
+        (
+            (*QUICK, "--set", "space.explore_fraction.step=1e-7"),
+            ("--set", "more than 10,000 points"),
+        ),
+        (
+            (*QUICK, "--set", "space.explore_fraction.values=[0.3,0.30000000000000004]"),
+            ("0.3 and 0.30000000000000004 are the same point",),
+        ),
+        ((*QUICK, "--set", "recipe.epochs=1000000000000"), ("recipe.epochs", "1000000")),
+        ((*QUICK, "--stall-timeout", "1e400"), ("'--stall-timeout'", "less than or equal to")),
+        ((*QUICK, "--timeout", "nan"), ("'--timeout'", "must be")),
+        ((*QUICK, "--launcher", '"'), ('--launcher ": no closing quotation',)),
+        (
+            (*QUICK, "--runner", "torchrun", "--launcher", "nosuch torchrun"),
+            ("--launcher 'nosuch torchrun'", "no program 'nosuch'"),
+        ),
+        ((*QUICK, "--nproc", "1000000"), ("--nproc 1000000", "1,000,000 processes")),
+        ((*QUICK, "--concurrency", "100000"), ("--concurrency 100000", "100,000 processes")),
+        (("trunks", "clear", "--older-than", "1e12"), ("'--older-than'", "36500")),
+        (("run", "--nosuch"), ("No such option: --nosuch", "run --help")),
+        (("nosuch",), ("No such command 'nosuch'", "--help")),
+        (("report", "--out", "x" * 300), ("'--out'", "File name too long")),
         (("status",), ("there is no study in it",)),
         (("best",), ("there is no study in it",)),
         (("replay", "mine"), ("there is no study in it",)),
@@ -63,6 +93,15 @@ def test_exit_code_and_line_are_those_of_the_process(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     complains(*QUICK, "--home", f"{tmp_path}/file/home", said=(f"--home {tmp_path}/file/home",))
+
+
+@pytest.mark.parametrize(
+    ("home", "said"),
+    [("", "it is empty"), ("x" * 300, "File name too long"), ("a\0b", "null byte")],
+    ids=["none", "long", "NUL"],
+)
+def test_a_home_that_no_folder_can_be_is_refused(home: str, said: str) -> None:
+    complains(*QUICK, "--home", home, said=("'--home'", said))
 
 
 COMMANDS = (

@@ -1,15 +1,21 @@
 """Preparing corpora of every kind, from files to a finished set."""
 
+import gzip
 import io
+import shlex
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from knee_tune.app.home import Home
+from knee_tune.app.request import StudyRequest
+from knee_tune.app.upkeep import training_command
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
 from knee_tune.tasks.translation.codec import Codec
+from knee_tune.tasks.translation.corpus import Kind
 from knee_tune.tasks.translation.download import Archive
 from knee_tune.tasks.translation.grammar import generate, prepare_demo
 from knee_tune.tasks.translation.manifest import read_manifest
@@ -155,6 +161,55 @@ def test_codes_that_do_not_fit_the_text_are_warned_about(raw: Path, tmp_path: Pa
     assert "100% of the training lines" in done.warnings[0]
 
 
+def test_what_is_held_out_of_the_training_text_is_said(raw: Path, tmp_path: Path) -> None:
+    done = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
+    valid, test = done.warnings
+    assert valid.startswith("valid: no files of that name, so every 23rd training pair, ")
+    assert "test.de and test.en, or by --test-prefix" in test
+
+
+def test_a_corpus_as_multi30k_is_published_loses_no_training_pair(tmp_path: Path) -> None:
+    german, english = generate()["train"]
+    sizes = {"train": 100, "val": 10, "test_2016_flickr": 20}
+    corpus = tmp_path / "multi30k"
+    corpus.mkdir()
+    for name, size in sizes.items():
+        for language, lines in (("de", german), ("en", english)):
+            with gzip.open(corpus / f"{name}.{language}.gz", "wt", encoding="utf-8") as text:
+                text.write("".join(f"{line}\n" for line in plain(lines[:size])))
+    done = prepare(data_root=tmp_path, from_path=corpus, bpe_codes=50)
+    assert done.pairs == {"train": 100 - done.dropped, "valid": 10, "test": 20}
+    (said,) = done.warnings
+    assert said == "test: taken from test_2016_flickr.de.gz and test_2016_flickr.en.gz"
+
+
+@pytest.mark.parametrize("kind", ["raw", "tok"])
+def test_capitals_can_be_kept(kind: Kind, raw: Path, tmp_path: Path) -> None:
+    lower = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50, kind=kind, name="lower")
+    kept = prepare(
+        data_root=tmp_path, from_path=raw, bpe_codes=50, kind=kind, name="kept", lowercase=False
+    )
+    assert [read_manifest(each.folder).lowercase for each in (lower, kept)] == [True, False]
+    assert words(kept.folder, "train", "de")[0] != words(lower.folder, "train", "de")[0]
+    assert Codec(kept.folder).encode("Der Hund").replace("@@ ", "") == "Der Hund"
+    with pytest.raises(UserError, match="other options"):
+        prepare(data_root=tmp_path, from_path=raw, bpe_codes=50, kind=kind, name="kept")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("mine", "recipe.data=mine"), ("2016", """'recipe.data="2016"'""")]
+)
+def test_the_next_step_is_a_command_that_works(name: str, setting: str, tmp_path: Path) -> None:
+    command = training_command("iwslt", Home(tmp_path / "my home"), name)
+    assert f"run --task iwslt --set {setting} --home '{tmp_path}/my home'" in command
+    words_ = shlex.split(command)
+    setting = words_[words_.index("--set") + 1]
+    study, recipe = StudyRequest(task="iwslt", settings=(setting,)).resolve()
+    assert recipe.model_dump()["data"] == name
+    assert study.name == f"knee-{name}-50ep"
+    assert study.subject == name
+
+
 def test_given_codes_are_applied(raw: Path, tmp_path: Path) -> None:
     codes = tmp_path / "my.codes"
     codes.write_text("#version: 0.2\nd e\n")
@@ -229,7 +284,7 @@ def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
         ({"codes": Path("nowhere")}, "--codes nowhere: no such file"),
         ({"codes": Path(__file__), "bpe_codes": 9}, "not both"),
         ({"source": "fr"}, "only German-English can be downloaded"),
-        ({"from_path": Path(__file__)}, "no readable tar archive"),
+        ({"from_path": Path(__file__)}, "no readable archive"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_written(

@@ -21,6 +21,7 @@ pytest.importorskip("fairseq", reason="needs the translation extra")
 from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.translation.generation import tokenised_bleu
+from knee_tune.tasks.translation.prepare import prepare
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import Batch, TranslationTask
@@ -199,6 +200,40 @@ def test_a_served_model_needs_its_assets_only(demo_data: Path, tmp_path: Path) -
     assert len(sentences) == 3
     assert all(sentence[-1] in ".?!" for sentence in sentences[:2])  # raw text, detokenised
     assert [bool(text) for text in translations] == [True, True, False]
+
+
+def test_a_corpus_of_single_words_has_examples_too(tmp_path: Path) -> None:
+    """A registered model needs some, and usual ones have five tokens or more."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("train", "valid", "test"):
+        for language, word in (("de", "ja"), ("en", "yes")):
+            (corpus / f"{name}.{language}").write_text(f"{word}\n" * 4)
+    prepare(data_root=tmp_path, from_path=corpus, name="words", kind="tok", bpe_codes=1)
+    assert task(tmp_path, data="words").examples() == ["ja", "ja"]
+
+
+def test_a_sentence_that_the_model_cannot_read_is_refused(demo_data: Path) -> None:
+    served = task(demo_data, max_source_positions=12)
+    model = served.build_model().eval()
+    with pytest.raises(UserError, match=r"^input 2 of 2 has [\d,]+ tokens, .* 12 at most"):
+        served.predict(model, ["Der Hund schläft.", "Haus " * 1500])
+
+
+def test_metrics_say_over_how_many_pairs_they_are_taken(demo_data: Path) -> None:
+    counted = task(demo_data).describe()[1]
+    assert task(demo_data, valid_pairs=50).describe()[1] == counted | {"valid": 50}
+    shorter = task(demo_data, max_source_positions=8).describe()[1]
+    assert 0 < shorter["test"] < counted["test"]
+    assert shorter["train"] == counted["train"]
+
+
+def test_a_model_that_reads_no_pair_is_refused(demo_data: Path) -> None:
+    narrow = task(demo_data, max_source_positions=2)
+    with pytest.raises(UserError, match="no valid pair is as short as max_source_positions=2"):
+        narrow.describe()
+    with pytest.raises(UserError, match="no training pair"):
+        narrow.steps_per_epoch(Group())
 
 
 def test_the_state_of_a_model_loads_without_pickle(demo_data: Path, tmp_path: Path) -> None:

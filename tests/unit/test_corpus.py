@@ -1,5 +1,6 @@
 """Finding and reading the files of a parallel corpus."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,43 @@ def test_prefixes_name_any_file(tmp_path: Path) -> None:
     lay(tmp_path, "news/europarl-v7.de", "news/europarl-v7.en")
     corpus = find_corpus(tmp_path, source="de", target="en", prefixes={"train": "news/europarl-v7"})
     assert corpus.splits["train"][0] == (tmp_path / "news/europarl-v7.de",)
+
+
+def test_longer_names_are_found_and_told(tmp_path: Path) -> None:
+    """Multi30k's, packed as they are published."""
+    for name in ("train", "val", "test_2016_flickr"):
+        for side in ("de", "en"):
+            with gzip.open(tmp_path / f"{name}.{side}.gz", "wt", encoding="utf-8") as text:
+                text.write(f"Ein Satz von {name}.\n")
+    corpus = find_corpus(tmp_path, source="de", target="en")
+    assert {split: sides[0][0].name for split, sides in corpus.splits.items()} == {
+        "train": "train.de.gz",
+        "valid": "val.de.gz",
+        "test": "test_2016_flickr.de.gz",
+    }
+    assert corpus.remarks == ("test: taken from test_2016_flickr.de.gz and test_2016_flickr.en.gz",)
+    assert read_split(corpus, "test")[0] == ["Ein Satz von test_2016_flickr."]
+
+
+def test_of_several_test_sets_one_is_chosen(tmp_path: Path) -> None:
+    names = ("train", "val", "test_2016_flickr", "test_2017_flickr")
+    lay(tmp_path, *(f"{name}.{side}" for name in names for side in ("de", "en")))
+    with pytest.raises(
+        UserError, match=r"\(test_2016_flickr, test_2017_flickr\); choose one with --test-prefix"
+    ):
+        find_corpus(tmp_path, source="de", target="en")
+    chosen = find_corpus(
+        tmp_path, source="de", target="en", prefixes={"test": "test_2017_flickr"}
+    ).splits
+    assert chosen["test"][0] == (tmp_path / "test_2017_flickr.de",)
+    assert chosen["valid"][0] == (tmp_path / "val.de",)
+
+
+@pytest.mark.parametrize("damage", [slice(0, 30), slice(10, None)], ids=["cut", "no gzip"])
+def test_a_damaged_gzip_file_is_named(tmp_path: Path, damage: slice) -> None:
+    (tmp_path / "train.de.gz").write_bytes(gzip.compress(b"eins zwei drei\n" * 20)[damage])
+    with pytest.raises(UserError, match=r"train\.de\.gz: no sound gzip file"):
+        read_lines(tmp_path / "train.de.gz")
 
 
 def test_the_tests_of_the_iwslt14_archive_come_in_the_order_of_the_recipe(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from knee_tune.app import placement
 from knee_tune.app.home import Home
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.workshop import Workshop
@@ -98,7 +99,9 @@ def test_trials_at_a_time_that_were_asked_for_never_do() -> None:
 
 
 def test_every_machine_of_a_trial_gives_out_its_own_gpus() -> None:
-    spanning = GroupOptions(nproc=4, nnodes=2, runner="torchrun", launcher=("srun", "torchrun"))
+    spanning = GroupOptions(
+        nproc=4, nnodes=2, address="localhost", runner="torchrun", launcher=("srun", "torchrun")
+    )
     assert devices(spanning, gpus=2) == [None]
 
 
@@ -142,3 +145,47 @@ def test_a_gpu_without_bf16_is_refused_with_the_way_out(monkeypatch: pytest.Monk
 
 def test_compiling_is_said_to_the_ranks() -> None:
     assert placed(GroupOptions(compile=True), gpus=0)[0].compile
+
+
+@pytest.fixture
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "usable_cores", lambda: 2)
+
+
+@pytest.mark.usefixtures("_two_cores")
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (GroupOptions(nproc=1_000_000, device="cpu"), "1,000,000"),
+        (GroupOptions(slots=100_000, device="cpu"), "100,000"),
+        (GroupOptions(nproc=13, slots=5, device="cpu"), "65"),
+        (GroupOptions(nproc=4, nproc_asked=False, slots=65, device="cpu"), "65"),
+        (GroupOptions(nproc=1_000_000, device="cuda"), "1,000,000"),
+    ],
+)
+def test_far_more_processes_than_cores_are_refused(options: GroupOptions, count: str) -> None:
+    with pytest.raises(UserError, match=rf": {count} processes .* 2 cores \(64 at most\)"):
+        options.check()
+
+
+@pytest.mark.usefixtures("_two_cores")
+@pytest.mark.parametrize(
+    "options",
+    [
+        GroupOptions(nproc=16, slots=4, device="cpu"),
+        GroupOptions(nproc=1000, nproc_asked=False, device="cpu"),
+        GroupOptions(slots=1000, trials_per_gpu=1000, device="cuda"),
+        GroupOptions(nproc=1000, nnodes=10, runner="torchrun", launcher=("srun", "torchrun")),
+        GroupOptions.as_placed(Placement(world_size=1000)),
+    ],
+    ids=["few", "a preset's", "on GPUs", "of several machines", "as recorded"],
+)
+def test_other_counts_are_left_to_who_asks_for_them(options: GroupOptions) -> None:
+    options.check()
+
+
+def test_many_cores_take_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "usable_cores", lambda: 100)
+    GroupOptions(nproc=100, slots=4, device="cpu").check()
+    with pytest.raises(UserError, match="100 cores"):
+        GroupOptions(nproc=401, device="cpu").check()

@@ -13,7 +13,7 @@ from knee_tune.specs.records import ReplicateRecord, StudyRecord, TrialRecord
 @pytest.fixture(autouse=True)
 def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(reproduce, "_has_gpu", lambda device: device == "cuda")
+    monkeypatch.setattr(reproduce, "has_gpu", lambda device: device == "cuda")
 
 
 def digits(**changes: object) -> ReproductionRequest:

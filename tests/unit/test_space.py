@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from knee_tune.specs.space import ExploreFractionSpace, SeedLRSpace
+from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
 
 
 def test_the_seed_lr_grid_by_value() -> None:
@@ -68,6 +68,8 @@ def test_explore_fractions_by_value() -> None:
         ({"values": (0.0, 0.1)}, "greater than 0"),
         ({"low": -0.1, "high": 0.2}, "greater than 0"),
         ({"low": 0.1, "high": float("inf")}, "finite"),
+        ({"low": 1e-300, "high": 0.2}, "must be 1e-12 or more"),
+        ({"low": 0.1, "high": 1e300}, "less than or equal to 1000000000000"),
         ({"low": 0.1, "high": 0.2, "per_decade": 0}, "greater than or equal to 1"),
         ({"low": 0.1, "hihg": 0.2}, "hihg"),
     ],
@@ -91,6 +93,45 @@ def test_seed_lrs_that_are_refused(fields: dict[str, Any], message: str) -> None
 def test_explore_fractions_that_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ExploreFractionSpace.model_validate(fields)
+
+
+TENTHS = {"low": 0.0, "high": 0.9, "step": 0.1}
+
+
+def problems(*, anchor: float = 0.1, with_default: bool = True, **space: Any) -> dict[str, str]:
+    usual = {"seed_lr": {"values": (0.05, 0.1)}, "explore_fraction": TENTHS}
+    space_ = SearchSpace.model_validate(usual | space)
+    return dict(space_.problems(anchor, with_default=with_default))
+
+
+def test_a_space_that_can_be_searched_has_no_problems() -> None:
+    assert not problems()
+    assert not problems(explore_fraction={"low": 0.0, "high": 0.9998, "step": 0.0002})
+
+
+@pytest.mark.parametrize("step", [1e-4, 1e-7, 1e-300])
+def test_a_grid_is_counted_before_it_is_made(step: float) -> None:
+    found = problems(explore_fraction=TENTHS | {"step": step})
+    assert "2 seed LRs x " in found["explore_fraction"]
+    assert "more than 10,000 points" in found["explore_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("space", "field"),
+    [
+        ({"explore_fraction": {"values": (0.3, 0.30000000000000004)}}, "explore_fraction"),
+        ({"explore_fraction": {"values": (0.3, 0.5000000001)}}, "explore_fraction"),
+        ({"seed_lr": {"values": (0.05, 0.05 * (1 + 1e-9))}}, "seed_lr"),
+        ({"seed_lr": {"values": (0.05, 0.1 + 1e-12)}}, "seed_lr"),
+    ],
+)
+def test_two_points_that_are_one_are_refused(space: dict[str, Any], field: str) -> None:
+    assert "are the same point" in problems(**space)[field]
+
+
+def test_the_default_is_no_point_of_a_grid() -> None:
+    space: dict[str, Any] = {"explore_fraction": {"values": (0.3, 0.5000000001)}}
+    assert not problems(**space, with_default=False)
 
 
 @pytest.mark.parametrize(

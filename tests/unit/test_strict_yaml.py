@@ -68,6 +68,13 @@ def test_every_field_knows_its_line(tmp_path: Path) -> None:
         ("- a\n", "file.yaml: must be a mapping of keys to values, got ['a']"),
         ("", "file.yaml: must be a mapping of keys to values, got None"),
         ("a: \x00\n", "file.yaml: not valid YAML"),
+        ("a: " + "[" * 5000, "file.yaml: line 1: nested more than 20 levels deep"),
+        ("".join(f"{' ' * i}a:\n" for i in range(500)), "line 21: nested more than 20 levels"),
+        ("a: " + "9" * 5000, "file.yaml: line 1: a whole number of more than 18 digits"),
+        ('a: "\\0"\n', "file.yaml: line 1: control characters in text are not supported"),
+        ('"\\ud800": 1\n', "file.yaml: line 1: control characters in text are not supported"),
+        ("a: !!int x\n", "file.yaml: line 1: 'x' is no int"),
+        ("a: " + "x" * 200_000, "file.yaml: larger than 200,000 bytes"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:

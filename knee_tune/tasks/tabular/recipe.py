@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.space import PositiveLR
 
 
 class MlpSize(Spec):
@@ -24,8 +25,8 @@ class TabularRecipe(Recipe):
     )
     watched: ClassVar[str] = "accuracy"
 
-    epochs: int = Field(default=30, gt=0, description="training budget, in epochs")
-    seed_lr: float = Field(default=0.05, gt=0)
+    epochs: Epochs = 30
+    seed_lr: PositiveLR = 0.05
     optimizer: Optimizer = Optimizer(name="sgd", momentum=0.9, weight_decay=5e-4)
     batch_size: int = Field(default=16, gt=0, description="examples per step, all ranks")
     label_noise: float = Field(default=0.2, ge=0, lt=1, description="share of random labels")

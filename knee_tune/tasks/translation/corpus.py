@@ -1,14 +1,16 @@
 """Locating and reading the files of a parallel corpus, at whatever stage of preparation."""
 
+import gzip
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.tasks.translation.text import every, segment_text, talk_text
 
 Kind = Literal["raw", "tok", "bpe", "xml", "binarized"]
@@ -27,6 +29,8 @@ _CODES = ("bpe.codes", "code", "codes")
 # The recipe's test set: these five, in this order, of all the sets in the archive.
 _RECIPE_TESTS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 _SNIFFED_LINES = 1000
+MOST_TEXT = 8_000_000_000
+"""Bytes that a packed text file may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Corpus:
     """Where a corpus is: for every split, the files of the source and of the target side.
 
     A split may have several files a side (they are joined) or be absent (it is then taken from
-    the training text).
+    the training text). Text may be packed by gzip.
     """
 
     folder: Path
@@ -43,6 +47,8 @@ class Corpus:
     target: str
     splits: Mapping[str, Sides]
     codes: Path | None = None
+    remarks: tuple[str, ...] = ()
+    """Which files were taken where their names are not the usual ones."""
 
     def files(self) -> tuple[Path, ...]:
         """Every file that the corpus is read from."""
@@ -63,7 +69,8 @@ def find_corpus(
 
     ``prefixes`` (split -> file name without the language, ``my/train`` for ``my/train.de``) says
     where the splits are; without them the usual names are tried, the most useful kind first.
-    UserError if there is nothing, a side is missing or a prefix does not exist.
+    UserError if there is nothing, a side is missing, a prefix does not exist, or several files
+    could be one split.
     """
     if not folder.is_dir():
         raise UserError(f"--from {folder}: no such folder")
@@ -77,7 +84,13 @@ def find_corpus(
     kind, splits = located
     codes = codes or next((folder / name for name in _CODES if (folder / name).is_file()), None)
     return Corpus(
-        folder=folder, kind=kind, source=source, target=target, splits=splits, codes=codes
+        folder=folder,
+        kind=kind,
+        source=source,
+        target=target,
+        splits=splits,
+        codes=codes,
+        remarks=tuple(_remarks(splits) if kind in ("raw", "tok", "bpe") and not prefixes else ()),
     )
 
 
@@ -85,37 +98,37 @@ def _located(
     folder: Path, kind: Kind | None, prefixes: Mapping[str, str], *, source: str, target: str
 ) -> tuple[Kind, dict[str, Sides]] | None:
     """Kind and files of the most useful text there is."""
-    if prefixes:
-        if "train" not in prefixes:
-            raise UserError("--train-prefix is missing: it must go with the other prefixes")
-        splits = {
-            split: _sides(folder, prefix, option=f"--{split}-prefix", source=source, target=target)
-            for split, prefix in prefixes.items()
-        }
-        return kind or _sniff(splits["train"][0][0]), splits
-    if kind in (None, "binarized") and _binary_prefix(
-        folder, "train", source=source, target=target
+    given = {
+        split: _sides(folder, prefix, option=f"--{split}-prefix", source=source, target=target)
+        for split, prefix in prefixes.items()
+    }
+    if "train" in given:
+        return kind or _sniff(given["train"][0][0]), given
+    if (
+        not given
+        and kind in (None, "binarized")
+        and _binary_prefix(folder, "train", source=source, target=target)
     ):
         return "binarized", _binary_splits(folder, source=source, target=target)
-    if kind in (None, "xml"):
+    if not given and kind in (None, "xml"):
         for inner in (folder, folder / f"{source}-{target}", folder / f"{target}-{source}"):
             if any(inner.glob("train.tags.*")):
                 return "xml", _archive_splits(inner, source=source, target=target)
     # Tokenized before cut: text that is cut again surely fits the codes.
     kinds: tuple[Kind, ...] = (kind,) if kind else ("tok", "bpe", "raw")
     for named in kinds:
-        splits = _named_splits(folder, f".{named}", source=source, target=target)
-        if "train" in splits:
+        if splits := _named_splits(folder, f".{named}", given, source=source, target=target):
             return named, splits
-    splits = _named_splits(folder, "", source=source, target=target)
-    if "train" in splits:
+    if splits := _named_splits(folder, "", given, source=source, target=target):
         return kind or _sniff(splits["train"][0][0]), splits
+    if given:
+        raise UserError("--train-prefix is missing: nothing here is called train")
     return None
 
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a UTF-8 file; only line feeds end a line. UserError if it is not UTF-8 or empty."""
-    content = path.read_bytes()
+    content = _content(path)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -129,6 +142,19 @@ def read_lines(path: Path) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return [line.rstrip("\r") for line in lines]
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as stream:
+            content = stream.read(MOST_TEXT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: no sound gzip file ({first_line(error)})") from None
+    if len(content) > MOST_TEXT:
+        raise UserError(f"{path}: unpacks to more than {MOST_TEXT:,} bytes")
+    return content
 
 
 def read_split(corpus: Corpus, split: str) -> tuple[list[str], list[str]]:
@@ -152,14 +178,14 @@ def _read_side(corpus: Corpus, split: str, path: Path) -> list[str]:
 
 
 def _sides(folder: Path, prefix: str, *, source: str, target: str, option: str) -> Sides:
-    paths = [folder / f"{prefix}.{language}" for language in (source, target)]
+    paths = [_text_file(folder, f"{prefix}.{language}") for language in (source, target)]
     missing = [path for path in paths if not path.is_file()]
     if len(missing) == 2:
         where = paths[0].parent
         present = {
-            path.name.removesuffix(f".{language}")
+            path.name.removesuffix(".gz").removesuffix(f".{language}")
             for language in (source, target)
-            for path in where.glob(f"*.{language}")
+            for path in (*where.glob(f"*.{language}"), *where.glob(f"*.{language}.gz"))
         }
         near = get_close_matches(paths[0].name.removesuffix(f".{source}"), present, n=1, cutoff=0)
         nearest = f"; the nearest is {near[0]}" if near else ""
@@ -172,17 +198,60 @@ def _sides(folder: Path, prefix: str, *, source: str, target: str, option: str) 
     return (paths[0],), (paths[1],)
 
 
-def _named_splits(folder: Path, suffix: str, *, source: str, target: str) -> dict[str, Sides]:
-    splits = {}
+def _named_splits(
+    folder: Path, suffix: str, given: Mapping[str, Sides], *, source: str, target: str
+) -> dict[str, Sides]:
+    """The splits ``given`` and those found by their names; empty if no training text is found."""
+    splits = dict(given)
     for split, aliases in _ALIASES.items():
-        for alias in aliases:
-            prefix = alias + suffix
-            if any((folder / f"{prefix}.{language}").is_file() for language in (source, target)):
-                splits[split] = _sides(
-                    folder, prefix, source=source, target=target, option="--from"
+        if split in given:
+            continue
+        usual = [f"{alias}{suffix}" for alias in aliases]
+        found = [
+            prefix
+            for prefix in usual
+            if any(_text_file(folder, f"{prefix}.{lang}").is_file() for lang in (source, target))
+        ]
+        if not found and split == "train":
+            return {}
+        if not found:
+            found = _longer_named(folder, aliases, suffix, source=source, target=target)
+            if len(found) > 1:
+                raise UserError(
+                    f"--from {folder}: several files could be the {split} split "
+                    f"({', '.join(found)}); choose one with --{split}-prefix"
                 )
-                break
+        if found:
+            splits[split] = _sides(folder, found[0], source=source, target=target, option="--from")
     return splits
+
+
+def _longer_named(
+    folder: Path, aliases: Sequence[str], suffix: str, *, source: str, target: str
+) -> list[str]:
+    """Prefixes such as ``test_2016_flickr``, of which both sides are there."""
+    ending = f"{suffix}.{source}"
+    names = {path.name.removesuffix(".gz") for path in folder.iterdir() if path.is_file()}
+    prefixes = {name.removesuffix(f".{source}") for name in names if name.endswith(ending)}
+    return sorted(
+        prefix
+        for prefix in prefixes
+        if prefix.startswith(tuple(aliases))
+        and f"{prefix}.{target}" in names
+        and (suffix or Path(prefix).suffix not in (".raw", ".tok", ".bpe"))
+    )
+
+
+def _text_file(folder: Path, name: str) -> Path:
+    """The file of that name, plain or packed."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    return packed if packed.is_file() and not plain.is_file() else plain
+
+
+def _remarks(splits: Mapping[str, Sides]) -> Iterator[str]:
+    for split, (sources, targets) in splits.items():
+        if sources[0].name.partition(".")[0] not in _ALIASES[split]:
+            yield f"{split}: taken from {sources[0].name} and {targets[0].name}"
 
 
 def _binary_prefix(folder: Path, split: str, *, source: str, target: str) -> str | None:

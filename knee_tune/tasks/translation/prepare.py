@@ -8,7 +8,7 @@ recipe where it stands.
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def prepare(
     codes: Path | None = None,
     bpe_codes: int | None = None,
     joint_dictionary: bool = False,
+    lowercase: bool = True,
     force: bool = False,
     archive: Archive = IWSLT14,
     progress: Progress = silent,
@@ -96,7 +97,8 @@ def prepare(
     ``from_path``: folder or ``.tgz`` of a corpus; without it IWSLT'14 German-English is
     downloaded to ``<data_root>/downloads``. ``kind`` overrules what its files look like, the
     prefixes say which they are. ``codes``: BPE codes to apply; ``bpe_codes``: how many to learn
-    instead (default: those beside the text, else 10,000). The same request again does nothing,
+    instead (default: those beside the text, else 10,000). ``lowercase``: of raw and tokenized text;
+    what is further on stays as it is. The same request again does nothing,
     another one needs ``force`` or another name. UserError for everything wrong with the input.
     """
     began = time.monotonic()
@@ -119,7 +121,7 @@ def prepare(
         "codes": codes and checksum(codes),
         "bpe_codes": bpe_codes,
         "joint_dictionary": joint_dictionary,
-        "lowercase": True,  # as the sets say that are there already
+        "lowercase": lowercase,
     }
 
     def prepared(manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()) -> Prepared:
@@ -134,7 +136,7 @@ def prepare(
         if manifest := finished(folder, request, force=force):
             return prepared(manifest, reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
-    with unpacked(from_path or Path()) as input_folder:
+    with unpacked(from_path or Path(), expected="an archive of a corpus") as input_folder:
         corpus = find_corpus(
             input_folder,
             source=source,
@@ -149,11 +151,14 @@ def prepare(
                 return prepared(manifest, reused=True)
         with new_folder(folder) as partial:
             about: dict[str, Any] = {"name": name, "kind": corpus.kind, "request": request}
-            warnings: tuple[str, ...] = ()
+            warnings = corpus.remarks
             if corpus.kind == "binarized":
                 manifest = copy_binarized(partial, corpus, bpe=_given_codes(corpus), **about)
             else:
-                text, bpe, dropped, warnings = _pieces(corpus, bpe_codes, progress)
+                text, bpe, dropped, found = _pieces(
+                    corpus, bpe_codes, lowercase=lowercase, progress=progress
+                )
+                warnings = (*found, *warnings, *_taken_from_training(text, corpus))
                 manifest = write_text(
                     partial,
                     text,
@@ -169,7 +174,7 @@ def prepare(
 
 
 def _pieces(
-    corpus: Corpus, bpe_codes: int | None, progress: Progress
+    corpus: Corpus, bpe_codes: int | None, *, lowercase: bool, progress: Progress
 ) -> tuple[dict[str, Text], Bpe, int, tuple[str, ...]]:
     """Text of every split cut by BPE, the BPE, pairs dropped, warnings."""
     if corpus.kind == "bpe":
@@ -179,9 +184,9 @@ def _pieces(
     text = {}
     for split in corpus.splits:
         source, target = (
-            [line.lower() for line in side]
+            ([line.lower() for line in side] if lowercase else side)
             if corpus.kind == "tok"
-            else tokenize_lines(side, language, progress=progress)
+            else tokenize_lines(side, language, lowercase=lowercase, progress=progress)
             for side, language in zip(
                 read_split(corpus, split), (corpus.source, corpus.target), strict=True
             )
@@ -229,6 +234,17 @@ def _held_out(text: Mapping[str, Text], corpus: Corpus) -> dict[str, Text]:
                     f"{split} split; give one with --{split}-prefix"
                 )
     return {"train": train, **splits}
+
+
+def _taken_from_training(text: Mapping[str, Text], corpus: Corpus) -> Iterator[str]:
+    """What was held out of the training text for want of files; the TED archive is meant so."""
+    for split in ("valid", "test"):
+        if split not in corpus.splits and corpus.kind != "xml":
+            yield (
+                f"{split}: no files of that name, so every 23rd training pair, "
+                f"{len(text[split][0]):,} in all, was held out for it; files of your own are named "
+                f"{split}.{corpus.source} and {split}.{corpus.target}, or by --{split}-prefix"
+            )
 
 
 def _given_codes(corpus: Corpus) -> Bpe:

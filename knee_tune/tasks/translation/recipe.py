@@ -5,7 +5,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.space import PositiveLR
 
 
 class TransformerSize(Spec):
@@ -50,8 +51,8 @@ class TranslationRecipe(Recipe):
     )
     watched: ClassVar[str] = "ppl"
 
-    epochs: int = Field(default=50, gt=0, description="training budget, in epochs")
-    seed_lr: float = Field(default=3e-4, gt=0)
+    epochs: Epochs = 50
+    seed_lr: PositiveLR = 3e-4
     optimizer: Optimizer = Optimizer(name="radam", betas=(0.9, 0.999), weight_decay=1e-4)
     clip_norm: float | None = Field(default=25.0, gt=0, description="gradient norm limit")
     keep: Literal["best", "last"] = "best"
@@ -59,7 +60,7 @@ class TranslationRecipe(Recipe):
 
     data: str = Field(
         default="iwslt14.de-en",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=DATA_NAME,
         description="name of a prepared set: a folder in the data directory",
     )
     tokens_per_step: int = Field(

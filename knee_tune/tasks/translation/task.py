@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,14 @@ class TranslationTask(Task[TranslationRecipe]):
     """Sentence pairs of a prepared set (see :mod:`prepared`)."""
 
     def describe(self) -> tuple[str, dict[str, int]]:
-        """Fingerprint and pairs per split; UserError if a file is not as it was prepared."""
+        """Fingerprint and pairs per split, of the held-out ones those that metrics are taken over.
+
+        UserError if a file is not as it was prepared, or if a split has no pair that fits.
+        """
         folder, _ = self._prepared
         manifest = read_manifest(folder, verify=True)
-        return manifest.fingerprint, dict(manifest.pairs)
+        measured = {split: self._measured(split) for split in get_args(Split)}
+        return manifest.fingerprint, {**manifest.pairs, **measured}
 
     def steps_per_epoch(self, group: Group) -> int:
         """Micro-batches of one rank, in groups of ``accumulate``; the last may be smaller."""
@@ -109,8 +113,19 @@ class TranslationTask(Task[TranslationRecipe]):
         return metrics
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[str]:
-        """Translations of raw source sentences, detokenised."""
+        """Translations of raw source sentences, detokenised.
+
+        UserError for a sentence that is longer than the model reads: half of it would be no answer.
+        """
         pieces = [self._codec.encode(str(sentence)) for sentence in inputs]
+        most = self.recipe.max_source_positions
+        for number, sentence in enumerate(pieces, start=1):
+            length = len(sentence.split()) + 1  # the end of the sentence
+            if length > most:
+                raise UserError(
+                    f"input {number} of {len(pieces)} has {length:,} tokens, and this model reads "
+                    f"{most:,} at most; split it into sentences"
+                )
         dataset = bridge.sentences_as_dataset(self._fairseq, pieces)
         device = next(model.parameters()).device
         translations = [""] * len(pieces)
@@ -124,14 +139,15 @@ class TranslationTask(Task[TranslationRecipe]):
         return {f"{folder.name}/{name}": folder / name for name in asset_names(manifest)}
 
     def examples(self) -> list[str]:
-        """Two short source sentences of the test split."""
+        """Two short source sentences of the test split; the shortest where none is usual."""
         dataset, dictionary = self._dataset("test"), self._fairseq.source_dictionary
         sources = (dataset[index]["source"] for index in range(len(dataset)))
         short = (tokens for tokens in sources if 5 <= len(tokens) <= 20)
-        known = (tokens for tokens in short if dictionary.unk() not in tokens)
+        known = list(islice((each for each in short if dictionary.unk() not in each), 2))
+        shortest = dataset.src_sizes.argsort(kind="stable")[:2]
         return [
             self._codec.decode_source(bridge.text(dictionary, tokens))
-            for tokens in islice(known, 2)
+            for tokens in known or [dataset[index]["source"] for index in shortest]
         ]
 
     def _losses(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
@@ -172,6 +188,26 @@ class TranslationTask(Task[TranslationRecipe]):
         mine = batches[group.rank :: group.world_size]
         return translate(generator, self._fairseq, dataset, mine, group)
 
+    def _measured(self, split: Split) -> int:
+        """Pairs of a split that metrics are taken over: what is too long for the model is not."""
+        batches = bridge.batches_by_length(
+            self._fairseq,
+            self._dataset(split),
+            max_tokens=self.recipe.evaluation_tokens,
+            limit=self._limit(split),
+        )
+        count = sum(map(len, batches))
+        if not count:
+            raise self._nothing_fits(split)
+        return count
+
+    def _nothing_fits(self, split: str) -> UserError:
+        source, target = self._fairseq.max_positions()
+        return UserError(
+            f"recipe.data={self.recipe.data}: no {split} pair is as short as "
+            f"max_source_positions={source} and max_target_positions={target}; raise them"
+        )
+
     def _limit(self, split: Split) -> int | None:
         return self.recipe.valid_pairs if split == "valid" else None
 
@@ -186,7 +222,10 @@ class TranslationTask(Task[TranslationRecipe]):
         shares = group.world_size * self.recipe.accumulate
         limit = self.recipe.tokens_per_step // shares
         sizes = self._dataset("train").sizes
-        longest = int(sizes[(sizes <= self._fairseq.max_positions()).all(axis=1)].max())
+        fitting = sizes[(sizes <= self._fairseq.max_positions()).all(axis=1)]
+        if not len(fitting):
+            raise self._nothing_fits("training")
+        longest = int(fitting.max())
         if longest > limit:
             raise UserError(
                 f"recipe.tokens_per_step={self.recipe.tokens_per_step}: {shares} micro-batches of "

@@ -72,14 +72,17 @@ def tokenize_lines(
     lines: Sequence[str],
     language: str,
     *,
+    lowercase: bool = True,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
-    """Every line tokenized, in lower case and in order; ``workers`` processes share large inputs.
+    """Every line tokenized, in order; ``workers`` processes share large inputs.
 
     ``workers`` defaults to the cores this process may use.
     """
-    chunks = [(lines[start : start + CHUNK], language) for start in range(0, len(lines), CHUNK)]
+    chunks = [
+        (lines[start : start + CHUNK], language, lowercase) for start in range(0, len(lines), CHUNK)
+    ]
     workers = min(workers or usable_cores(), len(chunks) // 5)
     tokenized: list[str] = []
     text = f"tokenize {language}"
@@ -98,10 +101,10 @@ def tokenize_lines(
     return tokenized
 
 
-def _tokenize_chunk(chunk: tuple[Sequence[str], str]) -> list[str]:
-    lines, language = chunk
-    tokenize = moses(language).tokenize
-    return [tokenize(line).lower() for line in lines]
+def _tokenize_chunk(chunk: tuple[Sequence[str], str, bool]) -> list[str]:
+    lines, language, lowercase = chunk
+    tokenized = map(moses(language).tokenize, lines)
+    return [line.lower() for line in tokenized] if lowercase else list(tokenized)
 
 
 def is_clean(source: str, target: str) -> bool:

@@ -4,7 +4,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knee_tune.specs.recipe import Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.space import PositiveLR
 from knee_tune.tasks.vision.network_choice import SmallImageNetwork
 
 
@@ -21,8 +22,8 @@ class Cifar10Recipe(Recipe):
     )
     watched: ClassVar[str] = "accuracy"
 
-    epochs: int = Field(default=200, gt=0, description="training budget, in epochs")
-    seed_lr: float = Field(default=0.1, gt=0)
+    epochs: Epochs = 200
+    seed_lr: PositiveLR = 0.1
     optimizer: Optimizer = Optimizer(name="sgd", momentum=0.9, weight_decay=5e-4)
     amp: bool = Field(default=True, description="bf16 autocast on a GPU; a CPU stays in float32")
     batch_size: int = Field(default=128, gt=0, description="images per step, all ranks")
@@ -31,7 +32,7 @@ class Cifar10Recipe(Recipe):
 
     data: str = Field(
         default="cifar10",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=DATA_NAME,
         description="name of a prepared set: a folder in the data directory",
     )
     validation: int = Field(

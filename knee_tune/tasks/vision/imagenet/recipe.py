@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from knee_tune.specs.recipe import Metric, Optimizer, Recipe
+from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
+from knee_tune.specs.space import PositiveLR
 from knee_tune.tasks.vision.network_choice import NetworkChoice
 
 
@@ -23,15 +24,15 @@ class ImageNetRecipe(Recipe):
     )
     watched: ClassVar[str] = "accuracy"
 
-    epochs: int = Field(default=90, gt=0, description="training budget, in epochs")
-    seed_lr: float = Field(default=0.1, gt=0)
+    epochs: Epochs = 90
+    seed_lr: PositiveLR = 0.1
     optimizer: Optimizer = Optimizer(name="sgd", momentum=0.9, weight_decay=1e-4)
     amp: bool = Field(default=True, description="bf16 autocast on a GPU; a CPU stays in float32")
     objective: Literal["loss", "accuracy", "top5"] = "accuracy"
 
     data: str = Field(
         default="imagenet",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=DATA_NAME,
         description="name of a prepared set: a folder in the data directory",
     )
     model: NetworkChoice = NetworkChoice(name="resnet50")
