@@ -64,9 +64,9 @@ class Recovery:
         if crossover is None:
             return
         self.found.append(crossover.p < NOMINAL)
-        chosen = recommendation_of(scores, default_lr=float(SEED_LRS[0]))
-        row = np.searchsorted(scores.seed_lrs, chosen.seed_lr)
-        column = np.searchsorted(scores.fractions, chosen.explore_fraction)
+        row, column = np.unravel_index(np.nanargmax(scores.means), scores.means.shape)
+        best = (float(scores.seed_lrs[row]), float(scores.fractions[column]))
+        chosen = recommendation_of(scores, best=best, default_lr=float(SEED_LRS[0]))
         low, high = chosen.expected.low, chosen.expected.high
         if low is not None and high is not None:
             self.expected.append(bool(low <= truth.accuracies[row, column] <= high))

@@ -1,4 +1,4 @@
-"""The one error that people can cause, and what of any text may reach people: one safe line."""
+"""Errors that people are told in one line, by whose they are, and what of any text they see."""
 
 import re
 import unicodedata
@@ -18,10 +18,23 @@ _JOINERS = "\u200c\u200d"
 
 
 class UserError(Exception):
-    """Bad input: shown as one line (what is wrong, where, what to do), exit code 2.
+    """Bad input, data and code of one's own included: one line, exit code 2.
 
-    Every other exception is ours and keeps its traceback.
+    The line says what is wrong, where, and what to do. Every exception that is neither this nor a
+    :class:`MachineError` is ours and keeps its traceback (exit code 1).
     """
+
+    exit_code = 2
+
+
+class MachineError(Exception):
+    """No input's fault: one line, exit code 1, and the same command goes on.
+
+    The machine ended a process, a disk is full, a server is gone; or something of ours went wrong
+    in a rank, whose log has the traceback.
+    """
+
+    exit_code = 1
 
 
 def first_line(error: BaseException) -> str:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.postgresql import PostgresServer, private_server
 from tests import waiting
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -40,6 +42,23 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that tests may restart; skipped where none is installed."""
+    try:
+        with private_server() as server:
+            yield server
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def postgresql(request: pytest.FixtureRequest) -> str:
+    """A database in PostgreSQL: what ``KNEE_TUNE_TEST_POSTGRESQL`` names, or one of our own."""
+    named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
+    return named or request.getfixturevalue("postgres_server").url
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_arrives() -> None:
     """Where tests run in the background a shell has Ctrl-C ignored, in every process they start."""
@@ -53,6 +72,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         "KNEE_TUNE_HOME",
         "KNEE_TUNE_DATA",
         "KNEE_TUNE_TRUNK_CACHE",
+        "KNEE_TUNE_STORAGE_TIMEOUT",
         "OPTUNA_STORAGE",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_EXPERIMENT_NAME",

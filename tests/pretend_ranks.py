@@ -8,6 +8,7 @@ from pathlib import Path
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.planning.plan import Plan, TaskOrder, TrainPlan, TrunkPlan
+from knee_tune.planning.step_note import StepNote
 from knee_tune.schedules import Knee
 
 TOTAL, EVERY = 100, 10
@@ -66,6 +67,7 @@ class PretendRanks:
         with self._choosing:
             fault = next(self.faults, None) or (lambda step: None)
         first = step = newest_step(plan)
+        note = StepNote(plan, first=first)
         measured = plan.evaluation_steps()
         for past in [known for known in measured if known <= first]:
             on_report(_report(past))
@@ -74,6 +76,7 @@ class PretendRanks:
                 step += 1
                 time.sleep(self.seconds_per_step)
                 self.trained.append((plan.log_dir.name, step))
+                note.write(step)
                 on_progress(step)
                 fault(step)
                 if step in measured:

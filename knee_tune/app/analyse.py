@@ -11,7 +11,7 @@ from knee_tune.app.home import Home, Places
 from knee_tune.app.opened import reopen_workshop
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.winner import find_trial
+from knee_tune.app.winner import complete_trial
 from knee_tune.app.workshop import Workshop, open_workshop, shown_failure
 from knee_tune.distributed.protocol import Decision, Done
 from knee_tune.errors import UserError, first_line
@@ -24,7 +24,7 @@ from knee_tune.specs.tracking import RunLink
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.measured import add_metrics
 from knee_tune.tuning.storage import open_storage, refuse_missing
-from knee_tune.tuning.study import Study, load_study, spec_of, study_record
+from knee_tune.tuning.study import Study, load_study, spec_of, study_record, trial_attrs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +146,11 @@ def _subjects(
 
 
 def _trial(home: Home, study: Study, record: StudyRecord, number: int | None) -> Subject:
-    trial = record.winner if number is None else find_trial(study, number)
-    if trial is None or trial.state != "complete":
-        which = "no trial is complete yet" if trial is None else f"trial {number} is {trial.state}"
-        raise UserError(f"study {record.name}: {which}; only complete trials have weights")
+    trial = complete_trial(record, number)
     return _there(
         Subject(
             name=f"trial {trial.number} of {record.name}",
-            weights=home.weights(study.trials[trial.number].user_attrs["weights"]),
+            weights=home.weights(trial_attrs(study, trial.number)["weights"]),
             seed=record.spec.seed,
             key=trial.key,
         )

@@ -18,7 +18,7 @@ from knee_tune.specs.tracking import StudyFinished
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tuning.attributes import record_audit
 from knee_tune.tuning.storage import open_storage, refuse_missing
-from knee_tune.tuning.study import Study, load_study, spec_of, study_record
+from knee_tune.tuning.study import Study, load_study, spec_of, study_record, trial_attrs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def chosen(record: StudyRecord, options: AuditOptions) -> list[int]:
 
 def _placed_as(study: Study, number: int, options: AuditOptions) -> GroupOptions:
     """Worker groups as the trial had them: elsewhere its checkpoints are another run's."""
-    before = TrainPlan.model_validate(study.trials[number].user_attrs["plan"]).placement
+    before = TrainPlan.model_validate(trial_attrs(study, number)["plan"]).placement
     alike = GroupOptions.as_placed(before)
     return replace(alike, slots=options.slots, trunk_cache=options.trunk_cache)
 

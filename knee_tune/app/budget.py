@@ -13,8 +13,14 @@ from knee_tune.app.searches import KeptSearch, continued_search
 from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule
-from knee_tune.planning.planner import baseline_schedule, knee_schedule
-from knee_tune.specs.budget import BudgetRecord, BudgetRun, in_epochs
+from knee_tune.planning.planner import (
+    baseline_schedule,
+    check_warmup,
+    distinct_fractions,
+    knee_schedule,
+    twins_in_words,
+)
+from knee_tune.specs.budget import KNEE, BudgetRecord, BudgetRun, in_epochs
 from knee_tune.specs.shown import percent
 from knee_tune.specs.tracking import Attached, StudyFinished, StudyStarted, StudyState
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
@@ -41,6 +47,8 @@ def search_budget(
         open_workshop(places.home, search.spec, search.recipe, options) as workshop,
         continued_search(places.home, _asked(search, workshop)) as kept,
     ):
+        for remark in workshop.remarks:
+            watcher.line(f"{remark} at every budget, which share trunks")
         tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
         opened = OpenedSearch(workshop=workshop, study=kept, tracker=tracker)
         tracker.record(_started(opened, search))
@@ -57,14 +65,18 @@ def search_budget(
 
 
 def _asked(search: Search, workshop: Workshop) -> BudgetRecord:
-    """The record of a search that has trained nothing yet."""
+    """The record of a search that has trained nothing yet.
+
+    UserError if its smallest budget is all warmup.
+    """
+    check_warmup(workshop.recipe, workshop.facts)
     spec, metric = search.spec, search.recipe.metric(search.recipe.objective)
     return BudgetRecord(
         name=search.name,
         key="",
         task=spec.task,
         preset=spec.preset,
-        recipe={name: value for name, value in spec.recipe.items() if name != "epochs"},
+        recipe={k: value for k, value in workshop.spec.recipe.items() if k != "epochs"},
         nproc=workshop.placement().world_size,
         data_fingerprint=workshop.facts.data_fingerprint,
         metric=f"valid_{metric.name}",
@@ -84,6 +96,10 @@ def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) ->
     if not runs:
         return
     watcher.line(f"budget of {in_epochs(epochs)}: {', '.join(left)}; {len(runs)} runs")
+    if KNEE in left:
+        recipe, facts = at.workshop.recipe, at.workshop.facts
+        for line in twins_in_words(recipe, facts, search.explore_fractions):
+            watcher.line(line)
     records = train_extra_runs(at, watcher, [extra for extra, _ in runs])
     done = []
     for (extra, asked), record in zip(runs, records, strict=True):
@@ -104,15 +120,14 @@ def _runs(
 
     Runs on one trunk are kept apart, so that slots which work side by side need not wait for it.
     """
-    seen: set[tuple[Schedule, int]] = set()
+    distinct = distinct_fractions(workshop.recipe, workshop.facts, search.explore_fractions)
     for name in schedules:
         for (fraction, seed_lr), seed in product(
             search.points(name), workshop.spec.replicate_seeds
         ):
-            schedule = _schedule(name, workshop, seed_lr=seed_lr, explore_fraction=fraction)
-            if (schedule, seed) in seen:
+            if fraction is not None and fraction not in distinct:
                 continue
-            seen.add((schedule, seed))
+            schedule = _schedule(name, workshop, seed_lr=seed_lr, explore_fraction=fraction)
             explore = "" if fraction is None else f"-explore{fraction:g}"
             key = f"{name}-{epochs}ep-lr{seed_lr}{explore}-seed{seed}"
             shown = "" if fraction is None else f", explore {percent(fraction)}"

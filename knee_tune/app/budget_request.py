@@ -80,7 +80,13 @@ class BudgetRequest:
 
     def _at(self, epochs: int, *, name: str | None) -> tuple[StudySpec, Recipe]:
         settings = (*self.study.settings, f"recipe.epochs={epochs}")
-        return replace(self.study, settings=settings, name=name).resolve()
+        spec, recipe = replace(self.study, settings=settings, name=name).resolve()
+        if recipe.epochs != epochs:
+            raise UserError(
+                f"--set scale={spec.scale:g}: --budgets names the epochs that are trained; leave "
+                "the scale out"
+            )
+        return spec, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +122,14 @@ class Search:
         trunk is kept there, whichever run trains it.
         """
         spec, recipe = self.budgets[epochs]
+        # A warmup that is a share was made steps for the smallest budget: they share trunks.
+        warmup = {"warmup": None, "warmup_steps": workshop.recipe.warmup_steps}
+        recipe = recipe.model_copy(update=warmup)
         shares = {f * other / epochs for f in self.explore_fractions for other in self.budgets}
         knees = ExploreFractionSpace(values=tuple(sorted(share for share in shares if share < 1)))
         space = spec.space.model_copy(update={"explore_fraction": knees})
-        return replace(workshop, spec=spec.model_copy(update={"space": space}), recipe=recipe)
+        changes = {"space": space, "recipe": recipe.model_dump(mode="json")}
+        return replace(workshop, spec=spec.model_copy(update=changes), recipe=recipe)
 
     def points(self, schedule: str) -> list[tuple[float | None, float]]:
         """Explore fraction and seed LR of every setting of a schedule."""

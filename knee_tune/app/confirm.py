@@ -33,6 +33,7 @@ def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | No
     if trained is None:
         return False
     confirmation = judge(trained, metric=record.metric, direction=record.direction)
+    confirmation = confirmation.bounded(percent=record.in_percent(record.metric))
     record_confirmation(opened.study, confirmation)
     text = confirmation.model_dump_json(indent=2)
     opened.tracker.record(Attached(name="confirmation.json", text=text))

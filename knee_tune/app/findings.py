@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from knee_tune.app.home import Places
 from knee_tune.app.report import comparison_report_of, report_of
+from knee_tune.reporting.answer import answer_of
 from knee_tune.reporting.compared import Comparison, comparison_of
 from knee_tune.reporting.compared_figures import comparison_figures
 from knee_tune.reporting.compared_words import comparison_note
@@ -116,11 +117,11 @@ class SearchFindings(Findings):
             "spearman": ridge.spearman.value if ridge.spearman else None,
             "crossover_p": ridge.crossover.p if ridge.crossover else None,
         }
-        if (best := ridge.recommended) is not None:
+        if (answer := answer_of(self.record, ridge)) is not None:
             metrics |= {
-                "recommended_seed_lr": best.seed_lr,
-                "recommended_explore_fraction": best.explore_fraction,
-                f"expected_{ridge.surface.metric}": best.expected.value,
+                "recommended_seed_lr": answer.seed_lr,
+                "recommended_explore_fraction": answer.explore_fraction,
+                f"expected_{answer.metric}": answer.expected.value if answer.expected else None,
             }
         return _finite(metrics)
 

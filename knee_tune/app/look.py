@@ -12,11 +12,11 @@ from knee_tune.specs.strict_yaml import read_document
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.tuning.dashboard import serve_dashboard
 from knee_tune.tuning.storage import open_storage, refuse_missing
-from knee_tune.tuning.study import load_study, study_names, study_record
+from knee_tune.tuning.study import Study, load_study, spec_of, study_names, study_record
 
 
-def look_at(places: Places, name: str | None) -> StudyRecord:
-    """The study of that name; without a name, the only one there is.
+def find_study(places: Places, name: str | None) -> Study:
+    """The study of that name; without a name, the only one there is. Its trials are not read yet.
 
     UserError if it does not exist, or if there are several and none was named.
     """
@@ -28,18 +28,28 @@ def look_at(places: Places, name: str | None) -> StudyRecord:
             known = ", ".join(names) or "none yet; start one with knee-tune run --task digits"
             raise UserError(f"name a study; there are: {known}")
         name = names[0]
-    return study_record(load_study(storage, name))
+    return load_study(storage, name)
+
+
+def find_search(places: Places, name: str | None) -> Study:
+    """As :func:`find_study`, for what only a search has: UserError for a study that compares."""
+    study = find_study(places, name)
+    if spec_of(study).compare is not None:
+        raise UserError(
+            f"study {study.study_name}: it compares schedules and searches nothing, so it has no "
+            f"trials; see knee-tune status {study.study_name}"
+        )
+    return study
+
+
+def look_at(places: Places, name: str | None) -> StudyRecord:
+    """What :func:`find_study` finds, with its trials."""
+    return study_record(find_study(places, name))
 
 
 def look_at_search(places: Places, name: str | None) -> StudyRecord:
-    """As :func:`look_at`, for what only a search has: UserError for a study that compares."""
-    record = look_at(places, name)
-    if record.spec.compare is not None:
-        raise UserError(
-            f"study {record.name}: it compares schedules and searches nothing, so it has no "
-            f"trials; see knee-tune status {record.name}"
-        )
-    return record
+    """What :func:`find_search` finds, with its trials."""
+    return study_record(find_search(places, name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from knee_tune.app.home import Home, Places
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement
-from knee_tune.planning.planner import budget_steps
+from knee_tune.planning.planner import (
+    budget_steps,
+    check_warmup,
+    distinct_fractions,
+    twins_in_words,
+)
 from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.space import ExploreFractionSpace
 from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import StudyStarted
 from knee_tune.tasks.registry import task_entry
@@ -74,6 +80,8 @@ def open_for_training(
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
     with open_workshop(places.home, spec, recipe, options) as workshop:
+        workshop = _without_twins(workshop)
+        spec, recipe = workshop.spec, workshop.recipe
         preloading.join()
         placement = workshop.placement()  # before a study is made: the machine may be too small
         axes = {
@@ -128,6 +136,31 @@ def reopen_workshop(
                 "put the old data back"
             )
         yield workshop
+
+
+def _without_twins(workshop: Workshop) -> Workshop:
+    """``workshop`` with explore fractions that all differ in their schedule.
+
+    UserError where the warmup takes the whole budget.
+    """
+    spec, recipe, facts = workshop.spec, workshop.recipe, workshop.facts
+    if spec.compare is not None:
+        return workshop
+    check_warmup(recipe, facts)
+    distinct = distinct_fractions(recipe, facts, spec.explore_fractions)
+    if len(distinct) == len(spec.explore_fractions):
+        return workshop
+    space = ExploreFractionSpace(values=tuple(sorted(distinct)))
+    return replace(
+        workshop,
+        spec=spec.model_copy(
+            update={"space": spec.space.model_copy(update={"explore_fraction": space})}
+        ),
+        remarks=(
+            *workshop.remarks,
+            *twins_in_words(recipe, facts, spec.explore_fractions),
+        ),
+    )
 
 
 def _unfused(study: Study, workshop: Workshop) -> str:

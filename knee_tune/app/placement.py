@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from knee_tune.distributed.cores import usable_cores
+from knee_tune.distributed.gathering import own_address
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TaskFacts
 
@@ -27,6 +28,8 @@ class GroupOptions:
     slots: int = 1
     runner: Literal["forkserver", "torchrun"] = "forkserver"
     nnodes: int = 1
+    address: str | None = None
+    """Of this machine, where the ranks of other machines reach it; None: its host name's."""
     launcher: Sequence[str] = ("torchrun",)
     device: Device = "auto"
     trials_per_gpu: int = 1
@@ -61,6 +64,13 @@ class GroupOptions:
             raise UserError(
                 f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
                 "does, as in --launcher 'srun torchrun'"
+            )
+        if self.nnodes > 1:
+            own_address(self.address)
+        elif self.address is not None:
+            raise UserError(
+                f"--address {self.address}: the ranks of one machine need none; leave it out, or "
+                "add --nnodes"
             )
         if self.runner == "forkserver":
             self._refuse_a_crowd()

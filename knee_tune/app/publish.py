@@ -23,7 +23,7 @@ from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.tracking import Attached
 from knee_tune.tuning.artifacts import attach_to_study, attach_weights
 from knee_tune.tuning.dashboard import link_trials, show_figures, write_study_note
-from knee_tune.tuning.study import study_record
+from knee_tune.tuning.study import study_record, trial_attrs
 
 INTERVAL = 20.0
 """Seconds between two updates of a running study, at least."""
@@ -167,9 +167,10 @@ def _attach(opened: OpenedStudy, record: StudyRecord, files: Sequence[Path]) -> 
     store = opened.places.home.dashboard_artifacts
     for file in files:
         attach_to_study(opened.study, file, name=f"report{file.suffix}", store=store)
-    if record.winner is not None:
-        number = record.winner.number
-        noted = opened.study.trials[number].user_attrs.get("weights", "")
+    winner = record.winner
+    if winner is not None and winner.trial is not None:
+        number = winner.trial.number
+        noted = trial_attrs(opened.study, number).get("weights", "")
         weights = opened.places.home.weights(noted)
         attach_weights(opened.study, winner=number, weights=weights, store=store)
 

@@ -7,7 +7,7 @@ from typing import Literal
 import yaml
 
 from knee_tune.app.home import Places
-from knee_tune.app.look import look_at
+from knee_tune.app.look import find_study
 from knee_tune.app.winner import TEST_PREFIX
 from knee_tune.errors import UserError
 from knee_tune.reporting.compared_report import ComparisonReport, build_comparison_report
@@ -21,8 +21,7 @@ from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.study import SEARCHING, StudySpec
 from knee_tune.tracking import provenance
 from knee_tune.tuning.importance import importances_of
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import Study, load_study
+from knee_tune.tuning.study import Study, study_record
 
 Format = Literal["html", "md", "json"]
 
@@ -34,8 +33,8 @@ def study_report(places: Places, name: str | None) -> Report:
     """
     from knee_tune.reporting.ridge import ridge_of  # slow
 
-    record = look_at(places, name)
-    study = load_study(open_storage(places.storage_url), record.name)
+    study = find_study(places, name)
+    record = study_record(study)
     if record.spec.compare is not None:
         return comparison_report_of(study, places, record=record)
     return report_of(study, places, record=record, ridge=ridge_of(record))
@@ -147,12 +146,18 @@ def _replay(
     places: Places, record: StudyRecord, *, tested: dict[int, dict[str, float]]
 ) -> tuple[Command, ...]:
     winner = record.winner
-    assert winner is not None, "a report has a complete trial"
+    trial = winner.trial if winner else None
     commands = [
-        Command(
-            what=f"Train trial {winner.number}, the best one, again from its recorded plan and "
-            "compare",
-            text=places.command("replay", record.name, "--trial", str(winner.number)),
+        *(
+            [
+                Command(
+                    what=f"Train trial {trial.number}, the best one, again from its recorded plan "
+                    "and compare",
+                    text=places.command("replay", record.name, "--trial", str(trial.number)),
+                )
+            ]
+            if trial is not None
+            else []
         ),
         Command(what="Write this report anew", text=places.command("report", record.name)),
         Command(
@@ -160,7 +165,7 @@ def _replay(
             text=places.command("dashboard", record.name),
         ),
     ]
-    if not tested:
+    if trial is not None and not tested:
         commands.append(
             Command(
                 what="Test the winner once and put it into the model registry",

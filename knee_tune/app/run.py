@@ -259,6 +259,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workshop.spec
+    yield from opened.workshop.remarks
     if others := study_record(opened.study).by_other_code(opened.workshop.facts.code):
         yield f"{others}; the report says which is which"
     if spec.compare is not None:
@@ -289,19 +290,20 @@ def _finished(
     ended: StudyState,
     published: Published,
 ) -> StudyFinished:
-    best = record.best
+    winner = record.winner
     metrics = {f"steps_{name}": float(count) for name, count in record.steps}
     metrics |= published.metrics
-    if best is None or best.value is None:
+    if winner is None or winner.value is None:
         return StudyFinished(state=ended, metrics=metrics, tags=dict(published.tags))
-    metrics[f"best_{record.metric}"] = best.value
+    metrics[f"best_{record.metric}"] = winner.value
     return StudyFinished(
         state=ended,
         metrics=metrics,
         tags={
             **published.tags,
-            "knee.best_trial": str(best.number),
-            "knee.best_seed_lr": f"{best.seed_lr:g}",
-            "knee.best_explore_fraction": f"{best.explore_fraction:g}",
+            "knee.best_trial": str(winner.trial.number) if winner.trial else "none",
+            "knee.best_seed_lr": f"{winner.seed_lr:g}",
+            "knee.best_explore_fraction": f"{winner.explore_fraction:g}",
+            "knee.best_confirmed": winner.confirmed,
         },
     )

@@ -13,12 +13,12 @@ from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.specs.confirmation import Confirmed
-from knee_tune.specs.records import TrialRecord
+from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tracking import experiment_name, refuse_damaged
 from knee_tune.tracking.registry import register
 from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import Study, load_study, spec_of, study_record
+from knee_tune.tuning.study import load_study, spec_of, study_record, trial_attrs
 
 TEST_PREFIX = "test:"
 """Study attributes that hold the test metrics of a trial: measured once, then read."""
@@ -34,7 +34,7 @@ def register_study(
     alias: Alias | None = None,
     workshop: Workshop | None = None,
 ) -> RegisteredModel:
-    """Register a study's confirmed winner, else its best trial, or the one of that number.
+    """Register a study's winner, or the trial of that number.
 
     A confirmed winner becomes champion, and what a confirmation did not confirm a candidate;
     ``untried`` is what a model becomes that no confirmation tried. ``alias`` overrules all of it.
@@ -44,16 +44,13 @@ def register_study(
     study = load_study(open_storage(places.storage_url), name)
     spec = spec_of(study)
     record = study_record(study)
-    trial = record.winner if number is None else find_trial(study, number)
-    if trial is None or trial.state != "complete":
-        which = "no trial is complete yet" if trial is None else f"trial {number} is {trial.state}"
-        raise UserError(f"study {name}: {which}; only complete trials can be registered")
+    trial = complete_trial(record, number)
     if places.tracking_uri is None:
         raise UserError(
             "register: --tracking-uri none has no model registry; name a server or file"
         )
     refuse_damaged(places.tracking_uri)  # before the test split is looked at
-    attrs = study.trials[trial.number].user_attrs
+    attrs = trial_attrs(study, trial.number)
     weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
@@ -119,17 +116,15 @@ def replay(
     on_report: Callable[[Report], None],
     on_line: Callable[[str], None],
 ) -> Replay:
-    """Train a study's best trial, or the one of that number, once more; nothing is recorded.
+    """Train a study's winner, or the trial of that number, once more; nothing is recorded.
 
     UserError if the study or trial is unknown or not complete, or the training fails.
     """
     study = load_study(open_storage(places.storage_url), name)
-    trial = study_record(study).best if number is None else find_trial(study, number)
-    if trial is None or trial.state != "complete":
-        raise UserError(f"study {name}: only a complete trial can be replayed")
+    trial = complete_trial(study_record(study), number)
     folder = places.home.root.absolute() / "replays" / f"{name}-{trial.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
-    recorded = TrainPlan.model_validate(study.trials[trial.number].user_attrs["plan"])
+    recorded = TrainPlan.model_validate(trial_attrs(study, trial.number)["plan"])
     options = GroupOptions.as_placed(recorded.placement)
 
     def reported(report: Report) -> Decision:
@@ -150,12 +145,27 @@ def replay(
     return Replay(trial=trial, metrics=outcome.result["metrics"])
 
 
-def find_trial(study: Study, number: int) -> TrialRecord:
-    """The trial of that number; UserError if there is none."""
-    for trial in study_record(study).trials:
-        if trial.number == number:
-            return trial
-    raise UserError(f"study {study.study_name}: it has no trial {number}")
+def complete_trial(record: StudyRecord, number: int | None) -> TrialRecord:
+    """The trial of that number, the winner's if None; UserError if it is none that is complete."""
+    if number is not None:
+        found = next((each for each in record.trials if each.number == number), None)
+        if found is None:
+            raise UserError(f"study {record.name}: it has no trial {number}")
+        if found.state != "complete":
+            raise UserError(
+                f"study {record.name}: trial {number} is {found.state}; only complete trials have "
+                "weights"
+            )
+        return found
+    winner = record.winner
+    if winner is None:
+        raise UserError(f"study {record.name}: no trial is complete yet, so none has weights")
+    if winner.trial is None:
+        raise UserError(
+            f"study {record.name}: the winner, {winner.setting}, was trained to its end by fresh "
+            "seeds alone, so it is no complete trial; name one with --trial"
+        )
+    return winner.trial
 
 
 def _bare(metrics: dict[str, float]) -> dict[str, float]:

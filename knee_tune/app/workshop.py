@@ -26,7 +26,7 @@ from knee_tune.planning.plan import (
     TestPlan,
     TrainPlan,
 )
-from knee_tune.planning.planner import on_trunk, steps_per_evaluation, train_plan
+from knee_tune.planning.planner import budget_steps, on_trunk, steps_per_evaluation, train_plan
 from knee_tune.planning.rows import row_schedule
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
@@ -53,6 +53,8 @@ class Workshop:
     facts: TaskFacts = field(repr=False)
     rows: Sequence[Schedule] = ()
     """What a comparison trains: its table's rows in order; empty for a search."""
+    remarks: tuple[str, ...] = ()
+    """What people should know of how the recipe was read."""
 
     def placement(self, slot: int = 0) -> Placement:
         """The devices of a slot."""
@@ -154,7 +156,9 @@ def open_workshop(
     module = entry.task.partition(":")[0]
     runner: GroupRunner
     if options.runner == "torchrun":
-        runner = TorchrunRunner(ENTRY, launcher=options.launcher, nnodes=options.nnodes)
+        runner = TorchrunRunner(
+            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
+        )
     else:
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:
@@ -163,15 +167,22 @@ def open_workshop(
         facts = _facts(runner, DescribePlan(**dict(order)), entry)
         limit = options.trunk_cache
         table = spec.compare.rows if spec.compare else ()
+        budget, of = budget_steps(recipe, facts), "the budget"
+        if table:  # before its scale, which a row has for its warmup too
+            budget = min(row.epochs for row in table) * facts.steps_per_epoch
+            of = "the smallest budget of its rows, which share trunks"
+        settled = recipe.with_warmup_of(budget)
+        remark = f"warmup: {recipe.warmup} of {of} ({budget:,} steps): {settled.warmup_steps} steps"
         yield Workshop(
             home=home,
-            spec=spec,
-            recipe=recipe,
+            spec=spec.model_copy(update={"recipe": settled.model_dump(mode="json")}),
+            recipe=settled,
+            remarks=(remark,) if recipe.warmup else (),
             options=options,
             runner=runner,
             trainer=Trainer(runner, trunks=TrunkStore(home.trunks, limit=limit) if limit else None),
             facts=facts,
-            rows=[row_schedule(row, recipe, facts, scale=spec.scale) for row in table],
+            rows=[row_schedule(row, settled, facts, scale=spec.scale) for row in table],
         )
     finally:
         runner.close()

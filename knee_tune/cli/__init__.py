@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from knee_tune.errors import UserError, one_line, printable
+from knee_tune.errors import MachineError, UserError, one_line, printable
 from knee_tune.urls import without_secrets
 
 INTERRUPTED = 130
@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; bad input gets one line and exit code 2."""
+    """Run the command line; what is nobody's bug gets one line and the exit code of its error."""
     _collect_seldom()
     from knee_tune.cli.commands import app
 
@@ -27,10 +27,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show
     try:
         code = app(standalone_mode=False)  # its own mode frames what is wrong in a box
-    except UserError as error:
-        _refuse(str(error))
+    except (UserError, MachineError) as error:
+        _end(str(error), error.exit_code)
     except TyperException as error:  # in the options themselves
-        _refuse(_advised(error))
+        _end(_advised(error), UserError.exit_code)
     except Exception:  # ours; what it says of data and servers is not
         typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
@@ -39,10 +39,10 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _refuse(what: str) -> NoReturn:
+def _end(what: str, code: int) -> NoReturn:
     if what:
         typer.secho(f"knee-tune: {one_line(what)}", err=True, fg="red")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _advised(error: TyperException) -> str:

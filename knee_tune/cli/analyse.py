@@ -291,7 +291,7 @@ class _Tenths:
 def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bool) -> None:
     from knee_tune.app.analyse import Watched, analyse_study, analyse_weights, looks
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at
+    from knee_tune.app.look import find_study
     from knee_tune.app.placement import GroupOptions
     from knee_tune.app.request import StudyRequest
 
@@ -316,7 +316,7 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
     else:
         found = analyse_study(
             places,
-            look_at(places, subject.study).name,
+            find_study(places, subject.study).study_name,
             analysis,
             number=subject.trial,
             row=subject.row,

@@ -56,11 +56,11 @@ def audit(
     """
     from knee_tune.app.audit import AuditOptions, audit_study
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at_search
+    from knee_tune.app.look import find_search
     from knee_tune.app.trunks import size_of_cache
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    name = look_at_search(places, study).name
+    name = find_search(places, study).study_name
     options = AuditOptions(
         finish=finish, seed=seed, slots=concurrency, trunk_cache=size_of_cache(trunk_cache)
     )

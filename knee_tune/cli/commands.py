@@ -24,7 +24,6 @@ from knee_tune.cli.reproduce import reproduce
 from knee_tune.cli.run import run
 from knee_tune.cli.trunks import trunks_app
 from knee_tune.cli.upkeep import doctor, prepare
-from knee_tune.specs.shown import setting
 
 app = typer.Typer(
     name="knee-tune",
@@ -44,11 +43,17 @@ app.command()(run)
 @app.command()
 def status(
     study: StudyArgument = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every trial, not only the best and the newest.")
+    ] = False,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """How a study stands: trials, the best one, steps trained."""
+    """How a study stands: trials, the winner, steps trained.
+
+    The winner is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
     from knee_tune.app.home import Home, Places
     from knee_tune.app.look import look_at
     from knee_tune.cli.summary import print_status
@@ -57,7 +62,7 @@ def status(
     if json:
         typer.echo(json_module.dumps(record.status_as_json()))
     else:
-        print_status(PlainConsole(), record)
+        print_status(PlainConsole(), record, every=every)
 
 
 @app.command()
@@ -67,21 +72,24 @@ def best(
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """The best seed LR and explore fraction found so far."""
+    """The winner so far: the seed LR and explore fraction to use.
+
+    It is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
     from knee_tune.app.home import Home, Places
     from knee_tune.app.look import look_at_search
     from knee_tune.errors import UserError
 
     record = look_at_search(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
-    found = record.best_as_json()
-    if found is None:
+    winner = record.winner
+    if winner is None:
         raise UserError(f"study {record.name}: no trial is complete yet")
     if json:
-        typer.echo(json_module.dumps(found))
+        typer.echo(json_module.dumps(record.best_as_json()))
     else:
         typer.echo(
-            f"{setting(found['seed_lr'], found['explore_fraction'])}: "
-            f"{found['metric']} {found['value']:.4g} (trial {found['trial']} of {record.name})"
+            f"{winner.setting}: {record.metric} {winner.value:.4g} "
+            f"({winner.evidence} of {record.name})"
         )
 
 
@@ -99,16 +107,19 @@ def register(
     storage: StorageOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Test a study's winner once and put it into the MLflow model registry."""
+    """Test a study's winner once and put it into the MLflow model registry.
+
+    It is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at_search
+    from knee_tune.app.look import find_search
     from knee_tune.app.winner import register_study
     from knee_tune.cli.confirmation import print_registered
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     registered = register_study(
         places,
-        look_at_search(places, study).name,
+        find_search(places, study).study_name,
         number=trial,
         alias=alias.value if alias else None,
         untried="champion",  # who types this has decided
@@ -124,18 +135,17 @@ def replay(
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """Train a trial again from its recorded plan and compare."""
+    """Train the winner, or another trial, again from its recorded plan and compare."""
     from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import look_at_search
+    from knee_tune.app.look import find_search
     from knee_tune.app.winner import replay as replay_trial
     from knee_tune.cli.summary import print_replay
 
     places = Places.of(Home(home), storage=storage, tracking_uri="none")
-    record = look_at_search(places, study)
     console = PlainConsole()
     again = replay_trial(
         places,
-        record.name,
+        find_search(places, study).study_name,
         number=trial,
         on_report=lambda report: console.print(f"step {report.step}/{report.total_steps}"),
         on_line=ConsoleLines(PlainConsole()).line,

@@ -63,7 +63,7 @@ StudyArgument = Annotated[
 TrialOption = Annotated[
     int | None,
     typer.Option(
-        "--trial", min=0, max=MOST_SEED, help="Number of the trial; the best if left out."
+        "--trial", min=0, max=MOST_SEED, help="Number of the trial; the winner if left out."
     ),
 ]
 TrunkCacheOption = Annotated[

@@ -37,7 +37,10 @@ def report(
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """Write what a study has found out: the setting to use, how sure that is, what it cost."""
+    """Write what a study has found out: the setting to use, how sure that is, what it cost.
+
+    The setting is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
     from knee_tune.app.home import Home, Places
     from knee_tune.app.report import study_report, text_of, usual_path, write_report
     from knee_tune.errors import UserError

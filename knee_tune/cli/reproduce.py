@@ -27,12 +27,13 @@ from knee_tune.cli.options import (
     TrialsPerGpuOption,
     TrunkCacheOption,
 )
-from knee_tune.specs.shown import learning_rate, percent, setting
+from knee_tune.specs.shown import learning_rate, percent
 
 if TYPE_CHECKING:
     from knee_tune.app.reproduce import Reproduction
     from knee_tune.app.run import StudyStart
     from knee_tune.specs.estimate import Estimate
+    from knee_tune.specs.records import StudyRecord
     from knee_tune.specs.ridge import Ridge
     from knee_tune.tuning.listeners import Watcher
 
@@ -148,7 +149,7 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
     elif ridge is not None:
         console.print(_by_seed_lr(ridge))
     if ridge is not None:
-        for line in _answers(ridge):
+        for line in _answers(record, ridge):
             console.print(line, soft_wrap=True)
     if record.confirmation is not None:
         print_confirmation(console, record.confirmation)
@@ -196,18 +197,21 @@ def _by_epochs(found: "Reproduction") -> Table:
     return table
 
 
-def _answers(ridge: "Ridge") -> list[str | Text]:
+def _answers(record: "StudyRecord", ridge: "Ridge") -> list[str | Text]:
     """Recommendation, description, evidence and verdict; those there are.
 
     One seed LR says nothing about a relation.
     """
+    from knee_tune.reporting.answer import answer_of
+
     lines: list[str | Text] = []
-    if (best := ridge.recommended) is not None:
-        expected = f"{best.expected.value:.4g}{_between(best.expected)}"
+    answer = answer_of(record, ridge)
+    if answer is not None and (expected := answer.expected) is not None:
         lines.append(
             Text.assemble(
-                (f"use {setting(best.seed_lr, best.explore_fraction)}", "bold green"),
-                f": mean {ridge.surface.metric} {expected} over new random seeds",
+                (f"use {answer.setting}", "bold green"),
+                f": mean {answer.metric} {expected.value:.4g}{_between(expected)} over new random "
+                "seeds",
             )
         )
     if ridge.spearman is not None:

@@ -116,6 +116,13 @@ def run(
     nnodes: Annotated[
         int, typer.Option(min=1, max=MOST, help="Machines per trial (torchrun).")
     ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --nnodes: this machine's address for the other ones, where it listens. "
+            "(default: what its host name stands for)"
+        ),
+    ] = None,
     launcher: Annotated[
         str, typer.Option(help="Command that starts torchrun, as in 'srun torchrun'.")
     ] = "torchrun",
@@ -125,7 +132,7 @@ def run(
     ] = 600,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     register: Annotated[
-        bool, typer.Option(help="Register the best model in MLflow at the end.")
+        bool, typer.Option(help="Register the winner in MLflow at the end.")
     ] = True,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -168,6 +175,7 @@ def run(
         slots=concurrency,
         runner=runner.value,
         nnodes=nnodes,
+        address=address,
         launcher=_words(launcher),
         device=device.value,
         trials_per_gpu=trials_per_gpu,

@@ -11,7 +11,7 @@ from knee_tune.cli.audit import audit_line
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
 from knee_tune.errors import one_line
-from knee_tune.specs.shown import learning_rate, percent, setting
+from knee_tune.specs.shown import learning_rate, percent
 
 if TYPE_CHECKING:
     from knee_tune.app.home import Places
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 """Colours of the states of trials."""
+
+
+SHOWN_BEST, SHOWN_NEWEST = 5, 10
+"""Trials in the table of a study with many: a terminal has room for them and for the rest."""
 
 
 def fate(state: str, reason: str) -> Text:
@@ -74,8 +78,11 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
         console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
-def print_status(console: Console, record: "StudyRecord") -> None:
-    """Trials, the best one, and what it all cost; of a comparison, its rows."""
+def print_status(console: Console, record: "StudyRecord", *, every: bool = False) -> None:
+    """Trials, the winner, and what it all cost; of a comparison, its rows.
+
+    Of many trials the best and the newest are shown, unless ``every`` one is asked for.
+    """
     if record.spec.compare is not None:
         print_comparison(console, record)
         for line in record.steps.words:
@@ -85,9 +92,10 @@ def print_status(console: Console, record: "StudyRecord") -> None:
     for column in ("trial", "seed LR", "explore", record.metric, "trained", "reused"):
         table.add_column(column, justify="right")
     table.add_column("state")
-    best = record.best
-    for trial in record.trials:
-        mark = "bold" if best is not None and trial.number == best.number else ""
+    winner = record.winner
+    shown = record.trials if every else record.shown(best=SHOWN_BEST, newest=SHOWN_NEWEST)
+    for trial in shown:
+        mark = "bold" if winner is not None and trial == winner.trial else ""
         state = fate(trial.state, trial.reason)
         table.add_row(
             str(trial.number),
@@ -100,6 +108,12 @@ def print_status(console: Console, record: "StudyRecord") -> None:
             style=mark,
         )
     console.print(table)
+    if len(shown) < len(record.trials):
+        console.print(
+            f"({len(shown)} of {len(record.trials):,} trials: the best {SHOWN_BEST} and the newest "
+            f"{SHOWN_NEWEST}; knee-tune status {record.name} --all shows every one)",
+            soft_wrap=True,
+        )
     counts = record.counts
     console.print(
         f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
@@ -110,11 +124,13 @@ def print_status(console: Console, record: "StudyRecord") -> None:
     for baseline in record.baselines:
         value = "no value" if baseline.value is None else f"{record.metric} {baseline.value:.4g}"
         console.print(f"baseline {baseline.schedule}, seed LR {baseline.seed_lr:g}: {value}")
-    if best is not None:
+    if winner is not None:
+        value = with_spread(winner.value, winner.spread)
+        separator = " " if winner.seeds else ", "
         console.print(
             Text.assemble(
-                (f"best: {setting(best.seed_lr, best.explore_fraction)}", "bold green"),
-                f" ({record.metric} {with_spread(best.value, best.spread)}, trial {best.number})",
+                (f"best: {winner.setting}", "bold green"),
+                f" ({record.metric} {value}{separator}{winner.evidence})",
             )
         )
     if (report := record.audit_report) is not None:

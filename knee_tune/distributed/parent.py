@@ -11,8 +11,16 @@ from collections.abc import Iterable
 from knee_tune.distributed.wire import Exit
 
 
-def fork_rank(line: socket.socket, *, private: Iterable[socket.socket] = ()) -> int:
-    """Fork a rank that lives on ``line``; its pid. It closes the parent's ``private`` sockets."""
+def fork_rank(
+    line: socket.socket,
+    *,
+    private: Iterable[socket.socket] = (),
+    store: socket.socket | None = None,
+) -> int:
+    """Fork a rank that lives on ``line``; its pid. It closes the parent's ``private`` sockets.
+
+    ``store``: where the group's store is to listen if the rank turns out to be its first.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -22,7 +30,7 @@ def fork_rank(line: socket.socket, *, private: Iterable[socket.socket] = ()) -> 
             sock.close()
         from knee_tune.distributed.rank import live
 
-        status = live(line)
+        status = live(line, store)
     finally:
         os._exit(status)
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.out_of_memory import ran_out_of_memory
@@ -107,9 +107,10 @@ class _Forward(logging.Handler):
         self._channel.line(f"{record.levelname.lower()}: {record.getMessage().strip()}")
 
 
-def live(line: socket.socket) -> int:
+def live(line: socket.socket, store: socket.socket | None = None) -> int:
     """Take the order from ``line``, do the job, tell how it ended; the exit code.
 
+    ``store`` is the socket on which rank 0 of a group on several machines serves its store.
     After an error the caller must leave by ``os._exit``: no collective teardown, which would
     wait for peers that are stuck.
     """
@@ -125,7 +126,7 @@ def live(line: socket.socket) -> int:
         channel = DriverLine(wire, order.rank)
         _forward_warnings(channel if order.rank == 0 else None)
         job = _job(order.entry)
-        group = _join(order)
+        group = _join(order, line, store)
         wire.send(Ready())
         wire.send(job(order.plan, group, channel))
         if dist.is_initialized():
@@ -172,7 +173,7 @@ def _job(entry: str) -> Job:
     return job
 
 
-def _join(order: Order) -> Group:
+def _join(order: Order, line: socket.socket, listening: socket.socket | None) -> Group:
     """This rank's group, with its process group if there are peers."""
     placement = order.plan.placement
     if placement.visible_devices is not None:
@@ -185,20 +186,57 @@ def _join(order: Order) -> Group:
     else:
         device = torch.device("cpu")
         torch.set_num_threads(1)
-    if order.store and sys.platform == "linux":
-        # All peers are on this machine: whatever its name resolves to must not matter.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if placement.world_size > 1:
+        _stay_on_the_network(order, line)
         # The driver notices a stall first and names its cause; this time-out is the last resort.
+        timeout = timedelta(seconds=2 * placement.stall_timeout + 60)
         dist.init_process_group(
             backend="nccl" if placement.device == "cuda" else "gloo",
-            store=FileStore(str(order.store), placement.world_size) if order.store else None,
+            store=_store(order, listening, timeout),
             rank=order.rank,
             world_size=placement.world_size,
-            timeout=timedelta(seconds=2 * placement.stall_timeout + 60),
+            timeout=timeout,
             device_id=device if placement.device == "cuda" else None,
         )
     return Group(rank=order.rank, world_size=placement.world_size, device=device)
+
+
+def _stay_on_the_network(order: Order, line: socket.socket) -> None:
+    """Let Gloo and NCCL listen on one interface: the loopback, or that of the driver's network."""
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    if isinstance(order.store, Path):
+        # All peers are on this machine: nobody else has to reach them, whatever a cluster's
+        # profile says, and whatever the machine's name resolves to.
+        if sys.platform == "linux":
+            os.environ.update(dict.fromkeys(names, "lo"))
+        return
+    import psutil
+
+    mine = line.getsockname()[0]
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(each.address == mine for each in addresses):
+            for name in names:
+                os.environ.setdefault(name, interface)
+
+
+def _store(order: Order, listening: socket.socket | None, timeout: timedelta) -> Store:
+    """Where the ranks find each other. Torch's own choice would listen on every interface."""
+    world_size = order.plan.placement.world_size
+    if isinstance(order.store, Path):
+        return FileStore(str(order.store), world_size)
+    if listening and order.rank != 0:
+        listening.close()
+        listening = None
+    host, port = order.store
+    return TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=order.rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach() if listening else None,
+    )
 
 
 def _check_arithmetic(placement: Placement) -> None:

@@ -1,29 +1,28 @@
 """The second group runner: a fresh ``torchrun`` per plan, also under ``srun`` and across machines.
 
 Traps it avoids: ``--max-restarts`` (retry belongs to the trial, and a restarted gloo group shares
-the agent's TCPStore with the one before), and the shared store itself.
+the agent's TCPStore with the one before), and the agents' store itself, which lets anybody in. So
+``torchrun`` only starts the ranks of a node; here they meet and are numbered.
 """
 
 import contextlib
-import hmac
 import os
-import secrets
-import selectors
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
+from knee_tune.distributed.gathering import LOOPBACK, Gathering, own_address
 from knee_tune.distributed.protocol import Decision, Failure, GroupRunner, Outcome, Report
 from knee_tune.distributed.supervisor import Callbacks, Supervisor
-from knee_tune.distributed.torchrun_rank import DRIVER, TOKEN
-from knee_tune.distributed.wire import Hello, Order, Wire
+from knee_tune.distributed.torchrun_rank import DRIVER, NNODES, TOKEN
+from knee_tune.distributed.wire import Order
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Plan
 
@@ -35,9 +34,9 @@ class TorchrunRunner(GroupRunner):
     """Starts ``launcher`` for every plan; the ranks connect back to the driver by TCP.
 
     ``launcher`` ends in ``"torchrun"``, which stands for the one of this Python; what comes
-    before starts it once per node: ``("srun", "torchrun")``. With ``nnodes`` > 1 the driver runs
-    on one of the nodes, and ``host`` is the name under which the others reach it (default: this
-    machine's); the same port must be reachable for torch's rendezvous.
+    before starts it once per node: ``("srun", "torchrun")``. With ``nnodes`` > 1 the driver listens
+    at ``address``, the one of this machine's that the nodes reach (default: what its name stands
+    for), and every rank at its node's address in that network. On one node all stays on loopback.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class TorchrunRunner(GroupRunner):
         launcher: Sequence[str] = ("torchrun",),
         nnodes: int = 1,
         *,
-        host: str | None = None,
+        address: str | None = None,
         launch_timeout: float = 300.0,
     ) -> None:
         shown = f"--launcher {' '.join(launcher)!r}"
@@ -57,9 +56,10 @@ class TorchrunRunner(GroupRunner):
         if len(launcher) > 1 and shutil.which(launcher[0]) is None:
             raise UserError(f"{shown}: there is no program {launcher[0]!r} on this machine's PATH")
         self._entry = entry
-        self._launcher = [*launcher[:-1], sys.executable, "-m", "torch.distributed.run"]
+        node = "knee_tune.distributed.torchrun_node"
+        self._launcher = [*launcher[:-1], sys.executable, "-m", node]
         self._nnodes = nnodes
-        self._host = host or ("127.0.0.1" if nnodes == 1 else socket.gethostname())
+        self._address = own_address(address) if nnodes > 1 else LOOPBACK
         self._launch_timeout = launch_timeout
 
     def run(
@@ -77,128 +77,73 @@ class TorchrunRunner(GroupRunner):
                 f"placement.world_size {plan.placement.world_size} cannot be shared evenly by "
                 f"{self._nnodes} nodes; choose a multiple"
             )
-        token = secrets.token_hex(16)
         with (
             _log(plan) as log,
             tempfile.TemporaryDirectory(prefix="torchrun-", dir=plan.log_dir) as scratch,
-            _listener(self._nnodes) as listener,
+            closing(Gathering(self._address, nnodes=self._nnodes, per_node=per_node)) as gathering,
+            self._launched(gathering, per_node, log=log, scratch=scratch) as launched,
         ):
-            port: int = listener.getsockname()[1]
-            launched = self._launch(per_node, token, port=port, log=log, scratch=scratch)
-            try:
-                wires = self._gather(listener, launched, token, plan.placement.world_size)
-                if wires is None:
+            deadline = time.monotonic() + self._launch_timeout
+            while not gathering.complete:
+                if launched.poll() is not None or time.monotonic() > deadline:
                     return _not_launched(launched, log)
-                for rank, wire in enumerate(wires):
-                    order = Order(
-                        entry=self._entry,
-                        plan=plan,
-                        rank=rank,
-                        local_rank=rank % per_node,
-                        store=None,
-                    )
-                    with contextlib.suppress(OSError):  # gone: the supervisor finds out
-                        wire.send(order)
-                callbacks = Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress)
-                outcome = Supervisor(
-                    wires,
-                    stall_timeout=plan.placement.stall_timeout,
-                    callbacks=callbacks,
-                    local=self._nnodes == 1,
-                ).run()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    launched.wait(timeout=_LEAVE)
-                return outcome
-            finally:
-                _end(launched)
+                gathering.listen(_TICK)
+            gathering.close()
+            store = gathering.ranks[0].hello.store or Path(scratch, "store")
+            for rank, caller in enumerate(gathering.ranks):
+                order = Order(
+                    entry=self._entry,
+                    plan=plan,
+                    rank=rank,
+                    local_rank=caller.hello.local_rank,
+                    store=store,
+                )
+                with contextlib.suppress(OSError):  # gone: the supervisor finds out
+                    caller.wire.send(order)
+            outcome = Supervisor(
+                gathering.wires,
+                stall_timeout=plan.placement.stall_timeout,
+                callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
+                local=self._nnodes == 1,
+            ).run()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                launched.wait(timeout=_LEAVE)
+            return outcome
 
     def close(self) -> None:
         """Nothing to end: no process outlives ``run``."""
 
-    def _launch(
-        self, per_node: int, token: str, *, port: int, log: IO[bytes], scratch: str
-    ) -> subprocess.Popen[bytes]:
-        if self._nnodes == 1:
-            rendezvous = ["--standalone"]
-        else:
-            rendezvous = [
-                "--rdzv-backend=c10d",
-                f"--rdzv-endpoint={self._host}:{_free_port()}",
-                f"--rdzv-id={secrets.token_hex(4)}",
-            ]
+    @contextmanager
+    def _launched(
+        self, gathering: Gathering, per_node: int, *, log: IO[bytes], scratch: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The launcher, which has ended, and with it what it started, when the block ends."""
         environment = {
             "OMP_NUM_THREADS": "1",
             **os.environ,
-            DRIVER: f"{self._host}:{port}",
-            TOKEN: token,
+            DRIVER: gathering.endpoint,
+            TOKEN: gathering.token,
+            NNODES: str(self._nnodes),
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
-        command = [
-            *self._launcher,
-            "--max-restarts=0",
-            f"--nnodes={self._nnodes}",
-            f"--nproc-per-node={per_node}",
-            *rendezvous,
-            f"--log-dir={scratch}",  # torchrun would leave its own behind
-            "--module",
-            "knee_tune.distributed.torchrun_rank",
-        ]
-        return subprocess.Popen(
-            command,
+        launched = subprocess.Popen(
+            [*self._launcher, str(per_node), scratch],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-    def _gather(
-        self,
-        listener: socket.socket,
-        launched: subprocess.Popen[bytes],
-        token: str,
-        world_size: int,
-    ) -> list[Wire] | None:
-        """The wires of all ranks in rank order; None if the launcher fails or takes too long."""
-        wires: dict[int, Wire] = {}
-        deadline = time.monotonic() + self._launch_timeout
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            while len(wires) < world_size:
-                if launched.poll() is not None or time.monotonic() > deadline:
-                    return None
-                for key, _ in selector.select(_TICK):
-                    if key.fileobj is listener:
-                        connection, _ = listener.accept()
-                        selector.register(connection, selectors.EVENT_READ, Wire(connection))
-                        continue
-                    wire: Wire = key.data
-                    selector.unregister(wire.socket)
-                    match wire.receive():
-                        case [Hello(token=shown, rank=rank)] if (
-                            hmac.compare_digest(shown, token) and rank not in wires
-                        ):
-                            wires[rank] = wire
-                        case _:  # a stranger
-                            wire.socket.close()
-        return [wires[rank] for rank in range(world_size)]
-
-
-def _listener(nnodes: int) -> socket.socket:
-    return socket.create_server(("127.0.0.1" if nnodes == 1 else "", 0))
+        try:
+            yield launched
+        finally:
+            _end(launched)
 
 
 def _log(plan: Plan) -> IO[bytes]:
     """What torchrun itself says, beside the logs of the ranks."""
     plan.log_dir.mkdir(parents=True, exist_ok=True)
     return (plan.log_dir / "torchrun.log").open("a+b")
-
-
-def _free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _not_launched(launched: subprocess.Popen[bytes], log: IO[bytes]) -> Failure:

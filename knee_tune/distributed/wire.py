@@ -27,7 +27,9 @@ class Order(Spec):
     plan: Plan
     rank: int
     local_rank: int
-    store: Path | None = Field(description="file of the FileStore; None: torchrun's environment")
+    store: Path | tuple[str, int] = Field(
+        description="where the group meets: a file on one machine, else rank 0's address and port"
+    )
 
 
 class Inquiry(Spec):
@@ -41,7 +43,11 @@ class Hello(Spec):
 
     type: Literal["hello"] = "hello"
     token: str
-    rank: int
+    node: str = Field(description="the same for all ranks of one node, and for no other")
+    local_rank: int
+    store: tuple[str, int] | None = Field(
+        description="where the group's store will listen if this is its rank 0; None: nowhere"
+    )
 
 
 class Started(Spec):
@@ -79,6 +85,9 @@ _FROM_RANK: TypeAdapter[FromRank] = TypeAdapter(Annotated[FromRank, Field(discri
 _ANSWER: TypeAdapter[Decision | Inquiry] = TypeAdapter(Decision | Inquiry)
 
 
+_LONGEST_HELLO = 1024  # bytes
+
+
 class Wire:
     """One end of the line. Sending is safe from several threads; one thread reads."""
 
@@ -97,6 +106,21 @@ class Wire:
         """Say that nothing more will come: the other end reads the end of the line."""
         with contextlib.suppress(OSError):  # the other end was quicker
             self.socket.shutdown(socket.SHUT_WR)
+
+    def receive_hello(self) -> Hello | None:
+        """Driver: how a caller, who may be anybody, introduces itself; None: not yet to the end.
+
+        ValueError if it says anything else, OSError if its line broke.
+        """
+        data = self.socket.recv(_LONGEST_HELLO - len(self._rest))
+        self._rest += data
+        line, end, rest = self._rest.partition(b"\n")
+        if end:
+            self._rest = rest
+            return Hello.model_validate_json(line)
+        if not data or len(self._rest) == _LONGEST_HELLO:
+            raise ValueError("no greeting")
+        return None
 
     def receive(self) -> list[FromRank] | None:
         """Driver: what one read brings, perhaps nothing yet; None at the end of the line."""

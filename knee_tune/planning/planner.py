@@ -1,8 +1,10 @@
 """From a trial's two numbers to the plan of its training run."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from knee_tune.errors import UserError
 from knee_tune.planning.keys import shared_knots, trunk_key
 from knee_tune.planning.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import (
@@ -16,6 +18,8 @@ from knee_tune.schedules import (
     StepDecay,
 )
 from knee_tune.specs.recipe import Recipe
+from knee_tune.specs.shown import percent
+from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 
 BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant")
 """The schedules that ``--schedule`` trains beside a study."""
@@ -37,6 +41,48 @@ def knee_schedule(
         explore_steps=round(explore_fraction * total),
         warmup_steps=recipe.warmup_steps,
     )
+
+
+def check_warmup(recipe: Recipe, facts: TaskFacts) -> None:
+    """UserError unless the budget lasts longer than the warmup."""
+    total = budget_steps(recipe, facts)
+    if recipe.warmup_steps >= total:
+        raise UserError(
+            f"recipe.warmup_steps={recipe.warmup_steps}: the budget is {total} steps "
+            f"(recipe.epochs={recipe.epochs}), so all of it would be warmup; take fewer steps of "
+            "warmup or more epochs"
+        )
+
+
+def distinct_fractions(
+    recipe: Recipe, facts: TaskFacts, explore_fractions: Iterable[float]
+) -> dict[float, tuple[float, ...]]:
+    """The explore fractions that differ in their schedule, each with all that come to the same.
+
+    They do where warmup leaves no room for them, or where the budget has few steps. Of several the
+    paper's default stands for all, otherwise the smallest.
+    """
+    same = defaultdict[int, list[float]](list)
+    for fraction in sorted(explore_fractions):
+        knee = knee_schedule(recipe, facts, seed_lr=recipe.seed_lr, explore_fraction=fraction)
+        same[knee.knee_step].append(fraction)
+    return {
+        DEFAULT_EXPLORE_FRACTION if DEFAULT_EXPLORE_FRACTION in each else each[0]: tuple(each)
+        for each in same.values()
+    }
+
+
+def twins_in_words(
+    recipe: Recipe, facts: TaskFacts, explore_fractions: Iterable[float]
+) -> list[str]:
+    """A line for every schedule that several of the explore fractions come to."""
+    steps = f"{recipe.warmup_steps} of {budget_steps(recipe, facts)} steps are warmup"
+    return [
+        f"explore {', '.join(map(percent, same))} are one schedule ({steps}): trained once, as "
+        f"{percent(fraction)}"
+        for fraction, same in distinct_fractions(recipe, facts, explore_fractions).items()
+        if len(same) > 1
+    ]
 
 
 def fitted_knee(*, seed_lr: float, total_steps: int, explore_steps: int, warmup_steps: int) -> Knee:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain, pairwise, zip_longest
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule, TaskFacts
@@ -22,7 +22,8 @@ def row_schedule(
     """A row's schedule with all its epochs, and the recipe's warmup, times ``scale``.
 
     Fractions of an epoch become steps, the nearest. A boundary that comes to no step at all is past
-    at once: the LR starts at the next one. UserError if two boundaries come to the same step.
+    at once: the LR starts at the next one. UserError if two boundaries come to the same step, or if
+    the warmup takes the whole budget or lasts beyond the first boundary.
     """
 
     def steps(epochs: int) -> int:
@@ -30,7 +31,16 @@ def row_schedule(
 
     assert row.seed_lr is not None, "a row of a comparison has one"
     total = max(1, steps(row.epochs))
-    warmup = min(round(recipe.warmup_steps * scale), total)
+    warmup = round(recipe.warmup_steps * scale)
+
+    def refuse_warmup(beyond: str) -> NoReturn:
+        raise UserError(
+            f"recipe.warmup_steps={recipe.warmup_steps}: compare: row '{row.shown}': at scale "
+            f"{scale:g} its warmup is {warmup} steps, {beyond}; take fewer"
+        )
+
+    if warmup >= total and row.schedule != "one_cycle":
+        refuse_warmup(f"and its whole budget {total}")
     if row.schedule == "knee":
         return fitted_knee(
             seed_lr=row.seed_lr,
@@ -48,6 +58,8 @@ def row_schedule(
             f"compare: row '{row.shown}': at scale {scale:g} two of its boundaries come to the "
             "same step; use a larger --scale"
         )
+    if passed and warmup > passed[0]:
+        refuse_warmup(f"and its first boundary is at step {passed[0]}")
     return StepDecay(
         seed_lr=row.seed_lr * STEP_FACTOR ** (len(row.boundaries) - len(passed)),
         total_steps=total,

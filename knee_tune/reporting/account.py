@@ -1,7 +1,7 @@
 """Sections of a report that give an account: cost, pruning, what matters, baselines, fresh seeds,
 the paper's tables, all trials."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from knee_tune.reporting.document import Section, Table
 from knee_tune.reporting.shown import (
@@ -18,6 +18,9 @@ from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.shown import learning_rate, percent, setting
 from knee_tune.specs.study import ReferenceRow, ReferenceTable
+
+MOST_BEST = MOST_NEWEST = 50
+"""Trials in the table of a report: one of thousands is no reading, and the page has to open."""
 
 
 def steps_section(record: StudyRecord) -> Section | None:
@@ -80,19 +83,29 @@ def importance_section(importances: Importances | None) -> Section | None:
     """What matters more; None if it could not be computed."""
     if importances is None:
         return None
-    shares = ", ".join(
-        f"{'seed LR' if name == 'seed_lr' else name.replace('_', ' ')} {share:.0%}"
-        for name, share in importances.values.items()
-    )
+    theirs = ""
+    if importances.dashboard:
+        theirs = (
+            "Optuna Dashboard's chart of hyperparameter importance is PED-ANOVA's, which asks what "
+            "sets the best tenth of the trials apart from the others, and has other numbers for "
+            f"the same trials: {_shares(importances.dashboard)}."
+        )
     return Section(
         key="importance",
         title="Which of the two matters more",
         words=(
-            f"By {importances.evaluator}, from {importances.trials} complete trials: {shares}. "
-            f"A share is {importances.measures}. Other evaluators, such as PED-ANOVA, measure "
-            "something else and may rank them differently.",
+            f"By {importances.evaluator}, from {importances.trials} complete trials: "
+            f"{_shares(importances.values)}. A share is {importances.measures}.",
+            *filter(None, [theirs]),
         ),
         figures=("importance",),
+    )
+
+
+def _shares(values: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{'seed LR' if name == 'seed_lr' else name.replace('_', ' ')} {share:.0%}"
+        for name, share in values.items()
     )
 
 
@@ -100,7 +113,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
     """Other schedules; None if none was trained."""
     if not record.baselines:
         return None
-    best = record.winner
+    winner = record.winner
     rows = [
         (
             each.schedule.replace("_", " "),
@@ -111,6 +124,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
         )
         for each in record.baselines
     ]
+    best = winner.trial if winner else None
     if best is not None:
         first = best.replicates[0] if best.replicates else None
         rows.append(
@@ -192,10 +206,18 @@ def reference_section(record: StudyRecord) -> Section | None:
 
 
 def trials_section(record: StudyRecord) -> Section:
-    """Every trial there is."""
-    best = record.best
-    numbers = [trial.number for trial in record.trials]
+    """Every trial there is; of many the best and the newest."""
+    winner = record.winner
+    best = winner.trial if winner else None
+    shown = record.shown(best=MOST_BEST, newest=MOST_NEWEST)
+    numbers = [trial.number for trial in shown]
     counts = record.counts
+    cut = ""
+    if len(shown) < len(record.trials):
+        cut = (
+            f" Below are {len(shown)} of {len(record.trials):,}, the best {MOST_BEST} and the "
+            f"newest {MOST_NEWEST}; knee-tune status {record.name} --all lists every one."
+        )
     rows = tuple(
         (
             str(trial.number),
@@ -207,14 +229,14 @@ def trials_section(record: StudyRecord) -> Section:
             f"{trial.steps_reused:,}",
             trial.state if trial.state == "complete" else trial.reason or trial.state,
         )
-        for trial in record.trials
+        for trial in shown
     )
     return Section(
         key="trials",
-        title="All trials",
+        title="Trials" if cut else "All trials",
         words=(
             f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed, "
-            f"{counts.running} running.",
+            f"{counts.running} running.{cut}",
             *_codes(record),
         ),
         tables=(
@@ -226,7 +248,7 @@ def trials_section(record: StudyRecord) -> Section:
                     *("steps trained", "steps reused", "state"),
                 ),
                 rows=rows,
-                marked=numbers.index(best.number) if best else None,
+                marked=numbers.index(best.number) if best and best.number in numbers else None,
                 folded=True,
             ),
         ),

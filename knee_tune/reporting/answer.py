@@ -2,6 +2,7 @@
 
 from knee_tune.reporting.chance import judged
 from knee_tune.reporting.document import Tile
+from knee_tune.reporting.run_figures import knee_of
 from knee_tune.reporting.shown import estimate, in_words, number
 from knee_tune.specs.base import Spec
 from knee_tune.specs.confirmation import Candidate, Confirmation, Confirmed
@@ -39,42 +40,30 @@ class Answer(Spec):
 
 
 def answer_of(record: StudyRecord, ridge: Ridge | None) -> Answer | None:
-    """What fresh seeds have confirmed; else what the surface recommends; else the best trial.
+    """The study's winner, and what to expect of it; None if no trial is complete.
 
-    Where fresh seeds were tried at that point its numbers are theirs, confirmed or not. None if no
-    trial is complete.
+    Where fresh seeds were tried at that point its numbers are theirs, confirmed or not; elsewhere
+    they are those of the search.
     """
-    best, confirmation = record.best, record.confirmation
-    if best is None:
+    winner, confirmation = record.winner, record.confirmation
+    if winner is None:
         return None
-    recommended = ridge.recommended if ridge else None
-    point = (recommended.seed_lr, recommended.explore_fraction) if recommended else best.point
     if confirmation is not None:
-        if confirmation.confirmed and confirmation.best is not None:
-            point = confirmation.best.point
-        fresh = next((each for each in confirmation.candidates if each.point == point), None)
+        tried = (each for each in confirmation.candidates if each.point == winner.point)
+        fresh = next(tried, None)
         if fresh is not None and fresh.mean is not None:
             return _answer_of_fresh_seeds(fresh, confirmation)
-    if recommended is not None:
-        return Answer(
-            seed_lr=recommended.seed_lr,
-            explore_fraction=recommended.explore_fraction,
-            metric=record.metric,
-            expected=recommended.expected,
-            default=recommended.default,
-            difference=recommended.difference,
-            confirmed=confirmation.says(point) if confirmation else "not tried",
-            evidence=LEFT_OUT if record.spec.replicates > 1 else BEST_OF_MANY,
-        )
+    recommended = ridge.recommended if ridge else None
+    alone = Estimate(value=winner.value) if winner.value is not None else None
     return Answer(
-        seed_lr=best.seed_lr,
-        explore_fraction=best.explore_fraction,
+        seed_lr=winner.seed_lr,
+        explore_fraction=winner.explore_fraction,
         metric=record.metric,
-        expected=None if best.value is None else Estimate(value=best.value),
-        default=None,
-        difference=None,
-        confirmed=record.confirmed(best),
-        evidence=BEST_OF_MANY,
+        expected=recommended.expected if recommended else alone,
+        default=recommended.default if recommended else None,
+        difference=recommended.difference if recommended else None,
+        confirmed=winner.confirmed,
+        evidence=LEFT_OUT if recommended and record.spec.replicates > 1 else BEST_OF_MANY,
     )
 
 
@@ -144,6 +133,14 @@ def answer_in_words(answer: Answer, record: StudyRecord) -> tuple[str, ...]:
             f"The paper's default ({default}) was not trained with the same random seeds, so "
             "nothing compares."
         )
+    trial = record.winner.trial if record.winner else None
+    if trial is not None and trial.steps_budget:
+        knee = knee_of(record, trial)
+        if knee.knee_step == knee.total_steps:
+            said.append(
+                f"Its warmup ({knee.warmup_steps} of {knee.total_steps} steps) and its explore "
+                "phase take all of the budget, so any longer explore fraction is the same schedule."
+            )
     confirmation = record.confirmation
     if confirmation is not None:
         said.append(f"Fresh random seeds: {confirmation.words}.")

@@ -99,6 +99,7 @@ def comparison_of(record: StudyRecord) -> Comparison:
                     values=_values(done, index, name),
                     reference=None if index == reference else _values(done, reference, name),
                     comparisons=len(table.rows) - 1,
+                    percent=record.in_percent(name),
                 )
                 for name in metrics
             },
@@ -173,6 +174,7 @@ def _measured(
     values: dict[int, float],
     reference: dict[int, float] | None,
     comparisons: int,
+    percent: bool,
 ) -> Measured:
     paired = sorted(values.keys() & reference.keys()) if reference is not None else []
     difference = None
@@ -181,7 +183,7 @@ def _measured(
         difference = paired_estimate(ours, theirs, comparisons=comparisons)
     return Measured(
         values=values,
-        mean=mean_estimate(list(values.values())) if values else None,
+        mean=mean_estimate(list(values.values())).bounded(percent=percent) if values else None,
         std=statistics.stdev(values.values()) if len(values) > 1 else None,
         difference=difference,
         paper=row.metrics.get(metric),

@@ -30,13 +30,13 @@ def study_figures(
     confirmation.
     """
     figures = {
-        "surface": surface_figure(ridge) if ridge else None,
+        "surface": surface_figure(ridge.surface, winner=record.winner) if ridge else None,
         "ridge": ridge_figure(ridge, record.spec.reference) if ridge else None,
         "crossover": crossover_figure(ridge) if ridge else None,
         "slices": slices_figure(ridge) if ridge else None,
-        "seeds": seeds_of_study(record, ridge),
+        "seeds": seeds_of_study(record),
         "metrics": metrics_figure(record),
-        "curves": curves_of_study(record, ridge),
+        "curves": curves_of_study(record),
         "steps": steps_figure(record.steps),
         "importance": importance_figure(importances) if importances else None,
         "confirmation": confirmation_figure(record.confirmation) if record.confirmation else None,

@@ -19,9 +19,12 @@ from knee_tune.reporting.shown import (
     split_of,
 )
 from knee_tune.reporting.surface_figures import paper_ridges
-from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Crossover, Ridge, Surface
 from knee_tune.specs.shown import learning_rate, percent
+
+MOST_POINTS = 200
+"""Rows of the table of all metrics."""
 
 
 def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> Section:
@@ -32,18 +35,20 @@ def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> 
     return Section(key="answer", title="The answer", words=words)
 
 
-def surface_section(ridge: Ridge) -> Section:
+def surface_section(record: StudyRecord, ridge: Ridge) -> Section:
     """Every point that was tried."""
     surface = ridge.surface
     seeds = f"{surface.seeds} random seeds" if surface.seeds != 1 else "one random seed"
     better = "lower" if surface.direction == "minimize" else "higher"
     errors = any(error is not None for row in surface.errors for error in row)
+    winner = record.winner
+    framed = winner is not None and surface.cell(winner.point) is not None
     words = [
         f"Mean {in_words(surface.metric)} over {seeds} for every seed LR and explore fraction that "
         f"was trained to its end; {better} is better. "
         + ("± is the standard error of the mean. " if errors else "")
         + "The best fraction of each seed LR is in bold"
-        + ("; the frame marks the recommended setting." if ridge.recommended else ".")
+        + ("; the frame marks the recommended setting." if framed else ".")
     ]
     if not errors:
         words.append(
@@ -164,9 +169,9 @@ def metrics_section(record: StudyRecord) -> Section | None:
     )
 
 
-def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
+def curves_section(record: StudyRecord) -> Section | None:
     """How training went; None without evaluations."""
-    trials = curves_shown(record, ridge)
+    trials = curves_shown(record)
     if not trials:
         return None
     lrs = {trial.seed_lr for trial in trials}
@@ -190,18 +195,18 @@ def curves_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
     )
 
 
-def seeds_section(record: StudyRecord, ridge: Ridge | None) -> Section | None:
+def seeds_section(record: StudyRecord) -> Section | None:
     """How random seeds scatter at the recommended seed LR; None with too few of them."""
-    best = ridge.recommended if ridge and ridge.recommended else record.best
-    if best is None or record.spec.replicates < FEWEST_SEEDS:
+    winner = record.winner
+    if winner is None or winner.trial is None or record.spec.replicates < FEWEST_SEEDS:
         return None
     return Section(
         key="seeds",
         title="Over the random seeds",
         words=(
             f"{sentence(in_words(record.metric))} of every random seed at seed LR "
-            f"{learning_rate(best.seed_lr)}, by explore fraction, and the means: how far a single "
-            "run may be from what a setting gives on average (as in the paper's Figure 3).",
+            f"{learning_rate(winner.seed_lr)}, by explore fraction, and the means: how far a "
+            "single run may be from what a setting gives on average (as in the paper's Figure 3).",
         ),
         figures=("seeds",),
     )
@@ -229,7 +234,11 @@ def _listed(seed_lrs: Sequence[float]) -> str:
 
 
 def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
-    points = {trial.point: trial for trial in reversed(record.ranked)}
+    points: dict[tuple[float, float], TrialRecord] = {}
+    for trial in record.ranked:
+        points.setdefault(trial.point, trial)
+    best = list(points.items())[:MOST_POINTS]
+    cut = f"; the best {len(best)} of {len(points):,} points" if len(best) < len(points) else ""
     shown = (record.metric, *names)
     rows = tuple(
         (
@@ -237,11 +246,11 @@ def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
             percent(fraction),
             *(number(trial.metrics.get(name)) for name in shown),
         )
-        for (lr, fraction), trial in sorted(points.items())
+        for (lr, fraction), trial in sorted(best, key=lambda each: each[0])
     )
     splits = " and ".join(sorted({split_of(name) for name in shown}))
     return Table(
-        caption=f"All metrics ({splits} split), means over random seeds",
+        caption=f"All metrics ({splits} split), means over random seeds{cut}",
         columns=("seed LR", "explore", *shown),
         rows=rows,
         folded=len(rows) > 12,

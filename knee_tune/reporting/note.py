@@ -2,10 +2,18 @@
 
 from collections.abc import Sequence
 
+from knee_tune.reporting.answer import Answer, answer_of
 from knee_tune.reporting.shown import estimate, fraction_estimate, in_words, number
 from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.ridge import Optimum, Recommendation, Ridge
-from knee_tune.specs.shown import learning_rate, setting
+from knee_tune.specs.ridge import Optimum, Ridge
+from knee_tune.specs.shown import learning_rate
+
+IMPORTANCE = (
+    "*Hyperparameter importance* on this page is PED-ANOVA's: what sets the best tenth of the "
+    "trials apart. The report has it beside fANOVA's, which measures something else: shares of the "
+    "metric's variance over the whole search space."
+)
+"""The dashboard knows one evaluator, and gives no place to name it but the note."""
 
 
 def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str] = ()) -> str:
@@ -13,15 +21,14 @@ def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str]
 
     ``links`` are further paragraphs: where to find more.
     """
-    best, counts = record.best, record.counts
+    counts, winner, answer = record.counts, record.winner, answer_of(record, ridge)
     paragraphs = [f"# {record.name}", record.spec.description]
-    if ridge is not None and ridge.recommended is not None:
-        paragraphs.append(_recommended(ridge.recommended, metric=in_words(record.metric)))
-    if best is not None:
+    if winner is not None and answer is not None:
         paragraphs.append(
-            f"Best trial: **{setting(best.seed_lr, best.explore_fraction)}** with "
-            f"{in_words(record.metric)} {number(best.value)} (trial {best.number})."
+            f"Best: **{winner.setting}**, {in_words(record.metric)} {number(winner.value)} "
+            f"({winner.evidence})."
         )
+        paragraphs.append(_expected(answer))
     if record.confirmation is not None:
         paragraphs.append(f"Fresh random seeds: {record.confirmation.words}.")
     if ridge is not None:
@@ -31,18 +38,17 @@ def study_note(record: StudyRecord, ridge: Ridge | None, *, links: Sequence[str]
         f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
     )
     paragraphs += record.steps.words
+    if ridge is not None:
+        paragraphs.append(IMPORTANCE)
     return "\n\n".join(paragraph for paragraph in (*paragraphs, *links) if paragraph)
 
 
-def _recommended(recommended: Recommendation, *, metric: str) -> str:
-    said = (
-        f"Recommended: **{setting(recommended.seed_lr, recommended.explore_fraction)}**, expected "
-        f"{metric} {estimate(recommended.expected)}"
-    )
-    if recommended.default is not None:
-        said += f"; the paper's default has {estimate(recommended.default)}"
-    if recommended.difference is not None:
-        said += f", a difference of {estimate(recommended.difference, sign=True)}"
+def _expected(answer: Answer) -> str:
+    said = f"Expect {estimate(answer.expected)} of it ({answer.evidence})"
+    if answer.default is not None:
+        said += f"; the paper's default has {estimate(answer.default)}"
+    if answer.difference is not None:
+        said += f", a difference of {estimate(answer.difference, sign=True)}"
     return f"{said}."
 
 

@@ -97,7 +97,8 @@ def _smooth(
 def _metric(scores: Scores, row: int) -> Estimate:
     """The metric where its mean is best."""
     best = np.where(scores.tried[row], scores.means[row], -np.inf).argmax()
-    return mean_estimate(scores.values[:, row, best].tolist())
+    mean = mean_estimate(scores.values[:, row, best].tolist())
+    return mean.bounded(percent=scores.percent)
 
 
 def _spearman(scores: Scores, raw: Floats, draws: Floats | None) -> Estimate | None:

@@ -14,8 +14,10 @@ LR_ROUNDING = 1e-3
 FRACTION_ROUNDING = 1e-6
 
 
-def recommendation_of(scores: Scores, *, default_lr: float) -> Recommendation:
-    """The point with the best mean.
+def recommendation_of(
+    scores: Scores, *, best: tuple[float, float], default_lr: float
+) -> Recommendation:
+    """What to expect of the search's best point (seed LR, explore fraction).
 
     The best of many means is lucky, so what it will score with a new random seed is estimated by
     leaving one seed out: the best point of the other seeds is chosen, the seed left out says what
@@ -27,7 +29,6 @@ def recommendation_of(scores: Scores, *, default_lr: float) -> Recommendation:
     """
     points = scores.gains[:, scores.tried]
     rows, columns = np.nonzero(scores.tried)
-    best = int(points.mean(axis=0).argmax())
     expected = _left_out(points)
     default = np.flatnonzero(
         (np.abs(scores.seed_lrs[rows] / default_lr - 1) <= LR_ROUNDING)
@@ -35,10 +36,12 @@ def recommendation_of(scores: Scores, *, default_lr: float) -> Recommendation:
     )
     there = points[:, default[0]] if default.size else None
     return Recommendation(
-        seed_lr=float(scores.seed_lrs[rows[best]]),
-        explore_fraction=float(scores.fractions[columns[best]]),
-        expected=left_out_estimate(scores.sign * expected),
-        default=None if there is None else mean_estimate((scores.sign * there).tolist()),
+        seed_lr=best[0],
+        explore_fraction=best[1],
+        expected=left_out_estimate(scores.sign * expected).bounded(percent=scores.percent),
+        default=None
+        if there is None
+        else mean_estimate((scores.sign * there).tolist()).bounded(percent=scores.percent),
         difference=None if there is None else left_out_estimate(scores.sign * (expected - there)),
     )
 

@@ -117,12 +117,12 @@ def _sections(
     """Those that have something to say, the answer first."""
     sections = [
         answer_section(record, ridge, answer),
-        surface_section(ridge) if ridge else None,
+        surface_section(record, ridge) if ridge else None,
         ridge_section(record, ridge) if ridge else None,
         evidence_section(ridge) if ridge else None,
-        seeds_section(record, ridge),
+        seeds_section(record),
         metrics_section(record),
-        curves_section(record, ridge),
+        curves_section(record),
         steps_section(record),
         audit_section(record),
         importance_section(context.importances),

@@ -19,7 +19,7 @@ def ridge_of(record: StudyRecord, *, resamples: int = RESAMPLES) -> Ridge | None
     The same record gives the same numbers: the bootstrap's random numbers are fixed.
     """
     scores = scores_of(record)
-    if scores is None:
+    if scores is None or record.best is None:
         return None
     optima = optima_of(scores, resamples=resamples, rng=np.random.default_rng(0))
     crossover = crossover_of(scores)
@@ -30,5 +30,7 @@ def ridge_of(record: StudyRecord, *, resamples: int = RESAMPLES) -> Ridge | None
         crossover=crossover,
         verdict=verdict_of(crossover, seeds=len(scores.seeds)),
         words=words_of(crossover, optima.by_seed_lr, seeds=len(scores.seeds)),
-        recommended=recommendation_of(scores, default_lr=float(record.spec.recipe["seed_lr"])),
+        recommended=recommendation_of(
+            scores, best=record.best.point, default_lr=float(record.spec.recipe["seed_lr"])
+        ),
     )

@@ -21,16 +21,15 @@ from knee_tune.schedules import Knee
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.importances import Importances
 from knee_tune.specs.records import Steps, StudyRecord, TrialRecord
-from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.shown import learning_rate, percent, setting
 
 MOST_CURVES = 10
 """Lines that can still be told apart."""
 
 
-def curves_of_study(record: StudyRecord, ridge: Ridge | None) -> dict[str, Any] | None:
+def curves_of_study(record: StudyRecord) -> dict[str, Any] | None:
     """Learning curves with their knees, and above them the LRs; None without evaluations."""
-    trials = curves_shown(record, ridge)
+    trials = curves_shown(record)
     if not trials:
         return None
     several = len({trial.seed_lr for trial in trials}) > 1
@@ -58,8 +57,8 @@ def curves_of_study(record: StudyRecord, ridge: Ridge | None) -> dict[str, Any] 
     )
 
 
-def curves_shown(record: StudyRecord, ridge: Ridge | None) -> list[TrialRecord]:
-    """The trials of the recommended seed LR, ascending in the explore fraction.
+def curves_shown(record: StudyRecord) -> list[TrialRecord]:
+    """The trials of the winner's seed LR, ascending in the explore fraction.
 
     Where it has too few, the best trials of all seed LRs.
     """
@@ -68,13 +67,13 @@ def curves_shown(record: StudyRecord, ridge: Ridge | None) -> list[TrialRecord]:
         for trial in record.trials
         if trial.state in ("complete", "pruned") and len(trial.curve) > 1 and trial.steps_budget
     ]
-    best = ridge.recommended if ridge and ridge.recommended else record.best
-    if best is None:
+    winner = record.winner
+    if winner is None:
         return []
-    row = {trial.explore_fraction: trial for trial in drawn if trial.seed_lr == best.seed_lr}
+    row = {trial.explore_fraction: trial for trial in drawn if trial.seed_lr == winner.seed_lr}
     if len(row) > 2:
         trials = [trial for _, trial in sorted(row.items())]
-        return _thinned(trials, keep=best.explore_fraction)
+        return _thinned(trials, keep=winner.explore_fraction)
     known = {trial.number for trial in drawn}
     ranked = [trial for trial in record.ranked if trial.number in known][:MOST_CURVES]
     return sorted(ranked, key=lambda trial: trial.point)
@@ -235,7 +234,7 @@ def _at(points: Sequence[tuple[int, float]], step: int) -> float | None:
 
 
 def _thinned(trials: list[TrialRecord], *, keep: float) -> list[TrialRecord]:
-    """At most :data:`MOST_CURVES` of them, evenly, always with the recommended fraction."""
+    """At most :data:`MOST_CURVES` of them, evenly, always with the winner's fraction."""
     stride = -(-len(trials) // MOST_CURVES)
     kept = next((index for index, trial in enumerate(trials) if trial.explore_fraction == keep), 0)
     return trials[kept % stride :: stride]

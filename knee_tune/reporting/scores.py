@@ -28,6 +28,8 @@ class Scores:
     fractions: Floats
     values: Floats
     """(seeds, seed LRs, fractions), in the metric's own unit."""
+    percent: bool = False
+    """Whether the metric lies between 0 and 100."""
 
     @cached_property
     def gains(self) -> Floats:
@@ -83,6 +85,7 @@ def scores_of(record: StudyRecord) -> Scores | None:
         seed_lrs=np.array(seed_lrs),
         fractions=np.array(fractions),
         values=values,
+        percent=record.in_percent(record.metric),
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from knee_tune.reporting.figure_parts import axis, figure, ramp, subplot
 from knee_tune.reporting.shown import in_words
 from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.shown import percent
 
 MANY_SEEDS = 15
@@ -34,16 +33,16 @@ def seeds_figure(groups: Groups, *, metric: str) -> dict[str, Any] | None:
     return _histograms(shown, metric) if many else _strips(shown, metric)
 
 
-def seeds_of_study(record: StudyRecord, ridge: Ridge | None) -> dict[str, Any] | None:
-    """The study's metric over the random seeds, by explore fraction at the recommended seed LR.
+def seeds_of_study(record: StudyRecord) -> dict[str, Any] | None:
+    """The study's metric over the random seeds, by explore fraction at the winner's seed LR.
 
     None with fewer than :data:`FEWEST_SEEDS` replicates.
     """
-    best = ridge.recommended if ridge and ridge.recommended else record.best
-    if best is None or record.spec.replicates < FEWEST_SEEDS:
+    winner = record.winner
+    if winner is None or record.spec.replicates < FEWEST_SEEDS:
         return None
     trials = sorted(
-        (trial for trial in record.ranked[::-1] if trial.seed_lr == best.seed_lr),
+        (trial for trial in record.ranked[::-1] if trial.seed_lr == winner.seed_lr),
         key=lambda trial: trial.explore_fraction,
     )
     groups = {

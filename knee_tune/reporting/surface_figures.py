@@ -20,6 +20,7 @@ from knee_tune.reporting.figure_parts import (
 )
 from knee_tune.reporting.shown import number
 from knee_tune.specs.estimate import Estimate
+from knee_tune.specs.records import Winner
 from knee_tune.specs.ridge import Ridge, Surface
 from knee_tune.specs.shown import learning_rate, percent
 from knee_tune.specs.study import ReferenceRow, ReferenceTable
@@ -28,13 +29,13 @@ MOST_COLUMNS = 14
 """More explore fractions than this leave no room for numbers in the cells."""
 
 
-def surface_figure(ridge: Ridge) -> dict[str, Any]:
+def surface_figure(surface: Surface, *, winner: Winner | None) -> dict[str, Any]:
     """Mean metric over seed LR x explore fraction, standard errors in the cells.
 
     The best fraction of a row is in bold, the recommended setting framed. Both axes are categories:
     as numbers, labels such as 1.5e-04 would be drawn on a distorted line.
     """
-    surface = ridge.surface
+    cell = surface.cell(winner.point) if winner else None
     columns = [percent(fraction) for fraction in surface.explore_fractions]
     rows = [learning_rate(lr) for lr in surface.seed_lrs]
     low, high = _colour_range(surface)
@@ -61,7 +62,7 @@ def surface_figure(ridge: Ridge) -> dict[str, Any]:
         x=axis("explore fraction", type="category", showgrid=False),
         y=axis("seed LR", type="category", showgrid=False),
         height=max(300, 130 + 44 * len(rows)),
-        shapes=[_frame(ridge)] if ridge.recommended else [],
+        shapes=[_frame(*cell)] if cell else [],
     )
 
 
@@ -204,11 +205,8 @@ def _colour_range(surface: Surface) -> tuple[float, float]:
     return min(mean for mean in means if mean >= lower - fence), means[-1]
 
 
-def _frame(ridge: Ridge) -> dict[str, Any]:
+def _frame(row: int, column: int) -> dict[str, Any]:
     """Around the recommended cell. On a category axis a shape counts cells from 0."""
-    assert ridge.recommended is not None
-    column = ridge.surface.explore_fractions.index(ridge.recommended.explore_fraction)
-    row = ridge.surface.seed_lrs.index(ridge.recommended.seed_lr)
     return {
         "type": "rect",
         "x0": column - 0.48,

@@ -1,7 +1,7 @@
 """Trains a run once: answers it from its record, shares its trunk, starts it again if it dies."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Outcome, Report
@@ -12,6 +12,7 @@ from knee_tune.planning.checkpoint_folder import (
     discard_checkpoints,
 )
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.step_note import begin_note, end_note, read_note
 from knee_tune.runs.ledger import read_record, write_record
 from knee_tune.runs.locks import file_lock, held_once
 from knee_tune.runs.trunks import TrunkStore
@@ -83,7 +84,7 @@ class Trainer:
         why = f"{plan.log_dir.name}: waiting for the same run elsewhere, to take its result"
         wait = _Wait(listener, step=steps().reached, why=why)
         with held_once(lock, unless=lambda: False, meanwhile=wait):
-            before = steps()
+            before = _counted(plan, steps(), listener)
             return _answered(plan, before, listener) or self._train(plan, before, listener)
 
     def _train(self, plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult:
@@ -112,8 +113,9 @@ class Trainer:
     ) -> tuple[Outcome, StepCount]:
         """One start of the group: its outcome, and the steps with its own among them.
 
-        An attempt that did not come back is counted by its signs of life: the first step it gave
-        tells where it started. Reports do not, for it repeats those of earlier steps.
+        An attempt that did not come back is counted by what its rank 0 noted, or else by its signs
+        of life: the first step it gave tells where it started. Reports do not, for it repeats those
+        of earlier steps.
         """
         first: int | None = None
         last = 0
@@ -136,16 +138,22 @@ class Trainer:
             listener.on_progress(step)
 
         with self._trunk_alone(plan, steps, listener) as passed:
+            with suppress(OSError):
+                begin_note(plan, steps)
             try:
                 outcome = self._runner.run(
                     plan, on_report=on_report, on_line=listener.on_line, on_progress=on_progress
                 )
             finally:
+                noted = read_note(plan)
                 if isinstance(outcome, Done):
                     steps = steps.after(first=outcome.first_step, last=outcome.step)
+                elif noted is not None and noted.trained > steps.trained:
+                    steps = noted
                 elif first is not None:
                     steps = steps.after(first=first, last=last)
                 listener.on_steps(steps)
+                end_note(plan)
         return outcome, steps
 
     @contextmanager
@@ -207,6 +215,16 @@ class _Wait:
             self._listener.on_line(self._why)
             self._said = True
         self._listener.on_progress(self._step)
+
+
+def _counted(plan: TrainPlan, steps: StepCount, listener: _Listener) -> StepCount:
+    """``steps`` with those of an attempt whose driver was killed before it could count them."""
+    noted = read_note(plan)
+    if noted is not None and noted.trained > steps.trained:
+        steps = noted
+        listener.on_steps(steps)
+    end_note(plan)
+    return steps
 
 
 def _answered(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult | None:

@@ -1,6 +1,6 @@
 """What training a study's best points again, with fresh random seeds, has shown."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -80,8 +80,21 @@ class Confirmation(Spec):
         """The candidate with the best mean."""
         return None if self.winner is None else self.candidates[self.winner]
 
+    def bounded(self, *, percent: bool) -> Self:
+        """Itself, the intervals of its means within what a metric in ``percent`` can be."""
+        candidates = (
+            each.model_copy(update={"mean": each.mean and each.mean.bounded(percent=percent)})
+            for each in self.candidates
+        )
+        return self.model_copy(update={"candidates": tuple(candidates)})
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that it has confirmed."""
+        return self.best if self.confirmed else None
+
     def says(self, point: tuple[float, float]) -> Confirmed:
         """What it has found out about a point (seed LR, explore fraction)."""
         if all(candidate.point != point for candidate in self.candidates):
             return "not tried"
-        return "yes" if self.confirmed and self.best and self.best.point == point else "no"
+        return "yes" if self.chosen and self.chosen.point == point else "no"

@@ -1,5 +1,7 @@
 """A number over random seeds, and how sure it is."""
 
+from typing import Self
+
 from pydantic import AliasChoices, Field
 
 from knee_tune.specs.base import Spec
@@ -19,6 +21,12 @@ class Estimate(Spec):
     level: float = Field(
         default=0.95, gt=0, lt=1, description="probability that the interval holds the true number"
     )
+
+    def bounded(self, *, percent: bool) -> Self:
+        """Itself; of a metric in ``percent`` the interval ends at 0 and at 100."""
+        if not percent or self.low is None or self.high is None:
+            return self
+        return self.model_copy(update={"low": max(0.0, self.low), "high": min(100.0, self.high)})
 
     @property
     def side(self) -> int:

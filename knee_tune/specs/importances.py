@@ -11,4 +11,8 @@ class Importances(Spec):
     evaluator: str = Field(description="as in fANOVA")
     measures: str = Field(description="what a share is a share of, in words")
     values: dict[str, float] = Field(description="by hyperparameter, the largest first")
+    dashboard: dict[str, float] = Field(
+        default_factory=dict,
+        description="the same of PED-ANOVA, the evaluator of Optuna Dashboard's own chart",
+    )
     trials: int = Field(description="complete trials that it is computed from")

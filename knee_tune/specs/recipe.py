@@ -1,8 +1,9 @@
 """A recipe: the fixed training settings of a task (budget, batch, optimizer, warmup)."""
 
-from typing import Annotated, ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from knee_tune.specs.base import Spec
 from knee_tune.specs.space import PositiveLR
@@ -56,6 +57,12 @@ class Recipe(Spec):
     epochs: Epochs
     seed_lr: PositiveLR = Field(description="the paper's default seed LR for this task")
     warmup_steps: int = Field(default=0, ge=0, description="linear warmup, in steps")
+    # Never stored: whoever opens a study makes steps of it, and from then on there are only those.
+    warmup: str | None = Field(
+        default=None,
+        exclude=True,
+        description="linear warmup as a share of the budget, as in 5%; instead of warmup_steps",
+    )
     optimizer: Optimizer
     clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
     accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
@@ -66,12 +73,33 @@ class Recipe(Spec):
     )
     objective: str = Field(description="the metric that the study optimises")
 
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_is_a_share(cls, warmup: str | None) -> str | None:
+        if warmup is not None and not re.fullmatch(r"\d{1,2}(\.\d+)?%", warmup):
+            raise ValueError("must be a share of the budget below 100%, as in 5%")
+        return warmup
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Recipe":
+        if self.warmup is not None and self.warmup_steps:
+            raise ValueError("warmup and warmup_steps: give one of them, not both")
+        return self
+
     @model_validator(mode="after")
     def _objective_is_a_metric(self) -> "Recipe":
         names = [metric.name for metric in self.metrics]
         if self.metrics and self.objective not in names:
             raise ValueError(f"objective must be one of {', '.join(names)}")
         return self
+
+    def with_warmup_of(self, budget: int) -> Self:
+        """This recipe with its warmup counted in steps, should it be a share of a ``budget``."""
+        if self.warmup is None:
+            return self
+        share = float(self.warmup.removesuffix("%")) / 100
+        steps = max(1, round(share * budget)) if share else 0
+        return self.model_copy(update={"warmup": None, "warmup_steps": steps})
 
     @model_validator(mode="after")
     def _evaluations_can_be_listed(self) -> "Recipe":

@@ -1,6 +1,7 @@
 """What a study has found out, as the reporting side reads it (never Optuna)."""
 
 from collections import Counter, defaultdict
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,11 +11,15 @@ from knee_tune.specs.base import Spec
 from knee_tune.specs.compared import ComparedRun
 from knee_tune.specs.confirmation import Confirmation, Confirmed
 from knee_tune.specs.recipe import Direction
-from knee_tune.specs.shown import counted
+from knee_tune.specs.shown import counted, setting
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.study import StudySpec
 
 TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
+
+
+MANY_MORE = 5
+"""Rows that a table is not cut short for: a sentence would take their place."""
 
 
 class Evaluation(Spec):
@@ -96,6 +101,38 @@ class TrialRecord(RunRecord):
         return self.seed_lr, self.explore_fraction
 
 
+class Winner(Spec):
+    """The setting to use: the confirmed one if there is one, otherwise the best of the search."""
+
+    seed_lr: float
+    explore_fraction: float
+    value: float | None = Field(
+        description="the study's metric: over the fresh seeds if confirmed, otherwise its trial's"
+    )
+    spread: float | None = Field(description="standard deviation of the values it is a mean of")
+    seeds: int | None = Field(description="fresh random seeds that confirmed it; None: not so")
+    confirmed: Confirmed = Field(description="by fresh seeds")
+    trial: TrialRecord | None = Field(
+        description="complete, at this point; None: fresh seeds alone trained it to its end"
+    )
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Seed LR and explore fraction."""
+        return self.seed_lr, self.explore_fraction
+
+    @property
+    def setting(self) -> str:
+        """``seed LR 0.05, explore 50%``."""
+        return setting(*self.point)
+
+    @property
+    def evidence(self) -> str:
+        """Where its value is from: ``over 5 fresh seeds, trial 3``."""
+        trial = "no complete trial" if self.trial is None else f"trial {self.trial.number}"
+        return trial if self.seeds is None else f"over {self.seeds} fresh seeds, {trial}"
+
+
 class BaselineRecord(RunRecord):
     """A schedule other than Knee, trained outside the search to compare with."""
 
@@ -163,6 +200,13 @@ class StudyRecord(Spec):
     )
     confirmation: Confirmation | None = Field(default=None, description="the newest one")
     audit: Audit = Field(default=Audit(), description="pruned trials trained to their end")
+    percent: tuple[str, ...] = Field(
+        default=(), description="metrics measured in percent, without their split"
+    )
+
+    def in_percent(self, metric: str) -> bool:
+        """Whether a metric, named with its split, lies between 0 and 100."""
+        return metric.partition("_")[2] in self.percent
 
     @property
     def counts(self) -> Counts:
@@ -202,7 +246,10 @@ class StudyRecord(Spec):
 
     @property
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best value, the earliest of equals; None if there is none."""
+        """The search's best complete trial, the earliest of equals; None if there is none.
+
+        What people are told to use is the :attr:`winner`.
+        """
         return next(iter(self.ranked), None)
 
     @property
@@ -216,17 +263,44 @@ class StudyRecord(Spec):
         )
         return tuple(trial for _, _, trial in scored)
 
-    @property
-    def winner(self) -> TrialRecord | None:
-        """The trial at the confirmed point; without a confirmation that counts, the best one.
+    def shown(self, *, best: int, newest: int) -> tuple[TrialRecord, ...]:
+        """The best and the newest trials by number; all if there are not many more than those."""
+        if len(self.trials) <= best + newest + MANY_MORE:
+            return self.trials
+        numbers = {trial.number for trial in (*self.ranked[:best], *self.trials[-newest:])}
+        return tuple(trial for trial in self.trials if trial.number in numbers)
 
-        It counts as long as it tried what is the best trial now: a search that went on may have
-        found another. A point that was pruned in the search has no trial to show.
+    @property
+    def winner(self) -> Winner | None:
+        """What every command, page and record names as the setting to use.
+
+        It is what fresh seeds have confirmed, otherwise the best trial of the search; None as long
+        as no trial is complete. A confirmation counts as long as it tried what is the best trial
+        now: a search that went on may have found another.
         """
-        best = self.best
-        if best is None or self.confirmed(best) == "not tried":
-            return best
-        return next((each for each in self.ranked if self.confirmed(each) == "yes"), best)
+        best, confirmation = self.best, self.confirmation
+        if best is None:
+            return None
+        if confirmation is None or self.confirmed(best) == "not tried" or not confirmation.chosen:
+            return Winner(
+                seed_lr=best.seed_lr,
+                explore_fraction=best.explore_fraction,
+                value=best.value,
+                spread=best.spread,
+                seeds=None,
+                confirmed=self.confirmed(best),
+                trial=best,
+            )
+        chosen = confirmation.chosen
+        return Winner(
+            seed_lr=chosen.seed_lr,
+            explore_fraction=chosen.explore_fraction,
+            value=fmean(chosen.values),
+            spread=stdev(chosen.values),
+            seeds=len(chosen.values),
+            confirmed="yes",
+            trial=next((each for each in self.ranked if each.point == chosen.point), None),
+        )
 
     def confirmed(self, trial: TrialRecord) -> Confirmed:
         """Whether fresh seeds have confirmed a trial's point."""
@@ -304,16 +378,17 @@ class StudyRecord(Spec):
         }
 
     def best_as_json(self) -> dict[str, Any] | None:
-        """The best trial as ``status --json`` and ``best --json`` print it."""
-        best = self.best
-        if best is None:
+        """The winner as ``status --json`` and ``best --json`` print it."""
+        winner = self.winner
+        if winner is None:
             return None
         return {
-            "trial": best.number,
-            "seed_lr": best.seed_lr,
-            "explore_fraction": best.explore_fraction,
-            "value": best.value,
+            "trial": winner.trial.number if winner.trial else None,
+            "seed_lr": winner.seed_lr,
+            "explore_fraction": winner.explore_fraction,
+            "value": winner.value,
             "metric": self.metric,
+            "confirmed": winner.confirmed,
         }
 
     def status_as_json(self) -> dict[str, Any]:

@@ -28,6 +28,14 @@ class Surface(Spec):
     )
     seeds: int = Field(description="random seeds that every complete point has")
 
+    def cell(self, point: tuple[float, float]) -> tuple[int, int] | None:
+        """Row and column of a point (seed LR, explore fraction); None without a mean there."""
+        seed_lr, fraction = point
+        if seed_lr not in self.seed_lrs or fraction not in self.explore_fractions:
+            return None
+        row, column = self.seed_lrs.index(seed_lr), self.explore_fractions.index(fraction)
+        return None if self.means[row][column] is None else (row, column)
+
 
 class Optimum(Spec):
     """The best explore fraction at one seed LR, found three ways; None where one cannot be."""
@@ -54,7 +62,7 @@ class Crossover(Spec):
 
 
 class Recommendation(Spec):
-    """The setting to use."""
+    """The search's best setting, and what to expect of it."""
 
     seed_lr: float
     explore_fraction: float

@@ -1,5 +1,6 @@
 """A folder of prepared data: written whole or not at all, and known by its files' checksums."""
 
+import json
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from knee_tune.errors import UserError
 from knee_tune.specs.base import Spec
@@ -15,6 +16,8 @@ from knee_tune.specs.recipe import DATA_NAME
 
 MANIFEST = "manifest.json"
 """Written last, so a folder without one was never finished."""
+
+_CHECKSUM = "manifest_sha256"
 
 M = TypeVar("M", bound=Spec)
 
@@ -56,22 +59,33 @@ def check_files(folder: Path, files: Mapping[str, FileRecord], *, again: str) ->
 
 
 def write_manifest(folder: Path, manifest: Spec) -> None:
-    """Write the manifest: the last act of a preparation."""
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write the manifest, with its own checksum in it: the last act of a preparation."""
+    content = json.loads(manifest.model_dump_json())
+    text = json.dumps({**content, _CHECKSUM: _digest(content)}, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path, kind: type[M], *, missing: str, again: str) -> M:
     """The manifest of the set in ``folder``; the set's other files are not looked at.
 
-    UserError: ``missing`` if there is none; if it is no ``kind``, one that says to do it ``again``.
+    UserError: ``missing`` if there is none; if it is no ``kind``, or not what was written, one that
+    says to do it ``again``.
     """
     path = folder / MANIFEST
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        written = content.pop(_CHECKSUM, None)  # sets of earlier versions have none
+        if written not in (None, _digest(content)):
+            raise ValueError("damaged")
+        return kind.model_validate_json(json.dumps(content))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(missing) from None
-    except ValueError:
+    except (ValueError, AttributeError, TypeError, RecursionError, IsADirectoryError):
         raise UserError(f"{path}: damaged or of another version; {again}") from None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def set_folder(data_root: Path, name: str) -> Path:

@@ -138,7 +138,7 @@ class FusedModels:
 
     def finish(self) -> dict[int, Finished]:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        finished = {}
+        mine: dict[int, tuple[dict[str, float], Path]] = {}
         for pack, rows in self._packs:
             weights = pack.kept or dict(pack.weights)
             metrics = {name: v.tolist() for name, v in self._scored(pack, pack.kept).items()}
@@ -148,8 +148,8 @@ class FusedModels:
                 for owner in row.owners:
                     path = self._plan.checkpoint_dir / f"replica-{owner:04d}.safetensors"
                     save_weights(path, model, durable=False)
-                    finished[owner] = Finished(values, path)
-        return self._gathered(finished)
+                    mine[owner] = values, path
+        return {owner: Finished(*found) for owner, found in self._gathered(mine).items()}
 
     def state(self) -> dict[str, Any]:
         """See :class:`~knee_tune.training.learner.Learner`."""

@@ -10,6 +10,7 @@ from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done, ReplicaDone, Report
 from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.step_note import StepNote
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
 from knee_tune.training.checkpoint import run_fingerprint, save_checkpoint
@@ -63,10 +64,20 @@ class TrainingRun:
             return self._done("stopped")
         if self.lost:
             return self._done("diverged", reason=self.lost)
+        note = StepNote(self.plan, first=self.first_step) if self.group.leads else None
+        try:
+            return self._train(note)
+        finally:
+            if note is not None:
+                note.close()
+
+    def _train(self, note: StepNote | None) -> Done:
         evaluations = set(self.plan.evaluation_steps())
         while self.step < self.plan.total_steps:
             self.step += 1
             self.learner.update(self.step)
+            if note is not None:
+                note.write(self.step)
             self.channel.progress(self.step)
             stop = False
             if self.step in evaluations:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.errors import UserError
 from knee_tune.runs.slots import SlotInterruptedError, Slots
 from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.records import TrialRecord
+from knee_tune.tuning.asking import retaken
 from knee_tune.tuning.batch_training import BatchCrew, BatchTraining
 from knee_tune.tuning.batches import take_batch
 from knee_tune.tuning.dashboard import write_trial_note
@@ -26,6 +27,7 @@ from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.fused_training import train_fused
 from knee_tune.tuning.listeners import Recorder, Watcher
+from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import current, give_back, recover, requeue
@@ -46,6 +48,17 @@ class TrialFailedError(Exception):
 
 class TrialRefusedError(UserError):
     """A trial, and so every other one, cannot be trained before people put something right."""
+
+
+_NO_FAULT_OF_ITS_OWN = (
+    *(KeyboardInterrupt, SlotInterruptedError, TrialRefusedError),
+    *(StorageGoneError, StorageInternalError),
+)
+"""What ends a trial that is to go on: it is put back into the queue."""
+
+
+class TurnLostError(Exception):
+    """The study got all its trials while the storage was away and this driver asked for one."""
 
 
 class Driver:
@@ -121,11 +134,12 @@ class Driver:
             def objective(trial: optuna.Trial) -> float:
                 nonlocal taken_over
                 try:
+                    self._give_way(trial, trials)
                     kind = FusedTrial if self._search.fused else TrialRun
                     run = kind(trial, self._search)
                     asking.close()
                     return self._objective(run, slot)
-                except (KeyboardInterrupt, SlotInterruptedError, TrialRefusedError):
+                except _NO_FAULT_OF_ITS_OWN:
                     known = self._study.get_trials(deepcopy=False)
                     requeue(self._study, known[trial.number], counts=False)
                     raise
@@ -144,7 +158,25 @@ class Driver:
                 if not taken_over:
                     raise
                 self._watcher.line(TAKEN_OVER)
+            except TurnLostError:
+                pass
+            except UnboundLocalError as error:  # Optuna, where it cannot see how its trial was told
+                raise error.__context__ or error from None
         return True
+
+    def _give_way(self, trial: optuna.Trial, trials: int | None) -> None:
+        """TurnLostError if our turn to ask was lost before the trial, and others took the last one.
+
+        Nothing is left of a trial without parameters; one from the queue goes back to it.
+        """
+        if not retaken(self._search.asking):
+            return
+        if wanted(self._study, self._search.axes, trials=trials, besides=trial.number):
+            return
+        known = self._study.get_trials(deepcopy=False)[trial.number]
+        if known.params or "fixed_params" in known.system_attrs:
+            requeue(self._study, known, counts=False)
+        raise TurnLostError
 
     def _drive_batch(self, trials: int | None) -> bool:
         """Drive all trials that are left, or as many as make a batch; False if none is wanted."""

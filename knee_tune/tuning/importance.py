@@ -1,7 +1,10 @@
 """Which hyperparameter matters how much, by an evaluator that is named."""
 
+import warnings
+
 import optuna
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.specs.importances import Importances
 from knee_tune.tuning.quiet import quiet_optuna
@@ -17,7 +20,7 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
 
     fANOVA, because its share is of the variance over the whole search space, which is what the
     heat map shows. Optuna's default, PED-ANOVA, asks what sets the best trials apart, and on few
-    points it changes with every trial.
+    points it changes with every trial; its numbers are told too, for Optuna Dashboard shows them.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     varied = (
@@ -26,10 +29,24 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
     )
     if len(complete) < FEWEST_TRIALS or any(len(values) < 2 for values in varied):
         return None
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # slow
+    from optuna.importance import (  # slow
+        FanovaImportanceEvaluator,
+        PedAnovaImportanceEvaluator,
+        get_param_importances,
+    )
 
-    with quiet_optuna():
+    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+
+    def target(trial: FrozenTrial) -> float:  # as the dashboard calls it
+        assert trial.value is not None, "it is complete"
+        return sign * trial.value
+
+    with quiet_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of targets that are to be small, which this one is
         values = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
+        theirs = get_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(), target=target
+        )
     return Importances(
         evaluator="fANOVA",
         measures=(
@@ -37,5 +54,6 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
             "explains alone, scaled so that the shares add up to 100%"
         ),
         values={name: float(value) for name, value in values.items()},
+        dashboard={name: float(value) for name, value in theirs.items()},
         trials=len(complete),
     )

@@ -71,13 +71,19 @@ def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
     return longest
 
 
-def wanted(study: optuna.Study, axes: Mapping[str, Axis], *, trials: int | None) -> bool:
+def wanted(
+    study: optuna.Study,
+    axes: Mapping[str, Axis],
+    *,
+    trials: int | None,
+    besides: int | None = None,
+) -> bool:
     """Whether the study wants another trial: it has fewer than ``trials``, and a point is left.
 
     Trials that any driver asked for count, and one that lives on under another number counts once.
-    None for ``trials`` means every point.
+    None for ``trials`` means every point. ``besides`` is the number of a trial to leave out.
     """
-    known = study.get_trials(deepcopy=False)
+    known = [trial for trial in study.get_trials(deepcopy=False) if trial.number != besides]
     states = [trial.state for trial in current(known)]
     queued = states.count(TrialState.WAITING)
     if trials is not None and len(states) - queued >= trials:

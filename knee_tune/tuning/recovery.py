@@ -1,17 +1,15 @@
 """Trials that did not reach their end: told, put back into the queue, counted once."""
 
-import os
-import socket
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.runs.processes import lives, process_id
 from knee_tune.specs.tracking import TrialFinished
 from knee_tune.tuning.listeners import Recorder
 from knee_tune.tuning.quiet import quiet_optuna
@@ -35,8 +33,7 @@ to requeue, and seconds until the driver is killed."""
 
 def driver_id() -> dict[str, Any]:
     """This process, so that another can tell whether it still lives."""
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": process.create_time()}
+    return process_id()
 
 
 def key_of(trial: FrozenTrial | optuna.Trial) -> str:
@@ -96,9 +93,9 @@ def stale_trial_callback(recorder: Recorder) -> OnStale:
 
 
 def recover(study: optuna.Study, recorder: Recorder) -> list[FrozenTrial]:
-    """Tell and requeue every running trial whose driver is gone; those of this host.
+    """Tell and requeue every running trial whose driver is gone; those that can be seen from here.
 
-    Drivers on other hosts are judged by their heartbeat (see :func:`stale_trial_callback`).
+    All others are judged by their heartbeat (see :func:`stale_trial_callback`).
     """
     dead = _fail(study, _is_abandoned, reason=KILLED, counts=True)
     for trial in dead:
@@ -150,13 +147,4 @@ def _is_abandoned(trial: FrozenTrial) -> bool:
     if driver is None:  # killed before it could sign: no heartbeat will ever tell
         started = trial.datetime_start
         return started is None or datetime.now() - started > timedelta(seconds=GRACE_SECONDS)
-    return driver["host"] == socket.gethostname() and not _lives(driver)
-
-
-def _lives(driver: dict[str, Any]) -> bool:
-    try:
-        started: float = psutil.Process(driver["pid"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    then: float = driver["started"]
-    return abs(started - then) < 1  # another process may have got its pid
+    return lives(driver) is False

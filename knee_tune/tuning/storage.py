@@ -6,7 +6,6 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -17,21 +16,38 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from knee_tune.errors import UserError, first_line, one_line
+from knee_tune.errors import UserError, first_line
+from knee_tune.tuning.patience import (
+    StorageGoneError,
+    cause_of,
+    patience_with,
+    storage_timeout,
+)
+from knee_tune.tuning.patient_storage import PatientStorage
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file
 
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
 
-_SQLITE_ENGINE = {"connect_args": {"timeout": 60}}
-_SERVER_ENGINE = {"pool_pre_ping": True}  # a connection may be dropped between two reports
+SQLITE_TIMEOUT = 15.0
+"""Seconds that SQLite itself waits for a lock, before people are told that we wait."""
+
+_NOTICE_A_LOST_SERVER = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""For PostgreSQL's client library: a machine that went without a word is missed after a minute."""
 
 OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def check_storage_url(url: str) -> None:
     """UserError if ``url`` is no SQLAlchemy URL, has no driver here, or is in memory."""
+    shown = shown_url(url, password="***")
     if not is_url(url):
         raise UserError(
             f"--storage {shown_url(url)}: not an SQLAlchemy URL; for example "
@@ -40,45 +56,52 @@ def check_storage_url(url: str) -> None:
         )
     if in_memory(url):
         raise UserError(
-            f"--storage {_shown(url)}: a database in memory keeps nothing; name a file, as in "
+            f"--storage {shown}: a database in memory keeps nothing; name a file, as in "
             "sqlite:////home/me/optuna.db"
         )
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
-            f"--storage {_shown(url)}: its database driver is not installed ({first_line(error)}); "
+            f"--storage {shown}: its database driver is not installed ({first_line(error)}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
 
 
-def open_storage(url: str, *, on_stale: OnStale | None = None) -> RDBStorage:
+def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage:
     """The storage at an SQLAlchemy URL, with heartbeats; SQLite in WAL mode.
 
     ``on_stale`` is called with every trial whose driver stopped beating.
+    A database that goes away is waited for, see :class:`knee_tune.tuning.patience.Patience`.
     UserError if nothing can be opened there.
     """
     check_storage_url(url)
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    storage_timeout()
+    shown = shown_url(url, password="***")
+    patience = patience_with(url)
     try:
         storage = _make_tables(
-            lambda: RDBStorage(
-                url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
-                engine_kwargs=_SQLITE_ENGINE if is_sqlite else _SERVER_ENGINE,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=on_stale,
+            lambda: patience.outlast(
+                lambda: PatientStorage(
+                    url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+                    patience=patience,
+                    engine_kwargs=engine_options(url),
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=on_stale,
+                )
             )
         )
-    except DatabaseError as error:
-        cause = one_line(str(error.orig))
+    except (DatabaseError, StorageGoneError) as error:
+        if patience.reached and isinstance(error, StorageGoneError):
+            raise
         raise UserError(
-            f"--storage {_shown(url)}: cannot be opened ({cause}); "
+            f"--storage {shown}: cannot be opened ({cause_of(error)}); "
             "is the folder there, or the server up?"
         ) from error
     except RuntimeError as error:  # tables of another Optuna version
-        raise UserError(f"--storage {_shown(url)}: {' '.join(str(error).split())}") from error
-    if is_sqlite:
+        raise UserError(f"--storage {shown}: {' '.join(str(error).split())}") from error
+    if make_url(url).get_backend_name() == "sqlite":
         _use_wal(storage.engine)
     return storage
 
@@ -93,7 +116,7 @@ def refuse_missing(url: str) -> None:
         )
 
 
-def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
+def _make_tables(open_it: Callable[[], PatientStorage]) -> PatientStorage:
     """Open a storage whose tables another driver may be making at this very moment."""
     for wait in (0.2, 0.5, 1.0, 2.0):
         try:
@@ -102,15 +125,24 @@ def _make_tables(open_it: Callable[[], RDBStorage]) -> RDBStorage:
         except (IntegrityError, ProgrammingError):
             time.sleep(wait)
         except OperationalError as error:
-            if not any(sign in str(error.orig) for sign in ("already exists", "locked")):
+            if "already exists" not in str(error.orig):
                 raise
             time.sleep(wait)
     with quiet_optuna():
         return open_it()
 
 
-def _shown(url: str) -> str:
-    return shown_url(url, password="***")
+def engine_options(url: str) -> dict[str, Any]:
+    """How connections are made and kept; what the URL itself says comes first."""
+    parts = make_url(url)
+    if parts.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_TIMEOUT}}
+    options: dict[str, Any] = {"pool_pre_ping": True}  # one may be dropped between two reports
+    if parts.get_dialect().driver.startswith("psycopg"):
+        options["connect_args"] = {
+            name: value for name, value in _NOTICE_A_LOST_SERVER.items() if name not in parts.query
+        }
+    return options
 
 
 def _use_wal(engine: sqlalchemy.Engine) -> None:

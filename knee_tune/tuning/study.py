@@ -23,6 +23,7 @@ from knee_tune.specs.records import (
 )
 from knee_tune.specs.space import DEFAULT_EXPLORE_FRACTION
 from knee_tune.specs.study import StudySpec
+from knee_tune.tasks.registry import task_entry
 from knee_tune.tuning.attributes import known_audit, known_compared, known_confirmation
 from knee_tune.tuning.pruners.alignment import locate
 from knee_tune.tuning.quiet import quiet_optuna
@@ -114,6 +115,7 @@ def _furnish(study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerpr
     study.set_user_attr("metric", f"valid_{recipe.objective}")
     study.set_user_attr("watched", f"valid_{recipe.watched}")
     study.set_user_attr("reported_sign", reported_sign(recipe))
+    study.set_user_attr("percent", [each.name for each in recipe.metrics if each.percent])
     study.set_metric_names([f"valid_{recipe.objective}"])
     if spec.tries_default:
         default = {"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION}
@@ -168,6 +170,11 @@ def spec_of(study: optuna.Study) -> StudySpec:
 def study_record(study: optuna.Study) -> StudyRecord:
     """The study and its trials as reports read them; a continued trial appears once."""
     spec, attrs = spec_of(study), study.user_attrs
+    percent = _in_percent(spec, attrs)
+    confirmation = known_confirmation(study)
+    if confirmation is not None:
+        of_percent = attrs["metric"].partition("_")[2] in percent
+        confirmation = confirmation.bounded(percent=of_percent)
     return StudyRecord(
         name=study.study_name,
         task=spec.task,
@@ -185,14 +192,31 @@ def study_record(study: optuna.Study) -> StudyRecord:
             if name.startswith(BASELINE_PREFIX)
         ),
         compared=known_compared(study),
-        confirmation=known_confirmation(study),
+        confirmation=confirmation,
         audit=known_audit(study),
+        percent=percent,
     )
+
+
+def _in_percent(spec: StudySpec, attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Metrics in percent; studies of earlier versions do not say, but their tasks do."""
+    if "percent" in attrs:
+        return tuple(attrs["percent"])
+    try:
+        metrics = task_entry(spec.task).recipe_type().metrics
+    except UserError:  # a task that this machine does not have
+        return ()
+    return tuple(each.name for each in metrics if each.percent)
 
 
 def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
     """A trial as reports read it."""
     return _trial_record(trial, study.user_attrs)
+
+
+def trial_attrs(study: optuna.Study, number: int) -> Mapping[str, Any]:
+    """What is noted with a trial; to be read only, for a copy of a large study takes seconds."""
+    return study.get_trials(deepcopy=False)[number].user_attrs
 
 
 def record_baseline(study: optuna.Study, record: BaselineRecord) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+from typing import Any
 
 import torch
 
@@ -28,6 +29,8 @@ def job(plan: Plan, group: Group, channel: Channel) -> Done:
     total = 0.0
     began = time.monotonic()
     for step in range(1, steps + 1):
+        if recipe.get("gather") and step == EVENT_STEP:
+            group.gather(_Program() if recipe["gather"] == group.rank else 0)
         if step == EVENT_STEP and group.rank == recipe.get("rank", 0):
             _happen(recipe.get("what", "nothing"), channel)
         (total,) = group.sum([total / group.world_size + group.rank + 1])
@@ -51,6 +54,13 @@ def job(plan: Plan, group: Group, channel: Channel) -> Done:
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
     return Done(state="complete", step=steps, result=result)
+
+
+class _Program:
+    """What a stranger to the group would send: it runs where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return print, ("I ran",)
 
 
 def _happen(what: str, channel: Channel) -> None:

@@ -1,6 +1,7 @@
 """What every group runner promises: the outcome, the root cause, and nobody left behind."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -57,7 +58,7 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path) -> GroupRunner:
                 "sys.exit(max(abs(node.wait()) for node in nodes))\n"
             )
             launcher = (sys.executable, str(srun), "torchrun")
-            return TorchrunRunner(ENTRY, launcher, nnodes=2, host="localhost")
+            return TorchrunRunner(ENTRY, launcher, nnodes=2, address="localhost")
         case _:
             warm: ForkserverRunner = request.getfixturevalue("forkserver")
             return warm
@@ -164,6 +165,25 @@ def test_sigkill_of_one_rank_is_named_as_the_cause(runner: GroupRunner, plan: Pl
     outcome = failure(run(runner, plan(what="kill", rank=1)))
     assert (outcome.kind, outcome.rank) == ("signal", 1)
     assert outcome.message.startswith("rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.parametrize("runner", ["forkserver", "torchrun"], indirect=True)
+def test_on_one_machine_nothing_listens_beyond_the_loopback(
+    runner: GroupRunner, plan: PlanFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cluster's profile, say, which is right for trials on several machines only.
+    beyond = next((name for _, name in socket.if_nameindex() if name != "lo"), "eth0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", beyond)
+    listening: set[str] = set()
+
+    def look(report: Report) -> Decision:
+        for process in [psutil.Process(), *_family()]:
+            connections = process.net_connections(kind="inet")
+            listening.update(each.laddr.ip for each in connections if each.status == "LISTEN")
+        return Decision(stop=False)
+
+    assert done(run(runner, plan(), look)).state == "complete"
+    assert listening == {"127.0.0.1"}  # of Gloo
 
 
 # What does not depend on how ranks are started: with the quick runner
@@ -280,6 +300,13 @@ def test_what_ranks_say_reaches_people_and_what_they_print_the_log(
     assert (order.log_dir / "rank-1.log").exists()
 
 
+def test_what_ranks_gather_is_never_run(forkserver: ForkserverRunner, plan: PlanFor) -> None:
+    order = plan(gather=1)
+    outcome = failure(run(forkserver, order))
+    assert "builtins.print: ranks gather numbers, texts, paths and containers" in outcome.message
+    assert "I ran" not in (order.log_dir / "rank-0.log").read_text()
+
+
 def test_two_threads_of_one_driver_run_two_groups_at_once(
     forkserver: ForkserverRunner, plan: PlanFor
 ) -> None:
@@ -380,7 +407,7 @@ def test_a_plain_script_can_be_driver_and_leaves_no_orphan_when_killed(
 
 def test_the_ranks_must_fit_the_nodes(plan: PlanFor) -> None:
     with pytest.raises(UserError, match=r"world_size 3 .* 2 nodes"):
-        run(TorchrunRunner(ENTRY, nnodes=2), plan(world_size=3))
+        run(TorchrunRunner(ENTRY, nnodes=2, address="localhost"), plan(world_size=3))
 
 
 def test_a_launcher_that_fails_tells_why(tmp_path: Path, plan: PlanFor) -> None:
@@ -390,6 +417,18 @@ def test_a_launcher_that_fails_tells_why(tmp_path: Path, plan: PlanFor) -> None:
     outcome = failure(run(runner, plan()))
     assert (outcome.kind, outcome.message) == ("launch", "torchrun ended with code 1")
     assert "no such partition" in outcome.traceback
+
+
+def test_an_address_must_be_one_that_the_other_machines_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for address in ("192.0.2.1", "0.0.0.0", "no such host", "", "\udcff", "a" * 300):
+        with pytest.raises(UserError, match=r"--address .*; give the one") as caught:
+            TorchrunRunner(ENTRY, ("srun", "torchrun"), nnodes=2, address=address)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    with pytest.raises(UserError, match="other machines cannot reach 127"):
+        TorchrunRunner(ENTRY, ("srun", "torchrun"), nnodes=2)
 
 
 def test_the_launcher_must_be_torchrun() -> None:

@@ -80,9 +80,19 @@ def test_a_killed_driver_takes_its_ranks_along_and_the_same_command_puts_all_rig
         process.kill()
         assert not psutil.wait_procs(family, timeout=20)[1]
     assert trial_states(fresh) == [TrialState.RUNNING]
+    (note,) = fresh.rglob("*.steps")
+    first, trained = map(int, note.read_text().split()[:2])
+    saved = [int(path.name.removeprefix("step-")) for path in fresh.rglob("step-*")]
     again = drive_here(*command).stdout
     assert "trial 0: its driver was killed" in again
     assert trial_states(fresh) == [TrialState.FAIL, TrialState.COMPLETE]
     assert counts(fresh) == {"complete": 1, "pruned": 0, "failed": 0, "running": 0}
+    printed = knee_tune_here("status", "--json", "--home", fresh).stdout
+    steps = json.loads(printed)["steps"]
+    assert first == 0
+    assert 0 < trained < steps["independent"]
+    assert steps["trained"] == trained + steps["independent"] - max(saved, default=0)
+    assert steps["reused"] == 0, "what it trained itself before the kill is no saving"
+    assert not list(fresh.rglob("*.steps"))
     assert set(runs(fresh).values()) == {"FINISHED"}
     assert len(runs(fresh)) == 2

@@ -1,11 +1,10 @@
 """Several drivers on one study in PostgreSQL.
 
-Runs where ``KNEE_TUNE_TEST_POSTGRESQL`` names a database, as in
-``postgresql+psycopg://user@127.0.0.1:5432/optuna``; it leaves a study of its own name in there.
+``KNEE_TUNE_TEST_POSTGRESQL`` may name a database, as in
+``postgresql+psycopg://user@127.0.0.1:5432/optuna``; a study of its own name is left in there.
 """
 
 import json
-import os
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,28 +14,20 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
 
-from tests.command_line import TINY, complains, knee_tune, running
+from tests.command_line import TINY, complains, knee_tune, knee_tune_here, running
 
 TRIALS = 6
 
 
 @pytest.fixture
-def url() -> str:
-    """The database to test with."""
-    named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
-    if not named:
-        pytest.skip("KNEE_TUNE_TEST_POSTGRESQL names no PostgreSQL database")
-    return named
-
-
-@pytest.fixture
-def command(url: str, tmp_path: Path) -> tuple[str, ...]:
+def command(postgresql: str, tmp_path: Path) -> tuple[str, ...]:
     """The same command for every driver."""
     return (
         *TINY,
         *("--set", "recipe.epochs=8", "--pruner", "none", "--trials", str(TRIALS)),
-        *("--study-name", f"test-{uuid.uuid4().hex[:8]}", "--storage", url),
+        *("--study-name", f"test-{uuid.uuid4().hex[:8]}", "--storage", postgresql),
         *("--tracking-uri", "none", "--home", str(tmp_path / "home")),
     )
 
@@ -71,6 +62,15 @@ def test_a_second_driver_continues_what_the_first_left(command: tuple[str, ...])
     assert printed["counts"] == {"complete": TRIALS, "pruned": 0, "failed": 0, "running": 0}
 
 
-def test_a_server_that_is_not_there_is_named(url: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("postgresql")
+def test_a_server_that_never_answered_is_named() -> None:
     nowhere = "postgresql+psycopg://knee:secret@127.0.0.1:1/optuna"
-    complains("status", "--storage", nowhere, said=("--storage", "knee:***@", "server up"))
+    done = knee_tune_here("status", "--storage", nowhere, expect=2, KNEE_TUNE_STORAGE_TIMEOUT="0")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("knee-tune: --storage postgresql+psycopg://knee:***@127.0.0.1:1/optuna")
+    assert "server up" in line
+
+
+def test_what_waiting_does_not_mend_is_said_at_once(postgresql: str) -> None:
+    unknown = make_url(postgresql).set(database="nosuch").render_as_string(hide_password=False)
+    complains("status", "--storage", unknown, said=("--storage", 'database "nosuch" does not'))

@@ -87,6 +87,7 @@ def test_the_numbers_as_json(home: Path, numbers: dict[str, Any]) -> None:
     assert numbers["verdict"] in ("inverse relation", "no inverse relation", "undecided")
     assert numbers["steps"]["independent"] == 9 * 2 * 100
     assert numbers["importances"]["evaluator"] == "fANOVA"
+    assert set(numbers["importances"]["dashboard"]) == {"seed_lr", "explore_fraction"}
     assert numbers["environment"]["device"] == "cpu"
     (replay, *_) = numbers["replay"]
     assert f"--home {home}" in replay["text"]

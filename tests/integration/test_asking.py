@@ -1,6 +1,5 @@
 """Drivers take turns in asking a study for its next trial."""
 
-import os
 import threading
 from pathlib import Path
 
@@ -14,10 +13,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A storage that drivers share."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/optuna.db"
-    named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
-    if not named:
-        pytest.skip("KNEE_TUNE_TEST_POSTGRESQL names no PostgreSQL database")
-    return named
+    return str(request.getfixturevalue("postgresql"))
 
 
 def test_one_driver_at_a_time_asks_again_and_again(url: str) -> None:

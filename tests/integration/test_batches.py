@@ -178,7 +178,7 @@ def test_a_batch_of_a_killed_driver_is_the_same_batch_again(
         with pytest.raises(SystemExit):
             drive(bench, runner)
     assert bench.states == ["complete"] * 2 + ["running"] * 4
-    dead = {"host": driver_id()["host"], "pid": 1, "started": 0.0}
+    dead = {**driver_id(), "ticks": 0}
     for trial in bench.study.get_trials(states=(TrialState.RUNNING,)):
         bench.storage.set_trial_user_attr(trial._trial_id, "driver", dead)
     drive(bench, runner)

@@ -155,6 +155,18 @@ def test_a_target_that_no_budget_reaches(tmp_path: Path) -> None:
     assert len(record.settings("knee", 1)) == 4
 
 
+def test_a_share_of_warmup_is_of_the_smallest_budget(tmp_path: Path) -> None:
+    """Larger ones branch from its trunk, which has one warmup."""
+    lines = Lines()
+    asked: dict[str, Any] = {"schedules": ("knee",), "budgets": (1, 2), "target": "99"}
+    record = search(tmp_path, lines, study={"settings": ("recipe.warmup=10%",)}, **asked)
+    assert "warmup: 10% of the budget (50 steps): 5 steps at every budget" in lines.told[0]
+    trained = {run.epochs: run.steps_trained for run in record.runs}
+    assert trained == {1: 50, 2: 100 - (25 + 5)}
+    steps = search(tmp_path, study={"settings": ("recipe.warmup_steps=5",)}, **asked)
+    assert steps == record
+
+
 def test_another_recipe_is_another_search(home: Path, found: BudgetRecord) -> None:
     with pytest.raises(UserError, match="made with another recipe; choose another --name"):
         search(home, study={"settings": ("recipe.batch_size=32",)})
@@ -174,6 +186,7 @@ def test_another_recipe_is_another_search(home: Path, found: BudgetRecord) -> No
         ({"explore_fractions": (0.5,), "schedules": ("linear",)}, r"only knee explores"),
         ({"study": {"task": "digit"}}, r"digit: .*digits"),
         ({"study": {"settings": ("recipe.epochs=3",)}}, r"--budgets names the epochs"),
+        ({"study": {"settings": ("scale=0.5",)}}, r"--set scale=0.5: --budgets names the epochs"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

@@ -1,6 +1,5 @@
 """Drivers claim runs of a study: each is one driver's, until that driver lets go of it or dies."""
 
-import os
 import subprocess
 import sys
 import uuid
@@ -27,10 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A storage that drivers share."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/optuna.db"
-    named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
-    if not named:
-        pytest.skip("KNEE_TUNE_TEST_POSTGRESQL names no PostgreSQL database")
-    return named
+    return str(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

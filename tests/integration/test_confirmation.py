@@ -19,13 +19,18 @@ from safetensors.torch import save_model
 from knee_tune.app import workshop
 from knee_tune.app.home import Home, Places
 from knee_tune.app.placement import GroupOptions
+from knee_tune.app.report import study_report
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import RunSummary, run_study
-from knee_tune.app.winner import register_study
+from knee_tune.app.winner import complete_trial, register_study
 from knee_tune.cli.confirmation import print_confirmation, print_registered
+from knee_tune.cli.summary import print_status
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
+from knee_tune.reporting.note import study_note
+from knee_tune.reporting.report import StudyReport
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.study import FRESH_SEEDS
 from knee_tune.tasks.registry import task_entry
@@ -55,6 +60,12 @@ def a_lucky_trial(seed_lr: float, seed: int) -> float:
     if seed_lr == BETTER:
         return 80.0 if seed < FRESH_SEEDS else 70.1 + 3 * luck(seed + 2)
     return 70.0 + luck(seed)
+
+
+def a_default_that_was_underrated(seed_lr: float, seed: int) -> float:
+    """The search's best seed LR was lucky: with fresh seeds the default is better."""
+    lucky = 80.0 if seed_lr == BETTER and seed < FRESH_SEEDS else 70.0 - 10 * seed_lr
+    return lucky + luck(seed)
 
 
 class Arithmetic:
@@ -198,7 +209,8 @@ def test_a_better_point_wins_over_fresh_seeds(bench: Bench) -> None:
     assert found.best.seed_lr == BETTER
     assert found.best.difference is not None
     assert found.best.difference.value == pytest.approx(3.1)
-    assert summary.record.winner == summary.record.trials[found.best.trial or 0]
+    assert summary.record.winner is not None
+    assert summary.record.winner.trial == summary.record.trials[found.best.trial or 0]
     assert summary.record.confirmed(summary.record.trials[0]) == "no"
     assert len(ranks.fresh) == 10  # the default is among the best two, and is trained once
     assert sum(summary.record.counts.model_dump().values()) == 3  # fresh runs are no trials
@@ -301,7 +313,7 @@ def test_a_search_that_went_on_may_leave_the_confirmation_behind(bench: Bench) -
     assert record.confirmation is not None
     assert record.winner is not None
     assert record.winner.seed_lr == last
-    assert record.confirmed(record.winner) == "not tried"
+    assert record.winner.confirmed == "not tried"
 
 
 @pytest.fixture
@@ -351,6 +363,62 @@ def test_a_candidate_becomes_champion_once_it_is_confirmed(tracked: Bench) -> No
         run.info.run_id for run in runs if run.info.run_name == "s"
     }
     assert mlflow.get_tracking_uri() == before
+
+
+def test_everybody_names_the_same_winner(tracked: Bench) -> None:
+    """Search and confirmation disagree, and the confirmation decides, wherever it is asked."""
+    ranks = Arithmetic(a_default_that_was_underrated)
+    summary = tracked.run(ranks, confirm="1:5", tracked=True)
+    record, places = summary.record, tracked.places(tracked=True)
+    assert record.best is not None
+    assert record.winner is not None
+    assert record.winner.trial is not None
+    assert (record.best.seed_lr, record.winner.seed_lr) == (BETTER, DEFAULT)
+    assert (record.winner.confirmed, record.winner.seeds) == ("yes", 5)
+    number = record.winner.trial.number
+
+    printed = record.best_as_json()
+    assert printed is not None
+    assert (printed["trial"], printed["seed_lr"]) == (number, DEFAULT)
+    assert printed["value"] == pytest.approx(record.winner.value) == pytest.approx(69.6, abs=0.2)
+    output = io.StringIO()
+    print_status(Console(file=output, width=200), record)
+    assert f"best: seed LR 0.05, explore 50% (valid_accuracy {69.6:.3g}" in output.getvalue()
+    assert f"over 5 fresh seeds, trial {number})" in output.getvalue()
+    assert "on the edge of the search space (smallest seed LR)" in output.getvalue()
+
+    assert complete_trial(record, None) == record.winner.trial  # replay, register and analyse
+    assert aliases(tracked.home) == {"champion": "0.05"}
+    report = study_report(places, "s")
+    assert isinstance(report, StudyReport)
+    assert report.recommended.seed_lr == DEFAULT
+    assert report.recommended.expected is not None
+    assert report.recommended.expected.value == pytest.approx(record.winner.value)
+    (marked,) = {t.marked for each in report.sections if each.key == "trials" for t in each.tables}
+    assert marked == number
+    assert "**seed LR 0.05, explore 50%**" in study_note(record, summary.ridge)
+
+    client = MlflowClient(local_store(tracked.home))
+    experiment = client.get_experiment_by_name("knee-tune-digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    (study,) = (run for run in runs if run.info.run_name == "s")
+    assert study.data.tags["knee.best_trial"] == str(number)
+    assert study.data.tags["knee.best_seed_lr"] == "0.05"
+    assert study.data.metrics["recommended_seed_lr"] == DEFAULT
+    assert study.data.metrics["best_valid_accuracy"] == pytest.approx(record.winner.value)
+
+
+def test_a_confirmed_point_without_a_complete_trial_wins_all_the_same(bench: Bench) -> None:
+    """The search pruned the default, or a grid does not hold it; fresh seeds trained it."""
+    record = bench.run(Arithmetic(a_default_that_was_underrated), confirm="1:5").record
+    lost = tuple(each for each in record.trials if each.seed_lr != DEFAULT)
+    record = record.model_copy(update={"trials": lost})
+    assert record.winner is not None
+    assert (record.winner.seed_lr, record.winner.trial) == (DEFAULT, None)
+    assert record.winner.evidence == "over 5 fresh seeds, no complete trial"
+    with pytest.raises(UserError, match=r"trained to its end by fresh seeds alone.*--trial"):
+        complete_trial(record, None)
 
 
 def test_what_was_not_confirmed_is_a_candidate_unless_a_person_says_otherwise(

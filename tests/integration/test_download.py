@@ -110,6 +110,20 @@ def test_a_wrong_checksum_leaves_nothing_behind(site: Site, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_a_download_that_was_damaged_later_is_fetched_anew(site: Site, tmp_path: Path) -> None:
+    download(site.archive(), tmp_path).write_bytes(CONTENT[:-1])
+    assert download(site.archive(), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_download_without_an_end_is_given_up(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("knee_tune.tasks.translation.download.LARGEST", 500_000)
+    with pytest.raises(UserError, match="it sends more than"):
+        download(site.archive(), tmp_path, pause=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_next_mirror_is_asked(site: Site, tmp_path: Path) -> None:
     archive = site.archive("http://127.0.0.1:9/data.tgz", site.url + "/gone.tgz")
     assert download(archive, tmp_path, pause=0).read_bytes() == CONTENT

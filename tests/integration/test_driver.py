@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import optuna
-import psutil
 import pytest
 from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
@@ -19,9 +18,9 @@ from sqlalchemy import text
 
 from knee_tune.distributed.protocol import Done, Failure, Outcome
 from knee_tune.errors import UserError
+from knee_tune.runs.processes import process_id
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import driver as driving
-from knee_tune.tuning.recovery import driver_id
 from tests.integration.workbench import (
     BUDGET,
     Died,
@@ -328,12 +327,7 @@ def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
 
 def test_the_trial_of_a_killed_driver_is_continued(bench: Workbench) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        driver = {
-            **driver_id(),
-            "pid": process.pid,
-            "started": psutil.Process(process.pid).create_time(),
-        }
-        leave_running(bench, driver)
+        leave_running(bench, process_id(process.pid))
         assert bench.drive(trials=1).plans == []  # it lives
         process.kill()
     runner = bench.drive(trials=1)

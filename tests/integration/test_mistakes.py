@@ -7,12 +7,19 @@ import pytest
 
 from tests.command_line import QUICK, complains, knee_tune, knee_tune_here
 
+SPANNING = ("--runner", "torchrun", "--nnodes", "2", "--launcher", "srun torchrun")
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("run", "--task", "digit"), ("--task digit:", "did you mean 'digits'?", "breast-cancer")),
         ((*QUICK, "--nnodes", "2"), ("--nnodes", "--runner torchrun")),
+        ((*QUICK, "--address", "127.0.0.1"), ("--address 127.0.0.1", "--nnodes")),
+        (
+            (*QUICK, *SPANNING, "--address", "192.0.2.1"),
+            ("--address 192.0.2.1", "no address of this machine"),
+        ),
         (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
         (
             (*QUICK, "--set", "recipe.epoch=2"),

@@ -284,7 +284,7 @@ def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
         ({"codes": Path("nowhere")}, "--codes nowhere: no such file"),
         ({"codes": Path(__file__), "bpe_codes": 9}, "not both"),
         ({"source": "fr"}, "only German-English can be downloaded"),
-        ({"from_path": Path(__file__)}, "no readable tar archive"),
+        ({"from_path": Path(__file__)}, "no readable archive"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_written(

@@ -137,11 +137,11 @@ def test_figures_are_overwritten_and_the_note_is_the_summary(shown: Shown) -> No
     assert surface["data"][0]["type"] == "heatmap"
     assert surface["data"][0]["y"] == ["0.02", "0.1"]
 
-    best = study_record(shown.bench.study).best
+    best = study_record(shown.bench.study).winner
     assert best is not None
     note = shown.page["note"]["body"]
     point = f"seed LR {best.seed_lr:g}, explore {100 * best.explore_fraction:g}%"
-    assert f"Best trial: **{point}** with validation accuracy {best.value:.4g}" in note
+    assert f"Best: **{point}**, validation accuracy {best.value:.4g} (trial " in note
     assert published.ridge is not None
     assert published.ridge.words in note
     assert "| seed LR | best explore fraction |" in note
@@ -164,7 +164,8 @@ def test_the_winner_alone_has_its_weights_attached_and_they_are_not_copied(shown
     shown.publish()
     record, store = study_record(shown.bench.study), shown.places.home.dashboard_artifacts
     assert record.winner is not None
-    number = record.winner.number
+    assert record.winner.trial is not None
+    number = record.winner.trial.number
     (name, identity), *others = shown.artifacts(shown.page["trials"][number]).items()
     assert (name, others) == (f"trial-{number:04d}-weights.safetensors", [])
     weights = Path(shown.bench.study.trials[number].user_attrs["weights"])

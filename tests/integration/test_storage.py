@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from knee_tune.errors import UserError
 from knee_tune.tuning.storage import open_storage
@@ -16,6 +18,34 @@ def test_sqlite_is_opened_in_wal_mode(tmp_path: Path) -> None:
     study_names(open_storage(f"sqlite:///{tmp_path}/optuna.db"))
     with sqlite3.connect(tmp_path / "optuna.db") as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_whole_study_is_read_as_optuna_itself_reads_it(tmp_path: Path) -> None:
+    """In fewer seconds: a study of thousands of trials is looked at again and again."""
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study = optuna.create_study(storage=open_storage(url), study_name="mine")
+    optuna.create_study(storage=open_storage(url), study_name="another").ask()
+    study.enqueue_trial({"lr": 0.5})
+    for number in range(4):
+        trial = study.ask()
+        value = trial.suggest_float("lr", 0.1, 1.0, log=True)
+        trial.suggest_float("fraction", 0, 1)
+        trial.set_user_attr("plan", {"steps": [1, 2], "number": number})
+        for step in (3, 1, 2):
+            trial.report(value * step, step)
+        trial.report(float("nan"), 4)
+        if number:
+            study.tell(trial, [value, float("inf"), float("-inf")][number - 1])
+    study.ask()
+    study.enqueue_trial({"lr": 0.2})
+
+    found, same = open_storage(url), RDBStorage(url)
+    identity = found.get_study_id_from_name("mine")
+    ours, optunas = found.get_all_trials(identity), same.get_all_trials(identity)
+    assert [repr(trial) for trial in ours] == [repr(trial) for trial in optunas]  # NaN is not NaN
+    assert len(ours) == 6
+    with pytest.raises(KeyError):
+        found.get_all_trials(99)
 
 
 def test_processes_that_start_together_make_the_tables_once(tmp_path: Path) -> None:

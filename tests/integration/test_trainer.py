@@ -13,6 +13,7 @@ import pytest
 from knee_tune.distributed.protocol import Decision, Done, Failure, Report
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.step_note import StepNote, begin_note
 from knee_tune.runs.ledger import RECORD
 from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
@@ -148,6 +149,43 @@ def test_a_group_that_dies_starts_again_from_its_newest_checkpoint(tmp_path: Pat
         "trial-0007: died: signal; starting again from its newest checkpoint (1 of 2)",
         "trial-0007: died: signal; starting again from its newest checkpoint (2 of 2)",
     ]
+
+
+@pytest.mark.parametrize("noted", [StepCount(), StepCount(trained=30, reached=30)])
+def test_steps_of_an_attempt_whose_driver_was_killed_are_counted(
+    tmp_path: Path, noted: StepCount
+) -> None:
+    """Nobody could note its last steps; the checkpoint it left is no saving."""
+    plan = knee_plan(tmp_path, knee=50)
+    begin_note(plan, StepCount())
+    rank = StepNote(plan, first=0)
+    for step in range(1, 48):
+        rank.write(step)
+    save_state(plan.trunk.folder if plan.trunk else tmp_path, 40)
+    asking = asker(tmp_path, PretendRanks())
+    result = asking.ask(plan, steps=lambda: noted)
+    assert asking.counts[0] == StepCount(trained=47, reached=47)
+    assert result.steps == StepCount(trained=47 + 60, reached=TOTAL)
+    assert not list(plan.log_dir.iterdir())
+
+
+def test_steps_that_were_counted_before_the_kill_are_not_counted_again(tmp_path: Path) -> None:
+    plan = knee_plan(tmp_path, knee=50)
+    begin_note(plan, StepCount())
+    StepNote(plan, first=0).write(47)
+    save_state(plan.checkpoint_dir, 40)
+    counted = StepCount(trained=47, reached=47)
+    result = asker(tmp_path, PretendRanks()).ask(plan, steps=lambda: counted)
+    assert result.steps == StepCount(trained=47 + 60, reached=TOTAL)
+
+
+def test_another_study_does_not_pay_for_what_a_killed_one_lost(tmp_path: Path) -> None:
+    killed = knee_plan(tmp_path, knee=50, name="killed")
+    begin_note(killed, StepCount())
+    StepNote(killed, first=0).write(47)
+    save_state(killed.checkpoint_dir, 40)
+    result = asker(tmp_path, PretendRanks()).ask(knee_plan(tmp_path, knee=50, name="other"))
+    assert result.steps == StepCount(trained=60, reused=40, reached=TOTAL)
 
 
 def test_it_is_given_up_in_the_end(tmp_path: Path) -> None:

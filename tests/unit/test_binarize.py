@@ -29,6 +29,23 @@ def test_a_damaged_vocabulary_is_refused(tmp_path: Path) -> None:
         Vocabulary.read(tmp_path / "dict.de.txt")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a \xff 3\n", "not UTF-8"),
+        (b"a 3\na 2\n", "line 2 holds a symbol that is there already"),
+        (b"<unk> 3\n", "line 1 holds a symbol"),
+        (b"a " + b"9" * 5000, "line 1 is not a symbol and its count"),
+        ("a \N{ARABIC-INDIC DIGIT THREE}".encode(), "line 1 is not a symbol and its count"),
+    ],
+)
+def test_what_fairseq_would_not_read_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "dict.de.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"dict\.de\.txt: {said}"):
+        Vocabulary.read(path)
+
+
 def test_sentences_end_with_their_mark_and_strangers_are_unknown(tmp_path: Path) -> None:
     written = binarize(["b a", "x", ""], Vocabulary.build(LINES), tmp_path / "train")
     ids, sizes = read_binarized(tmp_path / "train")
@@ -46,3 +63,15 @@ def test_damaged_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.idx").write_bytes(b"TNTIDX")
     with pytest.raises(UserError, match="damaged"):
         read_binarized(tmp_path / "train")
+
+
+def test_every_byte_of_an_index_counts(tmp_path: Path) -> None:
+    binarize(LINES, Vocabulary.build(LINES), tmp_path / "train")
+    index = tmp_path / "train.idx"
+    content = index.read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << 3 * place % 8
+        index.write_bytes(changed)
+        with pytest.raises(UserError, match=r"train\.(idx|bin) "):
+            read_binarized(tmp_path / "train")

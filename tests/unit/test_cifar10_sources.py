@@ -111,7 +111,7 @@ def pickled_array(folder: Path) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing there": (lambda folder: folder / "no.npz", r"no\.npz: no such file or folder"),
-    "text": (text, r"notes\.txt: neither an \.npz file nor a tar archive"),
+    "text": (text, r"notes\.txt: no readable archive.*expected an \.npz file"),
     "damaged npz": (damaged, r"cut\.npz: "),
     "pickled objects": (pickled_array, r"objects\.npz: not a readable \.npz file"),
     "other arrays": (

@@ -18,6 +18,16 @@ def test_the_interval_of_a_textbook() -> None:
     assert interval.level == 0.95
 
 
+def test_a_percentage_stays_between_0_and_100() -> None:
+    high, low = mean_estimate([99.0, 99.9]), mean_estimate([0.1, 1.0])
+    assert high.high is not None
+    assert high.high > 100
+    assert high.bounded(percent=True) == high.model_copy(update={"high": 100.0})
+    assert low.bounded(percent=True) == low.model_copy(update={"low": 0.0})
+    assert high.bounded(percent=False) is high
+    assert mean_estimate([99.0]).bounded(percent=True) == Estimate(value=99.0)
+
+
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
 def test_a_mean_is_as_sure_as_scipy_says(level: float) -> None:
     values = SAMPLES[0]

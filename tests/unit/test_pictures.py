@@ -1,5 +1,7 @@
 """Pictures are cropped, resized and normalised as torchvision's transforms do it."""
 
+import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +109,33 @@ def test_a_damaged_picture_is_named(kept: int, tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"damaged\.jpg: no readable image") as caught:
         read(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "ppm"])
+def test_whatever_damage_leads_to_is_one_error(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"damaged.{suffix}"
+    picture(24, 16).save(file)
+    content, draw = file.read_bytes(), np.random.default_rng(0)
+    for _ in range(int(os.environ.get("KNEE_TUNE_FUZZ", "60"))):
+        changed = bytearray(content)
+        for place in draw.integers(0, min(len(content), 400), size=3):
+            changed[place] = draw.integers(256)
+        file.write_bytes(changed)
+        with contextlib.suppress(UnreadableError):
+            assert read(file).mode == "RGB"
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.ppm"
+    file.write_bytes(b"P6\n20000 20000\n255\n")
+    with pytest.raises(UnreadableError, match=r"bomb\.ppm: .*decompression bomb"):
+        read(file)
+
+
+def test_a_picture_that_is_a_program_is_none(tmp_path: Path) -> None:
+    """Pillow would hand it to Ghostscript."""
+    file = tmp_path / "program.jpg"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UnreadableError, match=r"program\.jpg: no readable image"):
+        read(file)

@@ -99,7 +99,9 @@ def test_trials_at_a_time_that_were_asked_for_never_do() -> None:
 
 
 def test_every_machine_of_a_trial_gives_out_its_own_gpus() -> None:
-    spanning = GroupOptions(nproc=4, nnodes=2, runner="torchrun", launcher=("srun", "torchrun"))
+    spanning = GroupOptions(
+        nproc=4, nnodes=2, address="localhost", runner="torchrun", launcher=("srun", "torchrun")
+    )
     assert devices(spanning, gpus=2) == [None]
 
 

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from knee_tune.errors import UserError
 from knee_tune.planning.plan import TaskFacts, TaskOrder, TrainPlan
 from knee_tune.planning.planner import (
     BASELINES,
     baseline_schedule,
     budget_steps,
+    check_warmup,
+    distinct_fractions,
     knee_schedule,
     train_plan,
+    twins_in_words,
 )
 from knee_tune.schedules import Constant, Knee, StepDecay, learning_rates
 from knee_tune.tasks.digits.recipe import DigitsRecipe
@@ -64,6 +68,43 @@ def test_warmup_and_explore_fit_into_the_budget(warmup: int, fraction: float, to
     assert schedule.warmup_steps == min(warmup, total)
     assert schedule.explore_steps == min(round(fraction * total), total - schedule.warmup_steps)
     assert len(learning_rates(schedule)) == total
+
+
+def test_fractions_that_come_to_one_schedule_are_one_point() -> None:
+    recipe = DigitsRecipe(epochs=1, warmup_steps=90)
+    fractions = (0.05, 0.1, 0.3, 0.7)
+    assert distinct_fractions(recipe, facts(100), fractions) == {
+        0.05: (0.05,),
+        0.1: (0.1, 0.3, 0.7),
+    }
+    with_default = distinct_fractions(recipe, facts(100), (0.1, 0.3, 0.5))
+    assert with_default == {0.5: (0.1, 0.3, 0.5)}  # the paper's default is always there
+    (line,) = twins_in_words(recipe, facts(100), fractions)
+    assert line == (
+        "explore 10%, 30%, 70% are one schedule (90 of 100 steps are warmup): trained once, as 10%"
+    )
+
+
+def test_fractions_apart_stay_apart() -> None:
+    fractions = tuple(share / 20 for share in range(20))
+    distinct = distinct_fractions(DigitsRecipe(epochs=1), facts(20), fractions)
+    assert distinct == {fraction: (fraction,) for fraction in fractions}
+    assert twins_in_words(DigitsRecipe(epochs=1), facts(20), fractions) == []
+
+
+def test_a_warmup_as_long_as_the_budget_is_refused() -> None:
+    check_warmup(DigitsRecipe(epochs=2, warmup_steps=99), facts(50))
+    with pytest.raises(UserError, match=r"recipe\.warmup_steps=100: the budget is 100 steps"):
+        check_warmup(DigitsRecipe(epochs=2, warmup_steps=100), facts(50))
+
+
+@pytest.mark.parametrize(
+    ("share", "steps"), [("5%", 50), ("0.04%", 1), ("0%", 0), ("12.5%", 125), (None, 7)]
+)
+def test_a_share_of_the_budget_becomes_steps(share: str | None, steps: int) -> None:
+    recipe = DigitsRecipe(warmup=share, warmup_steps=0 if share else 7).with_warmup_of(1000)
+    assert (recipe.warmup, recipe.warmup_steps) == (None, steps)
+    assert "warmup" not in recipe.model_dump()  # as before there were shares
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -1,10 +1,13 @@
 """What a study has found out."""
 
 import json
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from knee_tune.cli.summary import print_status
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import StudyRecord, TrialRecord, TrialState
 from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
@@ -62,6 +65,7 @@ def test_the_status_of_a_study() -> None:
             "explore_fraction": 0.5,
             "value": 4.5,
             "metric": "valid_ppl",
+            "confirmed": "not tried",
         },
         "steps": {"trained": 200, "independent": 300, "reused": 50, "pruned": 60, "recorded": 0},
         "audit": None,
@@ -105,6 +109,22 @@ def test_the_best_follows_the_direction_and_the_earlier_of_equals_wins() -> None
     assert highest is not None
     assert lowest is not None
     assert (highest.number, lowest.number) == (1, 0)
+
+
+def test_the_best_and_the_newest_of_many_are_shown() -> None:
+    many = study(*(trial(number, "complete", float(abs(number - 20))) for number in range(100)))
+    shown = [each.number for each in many.shown(best=3, newest=4)]
+    assert shown == [19, 20, 21, 96, 97, 98, 99]
+    assert many.shown(best=50, newest=50) == many.trials
+    assert many.shown(best=45, newest=50) == many.trials  # a sentence would take as much room
+    output = StringIO()
+    print_status(Console(file=output, width=200), many)
+    assert "(15 of 100 trials: the best 5 and the newest 10; " in output.getvalue()
+    assert "knee-tune status knee-toy-1ep --all shows every one)" in output.getvalue()
+    assert len(output.getvalue().splitlines()) < 24  # a terminal's
+    every = StringIO()
+    print_status(Console(file=every, width=200), many, every=True)
+    assert len(every.getvalue().splitlines()) > 100
 
 
 def test_a_record_survives_being_stored() -> None:

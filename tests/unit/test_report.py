@@ -136,8 +136,8 @@ def ridge(**facts: Any) -> Ridge:
         "verdict": "inverse relation",
         "words": "Explore less at larger seed LRs.",
         "recommended": Recommendation(
-            seed_lr=3e-4,
-            explore_fraction=0.5,
+            seed_lr=LRS[0],
+            explore_fraction=0.9,
             expected=Estimate(value=89.7, low=89, high=90.4),
             default=Estimate(value=89.7, low=89, high=90.4),
             difference=Estimate(value=0.5, low=-0.2, high=1.2),
@@ -164,9 +164,10 @@ def confirmation(*, confirmed: bool) -> Confirmation:
         direction="maximize",
         candidates=(
             candidate(6e-4, 0.0, 92.0, default=False),
+            candidate(1.5e-4, 0.9, 88.5, default=False),
             candidate(3e-4, 0.5, 89.0, default=True),
         ),
-        comparisons=1,
+        comparisons=2,
         winner=0,
         confirmed=confirmed,
         words="confirmed: better" if confirmed else "not confirmed: includes zero",
@@ -222,8 +223,12 @@ def test_heat_map_cells_have_standard_errors_and_holes_are_empty() -> None:
 
 def test_the_recommended_cell_is_framed() -> None:
     (frame,) = figures(on=ridge())["surface"].layout.shapes
-    assert frame.x0 < 1 < frame.x1  # of column 1, 50 %
-    assert frame.y0 < 1 < frame.y1  # and of row 1, 3e-4
+    assert frame.x0 < 2 < frame.x1  # of column 2, 90 %
+    assert frame.y0 < 0 < frame.y1  # and of row 0, 1.5e-4
+    confirmed = record(confirmation=confirmation(confirmed=True))
+    (frame,) = figures(confirmed, ridge())["surface"].layout.shapes
+    assert frame.x0 < 0 < frame.x1
+    assert frame.y0 < 2 < frame.y1
 
 
 def test_one_diverged_point_does_not_take_all_colours() -> None:
@@ -323,10 +328,10 @@ def test_json_has_the_numbers_and_no_figures() -> None:
 def test_the_answer_comes_first() -> None:
     found = report(on=ridge())
     assert found.sections[0].key == "answer"
-    assert found.sections[0].words[0] == "Use seed LR 0.0003, explore 50%."
+    assert found.sections[0].words[0] == "Use seed LR 0.00015, explore 90%."
     assert [tile.value for tile in found.tiles] == [
-        "0.0003",
-        "50%",
+        "0.00015",
+        "90%",
         "89.70",
         "+0.5000",
         "not tried",
@@ -342,7 +347,8 @@ def test_a_recommended_point_on_the_edge_is_said_to_be_there() -> None:
     words = " ".join(report().sections[0].words)  # the best trial, at the smallest seed LR
     assert "on the edge of the search space (smallest seed LR)" in words
     assert "--set 'space.seed_lr.values=[7.5e-05, 0.00015, 0.0003, 0.0006]'" in words
-    assert "edge" not in " ".join(report(on=ridge()).sections[0].words)
+    inner = record(trials=tuple(each for each in record().trials if each.seed_lr == LRS[1]))
+    assert "edge" not in " ".join(report(inner, ridge()).sections[0].words)
 
 
 def test_a_ridge_with_pruned_trials_is_to_be_taken_with_care() -> None:
@@ -363,7 +369,7 @@ def test_what_fresh_seeds_have_confirmed_is_recommended() -> None:
 
 def test_what_fresh_seeds_have_not_confirmed_is_said() -> None:
     found = report(record(confirmation=confirmation(confirmed=False)), ridge())
-    assert found.recommended.seed_lr == 3e-4  # as the surface says
+    assert found.recommended.seed_lr == 1.5e-4  # the best of the search
     assert found.recommended.confirmed == "no"
     assert any("not confirmed" in words for words in found.sections[0].words)
 
@@ -375,6 +381,33 @@ def test_a_study_without_a_ridge_recommends_its_best_trial() -> None:
     assert [section.key for section in found.sections] == [
         *("answer", "metrics", "curves", "steps", "paper", "trials", "again")
     ]
+
+
+def test_a_report_of_thousands_of_trials_stays_a_page() -> None:
+    many = tuple(trial(number, LRS[number % 3], 0.0001 * number) for number in range(3000))
+    found = report(record(trials=many))
+    rows = [len(table.rows) for section in found.sections for table in section.tables]
+    assert max(rows) <= 200
+    (trials,) = (section for section in found.sections if section.key == "trials")
+    assert "Below are 100 of 3,000, the best 50 and the newest 50" in trials.words[0]
+    assert "knee-tune status ridge-of-a-toy --all" in trials.words[0]
+
+
+def test_importance_names_what_the_dashboard_shows_instead() -> None:
+    theirs = IMPORTANCES.model_copy(update={"dashboard": {"seed_lr": 0.5, "explore_fraction": 0.5}})
+    (section,) = (s for s in report(importances=theirs).sections if s.key == "importance")
+    ours, dashboards = section.words
+    assert ours.startswith("By fANOVA, from 9 complete trials: seed LR 70%, explore fraction 30%")
+    assert "Optuna Dashboard's chart of hyperparameter importance is PED-ANOVA's" in dashboards
+    assert "seed LR 50%, explore fraction 50%" in dashboards
+
+
+def test_a_budget_without_room_for_longer_exploring_is_said() -> None:
+    """Warmup is 5 of 100 steps."""
+    only = record(trials=(trial(0, 3e-4, 0.95),))
+    words = " ".join(report(only).sections[0].words)
+    assert "any longer explore fraction is the same schedule" in words
+    assert "same schedule" not in " ".join(report().sections[0].words)
 
 
 def test_a_study_without_a_complete_trial_has_no_report() -> None:
@@ -462,7 +495,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     ]
     assert page.count("h1") == 1
     assert page.count("h2") == len(report(on=ridge()).sections) + 1
-    assert "Use seed LR 0.0003, explore 50%." in page.text
+    assert "Use seed LR 0.00015, explore 90%." in page.text
 
 
 def test_the_page_holds_the_library_that_draws_once() -> None:

@@ -27,6 +27,7 @@ def record(
     fractions: tuple[float, ...] = SHARES,
     direction: Direction = "maximize",
     default_lr: float = 0.05,
+    percent: tuple[str, ...] = (),
 ) -> StudyRecord:
     """A study with these values (seeds, seed LRs, fractions); no trial where they are NaN."""
     trials = [
@@ -61,6 +62,7 @@ def record(
         direction=direction,
         trials=tuple(trials),
         spec=spec,
+        percent=percent,
     )
 
 
@@ -72,6 +74,18 @@ def ridge(values: Floats, **facts: Any) -> Ridge:
     found = ridge_of(record(values, **facts), resamples=200)
     assert found is not None
     return found
+
+
+def test_percentages_have_no_interval_beyond_100() -> None:
+    values = np.array([[[99.0, 97.0]], [[99.9, 96.0]], [[99.5, 98.0]]])
+    found = ridge(values, seed_lrs=(0.05,), fractions=(0.2, 0.5), percent=("accuracy",))
+    assert found.recommended is not None
+    assert found.optimal[0].metric is not None
+    assert found.recommended.expected.high == found.optimal[0].metric.high == 100
+    unbounded = ridge(values, seed_lrs=(0.05,), fractions=(0.2, 0.5)).recommended
+    assert unbounded is not None
+    assert unbounded.expected.high is not None
+    assert unbounded.expected.high > 100
 
 
 def test_a_study_without_a_complete_trial_has_no_ridge() -> None:

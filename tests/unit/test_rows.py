@@ -49,6 +49,21 @@ def test_where_warmup_and_explore_do_not_fit_explore_gives_way() -> None:
     assert knee == Knee(seed_lr=0.1, total_steps=2000, warmup_steps=500, explore_steps=1500)
 
 
+def test_a_warmup_beyond_the_first_boundary_is_refused() -> None:
+    planned(schedule="step", boundaries=(30, 115), warmup=300)
+    with pytest.raises(
+        UserError, match=r"recipe\.warmup_steps=301: .* first boundary is at step 300"
+    ):
+        planned(schedule="step", boundaries=(30, 115), warmup=301)
+
+
+@pytest.mark.parametrize("schedule", ["knee", "cosine"])
+def test_a_row_that_is_all_warmup_is_refused(schedule: str) -> None:
+    explore = {"explore_epochs": 100} if schedule == "knee" else {}
+    with pytest.raises(UserError, match=r"its warmup is 2000 steps, and its whole budget 2000"):
+        planned(schedule=schedule, warmup=2000, **explore)
+
+
 def test_schedules_without_boundaries() -> None:
     assert planned(schedule="one_cycle", seed_lr=9e-3, warmup=7) == OneCycle(
         seed_lr=9e-3, total_steps=2000

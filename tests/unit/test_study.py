@@ -36,8 +36,11 @@ from knee_tune.tuning.study import (
 from tests.recording import Recording
 
 POINT = {"seed_lr": 0.05, "explore_fraction": 0.5}
-DEAD = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
+DEAD = {**driver_id(), "ticks": 0}
 """A driver whose pid now belongs to a process that started at another time."""
+ELSEWHERE = {**DEAD, "boot": "another"}
+OF_AN_OLD_VERSION = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
+"""Perhaps in a container of that name."""
 
 
 def opened(storage: InMemoryStorage | None = None, **request: Any) -> optuna.Study:
@@ -218,9 +221,8 @@ def test_a_continued_trial_is_counted_once() -> None:
 
 def test_only_trials_of_dead_drivers_are_recovered() -> None:
     study, recording = opened(), Recording()
-    dead, alive, elsewhere = (
-        ask(study, driver=driver)
-        for driver in (DEAD, driver_id(), {"host": "another", "pid": 1, "started": 0.0})
+    dead, alive, elsewhere, old = (
+        ask(study, driver=driver) for driver in (DEAD, driver_id(), ELSEWHERE, OF_AN_OLD_VERSION)
     )
     starting = study.ask()  # another driver is about to sign it
     assert [trial.number for trial in recover(study, recording)] == [dead.number]
@@ -229,8 +231,9 @@ def test_only_trials_of_dead_drivers_are_recovered() -> None:
         dead.number: TrialState.FAIL,
         alive.number: TrialState.RUNNING,
         elsewhere.number: TrialState.RUNNING,
+        old.number: TrialState.RUNNING,
         starting.number: TrialState.RUNNING,
-        4: TrialState.WAITING,
+        5: TrialState.WAITING,
     }
     assert study.trials[dead.number].user_attrs["reason"] == "its driver was killed"
     assert recording.events == [

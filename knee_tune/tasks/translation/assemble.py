@@ -107,9 +107,9 @@ def copy_binarized(
         for language, (data, index, _) in zip(languages, sides, strict=True):
             ids, sizes = read_binarized(data.with_suffix(""))
             entries = len(vocabularies[language])
-            if len(ids) and ids.max() >= entries:
+            if len(strange := ids[(ids < 0) | (ids >= entries)]):
                 raise UserError(
-                    f"{data} holds token {ids.max()} but dict.{language}.txt has {entries} "
+                    f"{data} holds token {strange[0]} but dict.{language}.txt has {entries} "
                     "entries: they are not from one preparation"
                 )
             if pairs.setdefault(split, len(sizes)) != len(sizes):

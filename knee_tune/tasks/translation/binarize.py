@@ -5,6 +5,7 @@
 byte offsets in the .bin file (int64), little-endian.
 """
 
+import re
 import struct
 from array import array
 from collections import Counter
@@ -21,6 +22,8 @@ from knee_tune.errors import UserError
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 EOS = SPECIAL.index("</s>")
 UNKNOWN = SPECIAL.index("<unk>")
+
+_COUNT = re.compile("[0-9]{1,18}")
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQ")
@@ -55,11 +58,17 @@ class Vocabulary:
     def read(cls, path: Path) -> "Vocabulary":
         """A ``dict.<language>.txt``; UserError with the line that is wrong."""
         counts: dict[str, int] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8: no dictionary of fairseq") from None
+        for number, line in enumerate(lines, start=1):
             if line:
                 symbol, _, count = line.rstrip().rpartition(" ")
-                if not symbol or not count.isdecimal():
+                if not symbol or not _COUNT.fullmatch(count):
                     raise UserError(f"{path}: line {number} is not a symbol and its count")
+                if symbol in counts or symbol in SPECIAL:
+                    raise UserError(f"{path}: line {number} holds a symbol that is there already")
                 counts[symbol] = int(count)
         return cls(counts)
 
@@ -116,10 +125,16 @@ def read_binarized(prefix: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     try:
         magic, version, code, sentences = _HEADER.unpack_from(index)
         sizes = np.frombuffer(index, np.int32, sentences, _HEADER.size)
-    except (struct.error, ValueError):
+        offsets = np.frombuffer(index, np.int64, sentences, _HEADER.size + sizes.nbytes)
+    except (struct.error, ValueError, OverflowError):
         raise UserError(f"{prefix}.idx is damaged: binarize the data again") from None
     if magic != _MAGIC or version != 1 or code not in _TYPES:
         raise UserError(f"{prefix}.idx is not in fairseq's mmap format: binarize it with that")
+    ends = np.cumsum(sizes, dtype=np.int64)
+    if sizes.min(initial=0) < 0 or not np.array_equal(
+        offsets, (ends - sizes) * np.dtype(_TYPES[code]).itemsize
+    ):
+        raise UserError(f"{prefix}.idx is damaged: binarize the data again")
     flat = np.fromfile(f"{prefix}.bin", _TYPES[code])
     if len(flat) != sizes.sum():
         raise UserError(

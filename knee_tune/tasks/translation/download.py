@@ -16,6 +16,8 @@ from knee_tune.tasks.translation.text import Progress, silent
 BLOCK = 1 << 18
 TIMEOUT = 30.0
 """Seconds without an answer after which a connection counts as dead."""
+LARGEST = 1_000_000_000
+"""Bytes of a download at most; the archive has 20 million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,13 @@ def download(
     attempts: int = 3,
     pause: float = 1.0,
 ) -> Path:
-    """The archive's file in ``folder``, downloaded unless it is there already.
+    """The archive's file in ``folder``, downloaded unless it is there already, and sound.
 
     What an interrupted download left (``NAME.part``) is continued. Every address gets
     ``attempts`` tries, ``pause`` seconds apart. UserError if none works or the checksum differs.
     """
     path = folder / archive.name
-    if path.is_file():
+    if path.is_file() and archive.md5 in (None, checksum(path, "md5")):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -106,6 +108,9 @@ def _receive(url: str, part: Path, progress: Progress) -> None:
             with part.open("ab" if start else "wb") as stream:
                 while block := answer.read(BLOCK):
                     stream.write(block)
+                    if stream.tell() > LARGEST:
+                        part.unlink()
+                        raise _Broken(f"it sends more than {LARGEST / 1e9:g} GB")
                     progress("download", min(stream.tell() / total, 1.0) if total else 0.0)
                 if total and stream.tell() < total:
                     raise _Broken(f"the connection ended at byte {stream.tell()} of {total}")

@@ -136,7 +136,7 @@ def prepare(
         if manifest := finished(folder, request, force=force):
             return prepared(manifest, reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
-    with unpacked(from_path or Path()) as input_folder:
+    with unpacked(from_path or Path(), expected="an archive of a corpus") as input_folder:
         corpus = find_corpus(
             input_folder,
             source=source,

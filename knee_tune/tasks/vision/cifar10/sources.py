@@ -1,8 +1,9 @@
 """CIFAR-10 as people have it: an .npz file, the published Python batches, or torchvision."""
 
+import io
 import pickle
-import tarfile
-import zipfile
+import pickletools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ SIDE, CLASSES = 32, 10
 BATCHES = "cifar-10-batches-py"
 _TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 
+_LARGEST = 2_000_000_000
+"""Bytes of the images in float64, about."""
+
 _NPZ = (
     "expected x (60000, 32, 32, 3) uint8 and y (60000,), the training images first, or x_train, "
     "y_train, x_test and y_test"
@@ -24,7 +28,7 @@ _NPZ = (
 
 
 def read_source(path: Path) -> Images:
-    """The images in an .npz file, in a folder of Python batches, or in a tar of one.
+    """The images in an .npz file, in a folder of Python batches, or in an archive of one.
 
     UserError, naming the file and what is expected, for everything else.
     """
@@ -32,12 +36,11 @@ def read_source(path: Path) -> Images:
         return _read_batches(path)
     if not path.is_file():
         raise UserError(f"--from {path}: no such file or folder")
-    if zipfile.is_zipfile(path):
-        return _read_npz(path)
-    if tarfile.is_tarfile(path):
-        with unpacked(path) as folder:
-            return _read_batches(folder, called=path)
-    raise UserError(f"--from {path}: neither an .npz file nor a tar archive of {BATCHES}")
+    expected = f"an .npz file or an archive of {BATCHES}"
+    with unpacked(path, expected=expected, largest=_LARGEST) as folder:
+        if arrays := sorted(folder.glob("*.npy")):
+            return _read_arrays(folder, arrays)
+        return _read_batches(folder)
 
 
 def download(folder: Path) -> Images:
@@ -59,75 +62,130 @@ def download(folder: Path) -> Images:
     return _read_batches(folder)
 
 
-def _read_npz(path: Path) -> Images:
+def _read_arrays(path: Path, files: list[Path]) -> Images:
+    """Of an .npz file unpacked to ``path``; mapped, since a header may claim any size."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays = {
+            file.stem: np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            for file in files
+        }
+    except Exception as error:  # whatever bytes that are no arrays lead to
         raise UserError(
-            f"--from {path}: not a readable .npz file ({first_line(error)}); {_NPZ}"
+            f"--from {path}: not a readable .npz file ({first_line(error)[:200]}); {_NPZ}"
         ) from None
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         parts = [(arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test")]
-    elif {"x", "y"} <= arrays.keys() and len(arrays["x"]) == len(arrays["y"]) == TRAIN + TEST:
+    elif {"x", "y"} <= arrays.keys() and all(
+        arrays[name].shape[:1] == (TRAIN + TEST,) for name in ("x", "y")
+    ):
         x, y = arrays["x"], arrays["y"]
         parts = [(x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:])]
     else:
         found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise UserError(f"--from {path}: it holds {found}; {_NPZ}")
+        raise UserError(f"--from {path}: it holds {found[:200]}; {_NPZ}")
     return _checked(path, *parts)
 
 
-def _read_batches(path: Path, *, called: Path | None = None) -> Images:
+def _read_batches(path: Path) -> Images:
     """The batches in ``path`` or in the folder of their usual name inside it."""
     inner = path / BATCHES
     folder = inner if inner.is_dir() else path
-    called = called or path
     missing = [name for name in (*_TRAIN_FILES, "test_batch") if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"--from {called}: no {missing[0]} in it; expected the files of {BATCHES}: "
+            f"--from {path}: no {missing[0]} in it; expected the files of {BATCHES}: "
             "data_batch_1 to data_batch_5 and test_batch"
         )
     batches = [_read_batch(folder / name) for name in _TRAIN_FILES]
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return _checked(called, (images, labels), _read_batch(folder / "test_batch"))
+    return _checked(path, (images, labels), _read_batch(folder / "test_batch"))
 
 
 def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, 32, 32, 3) and labels of one file: rows of 3,072 values, channel by channel."""
     try:
-        with path.open("rb") as file:
-            batch = _ArraysOnly(file, encoding="bytes").load()
-        rows, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"more than {_LARGEST / 1e9:g} GB")
+        batch = _unpickled(path.read_bytes())
+        rows, labels = _array(batch[b"data"]), _array(batch[b"labels"]).reshape(-1)
         return rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
     except Exception as error:  # whatever bytes that are no such pickle lead to
         raise UserError(
-            f"--from {path}: not a batch of CIFAR-10 ({first_line(error)}); expected a pickled "
-            "dictionary with 'data' (n, 3072) uint8 and 'labels'"
+            f"--from {path}: not a batch of CIFAR-10 ({first_line(error)[:200]}); expected a "
+            "pickled dictionary with 'data' (n, 3072) uint8 and 'labels'"
         ) from None
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Loads containers, numbers and numpy arrays; nothing a file says is called besides."""
+def _unpickled(content: bytes) -> Any:
+    """Containers, numbers, bytes and arrays; nothing that the file names is called."""
+    for opcode, argument, _ in pickletools.genops(content):
+        # The memo has room for every index up to the highest one.
+        if "PUT" in opcode.name and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError(f"it puts an object at {argument}")
+    return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
 
-    _RECONSTRUCT = np.empty(0).__reduce__()[0]  # where it lives depends on numpy's version
-    _ADMITTED = frozenset({"_reconstruct", "ndarray", "dtype"})
+
+class _DType:
+    """Stands for numpy's while a batch is loaded."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = _text(code), "|"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = _text(state[1])
+
+
+class _Array:
+    """Stands for numpy's while a batch is loaded; holds what its bytes are said to be."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _latin1(text: str, encoding: Any) -> bytes:
+    """How newer pickles write bytes."""
+    if _text(encoding) not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes in {encoding!r}")
+    return text.encode("latin-1")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Loads containers, numbers and what stands for numpy's arrays."""
+
+    _ADMITTED = {"_reconstruct": _Array, "ndarray": _Array, "dtype": _DType}  # noqa: RUF012
 
     def find_class(self, module: str, name: str) -> Any:
-        package = module.partition(".")[0]
-        if package == "numpy" and name in self._ADMITTED:
-            return self._RECONSTRUCT if name == "_reconstruct" else getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # how newer pickles write bytes
-            import codecs
-
-            return codecs.encode
+        if module.partition(".")[0] == "numpy" and name in self._ADMITTED:
+            return self._ADMITTED[name]
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+
+
+def _text(value: Any) -> str:
+    """A name in a pickle, where Python 2 wrote bytes."""
+    return value.decode("ascii") if isinstance(value, bytes) else str(value)
+
+
+def _array(value: Any) -> np.ndarray:
+    """The array that was pickled, or that of a list of integers."""
+    if isinstance(value, _Array):
+        _, shape, dtype, by_column, content = value.state
+        if not re.fullmatch("[iuf][1248]", dtype.code):
+            raise ValueError(f"an array of {dtype.code}")
+        items = np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order))
+        return items.reshape(shape, order="F" if by_column else "C")
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return np.array(value, dtype=np.int64)
+    raise ValueError(f"a {type(value).__name__} where an array belongs")
 
 
 def _checked(path: Path, *parts: tuple[np.ndarray, np.ndarray]) -> Images:
     """Training and test images, if they are images and labels; UserError if not."""
-    parts = tuple((x, y[:, 0] if y.shape == (len(x), 1) else y) for x, y in parts)
+    parts = tuple((x, y[:, 0] if y.shape[1:] == (1,) else y) for x, y in parts)
     for x, y in parts:
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (SIDE, SIDE, 3) or not len(x):
             raise UserError(

@@ -25,6 +25,9 @@ FOLDERS = ("train", "val")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 """What torchvision's ImageFolder takes for images."""
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""Of such files, as Pillow calls them; it knows some for which it would call other programs."""
+
 _LAYOUT = "the layout is train/<class>/*.JPEG and val/<class>/*.JPEG"
 _LOOKED_AT = 1000
 

@@ -13,6 +13,7 @@ from torchvision.transforms import functional as transforms
 
 from knee_tune.errors import first_line
 from knee_tune.tasks.vision import pixels
+from knee_tune.tasks.vision.imagenet.index import FORMATS
 
 Pixels = NDArray[np.uint8]
 """A picture (height, width, 3), red first."""
@@ -33,11 +34,13 @@ class UnreadableError(Exception):
 def read(path: Path) -> Image.Image:
     """The decoded picture in RGB; UnreadableError if it is not one."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"{path}: no readable image ({first_line(error)})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # there is no end to what damaged bytes lead to
+        raise UnreadableError(f"{path}: no readable image ({first_line(error)[:200]})") from None
 
 
 def training_view(image: Image.Image, *, side: int, draw: torch.Generator) -> Pixels:

@@ -1,0 +1,199 @@
+"""The driver's port gathers the ranks of its group, whoever else calls and whatever they say."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from knee_tune.distributed.gathering import Gathering
+
+
+@pytest.fixture
+def gathering() -> Iterator[Gathering]:
+    """Waits for two ranks of one node."""
+    with closing(Gathering("127.0.0.1", nnodes=1, per_node=2)) as gathering:
+        yield gathering
+
+
+def call(gathering: Gathering) -> socket.socket:
+    host, _, port = gathering.endpoint.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def greeting(gathering: Gathering, local_rank: Any = 0, **other: Any) -> bytes:
+    said = {
+        "type": "hello",
+        "token": gathering.token,
+        "node": "a",
+        "local_rank": local_rank,
+        "store": None,
+    }
+    return json.dumps(said | other).encode() + b"\n"
+
+
+def gather(gathering: Gathering, *, seconds: float = 30.0) -> bool:
+    """Whether all ranks are there in time."""
+    deadline = time.monotonic() + seconds
+    while not gathering.complete and time.monotonic() < deadline:
+        gathering.listen(0.05)
+    return gathering.complete
+
+
+def hung_up(line: socket.socket, gathering: Gathering) -> bool:
+    """Whether the driver closes the line; it listens meanwhile."""
+    line.settimeout(0.0)
+    for _ in range(200):
+        gathering.listen(0.02)
+        try:
+            return line.recv(1) == b""
+        except BlockingIOError:
+            continue
+        except ConnectionResetError:
+            return True
+    return False
+
+
+def test_ranks_are_numbered_by_node_and_local_rank() -> None:
+    with closing(Gathering("127.0.0.1", nnodes=2, per_node=2)) as gathering, ExitStack() as lines:
+        for node, local_rank in (("b", 1), ("a", 1), ("b", 0), ("a", 0)):
+            line = lines.enter_context(call(gathering))
+            line.sendall(greeting(gathering, local_rank, node=node, store=["10.0.0.1", 4000]))
+        assert gather(gathering)
+        found = [(caller.hello.node, caller.hello.local_rank) for caller in gathering.ranks]
+        assert found == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+        assert gathering.ranks[0].hello.store == ("10.0.0.1", 4000)
+
+
+def test_a_greeting_may_come_byte_by_byte(gathering: Gathering) -> None:
+    with call(gathering) as first, call(gathering) as second:
+        second.sendall(greeting(gathering, 1))
+        for byte in greeting(gathering):
+            assert not gathering.complete
+            first.sendall(bytes([byte]))
+            gathering.listen(1.0)
+        assert gather(gathering)
+
+
+STRANGE: dict[str, Any] = {
+    "another protocol": b"GET / HTTP/1.1\r\nHost: driver\r\n\r\n",
+    "no text": bytes(range(256)),
+    "no UTF-8": b'{"type": "hello", "token": "\xff\xfe"}\n',
+    "nothing but line ends": b"\n" * 100_000,
+    "no line end": b"x" * 1_000_000,
+    "brackets": b"[" * 1000 + b"\n",
+    "a number": b"1" * 1000 + b"\n",
+    "not an object": b"null\n",
+    "another message": b'{"type": "ready"}\n',
+    "token that is not ASCII": {"token": "\N{SNOWMAN}" * 32},
+    "half a character": {"token": "\ud800"},
+    "another token": {"token": "0" * 32},
+    "empty token": {"token": ""},
+    "no token": {"token": None},
+    "token of another type": {"token": ["a"]},
+    "more than asked for": {"more": 1},
+    "too much": {"node": "a" * 2000},
+    "a rank that is none": {"local_rank": 2},
+    "a negative rank": {"local_rank": -1},
+    "a rank beyond all numbers": {"local_rank": 10**400},
+    "a fraction": {"local_rank": 0.5},
+    "a store that is none": {"store": "here"},
+}
+
+
+@pytest.mark.parametrize("said", STRANGE)
+def test_whoever_says_something_else_is_hung_up_on(gathering: Gathering, said: str) -> None:
+    words = STRANGE[said]
+    sent = words if isinstance(words, bytes) else greeting(gathering, **words)
+    with call(gathering) as stranger:
+        talk = threading.Thread(target=_send, args=(stranger, sent))
+        talk.start()
+        assert hung_up(stranger, gathering)
+        talk.join(30)
+    with call(gathering) as first, call(gathering) as second:
+        first.sendall(greeting(gathering))
+        second.sendall(greeting(gathering, 1))
+        assert gather(gathering)
+
+
+def _send(line: socket.socket, data: bytes) -> None:
+    with suppress(OSError):  # hung up on in the middle
+        line.sendall(data)
+
+
+def test_a_place_is_taken_once(gathering: Gathering) -> None:
+    with call(gathering) as first, call(gathering) as again, call(gathering) as elsewhere:
+        first.sendall(greeting(gathering))
+        while not gathering.ranks:
+            gathering.listen(1.0)
+        again.sendall(greeting(gathering))
+        elsewhere.sendall(greeting(gathering, 1, node="b"))
+        assert hung_up(again, gathering)
+        assert hung_up(elsewhere, gathering)
+        assert [caller.hello.local_rank for caller in gathering.ranks] == [0]
+
+
+def test_thousands_of_callers_keep_no_rank_out(gathering: Gathering) -> None:
+    """Silent, half said, reset, gone: 3,000 of them, and two ranks in between."""
+    files = psutil.Process().num_fds()
+    most = 0
+    with ExitStack() as kept:
+        for number in range(3000):
+            if number in (1000, 2000):
+                rank = kept.enter_context(call(gathering))
+                rank.sendall(greeting(gathering, number // 1000 - 1))
+            stranger = call(gathering)
+            match number % 4:
+                case 0:
+                    stranger.sendall(b'{"type": "hello", "tok')
+                case 1:  # closes with a reset
+                    stranger.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
+                case 2:
+                    stranger.shutdown(socket.SHUT_WR)
+            if number % 10 == 3:
+                kept.callback(stranger.close)  # silent to the end
+            else:
+                stranger.close()
+            gathering.listen(0.0)
+            most = max(most, len(gathering._strangers))
+        assert gather(gathering)
+    gathering.close()
+    for wire in gathering.wires:
+        wire.socket.close()
+    assert most <= 256
+    assert psutil.Process().num_fds() <= files
+
+
+def test_who_says_nothing_is_hung_up_on_after_a_while(
+    gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("knee_tune.distributed.gathering._PATIENCE", 0.1)
+    with call(gathering) as silent:
+        silent.sendall(b"{")
+        assert hung_up(silent, gathering)
+
+
+def test_no_file_left_to_open_is_no_end(
+    gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = socket.socket.accept
+    failures = iter([OSError(24, "Too many open files"), ConnectionAbortedError(), None])
+
+    def refusing(listener: socket.socket) -> Any:
+        if error := next(failures, None):
+            raise error
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", refusing)
+    with call(gathering) as first, call(gathering) as second:
+        first.sendall(greeting(gathering))
+        second.sendall(greeting(gathering, 1))
+        assert gather(gathering)
