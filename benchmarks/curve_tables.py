@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Decision, Report
+from knee_tune.distributed.protocol import Channel, Decision, Report
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, TaskFacts, TaskOrder
 from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
@@ -175,7 +175,7 @@ def train_seed(spec: TableSpec, seed: int) -> dict[str, npt.NDArray[Any]]:
     return {"steps": np.array(steps), **values}
 
 
-class _Listener:
+class _Listener(Channel):
     """A channel that keeps what is reported."""
 
     def __init__(self) -> None:

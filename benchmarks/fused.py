@@ -89,10 +89,10 @@ def train(data: "Task[Any]", load: Load, replicas: Sequence[Replica], *, fused: 
     import torch
 
     from knee_tune.distributed.group import Group
-    from knee_tune.distributed.protocol import Decision, Report
+    from knee_tune.distributed.protocol import Channel, Decision, Report
     from knee_tune.training.loop import TrainingRun
 
-    class Nobody:
+    class Nobody(Channel):
         def report(self, report: Report) -> Decision:
             return Decision(stop=False)
 

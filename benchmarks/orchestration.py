@@ -35,7 +35,7 @@ from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import StudyStart, run_study
 from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Decision, Report
+from knee_tune.distributed.protocol import Channel, Decision, Report
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.planner import knee_schedule
 from knee_tune.tuning.listeners import End, Origin, Watcher
@@ -44,7 +44,7 @@ from knee_tune.worker.job import run_job
 WHOLE = ("run", "--task", "digits", "--preset", "quick")
 
 
-class Nobody:
+class Nobody(Channel):
     """A channel and a watcher that leads nowhere, but takes the time of a trial."""
 
     def __init__(self) -> None:

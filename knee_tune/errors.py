@@ -1,5 +1,7 @@
-"""Errors that people are told in one line, by whose they are, and what of any text they see."""
+"""Errors that people are told in one line, by whose they are, and what may stand in a line."""
 
+import errno
+import os
 import re
 import unicodedata
 
@@ -15,6 +17,16 @@ _ESCAPES = re.compile(
 
 _JOINERS = "\u200c\u200d"
 """Characters that some scripts, and emoji, are written with, though nothing is seen of them."""
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_OF_SQLITE = {
+    "SQLITE_FULL": errno.ENOSPC,
+    "SQLITE_READONLY": errno.EROFS,
+    "SQLITE_IOERR": errno.EIO,
+}
+
+GOES_ON = "once that is put right, the same command goes on"
+"""What is said of a disk."""
 
 
 class UserError(Exception):
@@ -35,6 +47,28 @@ class MachineError(Exception):
     """
 
     exit_code = 1
+
+
+def disk_trouble(error: BaseException | None) -> str | None:
+    """What a full, read-only or broken disk said, with its path, if that is behind ``error``."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else _said_errno(error)
+        if number in _OF_DISKS:
+            path = getattr(error, "filename", None)
+            said = (isinstance(error, OSError) and error.strerror) or os.strerror(number)
+            return f"{path}: {said}" if path else said
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _said_errno(error: BaseException) -> int | None:
+    """The number behind an error of SQLite, or of a library in Rust that only writes it down."""
+    sqlite = str(getattr(error, "sqlite_errorname", ""))
+    for name, number in _OF_SQLITE.items():
+        if sqlite.startswith(name):
+            return number
+    written = re.search(r"\(os error (\d+)\)", str(error))
+    return int(written[1]) if written else None
 
 
 def first_line(error: BaseException) -> str:

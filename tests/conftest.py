@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.postgresql import PostgresServer, private_server
+from knee_tune.runs import restarts
 from tests import waiting
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,6 +64,12 @@ def postgresql(request: pytest.FixtureRequest) -> str:
 def _ctrl_c_arrives() -> None:
     """Where tests run in the background a shell has Ctrl-C ignored, in every process they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause_after_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that the machine ended is started again at once."""
+    monkeypatch.setattr(restarts, "FIRST_PAUSE", 0.0)
 
 
 @pytest.fixture(autouse=True)

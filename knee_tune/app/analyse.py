@@ -12,11 +12,11 @@ from knee_tune.app.opened import reopen_workshop
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import complete_trial
-from knee_tune.app.workshop import Workshop, open_workshop, shown_failure
-from knee_tune.distributed.protocol import Decision, Done
+from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.errors import UserError, first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS
 from knee_tune.planning.plan import AnalysePlan
+from knee_tune.runs.restarts import run_job
 from knee_tune.specs.analyses import Analysis, Sharpness
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.study import StudySpec
@@ -169,15 +169,8 @@ def _analyse(
     order = workshop.order(f"analyse-{analysis.name}", seed=subject.seed)
     plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
     watched.lines.line(f"{analysis.name} of {subject.name}")
-    outcome = workshop.runner.run(
-        plan,
-        on_report=lambda report: Decision(stop=False),
-        on_line=watched.lines.line,
-        on_progress=watched.on_look,
-    )
-    if not isinstance(outcome, Done):
-        raise UserError(shown_failure(outcome, plan))
-    return Analysed(subject=subject, metrics=outcome.result["metrics"])
+    done = run_job(workshop.runner, plan, on_line=watched.lines.line, on_progress=watched.on_look)
+    return Analysed(subject=subject, metrics=done.result["metrics"])
 
 
 def _tracked(

@@ -95,15 +95,15 @@ def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) 
     runs = [_run(opened, trial, seed) for trial in trials for seed in seeds]
     shown = ", ".join(str(trial.number) for trial in trials)
     watcher.line(f"finishing pruned trials {shown}: {len(runs)} runs")
-    records = iter(train_extra_runs(opened, watcher, runs))
+    ends = iter(train_extra_runs(opened, watcher, runs))
     for trial in trials:
-        finished = [next(records) for _ in seeds]
-        failed = [record for record in finished if record.state == "failed"]
-        if failed:
-            raise UserError(
-                f"study {opened.study.study_name}: trial {trial.number}: {failed[0].reason}; the "
-                "same command goes on from here"
+        ended = [next(ends) for _ in seeds]
+        for failed in (each for each in ended if each.failure is not None):
+            raise failed.error(
+                f"study {opened.study.study_name}: trial {trial.number}: {failed.record.reason}; "
+                "the same command goes on from here"
             )
+        finished = [each.record for each in ended]
         steps = StepCount(
             trained=sum(record.steps_trained for record in finished),
             reused=sum(record.steps_reused for record in finished),

@@ -1,13 +1,12 @@
 """``knee-tune run --schedule NAME``: a schedule of the paper's baselines, outside the search."""
 
 from knee_tune.app.ending import told_end
-from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
+from knee_tune.app.extra_runs import EndedRun, ExtraRun, train_extra_runs
 from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy, open_for_training
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import Watch, study_start
-from knee_tune.errors import UserError
 from knee_tune.planning.planner import baseline_schedule
 from knee_tune.specs.records import BaselineRecord
 from knee_tune.specs.tracking import StudyFinished
@@ -26,7 +25,7 @@ def run_baseline(
 ) -> BaselineRecord:
     """Train one schedule at ``seed_lr`` (the recipe's own if None) and keep it with the study.
 
-    It is no trial: the search never sees it. UserError if the training fails.
+    It is no trial: the search never sees it. UserError or MachineError if the training fails.
     """
     spec, recipe = request.resolve()
     with (
@@ -39,15 +38,15 @@ def run_baseline(
             on_line=watcher.line,
         ),
     ):
-        record = _train(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
-    if record.state == "failed":
-        raise UserError(f"--schedule {schedule_name}: {record.reason}")
+        ended = _train(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
+        record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
+        record_baseline(opened.study, record)
+    if ended.failure is not None:
+        raise ended.error(f"--schedule {schedule_name}: {record.reason}")
     return record
 
 
-def _train(
-    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float
-) -> BaselineRecord:
+def _train(opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float) -> EndedRun:
     workshop = opened.workshop
     run = ExtraRun(
         key=f"baseline-{schedule_name}-{seed_lr:g}",
@@ -56,7 +55,5 @@ def _train(
         seed=workshop.spec.seed,
         label=schedule_name,
     )
-    (trained,) = train_extra_runs(opened, watcher, [run])
-    record = BaselineRecord(**dict(trained), schedule=schedule_name)
-    record_baseline(opened.study, record)
-    return record
+    (ended,) = train_extra_runs(opened, watcher, [run])
+    return ended

@@ -11,7 +11,6 @@ from knee_tune.app.home import Places
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.searches import KeptSearch, continued_search
 from knee_tune.app.workshop import Workshop, open_workshop
-from knee_tune.errors import UserError
 from knee_tune.planning.plan import Schedule
 from knee_tune.planning.planner import (
     baseline_schedule,
@@ -41,7 +40,8 @@ def search_budget(
     """Train budget after budget until every schedule has reached the target, or none is left.
 
     The same call continues: what was trained before, by anyone in this home, is not trained again.
-    UserError if a run cannot be trained; KeyboardInterrupt is raised on after its end is recorded.
+    UserError or MachineError if a run cannot be trained; KeyboardInterrupt is raised on after its
+    end is recorded.
     """
     with (
         open_workshop(places.home, search.spec, search.recipe, options) as workshop,
@@ -100,11 +100,12 @@ def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) ->
         recipe, facts = at.workshop.recipe, at.workshop.facts
         for line in twins_in_words(recipe, facts, search.explore_fractions):
             watcher.line(line)
-    records = train_extra_runs(at, watcher, [extra for extra, _ in runs])
+    ends = train_extra_runs(at, watcher, [extra for extra, _ in runs])
     done = []
-    for (extra, asked), record in zip(runs, records, strict=True):
-        if record.state == "failed":
-            raise UserError(
+    for (extra, asked), ended in zip(runs, ends, strict=True):
+        record = ended.record
+        if ended.failure is not None:
+            raise ended.error(
                 f"budget search {search.name}: {extra.name}: {record.reason}; the same command "
                 "goes on from here"
             )

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from knee_tune.app.extra_runs import EndedRun, ExtraRun, train_extra_runs
 from knee_tune.app.opened import OpenedStudy
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.rows import in_order, trunk_of
 from knee_tune.schedules import Exploring
 from knee_tune.specs.compared import ComparedRun
@@ -164,7 +164,7 @@ class _Comparison:
         if not _tested(run):
             try:
                 found = workshop.test(weights, key=key, slot=slot, on_life=on_life)
-            except UserError as error:
+            except (UserError, MachineError) as error:
                 return self._given_up(run, ended, f"test: {error}", state="failed")
             run = self._kept(_with(run, found))
         for analysis in self._spec.analyses:
@@ -179,7 +179,7 @@ class _Comparison:
                         on_line=self._watcher.line,
                         on_life=on_life,
                     )
-                except UserError as error:
+                except (UserError, MachineError) as error:
                     return self._given_up(run, ended, f"{analysis.name}: {error}")
                 run = self._kept(_with(run, {analysis.name: found[analysis.name]}))
         self._watcher.line(f"{ended.run.name}: {', '.join(_words(run))}")

@@ -70,7 +70,7 @@ def _train(
     trained = train_extra_runs(opened, watcher, runs, timeout=timeout)
     if len(trained) < len(runs):
         return None
-    records = iter(trained)
+    records = iter(ended.record for ended in trained)
     return [
         candidate.model_copy(update={"runs": tuple(_told(next(records), seed) for seed in seeds)})
         for candidate in candidates

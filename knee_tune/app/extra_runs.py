@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from knee_tune.app.workshop import Workshop
-from knee_tune.distributed.protocol import Decision, Done, Outcome, Report
+from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.plan import Schedule, TrainPlan
 from knee_tune.reporting.curves import curves_figure
+from knee_tune.runs.restarts import error_of
 from knee_tune.runs.slots import Slots
 from knee_tune.specs.records import Evaluation, RunRecord
 from knee_tune.specs.steps import StepCount
@@ -51,8 +53,16 @@ class EndedRun:
     weights: Path | None
     """None: it is not complete."""
     slot: int
+    task: str
     on_life: Callable[[], None]
     """To be called at every sign of life of what is done with it: an interrupt comes through."""
+    failure: Failure | None = None
+    """What its group died of, if that is how it ended."""
+
+    def error(self, said: str) -> UserError | MachineError:
+        """The error that says ``said`` of its failure."""
+        assert self.failure is not None, "it has failed"
+        return error_of(self.failure, task=self.task, said=said)
 
 
 class Follow(Protocol):
@@ -117,17 +127,17 @@ def train_extra_runs(
     choose: Choose = _first,
     follow: Follow = _nothing,
     timeout: float | None = None,
-) -> list[RunRecord]:
-    """Train ``runs``, as many at a time as there are slots; their records in the same order.
+) -> list[EndedRun]:
+    """Train ``runs``, as many at a time as there are slots; how they ended, in the same order.
 
     One that was finished before, or is the same training as another, is answered from its record.
     One that cannot be trained has the state "failed", one that diverges "pruned". ``choose`` picks
     the next one, or none; ``follow`` is called for every one, in the thread of its slot. After
-    ``timeout`` seconds none is begun, and there are records of those that were.
+    ``timeout`` seconds none is begun, and there are ends of those that were.
     KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
     """
     waiting, choosing = list(runs), threading.Lock()
-    records: dict[int, RunRecord] = {}
+    ends: dict[int, EndedRun] = {}
     slots = Slots(min(opened.workshop.options.slots, max(1, len(runs))))
     until = float("inf") if timeout is None else time.monotonic() + timeout
 
@@ -141,10 +151,10 @@ def train_extra_runs(
                 place = runs.index(run)
                 shown = run.name if len(runs) == 1 else f"{run.name} ({place + 1} of {len(runs)})"
                 training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
-                records[place] = training.run_in(slot, follow)
+                ends[place] = training.run_in(slot, follow)
 
     slots.run(work)
-    return [records[place] for place in sorted(records)]
+    return [ends[place] for place in sorted(ends)]
 
 
 class _Training:
@@ -168,7 +178,7 @@ class _Training:
         self._metric = f"valid_{opened.workshop.recipe.objective}"
         self._watched = f"valid_{opened.workshop.recipe.watched}"
 
-    def run_in(self, slot: int, follow: Follow) -> RunRecord:
+    def run_in(self, slot: int, follow: Follow) -> EndedRun:
         """Train in that slot; whatever happens, the tracking learns how it ended."""
         opened, run = self._opened, self._run
         plan = opened.workshop.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
@@ -196,22 +206,23 @@ class _Training:
             record = self._record(plan, ending, result.steps, started=started)
             self._attach_curves(record)
             self._show_end(record, answered=result.answered)
-            more = follow(
-                EndedRun(
-                    run=run,
-                    record=record,
-                    steps=result.steps,
-                    answered=result.answered,
-                    weights=_weights(result.outcome) if ending.end == "complete" else None,
-                    slot=slot,
-                    on_life=self._slots.raise_if_stopped,
-                )
+            ended = EndedRun(
+                run=run,
+                record=record,
+                steps=result.steps,
+                answered=result.answered,
+                weights=_weights(result.outcome) if ending.end == "complete" else None,
+                slot=slot,
+                task=plan.task,
+                on_life=self._slots.raise_if_stopped,
+                failure=ending.failure,
             )
+            more = follow(ended)
         except BaseException as error:
             self._events.finished(Ending.of_exception(error))
             raise
         self._events.finished(ending, **more)
-        return record
+        return ended
 
     def _record(
         self, plan: TrainPlan, ending: Ending, steps: StepCount, *, started: float

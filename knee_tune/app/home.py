@@ -4,12 +4,27 @@ import os
 import shlex
 import shutil
 import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import UserError, one_line, printable
+from knee_tune.leftovers import sweep
+from knee_tune.planning.checkpoint_folder import drafts
+from knee_tune.runs.locks import file_lock, try_lock
+from knee_tune.tasks.prepared_folder import FILLING
 from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
 from knee_tune.urls import shown_url, sqlite_url
+
+ABANDONED_SECONDS = 60.0
+"""Age from which a note that is not whole is nobody's: one is written in milliseconds."""
+
+_NOTES = (
+    *("trunks/*.draft", "reports/.*.draft", "budgets/*.draft", "logs/*/*/.*.draft"),
+    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,33 @@ class Home:
             ) from error
         if not os.access(self.root, os.W_OK):
             raise UserError(f"--home {self.root}: is not writable; name another folder")
+
+    def sweep(self) -> None:
+        """Remove what killed commands left half-written, where nobody is at work any more."""
+        for folder in (*self.checkpoints.glob("*/"), *self.trunks.glob("*/")):
+            if left := drafts(folder):
+                lock = file_lock(folder.with_name(f"{folder.name}.lock"))
+                if try_lock(lock):
+                    _remove(left)
+                    lock.release()
+        _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
+        sweep(self.data.glob(FILLING))
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    except OSError:
+        return False  # it has got its name
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from knee_tune.app.extra_runs import Lines
 from knee_tune.app.home import Home
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import open_workshop, shown_failure
-from knee_tune.distributed.protocol import Decision, Done
-from knee_tune.errors import UserError
+from knee_tune.app.workshop import open_workshop
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.planning.plan import LRRangePlan
 from knee_tune.reporting.lr_range_figure import as_page, lr_range_figure
+from knee_tune.runs.restarts import run_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,8 @@ def lr_range_test(
             f"LR range test of {spec.task}: {request.steps} steps, LR {request.low:g} to "
             f"{request.high:g}"
         )
-        outcome = workshop.runner.run(
-            plan,
-            on_report=lambda report: Decision(stop=False),
-            on_line=lines.line,
-            on_progress=on_step,
-        )
-    if not isinstance(outcome, Done):
-        raise UserError(shown_failure(outcome, plan))
-    lrs, losses = outcome.result["lrs"], outcome.result["losses"]
+        done = run_job(workshop.runner, plan, on_line=lines.line, on_progress=on_step)
+    lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
         raise UserError(f"--low {request.low:g}: the loss is lost at the first step; start lower")
     reading = read_off(lrs, losses)
@@ -97,6 +90,8 @@ def lr_range_test(
     try:
         page.write_text(as_page(figure), encoding="utf-8")
     except OSError as error:
+        if disk_trouble(error):
+            raise
         raise UserError(f"--out {page}: {error.strerror}; name another file") from error
     return RangeTest(
         task=spec.task,

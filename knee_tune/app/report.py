@@ -9,7 +9,7 @@ import yaml
 from knee_tune.app.home import Places
 from knee_tune.app.look import find_study
 from knee_tune.app.winner import TEST_PREFIX
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.reporting.compared_report import ComparisonReport, build_comparison_report
 from knee_tune.reporting.context import ReportContext
 from knee_tune.reporting.document import Command, Report
@@ -96,7 +96,7 @@ def text_of(report: Report, form: Format) -> str:
 
 
 def write_report(report: Report, path: Path, form: Format) -> Path:
-    """Write it, the whole of it or nothing; UserError if the file cannot be written."""
+    """Write it, the whole of it or nothing; UserError if the file cannot be written there."""
     draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +104,8 @@ def write_report(report: Report, path: Path, form: Format) -> Path:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
+        if disk_trouble(error):
+            raise
         raise UserError(
             f"report {path}: cannot be written ({error.strerror}); name a file elsewhere"
         ) from error

@@ -161,9 +161,8 @@ def _drive(
         pages.changed()
 
     asking = asking_lock(opened.places.storage_url, study=study.study_name)
-    if workshop.spec.sampler == "grid":
-        with asking:
-            requeue_failed(study)
+    with asking:
+        requeue_failed(study)
     Driver(
         Search(
             study=study,

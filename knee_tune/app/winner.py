@@ -9,9 +9,10 @@ from knee_tune.app.home import Places
 from knee_tune.app.opened import reopen_workshop
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.workshop import Workshop
-from knee_tune.distributed.protocol import Decision, Done, Report
-from knee_tune.errors import UserError
+from knee_tune.distributed.protocol import Decision, Report
+from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.runs.restarts import run_job
 from knee_tune.specs.confirmation import Confirmed
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
@@ -118,7 +119,8 @@ def replay(
 ) -> Replay:
     """Train a study's winner, or the trial of that number, once more; nothing is recorded.
 
-    UserError if the study or trial is unknown or not complete, or the training fails.
+    UserError if the study or trial is unknown or not complete; an error as of ``run_job`` if the
+    training fails.
     """
     study = load_study(open_storage(places.storage_url), name)
     trial = complete_trial(study_record(study), number)
@@ -136,13 +138,10 @@ def replay(
         if other := alone.by_other_code(workshop.facts.code):
             on_line(f"{other}: it may come out otherwise")
         plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
-        outcome = workshop.runner.run(
-            plan, on_report=reported, on_line=on_line, on_progress=lambda step: None
-        )
-    if not isinstance(outcome, Done) or outcome.state != "complete":
-        reason = outcome.reason if isinstance(outcome, Done) else outcome.message
-        raise UserError(f"replay of trial {trial.number}: {reason}")
-    return Replay(trial=trial, metrics=outcome.result["metrics"])
+        done = run_job(workshop.runner, plan, on_report=reported, on_line=on_line)
+    if done.state != "complete":
+        raise MachineError(f"replay of trial {trial.number}: {done.reason}")
+    return Replay(trial=trial, metrics=done.result["metrics"])
 
 
 def complete_trial(record: StudyRecord, number: int | None) -> TrialRecord:

@@ -5,20 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from knee_tune.app.home import Home
 from knee_tune.app.placement import GroupOptions, placed
 from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.protocol import Decision, Done, Failure, GroupRunner
+from knee_tune.distributed.protocol import GroupRunner
 from knee_tune.distributed.torchrun import TorchrunRunner
-from knee_tune.errors import UserError
 from knee_tune.planning.keys import run_key
 from knee_tune.planning.plan import (
     AnalysePlan,
     DescribePlan,
     Placement,
-    Plan,
     Replica,
     Schedule,
     TaskFacts,
@@ -28,6 +25,7 @@ from knee_tune.planning.plan import (
 )
 from knee_tune.planning.planner import budget_steps, on_trunk, steps_per_evaluation, train_plan
 from knee_tune.planning.rows import row_schedule
+from knee_tune.runs.restarts import run_job
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.analyses import Analysis
@@ -116,9 +114,10 @@ class Workshop:
     def test(
         self, weights: Path, *, key: str, slot: int = 0, on_life: OnLife = lambda: None
     ) -> dict[str, float]:
-        """Metrics of finished weights on the test split; UserError if that fails."""
+        """Metrics of finished weights on the test split; an error as of ``run_job`` if it fails."""
         plan = TestPlan(**dict(self.order(key, slot=slot)), weights=weights)
-        return dict(run_quietly(self.runner, plan, on_life=on_life)["metrics"])
+        done = run_job(self.runner, plan, on_progress=lambda step: on_life())
+        return dict(done.result["metrics"])
 
     def analyse(
         self,
@@ -131,15 +130,15 @@ class Workshop:
         on_line: Callable[[str], None],
         on_life: OnLife = lambda: None,
     ) -> dict[str, float]:
-        """What an analysis finds of weights trained with that seed; UserError if that fails.
+        """What an analysis finds of weights trained with that seed; an error as of ``run_job``.
 
         The seed may be part of the training data, as where labels are noisy. ``on_line`` is told
         where what was found is less than what was asked for.
         """
         order = self.order(key, seed=seed, slot=slot)
         plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
-        found = run_quietly(self.runner, plan, on_line=on_line, on_life=on_life)
-        return dict(found["metrics"])
+        done = run_job(self.runner, plan, on_line=on_line, on_progress=lambda step: on_life())
+        return dict(done.result["metrics"])
 
 
 @contextmanager
@@ -149,7 +148,7 @@ def open_workshop(
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
     UserError if the home cannot be made, the task's data or libraries are missing, or there are too
-    few devices.
+    few devices; MachineError if it keeps ending the group that looks.
     """
     options.check()
     entry = task_entry(spec.task)
@@ -163,6 +162,7 @@ def open_workshop(
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
     try:
         home.create()
+        home.sweep()  # while the runner warms up
         order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = _facts(runner, DescribePlan(**dict(order)), entry)
         limit = options.trunk_cache
@@ -193,39 +193,10 @@ def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFac
     task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(TrainingCode, task, recipe)
-        facts = TaskFacts.model_validate(run_quietly(runner, plan))
+        facts = TaskFacts.model_validate(run_job(runner, plan).result)
     code = reading.result()
     code.follow(facts.modules)
     return facts.model_copy(update={"code": code.fingerprint})
-
-
-def run_quietly(
-    runner: GroupRunner,
-    plan: Plan,
-    *,
-    on_line: Callable[[str], None] = lambda text: None,
-    on_life: OnLife = lambda: None,
-) -> dict[str, Any]:
-    """The result of a plan that reports nothing; UserError with the root cause if it fails.
-
-    ``on_life`` is called at every sign of life; what it raises ends the job and propagates.
-    """
-    outcome = runner.run(
-        plan,
-        on_report=lambda report: Decision(stop=False),
-        on_line=on_line,
-        on_progress=lambda step: on_life(),
-    )
-    if not isinstance(outcome, Done):
-        raise UserError(shown_failure(outcome, plan))
-    return outcome.result
-
-
-def shown_failure(failure: Failure, plan: Plan) -> str:
-    """What people can put right in its own words; anything else with the place of its traceback."""
-    if failure.kind == "user_error":
-        return failure.message
-    return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
 
 
 def _order(

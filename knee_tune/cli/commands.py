@@ -28,6 +28,8 @@ from knee_tune.cli.upkeep import doctor, prepare
 app = typer.Typer(
     name="knee-tune",
     help="Find the seed LR and the explore fraction of a Knee learning-rate schedule.",
+    epilog="Exit codes: 0 done; 1 something of ours or of the machine, the same command goes on; "
+    "2 your input, your own data and code included; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,13 +1,16 @@
 """The consoles of all commands, and plain lines for those that need no table while they work."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from knee_tune.errors import printable
+from knee_tune.errors import MachineError, printable
+
+if TYPE_CHECKING:
+    from knee_tune.specs.records import StudyRecord
 
 
 class PlainConsole(Console):
@@ -30,6 +33,18 @@ class ConsoleLines:
     def line(self, text: str) -> None:
         """Print it."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def refuse_failures(record: "StudyRecord") -> None:
+    """MachineError if a study has failed trials, or runs: what is missing is said last."""
+    compares = record.spec.compare is not None
+    failed = record.run_counts.failed if compares else record.counts.failed
+    if failed:
+        what = "run" if compares else "trial"
+        raise MachineError(
+            f"study {record.name}: {failed} {what}{'s' * (failed > 1)} failed; the same command "
+            "tries again"
+        )
 
 
 def open_in_browser(path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from knee_tune.cli.comparison import print_comparison
 from knee_tune.cli.confirmation import print_confirmation
-from knee_tune.cli.lines import PlainConsole, open_in_browser
+from knee_tune.cli.lines import PlainConsole, open_in_browser, refuse_failures
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -128,6 +128,7 @@ def reproduce(
         print_reproduction(PlainConsole(), found)
     if show and found.report is not None:
         open_in_browser(found.report)
+    refuse_failures(found.record)
 
 
 def print_reproduction(console: Console, found: "Reproduction") -> None:

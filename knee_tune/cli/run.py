@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from knee_tune.cli.lines import PlainConsole
+from knee_tune.cli.lines import PlainConsole, refuse_failures
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -205,6 +205,7 @@ def run(
         return
     summary = run_study(request, places, options, timeout=timeout, register=register, watch=watch)
     print_summary(console, summary, places)
+    refuse_failures(summary.record)
 
 
 def _words(launcher: str) -> tuple[str, ...]:

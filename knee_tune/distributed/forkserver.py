@@ -16,7 +16,8 @@ from pathlib import Path
 from knee_tune.distributed.protocol import Decision, Failure, GroupRunner, Outcome, Report
 from knee_tune.distributed.supervisor import Callbacks, Supervisor
 from knee_tune.distributed.wire import Order, Wire
-from knee_tune.planning.plan import Plan
+from knee_tune.leftovers import claimed, sweep
+from knee_tune.planning.plan import Plan, TrainPlan
 
 # The driver's sys.path makes every module importable there that is importable here. Unlike
 # multiprocessing, nothing ever imports the driver's __main__ again.
@@ -26,6 +27,9 @@ sys.path[:] = json.loads(sys.argv[3])
 from knee_tune.distributed.zygote import main
 main(int(sys.argv[1]), sys.argv[2], sys.argv[4:])
 """
+
+_STORES = "knee-tune-stores-"
+"""How folders for the files of FileStores begin, in the folder for temporary ones."""
 
 
 class ForkserverRunner(GroupRunner):
@@ -73,6 +77,7 @@ class ForkserverRunner(GroupRunner):
                 stall_timeout=plan.placement.stall_timeout,
                 callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
                 local=True,
+                saves=isinstance(plan, TrainPlan),
             ).run()
         finally:
             store.unlink(missing_ok=True)
@@ -103,7 +108,9 @@ class _Zygote:
     """The driver's handle of the warm process."""
 
     def __init__(self, preload: Sequence[str]) -> None:
-        self.stores = Path(tempfile.mkdtemp(prefix="knee-tune-"))  # the zygote removes it
+        sweep(Path(tempfile.gettempdir()).glob(f"{_STORES}*"))
+        self.stores, claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_STORES)))
+        self._claim = claim  # the zygote inherits it, and removes the folder
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the zygote
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -120,7 +127,7 @@ class _Zygote:
                 # A module that asks at import whether there is a GPU must not initialise CUDA
                 # here: it would be of no use in any forked rank.
                 env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), claim],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
@@ -158,3 +165,4 @@ class _Zygote:
             self._process.wait()
         self._errors.close()
         shutil.rmtree(self.stores, ignore_errors=True)
+        os.close(self._claim)

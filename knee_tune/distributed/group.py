@@ -59,13 +59,13 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
-    def agree(self, value: bool) -> bool:
+    def agree(self, value: int) -> int:
         """Rank 0's ``value``, on every rank."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor(int(value), device=self.device)
         dist.broadcast(tensor, src=0)
-        return bool(tensor.item())
+        return int(tensor.item())
 
     def gather(self, value: T) -> list[T]:
         """Every rank's ``value``, in rank order, on every rank.

@@ -34,6 +34,10 @@ class Decision(Spec):
     """The driver's answer to a report."""
 
     stop: bool
+    save: bool = Field(
+        default=False,
+        description="the driver was interrupted: save the state and end, wherever the run is",
+    )
     leave: tuple[int, ...] = Field(
         default=(),
         description="replicas (places in the plan) that end here while the rest goes on",
@@ -62,10 +66,34 @@ class Failure(Spec):
     """Why a rank or a group died: the root cause, not its echoes on other ranks."""
 
     type: Literal["failure"] = "failure"
-    kind: Literal["user_error", "exception", "out_of_memory", "exit", "signal", "stalled", "launch"]
+    kind: Literal[
+        "user_error",  # what people must put right
+        "exception",
+        "out_of_memory",
+        "exit",  # with a code, before its job was done
+        "stalled",
+        "signal",
+        "lost",  # its line ended without a word, or it only says that another rank is gone
+        "launch",  # it never lived
+        "disk",  # full, read-only or broken
+    ]
     rank: int
     message: Words
     traceback: str = ""
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether the machine ended it, not its code or its data: another start may well do.
+
+        Memory that ran out and was seen to is not among it, for the same model needs as much again;
+        nor is a stall, which may be a mistake.
+        """
+        return self.kind in ("signal", "lost", "launch", "disk")
+
+    @property
+    def for_all(self) -> bool:
+        """Whether every other run would fail for the same: people must put something right."""
+        return self.kind in ("user_error", "disk")
 
 
 class ReplicaDone(Spec):
@@ -122,6 +150,11 @@ class Channel(Protocol):
         """Say something to the people who watch."""
         ...
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the driver wants the state saved and the run ended (rank 0 alone is told)."""
+        return False
+
 
 class GroupRunner(Protocol):
     """Runs plans, each with a group of ranks of its own; several threads may do so side by side.
@@ -129,7 +162,8 @@ class GroupRunner(Protocol):
     ``run`` never raises for what a rank does: exception, exit, signal and stall come back as
     :class:`Failure` with the root cause, and no process of the group survives the call. A
     ``KeyboardInterrupt`` in the driver's thread, or an exception of a callback, ends the group
-    and propagates.
+    and propagates; a run that trains saves its state before, if that takes it but seconds. A second
+    ``KeyboardInterrupt`` waits for nothing.
     """
 
     def run(

@@ -1,5 +1,6 @@
 """The life of one rank: order, process group, job, and how it ended. Both runners use it."""
 
+import contextlib
 import faulthandler
 import importlib
 import logging
@@ -33,7 +34,7 @@ from knee_tune.distributed.protocol import (
     Report,
 )
 from knee_tune.distributed.wire import Order, Ready, Started, Whereabouts, Wire
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.planning.plan import Placement, Plan
 
 Job = Callable[[Plan, Group, Channel], Done]
@@ -55,6 +56,7 @@ class DriverLine(Channel):
         self._step = 0
         self._next_progress = 0.0
         self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
+        self._interrupted = threading.Event()
         threading.Thread(target=self._listen, daemon=True, name="driver-line").start()
 
     def report(self, report: Report) -> Decision:
@@ -77,9 +79,16 @@ class DriverLine(Channel):
         """Say something to the people who watch."""
         self._wire.send(Line(text=text))
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the driver wants the state saved and the run ended."""
+        return self._interrupted.is_set()
+
     def _listen(self) -> None:
         for answer in self._wire.answers():
             if isinstance(answer, Decision):
+                if answer.save:
+                    self._interrupted.set()
                 self._decisions.put(answer)
             else:
                 self._wire.send(self._whereabouts())
@@ -133,11 +142,13 @@ def live(line: socket.socket, store: socket.socket | None = None) -> int:
             dist.destroy_process_group()
         status = 0
     except BaseException as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            traceback.print_exc()
         wire.send(_failure(order.rank, error))
         status = FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     return status
 
 
@@ -258,9 +269,11 @@ def _prefer_speed() -> None:
 
 
 def _failure(rank: int, error: BaseException) -> Failure:
-    kind: Literal["user_error", "out_of_memory", "exception"]
+    kind: Literal["user_error", "disk", "out_of_memory", "exception"]
     if isinstance(error, UserError):  # it is about the input, not about a rank
         kind, origin = "user_error", ""
+    elif trouble := disk_trouble(error):
+        return Failure(kind="disk", rank=rank, message=trouble, traceback=_told(error))
     else:
         kind = "out_of_memory" if ran_out_of_memory(error) else "exception"
         origin = f"rank {rank}: {type(error).__name__}: "
@@ -268,5 +281,9 @@ def _failure(rank: int, error: BaseException) -> Failure:
         kind=kind,
         rank=rank,
         message=f"{origin}{first_line(error)}",
-        traceback="".join(traceback.format_exception(error)),
+        traceback=_told(error),
     )
+
+
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))

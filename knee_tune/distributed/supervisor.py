@@ -6,8 +6,9 @@ import re
 import selectors
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from knee_tune.distributed.protocol import (
     Decision,
@@ -26,6 +27,7 @@ _ECHOES = 2.0  # the same, while all that is known are echoes of another rank's 
 _ANSWER = 1.0  # seconds for a silent rank to say what it is doing
 _START = 300.0  # seconds until a rank has imported everything and joined its group
 _LEAVE = 5.0  # seconds for a rank to go by itself once its job is done
+_SAVE = 10.0  # seconds for an interrupted run to save its state
 _TERMINATE = 1.0  # seconds between SIGTERM and SIGKILL
 
 _ECHO = re.compile(
@@ -52,27 +54,36 @@ class _Rank:
     wire: Wire
     pid: int = 0
     ready: bool = False
+    trains: bool = False
     heard: float = 0.0
     failed: bool = False
     ended: bool = False
     done: Done | None = None
     whereabouts: Whereabouts | None = None
+    unheard: deque[FromRank] = field(default_factory=deque)
 
 
 class Supervisor:
     """Watches one group, given a wire per rank on which the order has been sent.
 
     ``local`` says that the ranks are processes of this machine and may be killed by pid; ranks of
-    other machines end themselves when their line does.
+    other machines end themselves when their line does. ``saves``: the job is a run that can save
+    its state, which it does before an interrupt ends it.
     """
 
     def __init__(
-        self, wires: Sequence[Wire], *, stall_timeout: float, callbacks: Callbacks, local: bool
+        self,
+        wires: Sequence[Wire],
+        *,
+        stall_timeout: float,
+        callbacks: Callbacks,
+        local: bool,
+        saves: bool = False,
     ) -> None:
         self._ranks = [_Rank(number, wire) for number, wire in enumerate(wires)]
         self._stall_timeout = stall_timeout
         self._callbacks = callbacks
-        self._local = local
+        self._local, self._saves = local, saves
         self._failures: list[Failure] = []  # in order of arrival
         self._clock = 0.0  # seconds spent waiting for ranks: callbacks and suspends do not count
         self._selector = selectors.DefaultSelector()
@@ -83,6 +94,9 @@ class Supervisor:
         """The group's outcome. Whatever happens, no rank outlives this call."""
         try:
             return self._watch()
+        except BaseException:
+            self._let_save()
+            raise
         finally:
             self._end()
 
@@ -97,7 +111,12 @@ class Supervisor:
                 return self._stalled()
         self._listen_until(lambda: False, _CAUSES)
         self._listen_until(lambda: not all(map(_is_echo, self._failures)), _ECHOES)
-        return min(self._failures, key=_is_echo)  # the first one that is not an echo
+        return self._cause()
+
+    def _cause(self) -> Failure:
+        """The first failure that is not an echo of another one."""
+        cause = min(self._failures, key=_is_echo)
+        return cause.model_copy(update={"kind": "lost"}) if _is_echo(cause) else cause
 
     # Listening
 
@@ -113,8 +132,13 @@ class Supervisor:
             if messages is None:
                 self._end_of_line(rank)
             else:
-                for message in messages:
-                    self._hear(rank, message)
+                rank.unheard += messages
+        self._hear_all()
+
+    def _hear_all(self) -> None:
+        for rank in self._ranks:
+            while rank.unheard:  # a callback may raise: the rest is for who listens then
+                self._hear(rank, rank.unheard.popleft())
 
     def _listen_until(self, satisfied: Callable[[], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -130,9 +154,11 @@ class Supervisor:
             case Ready():
                 rank.ready = True
             case Report():
+                rank.trains = True
                 if not self._failures:
                     self._answer(rank, self._callbacks.on_report(message))
             case Progress(step=step):
+                rank.trains = rank.trains or step > 0
                 if rank.number == 0:
                     self._callbacks.on_progress(step)
             case Line(text=text):
@@ -158,7 +184,7 @@ class Supervisor:
     def _end_of_line(self, rank: _Rank) -> None:
         self._close(rank)
         if rank.pid:
-            failure = Failure(kind="exit", rank=rank.number, message=f"rank {rank.number} vanished")
+            failure = Failure(kind="lost", rank=rank.number, message=f"rank {rank.number} vanished")
         else:
             failure = Failure(
                 kind="launch", rank=rank.number, message=f"rank {rank.number} did not start"
@@ -192,7 +218,7 @@ class Supervisor:
             self._answer(rank, Inquiry())
         self._listen_until(lambda: all(rank.whereabouts for rank in silent), _ANSWER)
         if self._failures:
-            return min(self._failures, key=_is_echo)
+            return self._cause()
 
         def blame(rank: _Rank) -> tuple[bool, int, bool]:
             where = rank.whereabouts
@@ -214,6 +240,29 @@ class Supervisor:
         )
 
     # The end
+
+    def _let_save(self) -> None:
+        """Have a run that trains save its state, unless that takes too long or anything fails.
+
+        Its steps are told, so that they are counted; nothing else is heard of it.
+        """
+        first = self._ranks[0]
+        if not (self._saves and first.trains) or self._failures:
+            return
+        answer, told = Decision(stop=True, save=True), self._callbacks.on_progress
+
+        def count(step: int) -> None:
+            with contextlib.suppress(Exception):  # the end is under way
+                told(step)
+
+        self._callbacks = Callbacks(
+            on_report=lambda _: answer, on_line=self._callbacks.on_line, on_progress=count
+        )
+        self._answer(first, answer)
+        self._hear_all()
+        self._listen_until(lambda: bool(first.done or self._failures), _SAVE)
+        if first.done and first.done.steps_trained:
+            count(first.done.step)
 
     def _end(self) -> None:
         """Hang up, terminate, kill: no rank and no process of a rank survives."""
@@ -261,4 +310,4 @@ def _is_echo(failure: Failure) -> bool:
     """Whether the failure only says that another rank is gone."""
     if failure.kind == "exception":
         return _ECHO.search(failure.message) is not None
-    return failure.kind == "exit" and failure.message.endswith("vanished")
+    return failure.kind == "lost"

@@ -24,7 +24,7 @@ from knee_tune.distributed.supervisor import Callbacks, Supervisor
 from knee_tune.distributed.torchrun_rank import DRIVER, NNODES, TOKEN
 from knee_tune.distributed.wire import Order
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Plan
+from knee_tune.planning.plan import Plan, TrainPlan
 
 _TICK = 0.5  # seconds between two looks at the launcher
 _LEAVE = 5.0  # seconds for the launcher to go by itself once its ranks are gone
@@ -105,6 +105,7 @@ class TorchrunRunner(GroupRunner):
                 stall_timeout=plan.placement.stall_timeout,
                 callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
                 local=self._nnodes == 1,
+                saves=isinstance(plan, TrainPlan),
             ).run()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 launched.wait(timeout=_LEAVE)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Outcome, Report
 from knee_tune.planning.checkpoint_folder import (
@@ -15,11 +16,9 @@ from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.step_note import begin_note, end_note, read_note
 from knee_tune.runs.ledger import read_record, write_record
 from knee_tune.runs.locks import file_lock, held_once
+from knee_tune.runs.restarts import Restarts, wait
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.steps import StepCount
-
-ATTEMPTS = 3
-"""Times one run is started: once, and twice more from its newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +90,22 @@ class Trainer:
         """Train, and train again from the newest checkpoint if the group dies."""
         reports: dict[int, Report] = {}
         self._use_trunk(plan, listener)
-        for attempt in range(1, ATTEMPTS + 1):
-            outcome, steps = self._attempt(plan, steps, reports, listener)
-            if isinstance(outcome, Done) or outcome.kind == "user_error":
-                break  # what people must put right comes out the same again
-            if attempt < ATTEMPTS:
-                listener.on_line(
-                    f"{plan.log_dir.name}: {outcome.message}; "
-                    f"starting again from its newest checkpoint ({attempt} of {ATTEMPTS - 1})"
-                )
-        if isinstance(outcome, Done):
-            _record(plan, outcome, reports, listener)
+        restarts = Restarts()
+        while True:
+            outcome, start, steps = self._attempt(plan, steps, reports, listener)
+            if isinstance(outcome, Done):
+                _record(plan, outcome, reports, listener)
+                break
+            pause = restarts.pause(outcome, start=start)
+            if pause is None:
+                outcome = restarts.given_up(outcome)
+                break
+            when = f" in {pause:g} s" if pause else ""
+            listener.on_line(
+                f"{plan.log_dir.name}: {outcome.message}; starting again from its newest "
+                f"checkpoint{when} ({restarts.words(outcome)})"
+            )
+            wait(pause, partial(listener.on_progress, steps.reached))
         return RunResult(outcome=outcome, steps=steps)
 
     def _attempt(
@@ -110,8 +114,8 @@ class Trainer:
         steps: StepCount,
         reports: dict[int, Report],
         listener: _Listener,
-    ) -> tuple[Outcome, StepCount]:
-        """One start of the group: its outcome, and the steps with its own among them.
+    ) -> tuple[Outcome, int | None, StepCount]:
+        """One start of the group: its outcome, its first step, and all steps with its own among.
 
         An attempt that did not come back is counted by what its rank 0 noted, or else by its signs
         of life: the first step it gave tells where it started. Reports do not, for it repeats those
@@ -154,7 +158,7 @@ class Trainer:
                     steps = steps.after(first=first, last=last)
                 listener.on_steps(steps)
                 end_note(plan)
-        return outcome, steps
+        return outcome, first, steps
 
     @contextmanager
     def _trunk_alone(

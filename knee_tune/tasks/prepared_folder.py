@@ -9,13 +9,18 @@ from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from knee_tune.errors import UserError
+from knee_tune.leftovers import claimed, sweep
 from knee_tune.specs.base import Spec
 from knee_tune.specs.recipe import DATA_NAME
 
 MANIFEST = "manifest.json"
 """Written last, so a folder without one was never finished."""
+
+FILLING = ".*.filling"
+"""The names of folders that are not whole yet."""
 
 _CHECKSUM = "manifest_sha256"
 
@@ -104,9 +109,8 @@ def set_folder(data_root: Path, name: str) -> Path:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill: it replaces ``folder`` if the block ends well and is gone otherwise."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    sweep(folder.parent.glob(FILLING))
+    partial, claim = claimed(lambda: _made(folder.with_name(f".{folder.name}.{uuid4()}.filling")))
     try:
         yield partial
         if folder.exists():
@@ -114,3 +118,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(claim)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

@@ -6,6 +6,7 @@ best. The manifest holds the checksums and whose state it is; the folder gets it
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -24,7 +25,12 @@ from torch import nn
 
 from knee_tune.distributed.out_of_memory import ran_out_of_memory
 from knee_tune.errors import first_line
-from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS, checkpoint_path, checkpoint_step
+from knee_tune.planning.checkpoint_folder import (
+    DRAFT,
+    KEPT_WEIGHTS,
+    checkpoint_path,
+    checkpoint_step,
+)
 from knee_tune.planning.keys import digest_of, run_identity
 from knee_tune.planning.plan import TrainPlan
 
@@ -33,7 +39,6 @@ FORMAT = 3
 
 STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, "manifest.json"
 
-_DRAFT = ".draft-"
 _DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
     pickle.UnpicklingError,
@@ -87,7 +92,7 @@ def save_checkpoint(
     is left behind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    target, draft = checkpoint_path(directory, step=step), directory / f"{_DRAFT}{uuid.uuid4().hex}"
+    target, draft = checkpoint_path(directory, step=step), directory / f"{DRAFT}{uuid.uuid4().hex}"
     try:
         draft.mkdir()
         checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
@@ -104,6 +109,11 @@ def save_checkpoint(
                 raise
         if durable:
             _sync(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
+        raise OSError(error.errno, needed, str(directory)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -140,7 +150,7 @@ def _kind_of(error: Exception) -> type[DamagedError]:
 
 def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:
     """Delete what killed runs left half-written at least so many ``seconds`` ago."""
-    for draft in directory.glob(f"{_DRAFT}*"):
+    for draft in directory.glob(f"{DRAFT}*"):
         try:
             if time.time() - draft.stat().st_mtime >= seconds:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -181,6 +191,20 @@ def share_file(source: Path, target: Path) -> Path:
     except OSError:
         shutil.copyfile(source, target)
     return target
+
+
+def _size_of(state: Any, weights: Path | None) -> int:
+    """Bytes of all tensors in ``state`` and of the file of ``weights``, about."""
+    match state:
+        case torch.Tensor():
+            return state.nbytes
+        case dict():
+            size = sum(_size_of(each, None) for each in state.values())
+        case list() | tuple():
+            size = sum(_size_of(each, None) for each in state)
+        case _:
+            size = len(str(state))
+    return size + (weights.stat().st_size if weights is not None else 0)
 
 
 def _write_state(path: Path, content: dict[str, Any]) -> str:

@@ -34,6 +34,9 @@ than writing one after every evaluation of a small model."""
 CHECKPOINT_SHARE = 0.03
 """Of its time that a run spends on checkpoints, at most: many replicas make them large."""
 
+LOOK_SECONDS = 1.0
+"""Between two looks of several ranks whether the driver was interrupted."""
+
 End = Literal["complete", "stopped", "diverged"]
 
 
@@ -57,6 +60,7 @@ class TrainingRun:
         self.first_step = self.step
         self._started = self._saved = time.monotonic()
         self._due_after = CHECKPOINT_SECONDS
+        self._last_look, self._next_look, self._looked = self.step, self.step + 1, self._started
 
     def run(self) -> Done:
         """Train to the last step, or until the driver says stop or the loss is lost."""
@@ -99,7 +103,27 @@ class TrainingRun:
             self._save_knot()
             if stop:
                 return self._done("stopped")
+            if self._interrupted():
+                self._save(due=True)
+                return self._done("stopped")
         return self._finish()
+
+    def _interrupted(self) -> bool:
+        """Whether the driver was interrupted: the run ends here and goes on from here later.
+
+        Several ranks have to agree, which they do once in a while.
+        """
+        if self.step < self._next_look:
+            return False
+        ahead = 1
+        if self.group.world_size > 1:
+            now = time.monotonic()
+            steps, seconds = self.step - self._last_look, now - self._looked
+            ahead = min(2 * steps, max(1, int(LOOK_SECONDS * steps / max(seconds, 1e-9))))
+            self._last_look, self._looked = self.step, now
+        ahead = self.group.agree(0 if self.channel.interrupted else ahead)
+        self._next_look = self.step + ahead
+        return ahead == 0
 
     @property
     def _training(self) -> list[int]:

@@ -9,7 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from knee_tune.distributed.protocol import Decision, Failure, Report
-from knee_tune.errors import UserError
+from knee_tune.runs.restarts import error_of
 from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.specs.records import TrialRecord
 from knee_tune.specs.steps import StepCount
@@ -19,7 +19,7 @@ from knee_tune.tuning.ends import record_end
 from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.listeners import Recorder, Watcher
-from knee_tune.tuning.recovery import requeue
+from knee_tune.tuning.recovery import put_back
 from knee_tune.tuning.replicates import NOTE_SECONDS
 from knee_tune.tuning.scribe import Scribe
 from knee_tune.tuning.study import Study, trial_record
@@ -61,7 +61,7 @@ class BatchTraining:
     def run(self) -> None:
         """Train, and tell every trial. However that ends, none is left running.
 
-        UserError if the run fails, after three starts: another one would most likely fail too.
+        UserError or MachineError if the run fails: another one would most likely fail too.
         """
         try:
             with self._scribe:
@@ -147,9 +147,11 @@ class BatchTraining:
             record_end(run, ending, events=self._events[place], watcher=self._crew.watcher)
             self._tell(run, ending)
         if isinstance(outcome, Failure):
-            raise UserError(
-                f"study {self._study.study_name}: its batch of {len(self._batch.trials)} trials "
-                f"failed: {outcome.message}; see {self._batch.plan.log_dir}"
+            raise error_of(
+                outcome,
+                task=self._batch.plan.task,
+                said=f"study {self._study.study_name}: its batch of {len(self._batch.trials)} "
+                f"trials failed: {outcome.message}; see {self._batch.plan.log_dir}",
             )
 
     def _tell(self, run: FusedTrial, ending: Ending) -> None:
@@ -162,17 +164,18 @@ class BatchTraining:
         self._crew.after_trial(trial_record(self._study, told))
 
     def _break_off(self, ending: Ending, *, go_on: bool) -> None:
-        """Tell every trial that was not told yet, and queue it if it is to ``go_on`` later."""
+        """Tell every trial that was not told yet, or put it back if it is to ``go_on`` later."""
         storage = self._study._storage
         for place, run in self._batch.trials.items():
             trial_id = run.trial._trial_id
             try:
-                run.note(reason=ending.reason)
-                storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                if go_on:
+                    put_back(self._study, trial_id, reason=ending.reason)
+                else:
+                    run.note(reason=ending.reason)
+                    storage.set_trial_state_values(trial_id, TrialState.FAIL)
             except UpdateFinishedTrialError:
                 continue  # it has its end, or another driver took it over
-            if go_on:
-                requeue(self._study, storage.get_trial(trial_id), counts=False)
             self._events[place].finished(ending)
             self._crew.watcher.trial_finished(
                 run.number, ending.end, value=None, reason=ending.reason

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.planning.plan import Replica, TrainPlan
@@ -120,6 +121,8 @@ def _running(
     study, storage = search.study, search.study._storage
     if queued is not None:
         trial_id = queued._trial_id
+        if queued.datetime_start is not None and isinstance(storage, BaseHeartbeat):
+            storage.record_heartbeat(trial_id)  # it was put back, and beat last hours ago
         if not storage.set_trial_state_values(trial_id, TrialState.RUNNING):
             return None
         storage.set_trial_user_attr(trial_id, BATCH, batch)

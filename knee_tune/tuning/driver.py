@@ -8,13 +8,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.errors import UserError
+from knee_tune.distributed.protocol import Failure
+from knee_tune.runs.restarts import error_of
 from knee_tune.runs.slots import SlotInterruptedError, Slots
 from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.records import TrialRecord
@@ -30,7 +31,7 @@ from knee_tune.tuning.listeners import Recorder, Watcher
 from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import current, give_back, recover, requeue
+from knee_tune.tuning.recovery import current, give_back, put_back, recover
 from knee_tune.tuning.replicates import Crew, train_replicates
 from knee_tune.tuning.study import trial_record
 from knee_tune.tuning.trial import Search, TrialRun
@@ -46,12 +47,24 @@ class TrialFailedError(Exception):
     """A trial could not be trained; the study goes on."""
 
 
-class TrialRefusedError(UserError):
+class _RefusedError(Exception):
     """A trial, and so every other one, cannot be trained before people put something right."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _LeftError(BaseException):
+    """A trial has no end yet: it is in the queue again, or another driver has it.
+
+    Of any usual exception Optuna tells the trial, and that is its end for good. ``__cause__`` says
+    what has happened.
+    """
 
 
 _NO_FAULT_OF_ITS_OWN = (
-    *(KeyboardInterrupt, SlotInterruptedError, TrialRefusedError),
+    *(KeyboardInterrupt, SlotInterruptedError, _RefusedError),
     *(StorageGoneError, StorageInternalError),
 )
 """What ends a trial that is to go on: it is put back into the queue."""
@@ -86,12 +99,14 @@ class Driver:
         It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
-        UserError when trial after trial fails, or when one does for what people must put right:
-        then it is in the queue again, too.
+        UserError or MachineError when trial after trial fails, or when one does for what people
+        must put right: then it is in the queue again, too.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with quiet_optuna():
-            dead = recover(self._study, self._tracker)
+            with self._search.asking:
+                locked = not isinstance(self._search.asking, nullcontext)
+                dead = recover(self._study, self._tracker, locked=locked)
             if len(dead) > MANY:
                 self._watcher.line(f"{len(dead)} trials: their driver was killed")
             else:
@@ -124,7 +139,6 @@ class Driver:
         One slot asks at a time, until its trial has its parameters: so each one counts, and
         samples beside, the trials of the others.
         """
-        taken_over = False
         with ExitStack() as asking:
             asking.enter_context(self._asking)
             asking.enter_context(self._search.asking)
@@ -132,32 +146,38 @@ class Driver:
                 return False
 
             def objective(trial: optuna.Trial) -> float:
-                nonlocal taken_over
                 try:
                     self._give_way(trial, trials)
                     kind = FusedTrial if self._search.fused else TrialRun
                     run = kind(trial, self._search)
                     asking.close()
                     return self._objective(run, slot)
-                except _NO_FAULT_OF_ITS_OWN:
-                    known = self._study.get_trials(deepcopy=False)
-                    requeue(self._study, known[trial.number], counts=False)
-                    raise
-                except UpdateFinishedTrialError:
-                    taken_over = True
-                    raise
+                except _NO_FAULT_OF_ITS_OWN as why:
+                    reason = str(why) if isinstance(why, _RefusedError) else INTERRUPTED
+                    try:
+                        put_back(self._study, trial._trial_id, reason=reason)
+                    except UpdateFinishedTrialError:
+                        self._watcher.line(TAKEN_OVER)
+                    except (StorageGoneError, StorageInternalError):
+                        pass  # whoever goes on finds that its driver is gone
+                    raise _LeftError from why
+                except UpdateFinishedTrialError as why:
+                    self._watcher.line(TAKEN_OVER)
+                    raise _LeftError from why
 
             try:
                 self._study.optimize(
                     objective,
                     n_trials=1,
-                    catch=(TrialFailedError, SlotInterruptedError),
+                    catch=(TrialFailedError,),
                     callbacks=[lambda study, trial: self._after_trial(trial_record(study, trial))],
                 )
-            except (UpdateFinishedTrialError, ValueError):  # Optuna cannot tell a told trial either
-                if not taken_over:
-                    raise
-                self._watcher.line(TAKEN_OVER)
+            except _LeftError as left:
+                match left.__cause__:
+                    case _RefusedError(error=error):
+                        raise error from None
+                    case KeyboardInterrupt() | StorageGoneError() | StorageInternalError() as why:
+                        raise why from None
             except TurnLostError:
                 pass
             except UnboundLocalError as error:  # Optuna, where it cannot see how its trial was told
@@ -175,7 +195,8 @@ class Driver:
             return
         known = self._study.get_trials(deepcopy=False)[trial.number]
         if known.params or "fixed_params" in known.system_attrs:
-            requeue(self._study, known, counts=False)
+            put_back(self._study, trial._trial_id, reason="")
+            raise _LeftError
         raise TurnLostError
 
     def _drive_batch(self, trials: int | None) -> bool:
@@ -236,25 +257,28 @@ class Driver:
             record_end(run, broken, events=events, watcher=self._watcher)
             raise
         record_end(run, ending, events=events, watcher=self._watcher)
-        return self._tell(run, ending)
-
-    def _tell(self, run: TrialRun, ending: Ending) -> float:
-        """The trial's value, or the exception by which Optuna tells its fate."""
-        if ending.user_error:
-            name, number = self._study.study_name, run.number
-            raise TrialRefusedError(f"study {name}: trial {number}: {ending.reason}")
-        if ending.end == "failed":
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row >= FAILURES_IN_A_ROW:
-                raise UserError(
-                    f"study {self._study.study_name}: {FAILURES_IN_A_ROW} trials in a row failed, "
-                    f"the last one with: {ending.reason}; see {run.log_dir}"
-                )
-            raise TrialFailedError(ending.reason)
+        if ending.failure is not None:
+            raise self._failed(run, ending.failure, task=plans[0].task, reason=ending.reason)
         self._failures_in_a_row = 0
         if ending.end == "pruned":
             raise optuna.TrialPruned(ending.reason)
         return ending.metrics[run.metric]
+
+    def _failed(self, run: TrialRun, failure: Failure, *, task: str, reason: str) -> Exception:
+        """The exception by which Optuna, or whoever gave the command, is told of it."""
+        study = self._study.study_name
+        if failure.for_all:
+            said = f"study {study}: trial {run.number}: {reason}"
+            return _RefusedError(error_of(failure, task=task, said=said))
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row < FAILURES_IN_A_ROW:
+            return TrialFailedError(reason)
+        return error_of(
+            failure,
+            task=task,
+            said=f"study {study}: {FAILURES_IN_A_ROW} trials in a row failed, the last one with: "
+            f"{reason}; see {run.log_dir}",
+        )
 
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
         """The same training was done before, and would end the same way."""

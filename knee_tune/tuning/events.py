@@ -25,16 +25,14 @@ class Ending:
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Of the final evaluation, if complete."""
-    user_error: bool = False
-    """It failed for what people must put right: every other run would fail for it, too."""
+    failure: Failure | None = None
+    """What its group died of, if that is how it ended."""
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Ending":
         """A run that diverged is told as pruned: a normal outcome of a search, not a crash."""
         if isinstance(outcome, Failure):
-            return cls(
-                end="failed", reason=outcome.message, user_error=outcome.kind == "user_error"
-            )
+            return cls(end="failed", reason=outcome.message, failure=outcome)
         metrics: dict[str, float] = outcome.result.get("metrics", {})
         if outcome.state == "stopped":
             return cls(end="pruned", reason=f"pruned at step {outcome.step}")

@@ -1,6 +1,7 @@
 """Trials that did not reach their end: told, put back into the queue, counted once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,9 +16,6 @@ from knee_tune.tuning.listeners import Recorder
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.storage import GRACE_SECONDS, OnStale
 
-RETRY_LIMIT = 2
-"""Times a trial is started again after its driver died."""
-
 KILLED = "its driver was killed"
 
 _NOT_INHERITED = ("driver", "reason")
@@ -26,7 +24,7 @@ _NOT_INHERITED = ("driver", "reason")
 BATCH = "batch"
 """Trial attribute that names the batch that the trial is a part of, if it is."""
 
-_INHERITED_IN_A_BATCH = ("key", "retries", BATCH, "mlflow_run_id", "mlflow_run_url")
+_INHERITED_IN_A_BATCH = ("key", BATCH, "mlflow_run_id", "mlflow_run_url")
 """All that the next attempt does not note anew, with every curve: there may be hundreds of trials
 to requeue, and seconds until the driver is killed."""
 
@@ -41,24 +39,22 @@ def key_of(trial: FrozenTrial | optuna.Trial) -> str:
     return str(trial.user_attrs.get("key", f"trial-{trial.number:04d}"))
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial, *, counts: bool = True) -> None:
-    """Put a trial that did not reach its end back into the queue, with its run and checkpoints.
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a trial that was told, but did not reach its end, under a new number.
 
-    ``counts`` is whether this uses up one of its retries (an interrupt does not).
+    It goes on with its run and its checkpoints, however often: whoever takes it up was asked to by
+    a person, or lives while its driver died.
     """
     attributes = {
         name: value for name, value in trial.user_attrs.items() if name not in _NOT_INHERITED
     }
-    retries = attributes.get("retries", 0) + int(counts)
-    if retries > RETRY_LIMIT:
-        return
     reports = trial.intermediate_values
     if BATCH in attributes:
         attributes = {
             name: attributes[name] for name in _INHERITED_IN_A_BATCH if name in attributes
         }
         reports = {}
-    attributes |= {"key": key_of(trial), "retries": retries, "continues": trial.number}
+    attributes |= {"key": key_of(trial), "continues": trial.number}
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
@@ -69,6 +65,18 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, counts: bool = True) -> 
             intermediate_values=reports,
         )
     )
+
+
+def put_back(study: optuna.Study, trial_id: int, *, reason: str) -> None:
+    """Queue a running trial of this driver again, under its own number, with all it has.
+
+    UpdateFinishedTrialError if another driver took it over. What a driver that died left running
+    must be told instead (see :func:`recover`): it may turn out to live.
+    """
+    storage = study._storage
+    storage.set_trial_user_attr(trial_id, "reason", reason)
+    storage.set_trial_user_attr(trial_id, "driver", None)  # who takes it up signs a moment later
+    storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
 def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -82,6 +90,15 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     ]
 
 
+def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
+    """Which one it is, or goes on with, of those that were asked for: 0 is the first."""
+    before = {each.number: each.user_attrs.get("continues") for each in trials}
+    number, origin = trial.number, trial.user_attrs.get("continues")
+    while origin is not None:
+        number, origin = origin, before.get(origin)
+    return sum(other < number and origin is None for other, origin in before.items())
+
+
 def stale_trial_callback(recorder: Recorder) -> OnStale:
     """What Optuna is to do with a trial whose driver stopped beating."""
 
@@ -92,12 +109,24 @@ def stale_trial_callback(recorder: Recorder) -> OnStale:
     return on_stale
 
 
-def recover(study: optuna.Study, recorder: Recorder) -> list[FrozenTrial]:
+def recover(study: optuna.Study, recorder: Recorder, *, locked: bool) -> list[FrozenTrial]:
     """Tell and requeue every running trial whose driver is gone; those that can be seen from here.
 
+    Call it where no other driver does, nor asks (see :func:`knee_tune.tuning.asking.asking_lock`);
+    ``locked``: whether there is such a lock for this storage.
     All others are judged by their heartbeat (see :func:`stale_trial_callback`).
     """
-    dead = _fail(study, _is_abandoned, reason=KILLED, counts=True)
+    dead = []
+    for trial in _running(study):
+        if not _is_abandoned(trial, locked=locked):
+            continue
+        try:
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", KILLED)
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):
+            continue  # another driver was quicker, and will continue it
+        requeue(study, trial)
+        dead.append(trial)
     for trial in dead:
         _record_death(recorder, trial)
     with quiet_optuna():
@@ -106,45 +135,38 @@ def recover(study: optuna.Study, recorder: Recorder) -> list[FrozenTrial]:
 
 
 def give_back(study: optuna.Study, *, reason: str) -> None:
-    """Tell and requeue what this very driver still has running, at no cost of a retry."""
+    """Put back what this very driver still has running."""
     me = driver_id()
-    _fail(study, lambda trial: trial.user_attrs.get("driver") == me, reason=reason, counts=False)
+    for trial in _running(study):
+        if trial.user_attrs.get("driver") == me:
+            with suppress(UpdateFinishedTrialError):
+                put_back(study, trial._trial_id, reason=reason)
 
 
 def requeue_failed(study: optuna.Study) -> None:
-    """Put every failed trial back into the queue: a grid is to be whole.
+    """Queue every failed trial: a command is a person's decision to try them again.
 
-    It uses up no retry, for a command is a person's decision: what failed on a full disk is to go
-    on when there is room again. Call it once for a command, and where no other driver does (see
+    What failed on a full disk is to go on when there is room again, and the paper's default is in
+    every search. Call it once for a command, and where no other driver does (see
     :func:`knee_tune.tuning.asking.asking_lock`).
     """
     for trial in current(study.get_trials(deepcopy=False)):
         if trial.state == TrialState.FAIL:
-            requeue(study, trial, counts=False)
+            requeue(study, trial)
 
 
-def _fail(
-    study: optuna.Study, which: Callable[[FrozenTrial], bool], *, reason: str, counts: bool
-) -> list[FrozenTrial]:
-    failed = []
-    for trial in filter(which, study.get_trials(states=(TrialState.RUNNING,))):
-        try:
-            study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-            study.tell(trial.number, state=TrialState.FAIL)
-        except (UpdateFinishedTrialError, ValueError):
-            continue  # another driver was quicker, and will continue it
-        requeue(study, trial, counts=counts)
-        failed.append(trial)
-    return failed
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(states=(TrialState.RUNNING,))
 
 
 def _record_death(recorder: Recorder, trial: FrozenTrial) -> None:
     recorder.record(TrialFinished(key=key_of(trial), state="FAIL", reason=KILLED))
 
 
-def _is_abandoned(trial: FrozenTrial) -> bool:
+def _is_abandoned(trial: FrozenTrial, *, locked: bool) -> bool:
     driver = trial.user_attrs.get("driver")
     if driver is None:  # killed before it could sign: no heartbeat will ever tell
+        grace = timedelta(seconds=0 if locked else GRACE_SECONDS)
         started = trial.datetime_start
-        return started is None or datetime.now() - started > timedelta(seconds=GRACE_SECONDS)
+        return started is None or datetime.now() - started > grace
     return lives(driver) is False

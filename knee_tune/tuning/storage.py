@@ -1,5 +1,6 @@
 """Optuna's storage: opened the way many writers and a killed driver need it."""
 
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -155,5 +156,11 @@ def _use_wal(engine: sqlalchemy.Engine) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
+    def name_the_file(context: sqlalchemy.engine.ExceptionContext) -> None:
+        # SQLite says that a disk is full, but not which.
+        if isinstance(context.original_exception, sqlite3.Error):
+            context.original_exception.filename = engine.url.database  # type: ignore[attr-defined]
+
     sqlalchemy.event.listen(engine, "connect", set_pragmas)
+    sqlalchemy.event.listen(engine, "handle_error", name_the_file)
     engine.dispose()

@@ -248,7 +248,7 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         steps_recorded=attrs.get("steps_recorded", 0),
         steps_pruned=attrs.get("steps_pruned", 0),
         steps_budget=runs_of(attrs) * total_steps,
-        reason=attrs.get("reason", silent_death),
+        reason=attrs.get("reason") or silent_death,
         started=started.timestamp() if started else None,
         seconds=(ended - started).total_seconds() if started and ended else None,
         run_id=attrs.get("mlflow_run_id"),

@@ -88,6 +88,8 @@ class TrialRun:
     def __init__(self, trial: optuna.Trial, search: Search) -> None:
         self.trial, self._search = trial, search
         self.note(driver=driver_id())  # first of all: sampling may take seconds
+        if trial.user_attrs.get("reason"):
+            self.note(reason="")  # why it was put back
         self.number = trial.number
         self.seed_lr = self._suggest("seed_lr")
         self.explore_fraction = self._suggest("explore_fraction")

@@ -13,7 +13,7 @@ from knee_tune.analysis.lr_range import lr_range
 from knee_tune.analysis.minimum import analyse
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.planning.plan import (
     AnalysePlan,
     DescribePlan,
@@ -83,6 +83,8 @@ def _finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:
     try:
         load_model(model, weights)
     except (OSError, SafetensorError, RuntimeError) as error:
+        if disk_trouble(error):
+            raise
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise UserError(
             f"{weights}: no weights of this task's model ({reason}); "

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, equal
 
-from knee_tune.distributed.protocol import Decision, Done, Outcome, Report
+from knee_tune.distributed.protocol import Channel, Decision, Done, Outcome, Report
 
 
-class Reports(list[Report]):
+class Reports(list[Report], Channel):
     """A line to a driver in the same process."""
 
     def report(self, report: Report) -> Decision:

@@ -18,12 +18,14 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from knee_tune.distributed.protocol import Done, Failure, Outcome
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError
 from knee_tune.runs.processes import process_id
+from knee_tune.runs.restarts import MACHINE_STARTS
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import driver as driving
 from knee_tune.tuning import storage as storages
 from knee_tune.tuning.patience import StorageGoneError
+from knee_tune.tuning.recovery import requeue_failed
 from tests.integration.workbench import (
     BUDGET,
     Died,
@@ -152,12 +154,35 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
     assert (first.key, first.steps_trained) == ("trial-0000", 60 + 100)  # from its checkpoint
 
 
+def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
+    runner = InProcess(*[at(60, Died("disk"))] * (MACHINE_STARTS + 1))
+    with pytest.raises(MachineError, match=r"^study it: trial 0: died: disk, 6 times .*goes on$"):
+        bench.drive(runner, trials=2)
+    assert bench.states == ["waiting"]
+    bench.drive(trials=2)
+    assert bench.states == ["complete"] * 2
+    assert [trial.number for trial in bench.record.trials] == [0, 1]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
+def test_the_next_command_takes_up_what_failed_whatever_the_sampler(
+    tmp_path: Path, sampler: str
+) -> None:
+    bench = Workbench(tmp_path, sampler=sampler)
+    bench.drive(InProcess(*[at(10, Died("signal"))] * MACHINE_STARTS), trials=2)
+    assert bench.states == ["failed", "complete"]
+    requeue_failed(bench.study)
+    bench.drive(trials=2)
+    assert bench.states == ["complete"] * 2
+    assert (0.05, 0.5) in {trial.point for trial in bench.record.trials}  # the paper's default
+
+
 def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_on(
     bench: Workbench,
 ) -> None:
-    runner = bench.drive(InProcess(*[at(60, Died("signal"))] * 3), trials=2)
+    runner = bench.drive(InProcess(*[at(60, Died("exception"))] * 3), trials=2)
     failed, complete = bench.record.trials
-    assert (failed.state, failed.reason) == ("failed", "died: signal")
+    assert (failed.state, failed.reason) == ("failed", "died: exception")
     assert complete.state == "complete"
     assert len(runner.plans) == 4
     assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL", "COMPLETE"]
@@ -166,7 +191,7 @@ def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_o
 
 def test_three_failed_trials_in_a_row_stop_the_study(bench: Workbench) -> None:
     runner = InProcess(*[at(10, Died("out_of_memory"))] * 99)
-    with pytest.raises(UserError, match=r"^study it: 3 trials in a row failed, .*out_of_memory"):
+    with pytest.raises(MachineError, match=r"^study it: 3 trials in a row failed, .*out_of_memor"):
         bench.drive(runner, trials=20)
     assert bench.states == ["failed"] * 3
     assert_nothing_is_left(bench)
@@ -272,12 +297,12 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
     assert runner.reports[0] == [50, 100, 150]
     assert bench.states == ["complete"] * 3
     continued = bench.record.trials[1]
-    assert (continued.number, continued.key) == (2, "trial-0001")
+    assert (continued.number, continued.key) == (1, "trial-0001")
     assert continued.steps_trained == 60 + 100
     assert [evaluation.step for evaluation in continued.curve] == [50, 100, 150]
     assert continued.reason == ""
     keys = [event.key for event in bench.recording.of_kind(TrialStarted)]
-    assert keys == ["trial-0000", "trial-0001", "trial-0001", "trial-0003"]
+    assert keys == ["trial-0000", "trial-0001", "trial-0001", "trial-0002"]
 
 
 @pytest.mark.parametrize("pruned", [False, True])
@@ -341,7 +366,7 @@ def test_the_trial_of_a_killed_driver_is_continued(bench: Workbench) -> None:
         "its driver was killed",
         "",
     ]
-    assert bench.watching.lines == ["trial 1: its driver was killed"]
+    assert bench.watching.lines == ["trial 0: its driver was killed"]
 
 
 def test_a_driver_on_another_host_is_dead_when_its_heart_stops(bench: Workbench) -> None:

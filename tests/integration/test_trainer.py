@@ -14,7 +14,9 @@ from knee_tune.distributed.protocol import Decision, Done, Failure, Report
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.step_note import StepNote, begin_note
+from knee_tune.runs import restarts, trainer
 from knee_tune.runs.ledger import RECORD
+from knee_tune.runs.restarts import MACHINE_STARTS, OWN_STARTS
 from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.steps import StepCount
@@ -146,8 +148,8 @@ def test_a_group_that_dies_starts_again_from_its_newest_checkpoint(tmp_path: Pat
         result.steps,
     ]
     assert asking.lines == [
-        "trial-0007: died: signal; starting again from its newest checkpoint (1 of 2)",
-        "trial-0007: died: signal; starting again from its newest checkpoint (2 of 2)",
+        "trial-0007: died: signal; starting again from its newest checkpoint (1 of 5)",
+        "trial-0007: died: signal; starting again from its newest checkpoint (1 of 5)",
     ]
 
 
@@ -198,6 +200,38 @@ def test_it_is_given_up_in_the_end(tmp_path: Path) -> None:
     assert result.steps == StepCount(trained=15, reached=5)
     again = asking.ask(plan, steps=lambda: result.steps)
     assert again.steps == StepCount(trained=115, reached=TOTAL)
+
+
+def test_what_the_machine_does_uses_up_no_start_as_long_as_the_run_gets_on(tmp_path: Path) -> None:
+    deaths = [at(step, Died()) for step in (15, 25, 35, 45, 55, 65, 75, 85, 95)]
+    errors = [at(97, Died("exception"))] * (OWN_STARTS - 1)
+    result = asker(tmp_path, PretendRanks(*deaths, *errors)).ask(knee_plan(tmp_path, knee=20))
+    assert done(result).state == "complete"
+
+
+def test_a_machine_that_always_ends_it_is_given_up(tmp_path: Path) -> None:
+    ranks = PretendRanks(*[at(15, Died())] * 99)
+    asking = asker(tmp_path, ranks)
+    result = asking.ask(knee_plan(tmp_path, knee=20))
+    assert isinstance(result.outcome, Failure)
+    assert result.outcome.message == "died: signal, 6 times without getting any further"
+    assert len(ranks.trained) == 15 + 5 * (MACHINE_STARTS - 1) + 5  # once more since step 10
+
+
+def test_every_pause_is_longer_and_an_interrupt_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = list[float]()
+    monkeypatch.setattr(restarts, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
+    asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
+    assert waited == [1.0, 2.0, 4.0, 8.0, 16.0]
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restarts.wait(60.0, interrupt)
 
 
 def test_what_people_must_put_right_is_not_tried_again(tmp_path: Path) -> None:

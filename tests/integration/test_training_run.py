@@ -212,6 +212,48 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert same(end_of(broken), end_of(whole))
 
 
+class InterruptedLine(DirectLine):
+    """A line to a driver that is interrupted while the run is at some step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(never)
+        self._at, self._step = at, 0
+
+    def progress(self, step: int) -> None:
+        self._step = step
+
+    @property
+    def interrupted(self) -> bool:
+        return self._step >= self._at
+
+
+def test_an_interrupted_run_loses_no_step(plan: MakePlan, run: RunPlan) -> None:
+    whole, broken = plan("whole"), plan("broken")
+    outcome, reports = run(whole)
+
+    first = job.run_job(broken, Group(), InterruptedLine(at=11))
+    assert (first.state, first.step) == ("stopped", 11)  # in the midst between two evaluations
+    second, told = run(broken)
+
+    assert (done(second).first_step, done(second).step) == (11, STEPS)
+    assert done(second).result["metrics"] == done(outcome).result["metrics"]
+    assert measured(told) == measured(reports)
+    assert same(end_of(broken), end_of(whole))
+
+
+def test_ranks_save_their_state_when_the_driver_is_interrupted(
+    plan: MakePlan, run: RunPlan
+) -> None:
+    ours = plan(ranks=2)
+
+    def interrupt(report: Report) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(ours, interrupt)
+    assert [path.name for path in checkpoint_paths(ours.checkpoint_dir)] == ["step-00000008"]
+
+
 def test_buffers_are_in_the_state(plan: MakePlan, run: RunPlan) -> None:
     ours = plan(task="batchnorm")
     run(ours)

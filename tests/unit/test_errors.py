@@ -1,8 +1,22 @@
-"""What an error says in one line, and what of a text from elsewhere may be shown."""
+"""What an error says, what of a text from elsewhere is shown, how a command ends with an error."""
+
+import errno
+import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 
-from knee_tune.errors import LONGEST, first_line, one_line, printable
+from knee_tune.cli import main
+from knee_tune.errors import (
+    LONGEST,
+    MachineError,
+    UserError,
+    disk_trouble,
+    first_line,
+    one_line,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +32,70 @@ from knee_tune.errors import LONGEST, first_line, one_line, printable
 )
 def test_the_first_line_says_something(error: BaseException, line: str) -> None:
     assert first_line(error) == line
+
+
+def full(path: str = "/home/optuna.db") -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def test_a_disk_is_told_with_its_path_wherever_in_a_chain_it_is() -> None:
+    error = RuntimeError("torch: unexpected pos")
+    error.__cause__ = full("/data/x")
+    assert disk_trouble(error) == "/data/x: No space left on device"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_what_disks_say(number: int) -> None:
+    assert disk_trouble(OSError(number, os.strerror(number))) == os.strerror(number)
+
+
+def test_libraries_that_only_write_it_down() -> None:
+    assert disk_trouble(Exception("I/O error: No space left on device (os error 28)"))
+    assert disk_trouble(Exception("I/O error: Permission denied (os error 13)")) is None
+
+
+def test_sqlite_has_its_own_words_for_it() -> None:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE t (x)")
+        database.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(sqlite3.OperationalError) as raised:
+            database.executemany("INSERT INTO t VALUES (?)", [("x" * 9000,)] * 9)
+    assert disk_trouble(raised.value) == "No space left on device"
+
+
+def test_other_errors_are_no_disks() -> None:
+    assert disk_trouble(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None
+    assert disk_trouble(KeyError("x")) is None
+
+
+ENDS: list[tuple[Exception, int, str]] = [
+    (UserError("--trials 0: at least one"), 2, "knee-tune: --trials 0: at least one"),
+    (MachineError("rank 0 was killed"), 1, "knee-tune: rank 0 was killed"),
+    (
+        full(),
+        1,
+        "knee-tune: /home/optuna.db: No space left on device; once that is put right, the same "
+        "command goes on",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "line"), ENDS)
+def test_every_such_end_of_a_command_is_one_line_and_its_exit_code(
+    error: Exception,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr("knee_tune.cli.commands.app", app)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    assert capsys.readouterr().err.splitlines() == [line]
 
 
 @pytest.mark.parametrize(

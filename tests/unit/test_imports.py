@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"urls"},
-    {"errors"},
+    {"errors", "leftovers"},
     {"schedules"},
     {"specs"},
     {"planning"},

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from knee_tune.tuning.gp import PrunedAsBadGPSampler
 from knee_tune.tuning.points import Axis, wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import requeue_failed
+from knee_tune.tuning.recovery import requeue, requeue_failed
 from knee_tune.tuning.samplers import GridSnappingSampler, make_sampler
 
 AXES = {
@@ -261,6 +261,20 @@ def test_points_that_run_or_wait_or_failed_are_not_proposed() -> None:
     asked.sampler = make_sampler("random", seed=7, axes=AXES)
     trial = optuna.Trial(asked, asked._storage.create_new_trial(asked._study_id))
     assert suggest(trial) == left
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["while it was asked for", "in training"])
+def test_drivers_that_are_killed_change_no_proposal(*, begun: bool) -> None:
+    peace, broken = study("random"), study("random")
+    points = [suggest(peace.ask()) for _ in range(5)]
+    for at in range(5):
+        for _ in range(at % 3):  # so often is its driver killed
+            killed = broken.ask()
+            if begun:
+                suggest(killed)
+            broken.tell(killed, state=TrialState.FAIL)
+            requeue(broken, broken.trials[killed.number])
+        assert suggest(broken.ask()) == points[at]
 
 
 def test_a_proposal_depends_on_the_seed_and_the_trials_so_far_only() -> None:

@@ -29,7 +29,7 @@ class Pair(Group):
         happens()
         return [value, f"no such file: {folder}"]
 
-    def agree(self, value: bool) -> bool:
+    def agree(self, value: int) -> int:
         return value
 
 

@@ -16,7 +16,6 @@ from knee_tune.specs.records import BaselineRecord, Evaluation, ReplicateRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import TrialFinished
 from knee_tune.tuning.recovery import (
-    RETRY_LIMIT,
     current,
     driver_id,
     give_back,
@@ -181,7 +180,6 @@ def test_a_requeued_trial_keeps_parameters_curve_and_run() -> None:
         "mlflow_run_id": "abc",
         "steps_trained": 70,
         "key": key_of(study.trials[0]),
-        "retries": 1,
         "continues": 0,
     }
     assert study.ask().number == 1  # it is the next one
@@ -190,20 +188,8 @@ def test_a_requeued_trial_keeps_parameters_curve_and_run() -> None:
 def test_a_trial_that_was_queued_but_not_begun_keeps_its_point() -> None:
     study = opened()
     study.tell(study.ask(), state=TrialState.FAIL)  # interrupted before it had its parameters
-    requeue(study, study.trials[0], counts=False)
+    requeue(study, study.trials[0])
     assert ask(study).params == POINT
-
-
-def test_a_trial_is_retried_a_limited_number_of_times_after_deaths_and_not_after_interrupts() -> (
-    None
-):
-    study = opened()
-    for counts in (False, True, False, *[True] * RETRY_LIMIT):
-        trial = ask(study)
-        study.tell(trial, state=TrialState.FAIL)
-        requeue(study, study.trials[trial.number], counts=counts)
-    assert not study.get_trials(states=(TrialState.WAITING,))
-    assert len({key_of(trial) for trial in study.trials}) == 1
 
 
 def test_a_continued_trial_is_counted_once() -> None:
@@ -224,8 +210,8 @@ def test_only_trials_of_dead_drivers_are_recovered() -> None:
     dead, alive, elsewhere, old = (
         ask(study, driver=driver) for driver in (DEAD, driver_id(), ELSEWHERE, OF_AN_OLD_VERSION)
     )
-    starting = study.ask()  # another driver is about to sign it
-    assert [trial.number for trial in recover(study, recording)] == [dead.number]
+    starting = study.ask()  # where nothing is locked another driver may be about to sign it
+    assert [trial.number for trial in recover(study, recording, locked=False)] == [dead.number]
     states = {trial.number: trial.state for trial in study.trials}
     assert states == {
         dead.number: TrialState.FAIL,
@@ -241,22 +227,28 @@ def test_only_trials_of_dead_drivers_are_recovered() -> None:
     ]
 
 
+def test_whoever_asks_holds_the_lock_so_an_unsigned_trial_is_nobodys_where_there_is_one() -> None:
+    study = opened()
+    unsigned = study.ask()
+    assert [dead.number for dead in recover(study, Recording(), locked=True)] == [unsigned.number]
+
+
 def test_a_driver_with_another_pid_is_dead() -> None:
     study = opened()
     gone = next(pid for pid in range(2**22 - 1, 1, -1) if not psutil.pid_exists(pid))
     trial = ask(study, driver={**driver_id(), "pid": gone})
-    assert [dead.number for dead in recover(study, Recording())] == [trial.number]
+    assert [dead.number for dead in recover(study, Recording(), locked=True)] == [trial.number]
 
 
-def test_a_driver_gives_back_its_own_trials_at_no_cost() -> None:
+def test_a_driver_puts_back_its_own_trials_under_their_own_numbers() -> None:
     study = opened()
     ask(study, driver=driver_id())
     other = ask(study, driver=DEAD)
     give_back(study, reason="interrupted")
-    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].state == TrialState.WAITING
     assert study.trials[0].user_attrs["reason"] == "interrupted"
     assert study.trials[other.number].state == TrialState.RUNNING
-    assert study.trials[2].user_attrs["retries"] == 0
+    assert len(study.trials) == 2
 
 
 def test_two_drivers_that_find_the_same_dead_trial_continue_it_once(
@@ -265,13 +257,13 @@ def test_two_drivers_that_find_the_same_dead_trial_continue_it_once(
     study = opened()
     ask(study, driver=DEAD)
     seen = study.get_trials(states=(TrialState.RUNNING,))
-    recover(study, Recording())
+    recover(study, Recording(), locked=True)
 
     def stale_view(**_: Any) -> list[FrozenTrial]:
         return seen
 
     monkeypatch.setattr(study, "get_trials", stale_view)
-    assert recover(study, Recording()) == []
+    assert recover(study, Recording(), locked=True) == []
     monkeypatch.undo()
     assert len(study.trials) == 2
 

@@ -49,6 +49,11 @@ def test_a_rank_reads_answers_until_the_driver_hangs_up(line: tuple[Wire, Wire])
     assert list(rank.answers()) == [Decision(stop=True), Inquiry()]
 
 
+INDIFFERENT = Callbacks(
+    on_report=lambda _: Decision(stop=False), on_line=lambda _: None, on_progress=lambda _: None
+)
+
+
 class Ranks:
     """Two ranks that say what the test tells them to, under a real supervisor."""
 
@@ -61,14 +66,15 @@ class Ranks:
         for value in values:
             self.wires[rank].send(value)
 
-    def supervise(self, stall_timeout: float = 60.0) -> Outcome:
-        callbacks = Callbacks(
-            on_report=lambda _: Decision(stop=False),
-            on_line=lambda _: None,
-            on_progress=lambda _: None,
-        )
+    def supervise(
+        self,
+        stall_timeout: float = 60.0,
+        callbacks: Callbacks = INDIFFERENT,
+        *,
+        saves: bool = False,
+    ) -> Outcome:
         return Supervisor(
-            self._driver, stall_timeout=stall_timeout, callbacks=callbacks, local=False
+            self._driver, stall_timeout=stall_timeout, callbacks=callbacks, local=False, saves=saves
         ).run()
 
     def end(self, rank: int, code: int) -> None:
@@ -139,3 +145,50 @@ def test_of_two_silent_ranks_the_one_outside_the_collective_hangs(ranks: Ranks) 
     assert (outcome.kind, outcome.rank) == ("stalled", 1)
     assert outcome.traceback.index("stack of 1") < outcome.traceback.index("stack of 0")
     assert time.monotonic() - began < 2
+
+
+def interrupted(ranks: Ranks, told: list[int], *, times: int = 1) -> None:
+    """The driver of two ranks that train is interrupted: so often it is told of a step."""
+
+    def on_progress(step: int) -> None:
+        told.append(step)
+        if len(told) <= times:
+            raise KeyboardInterrupt
+
+    callbacks = Callbacks(
+        on_report=lambda _: Decision(stop=False), on_line=lambda _: None, on_progress=on_progress
+    )
+    ranks.say(0, Progress(step=7))
+    with pytest.raises(KeyboardInterrupt):
+        ranks.supervise(callbacks=callbacks, saves=True)
+
+
+def test_an_interrupted_run_saves_its_state_before_it_ends(ranks: Ranks) -> None:
+    told = list[int]()
+
+    def save() -> None:
+        assert next(iter(ranks.wires[0].answers())) == Decision(stop=True, save=True)
+        ranks.say(0, Done(state="stopped", step=9))
+
+    rank = threading.Thread(target=save)
+    rank.start()
+    interrupted(ranks, told)
+    rank.join()
+    assert told == [7, 9]  # its steps are counted
+
+
+def test_a_second_interrupt_waits_for_nothing(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_SAVE", 600.0)
+    ranks.say(0, Progress(step=7), Progress(step=8))
+    interrupted(ranks, told := list[int](), times=2)
+    assert told == [7, 8]
+
+
+def test_a_rank_that_does_not_answer_an_interrupt_is_ended(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_SAVE", 0.1)
+    interrupted(ranks, told := list[int]())
+    assert told == [7]

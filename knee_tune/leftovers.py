@@ -1,0 +1,38 @@
+"""Folders that a process is at work in: claimed, so that those of the dead can be removed."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def claimed(make: Callable[[], Path]) -> tuple[Path, int]:
+    """A folder that ``make`` has just made, and the descriptor that claims it.
+
+    It is claimed until every process that has inherited the descriptor has closed it, or is dead.
+    """
+    while True:
+        folder = make()
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # swept before it was claimed
+        with suppress(OSError):  # no locks on this file system: nobody can sweep either
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if folder.is_dir():
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Remove those of ``folders``, all made to be claimed, that nobody claims any more."""
+    for folder in folders:
+        with suppress(OSError):  # another one was quicker, or it is another user's
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)

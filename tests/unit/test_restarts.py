@@ -1,0 +1,82 @@
+"""Groups that died: when another one is started, and whose fault it was in the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.errors import MachineError, UserError
+from knee_tune.planning.plan import DescribePlan, Plan
+from knee_tune.runs.restarts import JOB_STARTS, error_of, run_job
+from knee_tune.tasks.registry import TASKS, TaskEntry
+
+OURS = "digits"
+THEIRS = "a task of somebody's own"
+
+KINDS = get_args(Failure.model_fields["kind"].annotation)
+OF_THE_MACHINE = ("signal", "lost", "launch", "disk")
+
+
+@pytest.fixture(autouse=True)
+def _their_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = TaskEntry(recipe="my_task:Recipe", task="my_task:Task")
+    monkeypatch.setitem(TASKS, THEIRS, entry)
+
+
+def died(kind: str) -> Failure:
+    return Failure.model_validate({"kind": kind, "rank": 0, "message": f"it died: {kind}"})
+
+
+class Ends:
+    """A group runner whose groups end as they are told to."""
+
+    def __init__(self, *ends: Outcome) -> None:
+        self.left = [*ends]
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        on_report: Callable[[Report], Decision],
+        on_line: Callable[[str], None],
+        on_progress: Callable[[int], None],
+    ) -> Outcome:
+        return self.left.pop(0)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def describe(runner: Ends, *, task: str = OURS, lines: list[str] | None = None) -> Done:
+    """The first job of every command."""
+    plan = DescribePlan(task=task, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
+    return run_job(runner, plan, on_line=(lines if lines is not None else list[str]()).append)
+
+
+@pytest.mark.parametrize("kind", OF_THE_MACHINE)
+def test_a_job_that_the_machine_ends_is_started_three_times(kind: str) -> None:
+    done, lines = Done(state="complete"), list[str]()
+    assert describe(Ends(died(kind), died(kind), done), lines=lines) == done
+    assert [line.partition(";")[0] for line in lines] == [f"it died: {kind}"] * 2
+    with pytest.raises(MachineError, match=f"it died: {kind}"):
+        describe(Ends(*[died(kind)] * JOB_STARTS))
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {*OF_THE_MACHINE}))
+def test_a_job_with_an_error_of_its_own_is_not_started_again(kind: str) -> None:
+    runner = Ends(died(kind), Done(state="complete"))
+    with pytest.raises((UserError, MachineError), match=f"it died: {kind}"):
+        describe(runner)
+    assert len(runner.left) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", [OURS, THEIRS])
+def test_only_input_and_code_of_ones_own_are_to_blame_for_exit_code_2(kind: str, task: str) -> None:
+    theirs = kind == "user_error" or (task == THEIRS and kind in ("exception", "exit"))
+    error = error_of(died(kind), task=task, said="it failed")
+    assert type(error) is (UserError if theirs else MachineError)
+    assert error.exit_code == (2 if theirs else 1)
+    assert str(error).startswith("it failed")
