@@ -6,6 +6,7 @@ from benchmarks import (
     fused,
     orchestration,
     pruners,
+    restarts,
     ridge,
     trunk_savings,
     trunks,
@@ -16,6 +17,7 @@ from benchmarks import (
 if __name__ == "__main__":
     for benchmark in (
         orchestration,
+        restarts,
         fairseq_trainer,
         fused,
         trunk_savings,

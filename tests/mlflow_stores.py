@@ -13,6 +13,7 @@ import mlflow
 import pytest
 
 from knee_tune.tracking.store import connect, local_store
+from tests import waiting
 from tests.waiting import answers, awaited, reserved_port
 
 
@@ -64,7 +65,7 @@ class TrackingServer:
                 start_new_session=True,
             )
         try:
-            awaited(lambda: answers(f"{self.uri}/health"), seconds=120)
+            awaited(lambda: answers(f"{self.uri}/health"), seconds=waiting.COMMAND)
         except AssertionError as error:
             raise TimeoutError((self._home / "server.log").read_text()) from error
 

@@ -23,6 +23,7 @@ from knee_tune.specs.ridge import Ridge
 from knee_tune.specs.tracking import Attached
 from knee_tune.tuning.artifacts import attach_to_study, attach_weights
 from knee_tune.tuning.dashboard import link_trials, show_figures, write_study_note
+from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.study import study_record, trial_attrs
 
 INTERVAL = 20.0
@@ -215,6 +216,8 @@ def _or_a_line(what: str, on_line: Say) -> Iterator[None]:
     """Whatever goes wrong becomes a line: the study itself is sound."""
     try:
         yield
+    except StorageGoneError:
+        pass  # the command ends of it, and says so
     except Exception as error:
         reason = first_line(error)
         on_line(f"{what}: could not be written ({type(error).__name__}: {reason})")

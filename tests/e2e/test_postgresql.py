@@ -16,6 +16,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 
+from benchmarks.postgresql import binaries
+from benchmarks.restarts import drill
 from tests.command_line import TINY, complains, knee_tune, knee_tune_here, running
 
 TRIALS = 6
@@ -74,3 +76,13 @@ def test_a_server_that_never_answered_is_named() -> None:
 def test_what_waiting_does_not_mend_is_said_at_once(postgresql: str) -> None:
     unknown = make_url(postgresql).set(database="nosuch").render_as_string(hide_password=False)
     complains("status", "--storage", unknown, said=("--storage", 'database "nosuch" does not'))
+
+
+@pytest.mark.skipif(binaries() is None, reason="PostgreSQL is not installed")
+def test_drivers_outlast_a_restart_and_commits_whose_answer_is_lost() -> None:
+    found = drill(trials=4, drivers=2, restarts=1, away=0.5, lose=30)
+    assert found.exit_codes == (0, 0), found
+    assert (found.restarts, found.states) == (1, {"COMPLETE": 4}), found
+    assert found.lost_answers > 0
+    assert found.told == found.points == 4
+    assert found.steps == 4 * 150

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import warnings
@@ -22,6 +23,8 @@ from knee_tune.runs.processes import process_id
 from knee_tune.runs.restarts import MACHINE_STARTS
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import driver as driving
+from knee_tune.tuning import storage as storages
+from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.recovery import requeue_failed
 from tests.integration.workbench import (
     BUDGET,
@@ -389,3 +392,62 @@ def leave_running(bench: Workbench, driver: Mapping[str, Any]) -> optuna.Trial:
         trial = bench.study.ask()
     trial.set_user_attr("driver", driver)
     return trial
+
+
+def test_a_driver_whose_storage_stays_away_ends_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storages, "SQLITE_TIMEOUT", 0.01)
+    monkeypatch.setenv("KNEE_TUNE_STORAGE_TIMEOUT", "0.1")
+    bench = Workbench(tmp_path)
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
+
+    def lock(step: int) -> None:
+        if step == 60:
+            other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StorageGoneError, match="database is locked"):
+        bench.drive(InProcess(None, lock), trials=3)
+    other.close()
+    for trial in bench.study.get_trials(states=(TrialState.RUNNING,)):  # it has ended by then
+        trial_id = trial._trial_id
+        bench.storage.set_trial_user_attr(trial_id, "driver", {**process_id(), "ticks": 0})
+    runner = bench.drive(trials=3)
+    assert runner.reports[0] == [50, 100, 150]
+    assert bench.states == ["complete"] * 3
+    assert bench.record.trials[1].key == "trial-0001"
+
+
+def test_a_trial_goes_on_when_its_storage_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storages, "SQLITE_TIMEOUT", 0.01)
+    bench = Workbench(tmp_path)
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None, check_same_thread=False)
+
+    def lock_for_a_moment(step: int) -> None:
+        if step == 60:
+            other.execute("BEGIN IMMEDIATE")
+            threading.Timer(0.3, other.close).start()
+
+    runner = bench.drive(InProcess(lock_for_a_moment), trials=1)
+    assert len(runner.plans) == 1
+    assert bench.states == ["complete"]
+
+
+def test_a_trial_asked_for_in_a_lost_turn_is_given_up_if_it_is_one_too_many(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart freed the lock that a driver asks under: another driver took the last trial."""
+    bench.drive(trials=1)
+    lost = iter([True])
+
+    def retaken(_: object) -> bool:
+        if not next(lost, False):
+            return False
+        bench.study.add_trial(bench.study.trials[0])
+        return True
+
+    monkeypatch.setattr("knee_tune.tuning.driver.retaken", retaken)
+    assert bench.drive(trials=2).plans == []
+    assert bench.states == ["complete"] * 2

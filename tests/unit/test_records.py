@@ -138,6 +138,7 @@ def test_a_record_survives_being_stored() -> None:
         (["now", "now"], ""),
         (["", "now"], "trial 0 was trained by other code or libraries (fingerprint not noted, now"),
         (["a", "a", "a", "now", "a"], "trials 0-2, 4 were trained by other code or libraries"),
+        (["a", "now"] * 9, "9 trials were trained by other code or libraries (fingerprint a"),
         (["a", "b", "now"], "trial 0 and trial 1 were trained by other code or libraries"),
     ],
 )

@@ -134,6 +134,17 @@ def test_what_is_trained_beside_the_search_does_not_change_what_was_asked_for() 
     assert spec_of(made).sampler == "tpe"
 
 
+def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
+    storage = InMemoryStorage()
+    request = StudyRequest(task="iwslt", name="s", settings=("recipe.data=mine",))
+    spec, recipe = request.resolve()
+    assert spec.subject == "mine"
+    before = spec.model_copy(update={"own_data": None})  # as before data named experiments
+    for asked in (before, spec):
+        study = open_study(storage, asked, recipe=recipe, data_fingerprint="data")
+        assert spec_of(study).subject == "iwslt"
+
+
 def test_another_task_under_the_same_name_is_refused() -> None:
     storage = InMemoryStorage()
     opened(storage, name="mine")
