@@ -88,7 +88,7 @@ def test_every_such_end_of_a_command_is_one_line_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def app() -> None:
+    def app(**_: object) -> None:
         raise error
 
     monkeypatch.setattr("knee_tune.cli.commands.app", app)
