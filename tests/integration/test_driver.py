@@ -354,7 +354,7 @@ def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
 
 
 def test_the_trial_of_a_killed_driver_is_continued(bench: Workbench) -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:  # until nobody writes to it
         leave_running(bench, process_id(process.pid))
         assert bench.drive(trials=1).plans == []  # it lives
         process.kill()

@@ -15,7 +15,7 @@ from knee_tune.runs.processes import lives, process_id
 
 @pytest.fixture
 def another() -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
 
