@@ -48,10 +48,11 @@ def report_of(
         raise UserError(
             f"study {record.name}: no trial is complete yet, so there is nothing to report"
         )
+    noted = study.user_attrs  # a query of the storage each time it is asked for
     test = {
-        trial.number: study.user_attrs[f"{TEST_PREFIX}{trial.key}"]
+        trial.number: noted[f"{TEST_PREFIX}{trial.key}"]
         for trial in record.trials
-        if f"{TEST_PREFIX}{trial.key}" in study.user_attrs
+        if f"{TEST_PREFIX}{trial.key}" in noted
     }
     context = ReportContext(
         written=time.time(),
