@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.planning.plan import Replica, TrainPlan
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.points import Axis, Point, untried
-from knee_tune.tuning.recovery import BATCH, current, driver_id
+from knee_tune.tuning.recovery import BATCH, current, driver_id, params_of
 from knee_tune.tuning.trial import Search
 
 MAX_REPLICAS = 4096
@@ -142,7 +142,7 @@ def _running(
 
 def _point_of(trial: FrozenTrial, axes: Mapping[str, Axis]) -> Point | None:
     """Where a trial is, or will be; None if the grid has no such point."""
-    params = trial.system_attrs.get("fixed_params", {}) | trial.params
+    params = params_of(trial)
     if not all(params.get(name) in axis.points for name, axis in axes.items()):
         return None
     return tuple(params[name] for name in axes)

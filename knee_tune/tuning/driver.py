@@ -31,7 +31,7 @@ from knee_tune.tuning.listeners import Recorder, Watcher
 from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import current, give_back, put_back, recover
+from knee_tune.tuning.recovery import current, give_back, params_of, put_back, recover
 from knee_tune.tuning.replicates import Crew, train_replicates
 from knee_tune.tuning.study import trial_record
 from knee_tune.tuning.trial import Search, TrialRun
@@ -193,8 +193,7 @@ class Driver:
             return
         if wanted(self._study, self._search.axes, trials=trials, besides=trial.number):
             return
-        known = self._study.get_trials(deepcopy=False)[trial.number]
-        if known.params or "fixed_params" in known.system_attrs:
+        if params_of(self._study.get_trials(deepcopy=False)[trial.number]):
             put_back(self._study, trial._trial_id, reason="")
             raise _LeftError
         raise TurnLostError

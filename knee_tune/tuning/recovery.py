@@ -39,6 +39,12 @@ def key_of(trial: FrozenTrial | optuna.Trial) -> str:
     return str(trial.user_attrs.get("key", f"trial-{trial.number:04d}"))
 
 
+def params_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Its parameters; while it has none yet, those of the queued point that it is."""
+    queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
+    return queued | trial.params
+
+
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue a trial that was told, but did not reach its end, under a new number.
 
@@ -86,17 +92,22 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [
         trial
         for trial in trials
-        if trial.number not in continued and (trial.params or not trial.state.is_finished())
+        if trial.number not in continued and (params_of(trial) or not trial.state.is_finished())
     ]
 
 
 def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
     """Which one it is, or goes on with, of those that were asked for: 0 is the first."""
+    trials = [*trials, trial]
     before = {each.number: each.user_attrs.get("continues") for each in trials}
-    number, origin = trial.number, trial.user_attrs.get("continues")
-    while origin is not None:
-        number, origin = origin, before.get(origin)
-    return sum(other < number and origin is None for other, origin in before.items())
+
+    def origin(number: int) -> int:
+        while (earlier := before.get(number)) is not None:
+            number = earlier
+        return number
+
+    asked = {origin(each.number) for each in current(trials)}
+    return sum(other < origin(trial.number) for other in asked)
 
 
 def stale_trial_callback(recorder: Recorder) -> OnStale:
