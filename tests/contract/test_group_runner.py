@@ -422,11 +422,11 @@ def test_an_address_must_be_one_that_the_other_machines_reach(
 ) -> None:
     for address in ("192.0.2.1", "0.0.0.0", "no such host", "", "\udcff", "a" * 300):
         with pytest.raises(UserError, match=r"--address .*; give the one") as caught:
-            TorchrunRunner(ENTRY, ("srun", "torchrun"), nnodes=2, address=address)
+            TorchrunRunner(ENTRY, ("env", "torchrun"), nnodes=2, address=address)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")
     with pytest.raises(UserError, match="other machines cannot reach 127"):
-        TorchrunRunner(ENTRY, ("srun", "torchrun"), nnodes=2)
+        TorchrunRunner(ENTRY, ("env", "torchrun"), nnodes=2)
 
 
 def test_the_launcher_must_be_torchrun() -> None:
