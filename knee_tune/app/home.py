@@ -103,7 +103,8 @@ class Home:
         UserError nothing is left of a home that was made here, as long as there is nothing in it
         but what was written to ``logs``, to which the error does not send people.
         """
-        missing = [each for each in self._with_parents if not each.exists()]
+        root = self.root.absolute()
+        missing = [each for each in (root, *root.parents) if not each.exists()]
         _, descriptor = claimed(self.create)
         held = HeldHome(home=self, descriptor=descriptor)
         try:
@@ -121,11 +122,6 @@ class Home:
             raise
         finally:
             os.close(descriptor)
-
-    @property
-    def _with_parents(self) -> tuple[Path, ...]:
-        root = self.root.absolute()
-        return (root, *root.parents)
 
     def sweep(self) -> None:
         """Remove what killed commands left half-written, where nobody is at work any more."""
