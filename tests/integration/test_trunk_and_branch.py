@@ -160,7 +160,7 @@ class Bench:
             seed=5,
             data_dir=self.data,
             placement=Placement(world_size=self.ranks),
-            log_dir=self.home / folder / "logs",
+            log_dir=self.home / f"logs-{folder}",
         )
         schedule = Knee(seed_lr=seed_lr, total_steps=total, explore_steps=knee)
         here = self.home / folder
