@@ -49,6 +49,10 @@ class MachineError(Exception):
     exit_code = 1
 
 
+class HomeGoneError(MachineError):
+    """The home was deleted, moved or replaced while a command worked in it."""
+
+
 def disk_trouble(error: BaseException | None) -> str | None:
     """What a full, read-only or broken disk said, with its path, if that is behind ``error``."""
     while error is not None:

@@ -36,14 +36,17 @@ class ConsoleLines:
 
 
 def refuse_failures(record: "StudyRecord") -> None:
-    """MachineError if a study has failed trials, or runs: what is missing is said last."""
-    compares = record.spec.compare is not None
-    failed = record.run_counts.failed if compares else record.counts.failed
-    if failed:
-        what = "run" if compares else "trial"
+    """MachineError if trials or runs of a study failed: what is missing is said last."""
+    confirmation = record.confirmation
+    failed = (
+        (record.counts.failed, "trial", ""),
+        (record.run_counts.failed, "run", ""),
+        (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
+    )
+    said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
+    if said:
         raise MachineError(
-            f"study {record.name}: {failed} {what}{'s' * (failed > 1)} failed; the same command "
-            "tries again"
+            f"study {record.name}: {' and '.join(said)} failed; the same command tries again"
         )
 
 

@@ -143,7 +143,7 @@ class TorchrunRunner(GroupRunner):
 
 def _log(plan: Plan) -> IO[bytes]:
     """What torchrun itself says, beside the logs of the ranks."""
-    plan.log_dir.mkdir(parents=True, exist_ok=True)
+    plan.log_dir.mkdir(exist_ok=True)
     return (plan.log_dir / "torchrun.log").open("a+b")
 
 

@@ -38,8 +38,8 @@ def log_entries(
         client.log_batch(run_id, metrics=metrics[part], synchronous=True)
 
 
-def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
-    """Write one artifact; RejectedError if its file is gone."""
+def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home: Path) -> None:
+    """Write one artifact; RejectedError if its file is gone, FileNotFoundError if ``home`` is."""
     folder, _, name = artifact.name.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / name
@@ -53,6 +53,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
             import plotly.io  # slow to import
 
             plotly.io.write_html(artifact.figure, path, include_plotlyjs=artifact.offline or "cdn")
+        home.stat()  # which MLflow would make anew
         client.log_artifact(run_id, str(path), folder or None)
 
 

@@ -48,7 +48,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         name = f"knee-tune-{model.subject or model.task}"
         digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
         known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
-        version = known or _create_version(client, model, run, name=name, digest=digest)
+        version = known or _create_version(client, model, run, name=name, digest=digest, home=home)
         client.set_model_version_tag(name, version.version, CONFIRMED, model.confirmed)
         alias = _call(client, version, model.alias)
     return RegisteredModel(
@@ -90,7 +90,13 @@ def _call(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alia
 
 
 def _create_version(
-    client: "MlflowClient", model: TrainedModel, run: "Run", *, name: str, digest: str
+    client: "MlflowClient",
+    model: TrainedModel,
+    run: "Run",
+    *,
+    name: str,
+    digest: str,
+    home: Path,
 ) -> "ModelVersion":
     """Upload the model, tie it and its metrics to the run it comes from, add a version."""
     from mlflow.entities import LoggedModelOutput, Metric
@@ -107,6 +113,7 @@ def _create_version(
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = _save(model, Path(scratch), run_id=run.info.run_id, logged=logged)
+            home.stat()  # which MLflow would make anew
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")

@@ -118,6 +118,9 @@ def trouble(error: BaseException) -> str:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of ``uri``. Takes 1-3 s (import), 7-9 s more when the local store is new."""
+    file = None if is_server(uri) else sqlite_file(uri)
+    if file is not None:  # before what takes seconds, in which a home may be deleted
+        file.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -127,7 +130,6 @@ def connect(uri: str) -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     for chatter in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
-    file = None if is_server(uri) else sqlite_file(uri)
     if file is not None:
         refuse_damaged(uri)
         _create_database(file)
@@ -186,7 +188,6 @@ def _create_database(path: Path) -> None:
     """MLflow's schema in a file that appears whole: 50 migrations killed half-way stay broken."""
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # drivers may start together
         if path.exists():

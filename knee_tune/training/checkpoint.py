@@ -91,7 +91,7 @@ def save_checkpoint(
     If there is one of this step already, that one stays. OSError if the disk is full; then nothing
     is left behind.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     target, draft = checkpoint_path(directory, step=step), directory / f"{DRAFT}{uuid.uuid4().hex}"
     try:
         draft.mkdir()
@@ -163,7 +163,7 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
 
     What is not ``durable`` waits for no disk: a crash of the machine may damage it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.unlink(missing_ok=True)  # a killed run may have left a link to a knot's weights
     save_model(model, str(draft))
@@ -174,7 +174,7 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
 
 def take_weights(path: Path, source: Path) -> None:
     """Make ``path`` the weights in ``source``; it changes whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.unlink(missing_ok=True)
     share_file(source, draft)

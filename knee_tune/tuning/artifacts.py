@@ -48,7 +48,8 @@ def attach_weights(study: optuna.Study, *, winner: int, weights: Path, store: Pa
 
 def _attach(study: optuna.Study, file: Path, *, name: str, prefix: str, store: Path) -> None:
     identity = _identity(study, name)
-    store.mkdir(parents=True, exist_ok=True)
+    for folder in (store.parent, store):
+        folder.mkdir(exist_ok=True)
     draft = store / f"{identity}.{uuid.uuid4().hex}"
     try:
         _link_or_copy(file, draft)

@@ -15,6 +15,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.distributed.protocol import Failure
+from knee_tune.errors import HomeGoneError
 from knee_tune.runs.restarts import error_of
 from knee_tune.runs.slots import SlotInterruptedError, Slots
 from knee_tune.runs.trainer import Trainer
@@ -64,7 +65,7 @@ class _LeftError(BaseException):
 
 
 _NO_FAULT_OF_ITS_OWN = (
-    *(KeyboardInterrupt, SlotInterruptedError, _RefusedError),
+    *(KeyboardInterrupt, SlotInterruptedError, HomeGoneError, _RefusedError),
     *(StorageGoneError, StorageInternalError),
 )
 """What ends a trial that is to go on: it is put back into the queue."""
@@ -176,7 +177,12 @@ class Driver:
                 match left.__cause__:
                     case _RefusedError(error=error):
                         raise error from None
-                    case KeyboardInterrupt() | StorageGoneError() | StorageInternalError() as why:
+                    case (
+                        KeyboardInterrupt()
+                        | HomeGoneError()
+                        | StorageGoneError()
+                        | StorageInternalError() as why
+                    ):
                         raise why from None
             except TurnLostError:
                 pass

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from knee_tune.distributed.protocol import Failure, Outcome, Report
+from knee_tune.errors import HomeGoneError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.slots import SlotInterruptedError
 from knee_tune.specs.tracking import RunLink, TrialFinished, TrialReported, TrialStarted
@@ -45,7 +46,7 @@ class Ending:
     @classmethod
     def of_exception(cls, error: BaseException) -> "Ending":
         """A run that an interrupt or an error of our own broke off."""
-        if isinstance(error, KeyboardInterrupt | SlotInterruptedError):
+        if isinstance(error, KeyboardInterrupt | SlotInterruptedError | HomeGoneError):
             return cls(end="failed", reason=INTERRUPTED)
         return cls(end="failed", reason=f"{type(error).__name__}: {error}")
 

@@ -147,7 +147,7 @@ def plan(tmp_path: Path) -> MakePlan:
             seed=5,
             data_dir=tmp_path,
             placement=Placement(world_size=ranks, stall_timeout=stall_timeout, amp=amp),
-            log_dir=tmp_path / folder / "logs",
+            log_dir=tmp_path / f"logs-{folder}",
             schedule=schedule,
             steps_per_evaluation=every,
             checkpoint_dir=tmp_path / folder,

@@ -164,6 +164,7 @@ class Workbench:
         self.code = ""
         """Fingerprint of the code that trains."""
         self.home, self.recording, self.watching = home, Recording(), Watching()
+        (home / "logs").mkdir(exist_ok=True)
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
         spec, recipe = StudyRequest(
