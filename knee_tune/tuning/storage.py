@@ -80,6 +80,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
     storage_timeout()
     shown = shown_url(url, password="***")
     patience = patience_with(url)
+    patience.resume()
     try:
         storage = _make_tables(
             lambda: patience.outlast(
