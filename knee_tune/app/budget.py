@@ -33,6 +33,9 @@ class OpenedSearch:
     study: KeptSearch
     tracker: Tracker
 
+    def on_interrupt(self) -> None:
+        """There is no database to wait for."""
+
 
 def search_budget(
     search: Search, places: Places, options: GroupOptions, watcher: Lines

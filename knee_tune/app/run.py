@@ -182,6 +182,7 @@ def _drive(
         tracker=opened.tracker,
         watcher=watcher,
         after_trial=after_trial,
+        on_interrupt=opened.on_interrupt,
     ).run(trials=workshop.spec.limit, timeout=timeout)
 
 

@@ -181,6 +181,8 @@ class Supervisor:
             rank.wire.send(answer)
 
     def _close(self, rank: _Rank) -> None:
+        if rank.ended:
+            return  # its line ended before its exit was heard: a callback raised in between
         self._selector.unregister(rank.wire.socket)
         rank.ended = True
 

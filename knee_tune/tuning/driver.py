@@ -87,9 +87,10 @@ class Driver:
         tracker: Recorder,
         watcher: Watcher,
         after_trial: Callable[[TrialRecord], None],
+        on_interrupt: Callable[[], None],
     ) -> None:
         self._search, self._study = search, search.study
-        self._trainer, self._slots = trainer, Slots(slots)
+        self._trainer, self._slots = trainer, Slots(slots, on_interrupt=on_interrupt)
         self._tracker, self._watcher, self._after_trial = tracker, watcher, after_trial
         self._asking = threading.Lock()
         self._failures_in_a_row = 0
@@ -161,6 +162,8 @@ class Driver:
                         self._watcher.line(TAKEN_OVER)
                     except (StorageGoneError, StorageInternalError):
                         pass  # whoever goes on finds that its driver is gone
+                    except KeyboardInterrupt as interrupt:
+                        raise _LeftError from interrupt
                     raise _LeftError from why
                 except UpdateFinishedTrialError as why:
                     self._watcher.line(TAKEN_OVER)

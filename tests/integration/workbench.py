@@ -32,6 +32,7 @@ from knee_tune.training import loop
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Origin
+from knee_tune.tuning.patience import patience_with
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import make_sampler
@@ -212,6 +213,7 @@ class Workbench:
             tracker=self.recording,
             watcher=self.watching,
             after_trial=self.after.append,
+            on_interrupt=patience_with(self.storage_url).interrupt,
         )
 
     def _schedule(self, seed_lr: float, explore_fraction: float) -> Knee:
