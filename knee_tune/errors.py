@@ -10,6 +10,9 @@ from knee_tune.urls import without_secrets
 LONGEST = 500
 """Characters of a line that came from elsewhere."""
 
+_MOST_READ = 20_000
+"""Characters of a text from elsewhere that are looked at: the middle of more is never shown."""
+
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL
 )
@@ -82,6 +85,8 @@ def one_line(text: str, *, longest: int = LONGEST) -> str:
 
     Of what is longer than ``longest`` characters the middle is left out.
     """
+    if len(text) > _MOST_READ:
+        text = f"{text[: _MOST_READ // 2]} ... {text[-_MOST_READ // 2 :]}"
     line = without_secrets(" ".join(printable(text).split()))
     if len(line) <= longest:
         return line
