@@ -21,7 +21,10 @@ _ESCAPES = re.compile(
 _JOINERS = "\u200c\u200d"
 """Characters that some scripts, and emoji, are written with, though nothing is seen of them."""
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says, or a quota."""
+
+_OF_DISKS = (*FULL, errno.EROFS, errno.EIO)
 _OF_SQLITE = {
     "SQLITE_FULL": errno.ENOSPC,
     "SQLITE_READONLY": errno.EROFS,
@@ -62,6 +65,13 @@ def disk_trouble(error: BaseException | None) -> str | None:
             return f"{path}: {said}" if path else said
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+def refused_outright(error: BaseException) -> bool:
+    """Whether an HTTP server answered and will say the same again: it is neither away nor busy."""
+    from urllib.error import HTTPError  # slow
+
+    return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
 
 
 def _said_errno(error: BaseException) -> int | None:

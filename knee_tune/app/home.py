@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from knee_tune.errors import UserError, one_line, printable
+from knee_tune.errors import UserError, disk_trouble, one_line, printable
 from knee_tune.leftovers import sweep
 from knee_tune.planning.checkpoint_folder import drafts
 from knee_tune.runs.locks import file_lock, try_lock
@@ -82,10 +82,12 @@ class Home:
         return self.root.absolute() / "logs" / study
 
     def create(self) -> None:
-        """Make the folder; UserError if that is impossible."""
+        """Make the folder; UserError if that is impossible, OSError if it is the disk's fault."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if disk_trouble(error):
+                raise
             raise UserError(
                 f"--home {self.root}: cannot be made ({error.strerror}); name a folder you can "
                 "write to"

@@ -116,6 +116,17 @@ def trouble(error: BaseException) -> str:
     return f"refuses ({said})" if "API request" in said else f"cannot be used ({said})"
 
 
+def is_away(error: BaseException, uri: str) -> bool:
+    """Whether the server of ``uri`` did not answer: nothing is wrong with what it was asked."""
+    from requests import ConnectionError as NoConnection
+    from requests import Timeout
+    from sqlalchemy.exc import OperationalError
+
+    if "API request to http" in str(error) or isinstance(error, NoConnection | Timeout):
+        return True
+    return isinstance(error.__cause__ or error, OperationalError) and not is_local(uri)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of ``uri``. Takes 1-3 s (import), 7-9 s more when the local store is new."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
