@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import UserError, disk_trouble, one_line, printable
-from knee_tune.leftovers import sweep
+from knee_tune.leftovers import sweep, sweep_scratch
 from knee_tune.planning.checkpoint_folder import drafts
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tasks.prepared_folder import FILLING
@@ -23,7 +23,7 @@ ABANDONED_SECONDS = 60.0
 
 _NOTES = (
     *("trunks/*.draft", "reports/.*.draft", "budgets/*.draft", "logs/*/*/.*.draft"),
-    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft"),
+    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft", "artifacts/optuna/*.draft"),
 )
 
 
@@ -105,6 +105,7 @@ class Home:
                     lock.release()
         _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
         sweep(self.data.glob(FILLING))
+        sweep_scratch()
 
 
 def _is_old(path: Path) -> bool:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
 from knee_tune.errors import MachineError, UserError, disk_trouble
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
@@ -105,8 +105,8 @@ def _create_version(
         model_type="knee-tune",
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _save(model, Path(scratch), run_id=run.info.run_id, logged=logged)
+        with scratch_folder() as scratch:
+            folder = _save(model, scratch, run_id=run.info.run_id, logged=logged)
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")

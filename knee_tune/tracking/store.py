@@ -8,6 +8,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -204,7 +205,9 @@ def _create_database(path: Path) -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        for left in path.parent.glob(f".{escape(path.name)}.*.draft*"):  # by a driver killed here
+            left.unlink(missing_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
         try:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]
                 sqlite_url(draft), (path.parent.absolute() / "artifacts").as_uri()
