@@ -129,13 +129,15 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
         placement = plan["placement"]
         facts["device"] = placement["device"] + (", bf16" if placement["amp"] else "")
         facts["ranks"] = str(placement["world_size"])
+        if noted := plan.get("facts"):  # not by versions before
+            counts = noted["examples"].items()
+            facts["examples"] = ", ".join(f"{count:,} {split}" for split, count in counts)
     seeds = record.spec.replicate_seeds
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     if record.spec.compare is None:
         facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
-    codes = record.codes
-    for code, what in codes.items():
-        facts["code" if len(codes) == 1 else f"code of {what}"] = code or "not noted"
+    codes = {code or "not noted": what for code, what in record.codes.items()}
+    facts |= {f"code {code}": what for code, what in codes.items()}
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
     tags = provenance()
     versions = {
@@ -165,6 +167,7 @@ def _replay(
             else []
         ),
         Command(what="Write this report anew", text=places.command("report", record.name)),
+        Command(what="List every trial", text=places.command("status", record.name, "--all")),
         Command(
             what="Look at every trial in Optuna Dashboard",
             text=places.command("dashboard", record.name),

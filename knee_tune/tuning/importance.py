@@ -1,6 +1,6 @@
 """Which hyperparameter matters how much, by an evaluator that is named."""
 
-import math
+import random
 import warnings
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
     """By fANOVA; None unless both hyperparameters and the values of enough trials vary.
 
     fANOVA, because its share is of the variance over the whole search space, which is what the
-    heat map shows. Of more than ``MOST_TRIALS`` it takes as many, evenly from first to last.
+    heat map shows. Of more than ``MOST_TRIALS`` it takes as many, drawn by lot.
     Optuna's default, PED-ANOVA, asks what sets the best trials apart, and on few points it changes
     with every trial; its numbers are told too, for Optuna Dashboard shows them.
     """
@@ -41,8 +41,7 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
         get_param_importances,
     )
 
-    every = max(1, math.ceil(len(complete) / MOST_TRIALS))
-    chosen = complete[::every]
+    chosen = random.Random(seed).sample(complete, min(len(complete), MOST_TRIALS))
     sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
 
     def target(trial: FrozenTrial) -> float:  # as the dashboard calls it

@@ -229,14 +229,12 @@ def test_a_group_sees_only_its_own_devices(forkserver: ForkserverRunner, plan: P
 def test_the_root_cause_comes_back_without_the_watchdog(
     forkserver: ForkserverRunner, plan: PlanFor, what: str, kind: str, message: str, rank: int
 ) -> None:
-    began = time.monotonic()
     outcome = failure(run(forkserver, plan(what=what, rank=rank)))
-    assert (outcome.kind, outcome.rank) == (kind, rank)
+    assert (outcome.kind, outcome.rank) == (kind, rank)  # not "stalled"
     assert outcome.message.startswith(message.format(rank))
     assert ("jobs.py" in outcome.traceback) == (
         kind in {"user_error", "exception", "out_of_memory"}
     )
-    assert time.monotonic() - began < 30  # not by the watchdog (60 s)
 
 
 @pytest.mark.parametrize(("what", "rank"), [("hang", 0), ("hang", 1), ("freeze", 1)])
