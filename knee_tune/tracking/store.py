@@ -125,7 +125,8 @@ def is_away(error: BaseException, uri: str) -> bool:
 
     if "API request to http" in str(error) or isinstance(error, NoConnection | Timeout):
         return True
-    return isinstance(error.__cause__ or error, OperationalError) and not is_local(uri)
+    of_database = any(isinstance(each, OperationalError) for each in (error, error.__cause__))
+    return of_database and not is_local(uri)
 
 
 def connect(uri: str) -> "MlflowClient":

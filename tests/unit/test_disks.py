@@ -92,9 +92,15 @@ def test_a_folder_that_the_disk_does_not_give(
         act(tmp_path)
 
 
-def of_a_database() -> MlflowException:
+def of_a_database() -> sqlalchemy.exc.OperationalError:
+    error = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("refused"))
+    error.__cause__ = error.orig
+    return error
+
+
+def of_mlflow() -> MlflowException:
     error = MlflowException("no answer")
-    error.__cause__ = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("refused"))
+    error.__cause__ = of_a_database()
     return error
 
 
@@ -105,6 +111,7 @@ def of_a_database() -> MlflowException:
         ("http://h:5000", requests.ConnectionError("refused"), MachineError),
         ("http://h:5000", requests.Timeout("too long"), MachineError),
         ("postgresql://h/d", of_a_database(), MachineError),
+        ("postgresql://h/d", of_mlflow(), MachineError),
         ("sqlite:///x.db", of_a_database(), UserError),  # as where a table is missing
         ("http://h:5000", MlflowException("API request to endpoint /x failed: 403"), UserError),
     ],
