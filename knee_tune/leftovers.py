@@ -3,9 +3,12 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_SCRATCH = "knee-tune-scratch-"
 
 
 def claimed(make: Callable[[], Path]) -> tuple[Path, int]:
@@ -36,3 +39,20 @@ def sweep(folders: Iterable[Path]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder while the block runs. Those that killed processes left go first."""
+    sweep_scratch()
+    folder, claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_SCRATCH)))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(claim)
+
+
+def sweep_scratch() -> None:
+    """Remove every :func:`scratch_folder` of a process that was killed."""
+    sweep(Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"))

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from knee_tune.errors import HomeGoneError, UserError, one_line, printable
-from knee_tune.leftovers import claimed, sweep
+from knee_tune.errors import HomeGoneError, UserError, disk_trouble, one_line, printable
+from knee_tune.leftovers import claimed, sweep, sweep_scratch
 from knee_tune.planning.checkpoint_folder import drafts
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tasks.prepared_folder import FILLING
@@ -24,7 +24,7 @@ ABANDONED_SECONDS = 60.0
 
 _NOTES = (
     *("trunks/*.draft", "reports/.*.draft", "budgets/*.draft", "logs/*/*/.*.draft"),
-    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft"),
+    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft", "artifacts/optuna/*.draft"),
 )
 
 
@@ -83,10 +83,15 @@ class Home:
         return self.root.absolute() / "logs" / study
 
     def create(self) -> Path:
-        """Make the folder, which is returned; UserError if that is impossible."""
+        """Make the folder, which is returned.
+
+        UserError if that is impossible, OSError if it is the disk's fault.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if disk_trouble(error):
+                raise
             raise UserError(
                 f"--home {self.root}: cannot be made ({error.strerror}); name a folder you can "
                 "write to"
@@ -133,6 +138,7 @@ class Home:
                     lock.release()
         _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
         sweep(self.data.glob(FILLING))
+        sweep_scratch()
 
 
 @dataclass(frozen=True, kw_only=True)

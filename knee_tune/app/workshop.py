@@ -1,5 +1,6 @@
 """A workshop: a task with its recipe, and the worker groups that can train it."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -35,6 +36,8 @@ from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import TaskEntry, task_entry
 from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.worker import ENTRY
+
+log = logging.getLogger(__name__)
 
 OnLife = Callable[[], None]
 
@@ -219,7 +222,8 @@ def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFac
     task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(TrainingCode, task, recipe)
-        facts = TaskFacts.model_validate(run_job(runner, plan).result)
+        done = run_job(runner, plan, on_line=lambda text: log.warning("%s", text))
+        facts = TaskFacts.model_validate(done.result)
     code = reading.result()
     code.follow(facts.modules)
     return facts.model_copy(update={"code": code.fingerprint})

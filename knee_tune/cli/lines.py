@@ -1,10 +1,12 @@
 """The consoles of all commands, and plain lines for those that need no table while they work."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from knee_tune.errors import MachineError, printable
@@ -22,6 +24,22 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string passes here, in cells of tables too."""
         return super().render_str(printable(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """And here every text that has styles already."""
+        if isinstance(renderable, Text) and not renderable.plain.isprintable():
+            renderable = _printable(renderable)
+        return super().render(renderable, options)
+
+
+def _printable(text: Text) -> Text:
+    edges = {edge for span in text.spans for edge in (span.start, span.end)}
+    pieces = text.divide(sorted(edge for edge in edges if 0 < edge < len(text)))
+    for piece in pieces:  # of one style each
+        piece.plain = printable(piece.plain)
+    return text.blank_copy().join(pieces)
 
 
 class ConsoleLines:

@@ -1,14 +1,13 @@
 """What goes into a run, cut to what MLflow takes: names, batches, artifacts."""
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Attached
 from knee_tune.tracking.sender import RejectedError
 
@@ -41,8 +40,8 @@ def log_entries(
 def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home: Path) -> None:
     """Write one artifact; RejectedError if its file is gone, FileNotFoundError if ``home`` is."""
     folder, _, name = artifact.name.rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / name
+    with scratch_folder() as scratch:
+        path = scratch / name
         if artifact.file is not None:
             if not artifact.file.is_file():
                 raise RejectedError(f"{artifact.file} is gone")

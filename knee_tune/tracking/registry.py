@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError, disk_trouble
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.sender import DeletedError
-from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, trouble
+from knee_tune.tracking.store import MAX_PATIENCE, connect, is_away, model_url, patience, trouble
 from knee_tune.tracking.tracker import send_leftovers
 from knee_tune.urls import shown_url
 
@@ -37,8 +37,8 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
 
     Where a new champion comes, the one before it becomes ``challenger``. The same weights of the
     same run are one version: a candidate that becomes champion is no candidate any more, and what
-    is champion already stays so. UserError if the trial's run is not in MLflow, the server does not
-    answer or refuses, or the saved model does not answer as the trained one.
+    is champion already stays so. UserError if the trial's run is not in MLflow, the server refuses,
+    or the saved model does not answer as the trained one; MachineError if the server is away.
     """
     with _one_line_errors(uri), patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
@@ -111,8 +111,8 @@ def _create_version(
         model_type="knee-tune",
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _save(model, Path(scratch), run_id=run.info.run_id, logged=logged)
+        with scratch_folder() as scratch:
+            folder = _save(model, scratch, run_id=run.info.run_id, logged=logged)
             home.stat()  # which MLflow would make anew
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
@@ -273,7 +273,9 @@ def _as_default_store(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(uri: str) -> Iterator[None]:
-    """What a registry refuses or a store cannot do is the person's to solve: said in one line."""
+    """What a registry refuses or a store cannot do is the person's to solve: said in one line.
+
+    Not a server that is away, nor a disk."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -282,4 +284,7 @@ def _one_line_errors(uri: str) -> Iterator[None]:
     except DeletedError as error:
         raise UserError(f"--tracking-uri {shown_url(uri)}: {error}") from error
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise UserError(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error
+        if disk_trouble(error):
+            raise
+        kind = MachineError if is_away(error, uri) else UserError
+        raise kind(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error

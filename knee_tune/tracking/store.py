@@ -8,6 +8,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -116,6 +117,18 @@ def trouble(error: BaseException) -> str:
     return f"refuses ({said})" if "API request" in said else f"cannot be used ({said})"
 
 
+def is_away(error: BaseException, uri: str) -> bool:
+    """Whether the server of ``uri`` did not answer: nothing is wrong with what it was asked."""
+    from requests import ConnectionError as NoConnection
+    from requests import Timeout
+    from sqlalchemy.exc import OperationalError
+
+    if "API request to http" in str(error) or isinstance(error, NoConnection | Timeout):
+        return True
+    of_database = any(isinstance(each, OperationalError) for each in (error, error.__cause__))
+    return of_database and not is_local(uri)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of ``uri``. Takes 1-3 s (import), 7-9 s more when the local store is new."""
     file = None if is_server(uri) else sqlite_file(uri)
@@ -194,7 +207,9 @@ def _create_database(path: Path) -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        for left in path.parent.glob(f".{escape(path.name)}.*.draft*"):  # by a driver killed here
+            left.unlink(missing_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
         try:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]
                 sqlite_url(draft), (path.parent.absolute() / "artifacts").as_uri()

@@ -6,7 +6,6 @@ best. The manifest holds the checksums and whose state it is; the folder gets it
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
-import errno
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from knee_tune.distributed.out_of_memory import ran_out_of_memory
-from knee_tune.errors import first_line
+from knee_tune.errors import FULL, first_line
 from knee_tune.planning.checkpoint_folder import (
     DRAFT,
     KEPT_WEIGHTS,
@@ -110,7 +109,7 @@ def save_checkpoint(
         if durable:
             _sync(directory)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
         raise OSError(error.errno, needed, str(directory)) from error

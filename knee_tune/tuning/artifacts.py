@@ -50,7 +50,7 @@ def _attach(study: optuna.Study, file: Path, *, name: str, prefix: str, store: P
     identity = _identity(study, name)
     for folder in (store.parent, store):
         folder.mkdir(exist_ok=True)
-    draft = store / f"{identity}.{uuid.uuid4().hex}"
+    draft = store / f"{identity}.{uuid.uuid4().hex}.draft"
     try:
         _link_or_copy(file, draft)
         draft.replace(store / identity)
@@ -77,3 +77,5 @@ def _link_or_copy(file: Path, target: Path) -> None:
         os.link(file, target)
     except OSError:
         shutil.copyfile(file, target)
+    else:
+        os.utime(target)  # it is new: by the file's own time it would be swept as left behind
