@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from knee_tune.distributed.torchrun import SCRATCH
 from knee_tune.errors import UserError, one_line, printable
 from knee_tune.leftovers import sweep
 from knee_tune.planning.checkpoint_folder import drafts
@@ -103,6 +104,7 @@ class Home:
                     lock.release()
         _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
         sweep(self.data.glob(FILLING))
+        sweep(self.root.glob(f"logs/*/*/{SCRATCH}*"))
 
 
 def _is_old(path: Path) -> bool:

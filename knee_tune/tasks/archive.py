@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
-from tempfile import TemporaryDirectory
 from typing import IO, Any, cast
 
 from knee_tune.errors import UserError, first_line
+from knee_tune.leftovers import scratch
+
+SCRATCH = "knee-tune-archive-"
+"""How folders for what is unpacked begin, among the temporary ones."""
 
 LARGEST = 4_000_000_000
 """Bytes that an archive may unpack to. A larger corpus is unpacked by hand."""
@@ -46,9 +49,9 @@ def unpacked(path: Path, *, expected: str, largest: int = LARGEST) -> Iterator[P
     if not path.is_file():
         yield path
         return
-    with TemporaryDirectory() as folder:
+    with scratch(SCRATCH) as (folder, _):
         try:
-            _unpack(path, Path(folder), largest)
+            _unpack(path, folder, largest)
         except UserError:
             raise
         except Exception as error:  # there is no end to what damaged bytes lead to
@@ -59,9 +62,9 @@ def unpacked(path: Path, *, expected: str, largest: int = LARGEST) -> Iterator[P
                 f"{path}: no readable archive ({reason}); expected {expected}"
             ) from None
         try:
-            yield Path(folder)
+            yield folder
         except UserError as error:
-            raise UserError(str(error).replace(folder, str(path))) from None
+            raise UserError(str(error).replace(str(folder), str(path))) from None
 
 
 @dataclass(frozen=True, kw_only=True)

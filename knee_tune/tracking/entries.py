@@ -1,16 +1,16 @@
 """What goes into a run, cut to what MLflow takes: names, batches, artifacts."""
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
+from knee_tune.leftovers import scratch
 from knee_tune.specs.tracking import Attached
 from knee_tune.tracking.sender import RejectedError
+from knee_tune.tracking.store import SCRATCH
 
 MAX_METRICS, MAX_TEXTS = 1000, 100
 """Metrics, params and tags that one call of ``log_batch`` takes; 1000 entries in all."""
@@ -41,8 +41,8 @@ def log_entries(
 def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
     """Write one artifact; RejectedError if its file is gone."""
     folder, _, name = artifact.name.rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / name
+    with scratch(SCRATCH) as (place, _):
+        path = place / name
         if artifact.file is not None:
             if not artifact.file.is_file():
                 raise RejectedError(f"{artifact.file} is gone")

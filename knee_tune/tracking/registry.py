@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
+from knee_tune.leftovers import scratch
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.sender import DeletedError
-from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, trouble
+from knee_tune.tracking.store import MAX_PATIENCE, SCRATCH, connect, model_url, patience, trouble
 from knee_tune.tracking.tracker import send_leftovers
 from knee_tune.urls import shown_url
 
@@ -105,8 +105,8 @@ def _create_version(
         model_type="knee-tune",
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _save(model, Path(scratch), run_id=run.info.run_id, logged=logged)
+        with scratch(SCRATCH) as (place, _):
+            folder = _save(model, place, run_id=run.info.run_id, logged=logged)
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")
@@ -133,7 +133,7 @@ def _create_version(
         )
 
 
-def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Path:
+def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path:
     """The model's folder, tried out before anybody can get it: it loads and answers the same."""
     import mlflow.pyfunc
     import numpy as np
@@ -144,11 +144,11 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
 
     entry = task_entry(model.task)
     task = entry.build(model.recipe, data_dir=model.data_dir, seed=model.seed)
-    artifacts = {serving.ORDER: scratch / "order.json", serving.WEIGHTS: model.weights}
+    artifacts = {serving.ORDER: place / "order.json", serving.WEIGHTS: model.weights}
     order = {"task": model.task, "recipe": model.recipe, "seed": model.seed}
     artifacts[serving.ORDER].write_text(json.dumps(order, indent=2))
     for relative, source in task.assets().items():
-        artifacts[serving.ASSETS] = scratch / serving.ASSETS
+        artifacts[serving.ASSETS] = place / serving.ASSETS
         target = artifacts[serving.ASSETS] / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -158,7 +158,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     examples = task.examples()
     example: Any = examples if isinstance(examples[0], str) else np.asarray(examples)
     answers = served.predict(None, example)
-    folder = scratch / "model"
+    folder = place / "model"
     extra = f"[{entry.extra}]" if entry.extra else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # integers cannot be missing: they are not

@@ -1,6 +1,7 @@
 """Where MLflow keeps things: tracking URIs, the local store, links, and a quiet client."""
 
 import fcntl
+import glob
 import logging
 import os
 import shlex
@@ -55,6 +56,10 @@ def resolve_tracking_uri(home: Path, uri: str | None = None) -> str | None:
     if in_memory(chosen):
         raise UserError(f"{shown}: a database in memory keeps nothing; {advice}")
     return chosen
+
+
+SCRATCH = "knee-tune-mlflow-"
+"""How temporary folders begin in which files are made that MLflow then copies."""
 
 
 def local_store(home: Path) -> str:
@@ -191,6 +196,8 @@ def _create_database(path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # drivers may start together
         if path.exists():
             return
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one that was killed
+            left.unlink(missing_ok=True)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
