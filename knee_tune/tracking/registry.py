@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,11 +91,14 @@ def _call(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alia
 def _create_version(
     client: "MlflowClient", model: TrainedModel, run: "Run", *, name: str, digest: str
 ) -> "ModelVersion":
-    """Upload the model, tie it and its metrics to the run it comes from, add a version."""
+    """Upload the model, tie it and its metrics to the run it comes from, add a version.
+
+    A registration that was killed on its way is gone on with.
+    """
     from mlflow.entities import LoggedModelOutput, Metric
 
     tags = _tags(model) | {WEIGHTS_HASH: digest}
-    logged = client.create_logged_model(
+    logged = _begun(client, run, name=name, digest=digest) or client.create_logged_model(
         run.info.experiment_id,
         name=name,
         source_run_id=run.info.run_id,
@@ -111,13 +113,15 @@ def _create_version(
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
-    now = time.time_ns() // 1_000_000
+    # At a time of its own for every model: what is sent twice stands there once.
     metrics = [
-        Metric(f"{split}/{metric}", value, now, 0, model_id=logged.model_id)
+        Metric(f"{split}/{metric}", value, logged.creation_timestamp, 0, model_id=logged.model_id)
         for split, values in model.metrics.items()
         for metric, value in values.items()
     ]
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    outputs = client.get_run(run.info.run_id).outputs
+    if not any(each.model_id == logged.model_id for each in outputs.model_outputs):
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure_registered(client, name, model.task)
@@ -131,6 +135,15 @@ def _create_version(
             description=f"Trial {model.number} of study {model.study}: seed LR "
             f"{model.seed_lr:g}, explore fraction {model.explore_fraction}",
         )
+
+
+def _begun(client: "MlflowClient", run: "Run", *, name: str, digest: str) -> Any:
+    """The logged model of these weights that no version was made of, if there is one."""
+    found = client.search_logged_models(
+        [run.info.experiment_id], f"tags.`{WEIGHTS_HASH}` = '{digest}'"
+    )
+    of_run = (each for each in found if (each.source_run_id, each.name) == (run.info.run_id, name))
+    return next((each for each in of_run if each.status != "FAILED"), None)
 
 
 def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path:
