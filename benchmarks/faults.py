@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,9 +66,7 @@ TRACKED = ("gp",)
 WITNESS = Path(__file__).parent / "witness"
 
 ROLES = ("driver", "warm process", "rank")
-ODDS = (1, 1, 3)
-PAUSE = 20.0
-"""Mean of the seconds from one kill to the next if nothing trains meanwhile."""
+ODDS = (1, 1, 4)
 
 PATIENCE = 170.0
 """Seconds of peace after which a command hangs."""
@@ -198,14 +196,20 @@ def in_mlflow(home: Path) -> dict[str, Any]:
     return dict(found) | registered | {"unsent": unsent}
 
 
-def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float) -> Tally:
+def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float, pause: float) -> Tally:
     """Give the command until it is done, and kill ``kills`` times.
 
-    A kill comes a ``mean`` of seconds after training has gone on, or, if it does not, much later.
+    A kill comes a ``mean`` of seconds after training has gone on, or, if it does not, a mean of
+    ``pause`` seconds after the one before.
     """
     chance, tally = random.Random(seed), Tally(kind=kind, seed=seed)
     began = time.monotonic()
     code = None
+
+    def wait(process: subprocess.Popen[bytes]) -> bool:
+        soon, late = chance.expovariate(1 / mean), chance.expovariate(1 / pause)
+        return _wait(process, home, soon=soon, late=late)
+
     while code != 0:
         tally.commands += 1
         with _beside(home, "log").open("a+") as log:
@@ -217,7 +221,7 @@ def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float) -> Tal
                 start_new_session=True,
                 env=environment(home),
             )
-            family = _kill_some(process, home, tally, chance, kills=kills, mean=mean)
+            family = _kill_some(process, tally, chance, kills=kills, wait=wait)
             code = process.wait()
             _, living = psutil.wait_procs(family, timeout=OUTLIVES)
             tally.wrong += [f"outlives its driver: {each.cmdline()[:3]}" for each in living]
@@ -236,17 +240,16 @@ def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float) -> Tal
 
 def _kill_some(
     process: subprocess.Popen[bytes],
-    home: Path,
     tally: Tally,
     chance: random.Random,
     *,
     kills: int,
-    mean: float,
+    wait: Callable[[subprocess.Popen[bytes]], bool],
 ) -> list[psutil.Process]:
     """Kill members of a command's tree until it ends, or enough are; everybody seen in it."""
     driver, seen = psutil.Process(process.pid), set[psutil.Process]()
     while tally.killed < kills and process.poll() is None:
-        trains = _random_moment(process, home, chance, mean=mean)
+        trains = wait(process)
         tree = dict(_tree(driver))
         seen |= tree.keys()
         victims = sorted(tree, key=lambda each: each.pid)
@@ -270,11 +273,11 @@ def _kill_some(
     return list(seen)
 
 
-def _random_moment(
-    process: subprocess.Popen[bytes], home: Path, chance: random.Random, *, mean: float
-) -> bool:
-    """Wait for the next moment to kill, or the command's end; whether it is amid training."""
-    soon, late = chance.expovariate(1 / mean), chance.expovariate(1 / PAUSE)
+def _wait(process: subprocess.Popen[bytes], home: Path, *, soon: float, late: float) -> bool:
+    """Until ``soon`` after training has gone on, or ``late`` from now; whether it is the former.
+
+    Or until the command has ended.
+    """
     before, deadline = _written(home), time.monotonic() + late
     while process.poll() is None and time.monotonic() < deadline:
         if _written(home) > before:
@@ -411,11 +414,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds, left = asked.only.split(","), asked.kills
     seed = len(known) if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        root, peace = Path(folder), dict[str, dict[str, Any]]()
+        root, peace, takes = Path(folder), dict[str, dict[str, Any]](), dict[str, float]()
         while left > 0:
             kind, home = kinds[seed % len(kinds)], root / f"home-{seed}"
             if kind not in peace:
+                began = time.monotonic()
                 peace[kind] = trained_in_peace(kind, root / f"{kind}-peace")
+                takes[kind] = time.monotonic() - began
                 in_peace = account(root / f"{kind}-peace")
                 if in_peace.wrong or in_peace.not_noted:
                     sys.exit(f"{kind}, in peace: {in_peace}")
@@ -423,8 +428,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 kind in TRACKED and seed % 4
             ):  # a store takes seconds to make; not all need their own
                 _copy_of_store(root, home)
-            mean = asked.mean or min(1.0, _seconds_of_a_trial(root / f"{kind}-peace"))
-            tally = torment(kind, home, seed=seed, kills=min(left, asked.each), mean=mean)
+            tally = torment(
+                kind,
+                home,
+                seed=seed,
+                kills=min(left, asked.each),
+                mean=asked.mean or min(1.0, _seconds_of_a_trial(root / f"{kind}-peace")),
+                pause=2 * takes[kind],
+            )
             steps = account(home)
             tally.trained, tally.not_noted = steps.trained, steps.not_noted
             tally.wrong += [*differences(home, peace[kind]), *steps.wrong, *left_behind(home)]

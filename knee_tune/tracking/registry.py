@@ -120,7 +120,8 @@ def _create_version(
         for metric, value in values.items()
     ]
     outputs = client.get_run(run.info.run_id).outputs
-    if not any(each.model_id == logged.model_id for each in outputs.model_outputs):
+    tied = outputs.model_outputs if outputs else []
+    if not any(each.model_id == logged.model_id for each in tied):
         client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
     client.finalize_logged_model(logged.model_id, "READY")

@@ -111,7 +111,7 @@ def test_whatever_process_is_killed_the_study_becomes_the_same(tmp_path: Path) -
     """A handful of the kills of ``python -m benchmarks.faults``."""
     peace = faults.trained_in_peace("replicates", tmp_path / "peace")
     home = tmp_path / "home"
-    tally = faults.torment("replicates", home, seed=3, kills=4, mean=0.5)
+    tally = faults.torment("replicates", home, seed=3, kills=4, mean=0.5, pause=30)
     assert tally.wrong == []
     assert faults.differences(home, peace) == []
     steps = faults.account(home)

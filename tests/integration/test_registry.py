@@ -223,6 +223,7 @@ def test_a_registration_that_was_killed_is_gone_on_with(
     run = client.get_run(registered.run_id)
     (logged,) = client.search_logged_models([run.info.experiment_id])
     assert (logged.model_id, logged.status) == (registered.model_id, "READY")
+    assert run.outputs
     assert [each.model_id for each in run.outputs.model_outputs] == [logged.model_id]
     assert len(client.get_metric_history(registered.run_id, "valid/loss")) == 1
     assert mlflow.pyfunc.load_model(registered.uri).predict(["Hallo"])

@@ -475,7 +475,7 @@ def test_a_schema_whose_maker_was_killed_is_removed_and_made_anew(
         def __init__(self, url: str, _: str) -> None:
             self.engine = create_engine(url)
             with self.engine.begin() as connection:
-                connection.exec_driver_sql("CREATE TABLE experiments (x INT)")
+                connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS experiments (x INT)")
 
     monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", Maker)
     for name in (".mlflow.db.0123", ".mlflow.db.0123-journal"):
