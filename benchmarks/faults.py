@@ -66,7 +66,7 @@ TRACKED = ("gp",)
 WITNESS = Path(__file__).parent / "witness"
 
 ROLES = ("driver", "warm process", "rank")
-ODDS = (1, 1, 4)
+ODDS = (1, 1, 2)
 
 PATIENCE = 170.0
 """Seconds of peace after which a command hangs."""
@@ -410,9 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(STUDIES), help="kinds of studies")
     parser.add_argument("--out", type=Path, default=Path("faults.json"))
     asked = parser.parse_args(arguments)
-    known = json.loads(asked.out.read_text()) if asked.out.exists() else []
     kinds, left = asked.only.split(","), asked.kills
-    seed = len(known) if asked.seed is None else asked.seed
+    seed = len(_known(asked.out)) if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         root, peace, takes = Path(folder), dict[str, dict[str, Any]](), dict[str, float]()
         while left > 0:
@@ -441,8 +440,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tally.wrong += [*differences(home, peace[kind]), *steps.wrong, *left_behind(home)]
             left -= max(1, tally.killed)
             seed += 1
-            known.append(asdict(tally))
-            asked.out.write_text(json.dumps(known, indent=1))
+            # Read anew: several of these may add to one file.
+            asked.out.write_text(json.dumps([*_known(asked.out), asdict(tally)], indent=1))
             print(
                 f"{kind} (seed {tally.seed}): {tally.kills}, {tally.amid_training} amid training, "
                 f"in {tally.commands} commands, {tally.seconds:.0f} s; {tally.trained} steps, "
@@ -452,7 +451,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if tally.wrong:  # to be looked into
                 shutil.copytree(home, asked.out.parent / f"wrong-{kind}-{tally.seed}")
             shutil.rmtree(home)
-    print(summary(known))
+    print(summary(_known(asked.out)))
+
+
+def _known(out: Path) -> list[dict[str, Any]]:
+    """What earlier calls have found."""
+    return list(json.loads(out.read_text())) if out.exists() else []
 
 
 def _seconds_of_a_trial(home: Path) -> float:
