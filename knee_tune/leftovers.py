@@ -42,15 +42,26 @@ def sweep(folders: Iterable[Path]) -> None:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A temporary folder while the block runs. Those that killed processes left go first."""
-    sweep_scratch()
-    folder, claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_SCRATCH)))
+def scratch(prefix: str, *, within: Path | None = None) -> Iterator[tuple[Path, int]]:
+    """An empty folder, its name beginning with ``prefix``, for as long as the block takes.
+
+    In ``within``, or where temporary files go. Comes with the descriptor that claims it; what
+    processes that were killed have left there of that name is removed first.
+    """
+    sweep((within or Path(tempfile.gettempdir())).glob(f"{prefix}*"))
+    folder, claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=prefix, dir=within)))
     try:
-        yield folder
+        yield folder, claim
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(claim)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder while the block runs. Those that killed processes left go first."""
+    with scratch(_SCRATCH) as (folder, _):
+        yield folder
 
 
 def sweep_scratch() -> None:

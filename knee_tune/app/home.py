@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from knee_tune.distributed.torchrun import SCRATCH
 from knee_tune.errors import HomeGoneError, UserError, disk_trouble, one_line, printable
 from knee_tune.leftovers import claimed, sweep, sweep_scratch
 from knee_tune.planning.checkpoint_folder import drafts
@@ -138,6 +139,7 @@ class Home:
                     lock.release()
         _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
         sweep(self.data.glob(FILLING))
+        sweep(self.root.glob(f"logs/*/*/{SCRATCH}*"))
         sweep_scratch()
 
 

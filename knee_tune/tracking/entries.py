@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -40,8 +41,8 @@ def log_entries(
 def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home: Path) -> None:
     """Write one artifact; RejectedError if its file is gone, FileNotFoundError if ``home`` is."""
     folder, _, name = artifact.name.rpartition("/")
-    with scratch_folder() as scratch:
-        path = scratch / name
+    with scratch_folder() as place:
+        path = place / name
         if artifact.file is not None:
             if not artifact.file.is_file():
                 raise RejectedError(f"{artifact.file} is gone")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,11 +97,14 @@ def _create_version(
     digest: str,
     home: Path,
 ) -> "ModelVersion":
-    """Upload the model, tie it and its metrics to the run it comes from, add a version."""
+    """Upload the model, tie it and its metrics to the run it comes from, add a version.
+
+    A registration that was killed on its way is gone on with.
+    """
     from mlflow.entities import LoggedModelOutput, Metric
 
     tags = _tags(model) | {WEIGHTS_HASH: digest}
-    logged = client.create_logged_model(
+    logged = _begun(client, run, name=name, digest=digest) or client.create_logged_model(
         run.info.experiment_id,
         name=name,
         source_run_id=run.info.run_id,
@@ -111,20 +113,23 @@ def _create_version(
         model_type="knee-tune",
     )
     try:
-        with scratch_folder() as scratch:
-            folder = _save(model, scratch, run_id=run.info.run_id, logged=logged)
+        with scratch_folder() as place:
+            folder = _save(model, place, run_id=run.info.run_id, logged=logged)
             home.stat()  # which MLflow would make anew
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
-    now = time.time_ns() // 1_000_000
+    # At a time of its own for every model: what is sent twice stands there once.
     metrics = [
-        Metric(f"{split}/{metric}", value, now, 0, model_id=logged.model_id)
+        Metric(f"{split}/{metric}", value, logged.creation_timestamp, 0, model_id=logged.model_id)
         for split, values in model.metrics.items()
         for metric, value in values.items()
     ]
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    outputs = client.get_run(run.info.run_id).outputs
+    tied = outputs.model_outputs if outputs else []
+    if not any(each.model_id == logged.model_id for each in tied):
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure_registered(client, name, model.task)
@@ -140,7 +145,16 @@ def _create_version(
         )
 
 
-def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Path:
+def _begun(client: "MlflowClient", run: "Run", *, name: str, digest: str) -> Any:
+    """The logged model of these weights that no version was made of, if there is one."""
+    found = client.search_logged_models(
+        [run.info.experiment_id], f"tags.`{WEIGHTS_HASH}` = '{digest}'"
+    )
+    of_run = (each for each in found if (each.source_run_id, each.name) == (run.info.run_id, name))
+    return next((each for each in of_run if each.status != "FAILED"), None)
+
+
+def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path:
     """The model's folder, tried out before anybody can get it: it loads and answers the same."""
     import mlflow.pyfunc
     import numpy as np
@@ -151,11 +165,11 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
 
     entry = task_entry(model.task)
     task = entry.build(model.recipe, data_dir=model.data_dir, seed=model.seed)
-    artifacts = {serving.ORDER: scratch / "order.json", serving.WEIGHTS: model.weights}
+    artifacts = {serving.ORDER: place / "order.json", serving.WEIGHTS: model.weights}
     order = {"task": model.task, "recipe": model.recipe, "seed": model.seed}
     artifacts[serving.ORDER].write_text(json.dumps(order, indent=2))
     for relative, source in task.assets().items():
-        artifacts[serving.ASSETS] = scratch / serving.ASSETS
+        artifacts[serving.ASSETS] = place / serving.ASSETS
         target = artifacts[serving.ASSETS] / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -165,7 +179,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     examples = task.examples()
     example: Any = examples if isinstance(examples[0], str) else np.asarray(examples)
     answers = served.predict(None, example)
-    folder = scratch / "model"
+    folder = place / "model"
     extra = f"[{entry.extra}]" if entry.extra else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # integers cannot be missing: they are not

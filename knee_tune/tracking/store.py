@@ -205,10 +205,10 @@ def _create_database(path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # drivers may start together
         if path.exists():
             return
+        for left in path.parent.glob(f".{escape(path.name)}.*"):  # by one that was killed
+            left.unlink(missing_ok=True)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        for left in path.parent.glob(f".{escape(path.name)}.*.draft*"):  # by a driver killed here
-            left.unlink(missing_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
         try:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]

@@ -400,6 +400,29 @@ def test_a_plain_script_can_be_driver_and_leaves_no_orphan_when_killed(
     assert alive == []
 
 
+def test_a_warm_process_ends_with_its_driver_also_amid_its_imports(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)\n"
+    )
+    script = (
+        "import sys\n"
+        "from knee_tune.distributed.forkserver import ForkserverRunner\n"
+        f"runner = ForkserverRunner('{ENTRY}', preload=['endless'])\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+    ) as driver:
+        awaited((tmp_path / "begun").exists)
+        (zygote,) = psutil.Process(driver.pid).children()
+        driver.kill()
+    assert not psutil.wait_procs([zygote], timeout=20)[1]
+    assert not list(tmp_path.glob("knee-tune-*"))
+
+
 # What is torchrun's own
 
 

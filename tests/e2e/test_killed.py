@@ -134,7 +134,15 @@ def test_whatever_process_is_killed_the_study_becomes_the_same(tmp_path: Path) -
     """A handful of the kills of ``python -m benchmarks.faults``."""
     peace = faults.trained_in_peace("replicates", tmp_path / "peace")
     home = tmp_path / "home"
-    tally = faults.torment("replicates", home, seed=3, kills=4, mean=1.5)
+    tally = faults.torment("replicates", home, seed=3, kills=4, mean=0.5, pause=30)
     assert tally.wrong == []
     assert faults.differences(home, peace) == []
-    assert list(faults.left_behind("replicates", home)) == []
+    steps = faults.account(home)
+    assert steps.wrong == []
+    assert steps.trained >= 4 * 150
+    assert list(faults.left_behind(home)) == []
+
+    witness = tmp_path / "home-witness"
+    unseen, *seen = witness.read_text().splitlines(keepends=True)
+    witness.write_text("".join(seen))
+    assert faults.account(home).wrong, f"nobody trained {unseen}, but it is accounted for"

@@ -11,8 +11,9 @@ import optuna
 import pytest
 
 from knee_tune.app.home import Home
+from knee_tune.distributed.torchrun import SCRATCH
 from knee_tune.errors import HomeGoneError, UserError
-from knee_tune.leftovers import scratch_folder
+from knee_tune.leftovers import scratch, scratch_folder
 from knee_tune.runs.locks import file_lock
 from knee_tune.tracking.store import _create_database
 from knee_tune.tuning.artifacts import attach_to_study
@@ -200,3 +201,16 @@ def test_half_a_store_is_swept_by_who_makes_it_next(
     monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", migrated)
     with pytest.raises(InterruptedError):
         _create_database(store)
+
+
+def test_what_a_killed_launch_left_is_swept_and_what_one_works_in_is_not(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "study" / "trial-0000"
+    left = logs / f"{SCRATCH}of-the-dead"
+    left.mkdir(parents=True)
+    with scratch(SCRATCH, within=logs) as (folder, _):
+        assert not left.exists(), "the next launch there sweeps as well"
+        left.mkdir()
+        Home(tmp_path).sweep()
+        assert not left.exists()
+        assert folder.is_dir()
+    assert list(logs.iterdir()) == []
