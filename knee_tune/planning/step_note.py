@@ -29,7 +29,7 @@ def begin_note(plan: TrainPlan, before: StepCount) -> None:
     A rank that is still dying keeps the note of its own attempt open, which this one replaces.
     """
     path = note_path(plan)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(_NOT_BEGUN + before.model_dump_json())
     draft.replace(path)

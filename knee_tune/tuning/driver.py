@@ -15,6 +15,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.distributed.protocol import Failure
+from knee_tune.errors import HomeGoneError
 from knee_tune.runs.restarts import error_of
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import Trainer
@@ -78,9 +79,10 @@ class Driver:
         tracker: Recorder,
         watcher: Watcher,
         after_trial: Callable[[TrialRecord], None],
+        on_interrupt: Callable[[], None],
     ) -> None:
         self._search, self._study = search, search.study
-        self._trainer, self._slots = trainer, Slots(slots)
+        self._trainer, self._slots = trainer, Slots(slots, on_interrupt=on_interrupt)
         self._tracker, self._watcher, self._after_trial = tracker, watcher, after_trial
         self._asking = threading.Lock()
         self._failures_in_a_row = 0
@@ -152,6 +154,8 @@ class Driver:
                         self._watcher.line(TAKEN_OVER)
                     except (StorageGoneError, StorageInternalError):
                         pass  # whoever goes on finds that its driver is gone
+                    except KeyboardInterrupt as interrupt:
+                        raise _LeftError from interrupt
                     raise _LeftError from why
                 except UpdateFinishedTrialError as why:
                     self._watcher.line(TAKEN_OVER)
@@ -168,7 +172,12 @@ class Driver:
                 match left.__cause__:
                     case RefusedError(error=error):
                         raise error from None
-                    case KeyboardInterrupt() | StorageGoneError() | StorageInternalError() as why:
+                    case (
+                        KeyboardInterrupt()
+                        | HomeGoneError()
+                        | StorageGoneError()
+                        | StorageInternalError() as why
+                    ):
                         raise why from None
             except TurnLostError:
                 pass

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 
 from knee_tune.distributed.protocol import Failure, Outcome, Report
+from knee_tune.errors import HomeGoneError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.slots import SlotInterruptedError
 from knee_tune.specs.tracking import RunLink, TrialFinished, TrialReported, TrialStarted
@@ -29,7 +30,7 @@ class RefusedError(Exception):
 
 
 NO_FAULT_OF_ITS_OWN = (
-    *(KeyboardInterrupt, SlotInterruptedError, RefusedError),
+    *(KeyboardInterrupt, SlotInterruptedError, HomeGoneError, RefusedError),
     *(StorageGoneError, StorageInternalError),
 )
 """What ends a trial that is to go on: it is put back into the queue."""

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from knee_tune.distributed.protocol import Done, Failure, Outcome
-from knee_tune.errors import MachineError, UserError
+from knee_tune.errors import HomeGoneError, MachineError, UserError
 from knee_tune.planning.step_note import StepNote, begin_note
 from knee_tune.runs.processes import _described, process_id
 from knee_tune.runs.restarts import MACHINE_STARTS
@@ -166,6 +166,12 @@ def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> Non
     bench.drive(trials=2)
     assert bench.states == ["complete"] * 2
     assert [trial.number for trial in bench.record.trials] == [0, 1]
+
+
+def test_a_home_that_is_gone_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
+    with pytest.raises(HomeGoneError):
+        bench.drive(InProcess(at(60, HomeGoneError("gone"))), trials=2)
+    assert bench.states == ["waiting"]  # where the storage is elsewhere
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])

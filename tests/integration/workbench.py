@@ -32,6 +32,7 @@ from knee_tune.training import loop
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Origin
+from knee_tune.tuning.patience import patience_with
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import make_sampler
@@ -166,6 +167,7 @@ class Workbench:
         self.names_have_code = False
         """Whether it is a part of the names of checkpoint folders, as it is outside tests."""
         self.home, self.recording, self.watching = home, Recording(), Watching()
+        (home / "logs").mkdir(exist_ok=True)
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
         spec, recipe = StudyRequest(
@@ -213,6 +215,7 @@ class Workbench:
             tracker=self.recording,
             watcher=self.watching,
             after_trial=self.after.append,
+            on_interrupt=patience_with(self.storage_url).interrupt,
         )
 
     def _schedule(self, seed_lr: float, explore_fraction: float) -> Knee:
