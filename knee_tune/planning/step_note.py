@@ -61,7 +61,7 @@ def counted_elsewhere(
     ``checkpoint``: the folder that the run had then, named after that code as well; its state is of
     no use now. The note is forgotten at the end of the context, when its steps are counted.
     """
-    if checkpoint is None or Path(checkpoint) == plan.checkpoint_dir:
+    if checkpoint is None or Path(checkpoint).name == plan.checkpoint_dir.name:
         yield steps
         return
     before = plan.model_copy(update={"checkpoint_dir": Path(checkpoint)})

@@ -13,8 +13,11 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.planning.plan import Replica, TrainPlan
+from knee_tune.planning.step_note import counted_elsewhere
 from knee_tune.runs.processes import process_id
+from knee_tune.specs.steps import StepCount
 from knee_tune.tuning.asking import retaken
+from knee_tune.tuning.attributes import extra_steps, note_extra_steps
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.points import Axis, Point, untried
 from knee_tune.tuning.recovery import BATCH, current, params_of
@@ -64,7 +67,7 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
     if trials is not None:
         begun = sum(trial.state != TrialState.WAITING for trial in alive)
         left = max(0, trials - begun)
-    points = _broken_off(study, queued, left=left)
+    before, points = _broken_off(study, queued, left=left)
     if not points:
         points = sorted({*queued, *untried(known, axes)})
         replicas = min(MAX_REPLICAS, MAX_PARAMETERS // max(1, search.parameters))
@@ -74,6 +77,8 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
     plan = _plan(search, points, slot=slot)
     name = f"{BATCH}:{plan.checkpoint_dir.name}"
     study.set_user_attr(name, points)
+    if before not in ("", name):
+        _count_on(study, plan, name, before=before)
     tried = {_point_of(trial, axes) for trial in alive} - queued.keys()
     running = dict[int, FusedTrial]()
     for place, point in enumerate(points):
@@ -92,14 +97,24 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
 
 def _broken_off(
     study: optuna.Study, queued: Mapping[Point, FrozenTrial], *, left: int
-) -> list[Point]:
-    """The points of the batch that queued trials are left of, if there are that many left."""
+) -> tuple[str, list[Point]]:
+    """The batch that queued trials are left of and its points, if there are that many left."""
     attrs = study.user_attrs
     for trial in queued.values():
-        points = [tuple(point) for point in attrs.get(trial.user_attrs.get(BATCH, ""), ())]
+        name = trial.user_attrs.get(BATCH, "")
+        points = [tuple(point) for point in attrs.get(name, ())]
         if points and sum(point in queued for point in points) <= left:
-            return points
-    return []
+            return name, points
+    return "", []
+
+
+def _count_on(study: optuna.Study, plan: TrainPlan, name: str, *, before: str) -> None:
+    """Have a batch cost what other code has trained of it, under the name ``before``."""
+    checkpoint = plan.checkpoint_dir.with_name(before.removeprefix(f"{BATCH}:"))
+    spent = StepCount(trained=extra_steps(study, before).trained)
+    with counted_elsewhere(plan, spent, checkpoint=str(checkpoint)) as steps:
+        if steps.trained > extra_steps(study, name).trained:
+            note_extra_steps(study, name, steps)
 
 
 def _plan(search: Search, points: Sequence[Point], *, slot: int) -> TrainPlan:

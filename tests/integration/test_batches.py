@@ -10,8 +10,10 @@ from optuna.trial import TrialState
 
 from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.plan import Replica
+from knee_tune.planning.step_note import StepNote, begin_note
 from knee_tune.runs.processes import process_id
 from knee_tune.runs.restarts import OWN_STARTS
+from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import batches, scribe
 from knee_tune.tuning.batch_training import BatchTraining
@@ -186,6 +188,22 @@ def test_an_interrupted_batch_goes_on_from_its_checkpoint(bench: Workbench) -> N
     assert len(bench.study.trials) == 6
     assert list(bench.study.trials[-1].intermediate_values) == [50, 100, 150]
     lost = 6 * 2 * 10  # every replica trained ten steps twice
+    assert bench.record.steps.trained == pytest.approx(SHARE * 6 * 2 * BUDGET + lost)
+
+
+def test_a_batch_that_goes_on_under_other_code_costs_what_both_have_trained(
+    bench: Workbench,
+) -> None:
+    bench.names_have_code = True
+    runner = FusedRanks(at(110, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        drive(bench, runner)
+    begin_note(runner.plans[0], StepCount(trained=110, reached=110))
+    StepNote(runner.plans[0], first=100).write(105)  # by an attempt whose driver was killed
+    bench.code = "new"
+    drive(bench, runner)
+    assert runner.starts == [0, 0]
+    lost = 6 * 2 * (110 + 5)
     assert bench.record.steps.trained == pytest.approx(SHARE * 6 * 2 * BUDGET + lost)
 
 

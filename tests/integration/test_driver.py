@@ -344,7 +344,7 @@ def test_no_value_of_other_code_outlives_an_attempt_that_reports_nothing(bench: 
     with pytest.raises(KeyboardInterrupt):
         bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
     assert list(map(math.isnan, bench.study.trials[0].intermediate_values.values())) == [True]
-    assert bench.record.trials[0].curve == ()
+    assert [*bench.record.trials[0].curve] == []
     bench.drive(trials=1)
     assert [evaluation.step for evaluation in bench.record.trials[0].curve] == [50, 100, 150]
 

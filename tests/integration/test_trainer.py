@@ -13,7 +13,7 @@ import pytest
 from knee_tune.distributed.protocol import Decision, Done, Failure, Report
 from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.planning.step_note import StepNote, begin_note
+from knee_tune.planning.step_note import StepNote, begin_note, counted_elsewhere, read_note
 from knee_tune.runs import restarts, trainer
 from knee_tune.runs.ledger import RECORD
 from knee_tune.runs.restarts import MACHINE_STARTS, OWN_STARTS
@@ -188,6 +188,16 @@ def test_another_study_does_not_pay_for_what_a_killed_one_lost(tmp_path: Path) -
     save_state(killed.checkpoint_dir, 40)
     result = asker(tmp_path, PretendRanks()).ask(knee_plan(tmp_path, knee=50, name="other"))
     assert result.steps == StepCount(trained=60, reused=40, reached=TOTAL)
+
+
+def test_in_a_home_that_was_moved_the_note_is_of_the_same_run(tmp_path: Path) -> None:
+    plan = knee_plan(tmp_path, knee=50)
+    begin_note(plan, StepCount())
+    StepNote(plan, first=0).write(47)
+    before = f"/elsewhere/{plan.checkpoint_dir.name}"
+    with counted_elsewhere(plan, StepCount(), checkpoint=before) as steps:
+        assert steps == StepCount()
+    assert read_note(plan) == StepCount(trained=47, reached=47)
 
 
 def test_it_is_given_up_in_the_end(tmp_path: Path) -> None:
