@@ -19,11 +19,7 @@ _JOINERS = "\u200c\u200d"
 """Characters that some scripts, and emoji, are written with, though nothing is seen of them."""
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_OF_SQLITE = {
-    "SQLITE_FULL": errno.ENOSPC,
-    "SQLITE_READONLY": errno.EROFS,
-    "SQLITE_IOERR": errno.EIO,
-}
+_OF_SQLITE = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR": errno.EIO}
 
 GOES_ON = "once that is put right, the same command goes on"
 """What is said of a disk."""
@@ -67,8 +63,18 @@ def _said_errno(error: BaseException) -> int | None:
     for name, number in _OF_SQLITE.items():
         if sqlite.startswith(name):
             return number
+    if sqlite.startswith("SQLITE_READONLY") and _is_read_only(getattr(error, "filename", "")):
+        return errno.EROFS  # else it is the file: its rights, or that it is gone
     written = re.search(r"\(os error (\d+)\)", str(error))
     return int(written[1]) if written else None
+
+
+def _is_read_only(path: str) -> bool:
+    """Whether it lies on a file system that nobody may write."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def first_line(error: BaseException) -> str:

@@ -31,6 +31,9 @@ OPENING_TIMEOUT = 30.0
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts."""
 
+MOMENT = 1.0
+"""Seconds in which what was away is taken to be away still, by who need not know."""
+
 _LONGEST_CAUSE = 200
 """Characters of an error that a line has room for."""
 
@@ -126,6 +129,8 @@ class Patience:
         self._since = 0.0
         self._given_up = self._interrupted = False
         self._away_at = -math.inf
+        self._away = False
+        """Whether the newest call found it away."""
         self.reached = False
         """Whether it ever answered."""
 
@@ -141,14 +146,20 @@ class Patience:
         """Whether it was seen to be away in the last ``seconds``."""
         return time.monotonic() - self._away_at < seconds
 
+    @property
+    def away_now(self) -> bool:
+        """Whether the newest call found it away, a moment ago."""
+        return self._away and self.away_within(MOMENT)
+
     def attempt(self, call: Callable[[], T]) -> T:
         """``call()``, once."""
         try:
             value = call()
         except Exception as error:
             if is_outage(error):
-                self._away_at = time.monotonic()
+                self._away, self._away_at = True, time.monotonic()
             raise
+        self._away = False
         self.reached = True
         self._given_up = False
         return value

@@ -417,6 +417,24 @@ def test_a_launcher_that_fails_tells_why(tmp_path: Path, plan: PlanFor) -> None:
     assert "no such partition" in outcome.traceback
 
 
+@pytest.mark.parametrize(("nnodes", "kind"), [(1, "stalled"), (2, "user_error")])
+def test_a_launcher_that_lives_without_its_ranks_is_not_waited_for_again(
+    nnodes: int, kind: str, plan: PlanFor
+) -> None:
+    runner = TorchrunRunner(
+        ENTRY,
+        ("sh", "-c", "sleep 60", "torchrun"),
+        nnodes=nnodes,
+        address="127.0.0.1",
+        launch_timeout=0.1,
+    )
+    outcome = failure(run(runner, plan(world_size=2)))
+    assert outcome.kind == kind
+    assert not outcome.by_machine
+    assert outcome.message.startswith("torchrun did not start its ranks in 0.1 s")
+    assert ("--address 127.0.0.1" in outcome.message) == (nnodes == 2)
+
+
 def test_an_address_must_be_one_that_the_other_machines_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
