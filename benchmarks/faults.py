@@ -4,9 +4,12 @@
 
 A small study is trained once in peace. Then the same command is given again and again in a new home
 while processes of its tree are killed: the driver, the warm process that ranks are forked from, and
-ranks, at random moments. When the study is done it must be the one that was trained in peace: the
-same trials with the same values, curves and bits of weights, each once; nothing runs, failed or is
-left behind, and no step is missing in the account. Results add up in ``--out`` over all calls.
+ranks, at random moments, most of them amid training. When the study is done it must be the one that
+was trained in peace: the same trials with the same values, curves and bits of weights, each once,
+and the same in MLflow where it is tracked; nothing runs, failed or is left behind. Every step that
+a rank trained was written down by a witness outside of knee-tune (``benchmarks/witness``): the
+study's account has exactly these, but for the one of an attempt that was killed in the microseconds
+between training it and noting it. Results add up in ``--out`` over all calls.
 """
 
 import argparse
@@ -14,20 +17,28 @@ import hashlib
 import json
 import os
 import random
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 
+from knee_tune.app.home import Home
 from knee_tune.specs.records import StudyRecord
+from knee_tune.specs.steps import StepCount
+from knee_tune.tuning.attributes import extra_steps
+from knee_tune.tuning.recovery import BATCH, current
+from knee_tune.tuning.replicate_notes import FUSED, replicates_of, run_of
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import load_study, study_record
 
@@ -49,10 +60,19 @@ STUDIES = {
 }
 """What is trained, by kind: options of ``knee-tune run``."""
 
+TRACKED = ("gp",)
+"""Kinds that are tracked in the home's MLflow store, where the winner is registered."""
+
+WITNESS = Path(__file__).parent / "witness"
+
 ROLES = ("driver", "warm process", "rank")
 ODDS = (1, 1, 2)
+
 PATIENCE = 170.0
 """Seconds of peace after which a command hangs."""
+
+OUTLIVES = 20.0
+"""Seconds in which whoever is left of a killed driver must have ended."""
 
 
 @dataclass
@@ -63,8 +83,14 @@ class Tally:
     seed: int
     kills: dict[str, int] = field(default_factory=dict)
     """By role."""
+    amid_training: int = 0
+    """Of the kills."""
     commands: int = 0
     seconds: float = 0.0
+    trained: int = 0
+    """Steps, as the witness saw them."""
+    not_noted: int = 0
+    """Of these, steps whose note a kill was quicker than."""
     wrong: list[str] = field(default_factory=list)
     """Everything that was not as it must be."""
 
@@ -76,43 +102,65 @@ class Tally:
 
 def command(kind: str, home: Path) -> list[str]:
     """The command that trains, and continues, a study."""
-    options = ("--study-name", NAME, "--no-register", "--tracking-uri", "none", "--device", "cpu")
+    untracked = () if kind in TRACKED else ("--no-register", "--tracking-uri", "none")
     return [
-        *(sys.executable, "-m", "knee_tune", "run", *STUDIES[kind], *options),
-        *("--home", str(home)),
+        *(sys.executable, "-m", "knee_tune", "run", *STUDIES[kind], *untracked),
+        *("--study-name", NAME, "--device", "cpu", "--home", str(home)),
     ]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """With a witness and a folder for temporary files of its own."""
+    temporary = _beside(home, "tmp")
+    temporary.mkdir(exist_ok=True)
+    paths = [str(WITNESS), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "TMPDIR": str(temporary),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "FAULTS_WITNESS": str(_beside(home, "witness")),
+    }
+
+
+def _beside(home: Path, what: str) -> Path:
+    return home.with_name(f"{home.name}-{what}")
 
 
 def trained_in_peace(kind: str, home: Path) -> dict[str, Any]:
     """The undisturbed study, by point."""
-    subprocess.run(command(kind, home), check=True, capture_output=True, timeout=600)
-    return outcome(recorded(home))
+    subprocess.run(
+        command(kind, home), env=environment(home), check=True, capture_output=True, timeout=600
+    )
+    return outcome(home)
 
 
 def recorded(home: Path) -> StudyRecord:
     """The study of a home."""
-    return study_record(load_study(open_storage(f"sqlite:///{home}/optuna.db"), NAME))
+    return study_record(_study(home))
 
 
-def outcome(record: StudyRecord) -> dict[str, Any]:
-    """What must not depend on kills: of every point its ends, curves and bits."""
+def _study(home: Path) -> optuna.Study:
+    return load_study(open_storage(f"sqlite:///{home}/optuna.db"), NAME)
+
+
+def outcome(home: Path) -> dict[str, Any]:
+    """What must not depend on kills: of every point its ends, curves, bits, and MLflow run."""
     found = dict[str, Any]()
-    for trial in record.trials:
+    tracked = in_mlflow(home)
+    for trial in recorded(home).trials:
         point = f"{trial.seed_lr:g}, {trial.explore_fraction:g}"
         runs = [
             (replicate.state, replicate.metrics, [each.metrics for each in replicate.curve])
             for replicate in trial.replicates
         ]
-        curve = [(each.step, each.metrics) for each in trial.curve]
-        doubled = found.get(point, {}).get("times", 0)
         found[point] = {
-            "times": doubled + 1,
+            "times": found.get(point, {}).get("times", 0) + 1,
             "end": (trial.state, trial.value, trial.metrics, trial.spread),
-            "curve": curve,
+            "curve": [(each.step, each.metrics) for each in trial.curve],
             "runs": runs,
             "weights": _weights(trial.checkpoint) if trial.state == "complete" else None,
+            "in MLflow": tracked.pop(trial.key, None),
         }
-    return found
+    return found | {"else in MLflow": tracked}
 
 
 def _weights(checkpoint: str | None) -> dict[str, str]:
@@ -120,27 +168,62 @@ def _weights(checkpoint: str | None) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float) -> Tally:
-    """Give the command until it is done, killing ``kills`` times, a ``mean`` of seconds apart."""
+def in_mlflow(home: Path) -> dict[str, Any]:
+    """Runs by their trial's key, and what is registered; nothing if the home tracks nothing."""
+    file = home / "mlflow.db"
+    if not file.exists():
+        return {}
+    with closing(sqlite3.connect(file)) as store:
+        metrics = defaultdict[str, list[Any]](list)
+        for run, *metric in store.execute("SELECT run_uuid, key, step, value FROM metrics"):
+            metrics[run].append(tuple(metric))
+        keys = dict(store.execute("SELECT run_uuid, value FROM tags WHERE key = 'knee.run_key'"))
+        runs = store.execute("SELECT run_uuid, name, status, lifecycle_stage FROM runs").fetchall()
+        registered = {
+            table: store.execute(f"SELECT {columns} FROM {table}").fetchall()
+            for table, columns in {
+                "model_versions": "name, version, status",
+                "registered_model_aliases": "name, alias, version",
+                "logged_models": "name, status, lifecycle_stage",
+            }.items()
+        }
+    found = defaultdict[str, list[Any]](list)
+    for run, name, *state in runs:
+        measured = sorted(each for each in metrics[run] if not each[0].startswith("steps_"))
+        key = keys.get(run, name).partition("/")[2]  # what comes before is this study's alone
+        found[key].append((state, measured))
+    unsent = [path.name for path in (home / "outbox").rglob("*.jsonl")]
+    return dict(found) | registered | {"unsent": unsent}
+
+
+def torment(kind: str, home: Path, *, seed: int, kills: int, mean: float, pause: float) -> Tally:
+    """Give the command until it is done, and kill ``kills`` times.
+
+    A kill comes a ``mean`` of seconds after training has gone on, or, if it does not, a mean of
+    ``pause`` seconds after the one before.
+    """
     chance, tally = random.Random(seed), Tally(kind=kind, seed=seed)
     began = time.monotonic()
-    temporary = home.parent / f"{home.name}-tmp"
-    temporary.mkdir(exist_ok=True)
     code = None
+
+    def wait(process: subprocess.Popen[bytes]) -> bool:
+        soon, late = chance.expovariate(1 / mean), chance.expovariate(1 / pause)
+        return _wait(process, home, soon=soon, late=late)
+
     while code != 0:
         tally.commands += 1
-        with (home.parent / f"{home.name}.log").open("a+") as log:
+        with _beside(home, "log").open("a+") as log:
             start = log.tell()
             process = subprocess.Popen(
                 command(kind, home),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "TMPDIR": str(temporary)},
+                env=environment(home),
             )
-            family = _kill_some(process, tally, chance, kills=kills, mean=mean)
+            family = _kill_some(process, tally, chance, kills=kills, wait=wait)
             code = process.wait()
-            _, living = psutil.wait_procs(family, timeout=120)
+            _, living = psutil.wait_procs(family, timeout=OUTLIVES)
             tally.wrong += [f"outlives its driver: {each.cmdline()[:3]}" for each in living]
             log.seek(start)
             said = log.read()
@@ -161,23 +244,26 @@ def _kill_some(
     chance: random.Random,
     *,
     kills: int,
-    mean: float,
+    wait: Callable[[subprocess.Popen[bytes]], bool],
 ) -> list[psutil.Process]:
     """Kill members of a command's tree until it ends, or enough are; everybody seen in it."""
     driver, seen = psutil.Process(process.pid), set[psutil.Process]()
     while tally.killed < kills and process.poll() is None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(chance.expovariate(1 / mean))
-        role = chance.choices(ROLES, ODDS)[0]
+        trains = wait(process)
         tree = dict(_tree(driver))
         seen |= tree.keys()
-        victims = [member for member, its in tree.items() if its == role]
-        if victims and process.poll() is None:
-            try:
-                chance.choice(sorted(victims, key=lambda each: each.pid)).kill()
-            except psutil.NoSuchProcess:
-                continue
-            tally.kills[role] = tally.kills.get(role, 0) + 1
+        victims = sorted(tree, key=lambda each: each.pid)
+        if not victims or process.poll() is not None:
+            continue
+        there = Counter(tree.values())
+        odds = [dict(zip(ROLES, ODDS, strict=True))[tree[v]] / there[tree[v]] for v in victims]
+        (victim,) = chance.choices(victims, odds)
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+        tally.kills[tree[victim]] = tally.kills.get(tree[victim], 0) + 1
+        tally.amid_training += trains
     try:
         process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
@@ -185,6 +271,28 @@ def _kill_some(
         seen |= dict(_tree(driver)).keys()
         process.kill()
     return list(seen)
+
+
+def _wait(process: subprocess.Popen[bytes], home: Path, *, soon: float, late: float) -> bool:
+    """Until ``soon`` after training has gone on, or ``late`` from now; whether it is the former.
+
+    Or until the command has ended.
+    """
+    before, deadline = _written(home), time.monotonic() + late
+    while process.poll() is None and time.monotonic() < deadline:
+        if _written(home) > before:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(soon)
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _written(home: Path) -> int:
+    try:
+        return _beside(home, "witness").stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _tree(driver: psutil.Process) -> Iterator[tuple[psutil.Process, str]]:
@@ -201,35 +309,93 @@ def _tree(driver: psutil.Process) -> Iterator[tuple[psutil.Process, str]]:
 
 def differences(home: Path, peace: dict[str, Any]) -> list[str]:
     """What is not as in the study that was trained in peace."""
-    record = recorded(home)
+    counts = recorded(home).counts
     wrong = []
-    counts = record.counts
-    if counts.running or counts.failed or any(t.state == "waiting" for t in record.trials):
+    if counts.running or counts.failed or any(t.state == "waiting" for t in recorded(home).trials):
         wrong.append(f"not at its end: {counts}")
-    found = outcome(record)
+    found = outcome(home)
     for point in sorted(found.keys() | peace.keys()):
         mine, theirs = found.get(point), peace.get(point)
         if mine is None or theirs is None:
             wrong.append(f"{point}: {'missing' if mine is None else 'not in the other study'}")
         else:
-            names = [name for name in theirs if mine[name] != theirs[name]]
-            wrong += [f"{point}: other {name}: {mine[name]}, {theirs[name]}" for name in names]
-    for trial in record.trials:
-        accounted = trial.steps_trained + trial.steps_reused + trial.steps_pruned
-        if accounted < trial.steps_budget:
-            wrong.append(f"trial {trial.number}: {accounted} of {trial.steps_budget} steps")
+            names = sorted(mine.keys() | theirs.keys())
+            wrong += [
+                f"{point}: other {name}: {mine.get(name)}, {theirs.get(name)}"
+                for name in names
+                if mine.get(name) != theirs.get(name)
+            ]
     return wrong
 
 
-def left_behind(kind: str, home: Path) -> Iterator[str]:
-    """What kills have left that the next command does not remove an hour later."""
+@dataclass
+class Account:
+    """The steps of a home's study, held against what the witness saw of each of its runs."""
+
+    trained: int
+    not_noted: int
+    wrong: list[str]
+
+
+def account(home: Path) -> Account:
+    """What was trained, and what the study says of it.
+
+    Of a run that many trials share (a batch) the sum over them follows from its own count by rule,
+    which is a unit test's affair; here it is the run's count that must be true.
+    """
+    told, wrong = told_steps(_study(home)), list[str]()
+    seen = defaultdict[str, list[tuple[str, int]]](list)
+    for line in _beside(home, "witness").read_text().splitlines():
+        run, process, step = line.split()
+        seen[run].append((process, int(step)))
+    not_noted = 0
+    for run in sorted(told.keys() | seen.keys()):
+        count, attempts = told.get(run, StepCount()), len({process for process, _ in seen[run]})
+        short = len(seen[run]) - count.trained
+        if not 0 <= short <= max(0, attempts - 1):  # the last attempt was not killed
+            wrong.append(f"{run}: {count.trained} steps told, {len(seen[run])} trained")
+        own, distinct = count.reached - count.reused, len({step for _, step in seen[run]})
+        if not 0 <= distinct - own <= max(0, short):
+            wrong.append(f"{run}: {own} steps told to be its own, {distinct} are")
+        not_noted += short
+    for trial in recorded(home).trials:
+        steps = sum((each.steps for each in trial.replicates), StepCount())
+        if trial.steps_trained != steps.trained or trial.steps_reused != steps.reused:
+            wrong.append(f"trial {trial.number}: its steps are not those of its replicates")
+        if steps.reached + trial.steps_pruned != trial.steps_budget:
+            wrong.append(f"trial {trial.number}: {steps} and {trial.steps_pruned} pruned steps")
+    return Account(trained=sum(map(len, seen.values())), not_noted=not_noted, wrong=wrong)
+
+
+def told_steps(study: optuna.Study) -> Mapping[str, StepCount]:
+    """What the study says that every run cost, by the name of the run's folder."""
+    told = dict[str, StepCount]()
+    for trial in current(study.get_trials(deepcopy=False)):
+        attrs, replicates = trial.user_attrs, replicates_of(trial.user_attrs)
+        folders = [Path(each.checkpoint or "").name for each in replicates]
+        if BATCH in attrs:
+            told[folders[0]] = extra_steps(study, attrs[BATCH])
+            continue
+        counts = [run_of(attrs)] if FUSED in attrs else [each.steps for each in replicates]
+        for folder, count in zip(folders, counts, strict=False):
+            told[folder] = told.get(folder, StepCount()) + count
+    return told
+
+
+def left_behind(home: Path) -> Iterator[str]:
+    """What kills have left that a command does not remove, at once or an hour later."""
     for draft in home.rglob("*draft*"):
         os.utime(draft, (0, 0))
-    temporary = home.parent / f"{home.name}-tmp"
-    again = {**os.environ, "TMPDIR": str(temporary)}
-    subprocess.run(command(kind, home), capture_output=True, env=again, timeout=600)
-    for path in (*home.rglob("*draft*"), *home.rglob("*.filling"), *temporary.glob("*knee*")):
+    Home(home).sweep()  # as every command does
+    names = ("*draft*", "*.filling", "*.steps", "torchrun-*", ".mlflow.db.*")
+    for path in (*(path for name in names for path in home.rglob(name)), *_temporary(home)):
         yield f"left behind: {path.relative_to(home.parent)}"
+
+
+def _temporary(home: Path) -> Iterator[Path]:
+    for path in _beside(home, "tmp").iterdir():
+        if not path.name.startswith("torchinductor_"):  # torch's own cache, which stays
+            yield path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -238,42 +404,86 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, help="of the first study (default: the next one)")
     parser.add_argument(
-        "--mean", type=float, help="seconds between two kills (default: a sixth of a study's)"
+        "--mean", type=float, help="seconds from training to a kill (default: a trial's; at most 1)"
     )
     parser.add_argument("--each", type=int, default=12, help="kills of one study")
     parser.add_argument("--only", default=",".join(STUDIES), help="kinds of studies")
     parser.add_argument("--out", type=Path, default=Path("faults.json"))
     asked = parser.parse_args(arguments)
-    known = json.loads(asked.out.read_text()) if asked.out.exists() else []
-    kinds, left, seed = asked.only.split(","), asked.kills, asked.seed or len(known)
+    kinds, left = asked.only.split(","), asked.kills
+    seed = len(_known(asked.out)) if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        root = Path(folder)
-        peace, takes = dict[str, dict[str, Any]](), dict[str, float]()
+        root, peace, takes = Path(folder), dict[str, dict[str, Any]](), dict[str, float]()
         while left > 0:
             kind, home = kinds[seed % len(kinds)], root / f"home-{seed}"
             if kind not in peace:
                 began = time.monotonic()
                 peace[kind] = trained_in_peace(kind, root / f"{kind}-peace")
                 takes[kind] = time.monotonic() - began
-            mean, kills = asked.mean or takes[kind] / 6, min(left, asked.each)
-            tally = torment(kind, home, seed=seed, kills=kills, mean=mean)
-            tally.wrong += [*differences(home, peace[kind]), *left_behind(kind, home)]
+                in_peace = account(root / f"{kind}-peace")
+                if in_peace.wrong or in_peace.not_noted:
+                    sys.exit(f"{kind}, in peace: {in_peace}")
+            if (
+                kind in TRACKED and seed % 4
+            ):  # a store takes seconds to make; not all need their own
+                _copy_of_store(root, home)
+            tally = torment(
+                kind,
+                home,
+                seed=seed,
+                kills=min(left, asked.each),
+                mean=asked.mean or min(1.0, _seconds_of_a_trial(root / f"{kind}-peace")),
+                pause=2 * takes[kind],
+            )
+            steps = account(home)
+            tally.trained, tally.not_noted = steps.trained, steps.not_noted
+            tally.wrong += [*differences(home, peace[kind]), *steps.wrong, *left_behind(home)]
             left -= max(1, tally.killed)
             seed += 1
-            known.append(asdict(tally))
-            asked.out.write_text(json.dumps(known, indent=1))
+            # Read anew: several of these may add to one file.
+            asked.out.write_text(json.dumps([*_known(asked.out), asdict(tally)], indent=1))
             print(
-                f"{kind} (seed {tally.seed}): {tally.kills} in {tally.commands} commands, "
-                f"{tally.seconds:.0f} s: {tally.wrong or 'as in peace'}",
+                f"{kind} (seed {tally.seed}): {tally.kills}, {tally.amid_training} amid training, "
+                f"in {tally.commands} commands, {tally.seconds:.0f} s; {tally.trained} steps, "
+                f"{tally.not_noted} not noted: {tally.wrong or 'as in peace'}",
                 flush=True,
             )
+            if tally.wrong:  # to be looked into
+                shutil.copytree(home, asked.out.parent / f"wrong-{kind}-{tally.seed}")
+            shutil.rmtree(home)
+    print(summary(_known(asked.out)))
+
+
+def _known(out: Path) -> list[dict[str, Any]]:
+    """What earlier calls have found."""
+    return list(json.loads(out.read_text())) if out.exists() else []
+
+
+def _seconds_of_a_trial(home: Path) -> float:
+    record = recorded(home)
+    return record.seconds / len(record.trials)
+
+
+def _copy_of_store(root: Path, home: Path) -> None:
+    """An empty MLflow store for a new home."""
+    from knee_tune.tracking.store import connect, local_store  # slow
+
+    connect(local_store(root / "empty"))
+    home.mkdir()
+    shutil.copyfile(root / "empty" / "mlflow.db", home / "mlflow.db")
+
+
+def summary(known: Sequence[Mapping[str, Any]]) -> str:
+    """All that was ever killed, in a line."""
     roles = sum((Counter(each["kills"]) for each in known), Counter[str]())
     seconds = sum(each["seconds"] for each in known)
-    wrong = [each for each in known if each["wrong"]]
-    print(
-        f"{roles.total()} kills ({', '.join(f'{n} of a {role}' for role, n in roles.items())}) in "
-        f"{len(known)} studies, {seconds / max(1, roles.total()):.1f} s each; not as in peace: "
-        f"{len(wrong)}"
+    trained, not_noted = (sum(each[name] for each in known) for name in ("trained", "not_noted"))
+    amid = sum(each["amid_training"] for each in known)
+    return (
+        f"{roles.total()} kills ({', '.join(f'{n} of a {role}' for role, n in roles.items())}), "
+        f"{amid} of them amid training, in {len(known)} studies, "
+        f"{seconds / max(1, roles.total()):.1f} s each; {trained:,} steps trained, {not_noted} of "
+        f"them not noted; not as in peace: {sum(bool(each['wrong']) for each in known)}"
     )
 
 

@@ -10,6 +10,9 @@ from knee_tune.urls import without_secrets
 LONGEST = 500
 """Characters of a line that came from elsewhere."""
 
+_MOST_READ = 20_000
+"""Characters of a text from elsewhere that are looked at: the middle of more is never shown."""
+
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL
 )
@@ -18,7 +21,10 @@ _ESCAPES = re.compile(
 _JOINERS = "\u200c\u200d"
 """Characters that some scripts, and emoji, are written with, though nothing is seen of them."""
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says, or a quota."""
+
+_OF_DISKS = (*FULL, errno.EROFS, errno.EIO)
 _OF_SQLITE = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR": errno.EIO}
 
 GOES_ON = "once that is put right, the same command goes on"
@@ -45,6 +51,10 @@ class MachineError(Exception):
     exit_code = 1
 
 
+class HomeGoneError(MachineError):
+    """The home was deleted, moved or replaced while a command worked in it."""
+
+
 def disk_trouble(error: BaseException | None) -> str | None:
     """What a full, read-only or broken disk said, with its path, if that is behind ``error``."""
     while error is not None:
@@ -55,6 +65,13 @@ def disk_trouble(error: BaseException | None) -> str | None:
             return f"{path}: {said}" if path else said
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+def refused_outright(error: BaseException) -> bool:
+    """Whether an HTTP server answered and will say the same again: it is neither away nor busy."""
+    from urllib.error import HTTPError  # slow
+
+    return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
 
 
 def _said_errno(error: BaseException) -> int | None:
@@ -88,6 +105,8 @@ def one_line(text: str, *, longest: int = LONGEST) -> str:
 
     Of what is longer than ``longest`` characters the middle is left out.
     """
+    if len(text) > _MOST_READ:
+        text = f"{text[: _MOST_READ // 2]} ... {text[-_MOST_READ // 2 :]}"
     line = without_secrets(" ".join(printable(text).split()))
     if len(line) <= longest:
         return line

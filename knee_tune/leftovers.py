@@ -3,9 +3,12 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_SCRATCH = "knee-tune-scratch-"
 
 
 def claimed(make: Callable[[], Path]) -> tuple[Path, int]:
@@ -36,3 +39,31 @@ def sweep(folders: Iterable[Path]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def scratch(prefix: str, *, within: Path | None = None) -> Iterator[tuple[Path, int]]:
+    """An empty folder, its name beginning with ``prefix``, for as long as the block takes.
+
+    In ``within``, or where temporary files go. Comes with the descriptor that claims it; what
+    processes that were killed have left there of that name is removed first.
+    """
+    sweep((within or Path(tempfile.gettempdir())).glob(f"{prefix}*"))
+    folder, claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=prefix, dir=within)))
+    try:
+        yield folder, claim
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(claim)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder while the block runs. Those that killed processes left go first."""
+    with scratch(_SCRATCH) as (folder, _):
+        yield folder
+
+
+def sweep_scratch() -> None:
+    """Remove every :func:`scratch_folder` of a process that was killed."""
+    sweep(Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"))

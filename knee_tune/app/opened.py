@@ -94,7 +94,9 @@ def open_for_training(
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
         }
-        tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
+        tracker = open_tracker(
+            home=places.home.root, uri=places.tracking_uri, gone=lambda: workshop.held.gone
+        )
         storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
         study = open_study(
             storage,

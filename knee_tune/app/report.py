@@ -1,5 +1,6 @@
 """``knee-tune report``: a study's records, statistics and surroundings as one document."""
 
+import json
 import time
 from pathlib import Path
 from typing import Literal
@@ -93,7 +94,8 @@ def text_of(report: Report, form: Format) -> str:
         case "md":
             return as_markdown(report)
         case "json":
-            return report.model_dump_json(indent=2) + "\n"
+            # In ASCII: it is printed too, and steers no terminal.
+            return json.dumps(json.loads(report.model_dump_json()), indent=2) + "\n"
 
 
 def write_report(report: Report, path: Path, form: Format) -> Path:

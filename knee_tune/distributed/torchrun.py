@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,7 +23,11 @@ from knee_tune.distributed.supervisor import Callbacks, Supervisor
 from knee_tune.distributed.torchrun_rank import DRIVER, NNODES, TOKEN
 from knee_tune.distributed.wire import Order
 from knee_tune.errors import UserError
+from knee_tune.leftovers import scratch
 from knee_tune.planning.plan import Plan, TrainPlan
+
+SCRATCH = "torchrun-"
+"""How folders begin in which a launch meets, in the folder of a plan's logs."""
 
 _TICK = 0.5  # seconds between two looks at the launcher
 _LEAVE = 5.0  # seconds for the launcher to go by itself once its ranks are gone
@@ -79,9 +82,9 @@ class TorchrunRunner(GroupRunner):
             )
         with (
             _log(plan) as log,
-            tempfile.TemporaryDirectory(prefix="torchrun-", dir=plan.log_dir) as scratch,
+            scratch(SCRATCH, within=plan.log_dir) as (folder, claim),
             closing(Gathering(self._address, nnodes=self._nnodes, per_node=per_node)) as gathering,
-            self._launched(gathering, per_node, log=log, scratch=scratch) as launched,
+            self._launched(gathering, per_node, log=log, folder=folder, claim=claim) as launched,
         ):
             deadline = time.monotonic() + self._launch_timeout
             while not gathering.complete:
@@ -89,7 +92,7 @@ class TorchrunRunner(GroupRunner):
                     return self._not_launched(launched, log)
                 gathering.listen(_TICK)
             gathering.close()
-            store = gathering.ranks[0].hello.store or Path(scratch, "store")
+            store = gathering.ranks[0].hello.store or folder / "store"
             for rank, caller in enumerate(gathering.ranks):
                 order = Order(
                     entry=self._entry,
@@ -133,7 +136,7 @@ class TorchrunRunner(GroupRunner):
 
     @contextmanager
     def _launched(
-        self, gathering: Gathering, per_node: int, *, log: IO[bytes], scratch: str
+        self, gathering: Gathering, per_node: int, *, log: IO[bytes], folder: Path, claim: int
     ) -> Iterator[subprocess.Popen[bytes]]:
         """The launcher, which has ended, and with it what it started, when the block ends."""
         environment = {
@@ -145,8 +148,9 @@ class TorchrunRunner(GroupRunner):
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
         launched = subprocess.Popen(
-            [*self._launcher, str(per_node), scratch],
+            [*self._launcher, str(per_node), str(folder)],
             env=environment,
+            pass_fds=[claim],  # it outlives a killed driver for a moment
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -160,7 +164,7 @@ class TorchrunRunner(GroupRunner):
 
 def _log(plan: Plan) -> IO[bytes]:
     """What torchrun itself says, beside the logs of the ranks."""
-    plan.log_dir.mkdir(parents=True, exist_ok=True)
+    plan.log_dir.mkdir(exist_ok=True)
     return (plan.log_dir / "torchrun.log").open("a+b")
 
 

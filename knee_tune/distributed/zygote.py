@@ -1,7 +1,8 @@
 """The warm process that ranks are forked from: everything imported, CUDA never touched.
 
 It reads one byte and one socket per rank from its control socket, forks, and says on the rank's
-socket how the rank ended. When the driver closes the control socket, or dies, every rank ends.
+socket how the rank ended. When the driver closes the control socket, or dies, it ends at once, also
+amid its imports, and every rank with it.
 """
 
 import contextlib
@@ -12,7 +13,9 @@ import select
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from knee_tune.distributed.parent import fork_rank, tell_exit
 
@@ -29,17 +32,47 @@ def main(control_fd: int, stores: str, preload: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
     control = socket.socket(fileno=control_fd)
     gc.disable()  # imports leave a million objects that stay: looking through them takes seconds
-    for module in (*_PRELOAD, *preload):
-        # Preloading only saves time: a rank that misses a module says so in its own failure.
-        with contextlib.suppress(Exception):
-            importlib.import_module(module)
+    with _ending_with_driver(control, stores):
+        for module in (*_PRELOAD, *preload):
+            # Preloading only saves time: a rank that misses a module says so in its own failure.
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
     gc.freeze()  # ranks share these pages; a collection in one must not copy them
     gc.enable()
     try:
         _serve(control)
     finally:
-        shutil.rmtree(stores, ignore_errors=True)
+        _end(stores)
+
+
+def _end(stores: str) -> NoReturn:
+    shutil.rmtree(stores, ignore_errors=True)
     os._exit(0)  # an orderly end of torch takes a second
+
+
+@contextlib.contextmanager
+def _ending_with_driver(control: socket.socket, stores: str) -> Iterator[None]:
+    """Meanwhile a thread ends this process as soon as the driver hangs up, whatever it is at.
+
+    Afterwards that thread is gone: ranks must be forked from a process that has one alone.
+    """
+    looking, over = os.pipe()
+
+    def look() -> None:
+        ends = select.poll()
+        for end in (control.fileno(), looking):
+            ends.register(end, 0)  # of the hang-up alone: orders may come early
+        if ends.poll()[0][0] != looking:
+            _end(stores)
+
+    thread = threading.Thread(target=look, name="driver")
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(over)
+        thread.join()
+        os.close(looking)
 
 
 def _serve(control: socket.socket) -> None:

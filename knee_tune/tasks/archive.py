@@ -1,7 +1,6 @@
 """Data that comes packed in one file: unpacked whole and verified to its last byte, or refused."""
 
 import bz2
-import errno
 import gzip
 import io
 import lzma
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
-from tempfile import TemporaryDirectory
 from typing import IO, Any, cast
 
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import UserError, disk_trouble, first_line
+from knee_tune.leftovers import scratch_folder
 
 LARGEST = 4_000_000_000
 """Bytes that an archive may unpack to. A larger corpus is unpacked by hand."""
@@ -41,27 +40,28 @@ def unpacked(path: Path, *, expected: str, largest: int = LARGEST) -> Iterator[P
     Tar, plain or compressed by gzip, bzip2 or xz, and zip (an .npz file is one). UserError, which
     says what is ``expected``, unless all of it can be read, every checksum is right, it holds
     nothing but files and folders that stay inside, and not more than ``largest`` bytes. OSError if
-    there is no room for them. A UserError about a file in the folder names the archive instead.
+    there is no room for them, or a disk fails. A UserError about a file in the folder names the
+    archive instead.
     """
     if not path.is_file():
         yield path
         return
-    with TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         try:
-            _unpack(path, Path(folder), largest)
+            _unpack(path, folder, largest)
         except UserError:
             raise
         except Exception as error:  # there is no end to what damaged bytes lead to
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if disk_trouble(error):
                 raise
             reason = first_line(error)[:200]
             raise UserError(
                 f"{path}: no readable archive ({reason}); expected {expected}"
             ) from None
         try:
-            yield Path(folder)
+            yield folder
         except UserError as error:
-            raise UserError(str(error).replace(folder, str(path))) from None
+            raise UserError(str(error).replace(str(folder), str(path))) from None
 
 
 @dataclass(frozen=True, kw_only=True)

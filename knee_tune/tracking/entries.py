@@ -1,7 +1,6 @@
 """What goes into a run, cut to what MLflow takes: names, batches, artifacts."""
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Attached
 from knee_tune.tracking.sender import RejectedError
 
@@ -38,11 +38,11 @@ def log_entries(
         client.log_batch(run_id, metrics=metrics[part], synchronous=True)
 
 
-def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
-    """Write one artifact; RejectedError if its file is gone."""
+def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home: Path) -> None:
+    """Write one artifact; RejectedError if its file is gone, FileNotFoundError if ``home`` is."""
     folder, _, name = artifact.name.rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / name
+    with scratch_folder() as place:
+        path = place / name
         if artifact.file is not None:
             if not artifact.file.is_file():
                 raise RejectedError(f"{artifact.file} is gone")
@@ -53,6 +53,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
             import plotly.io  # slow to import
 
             plotly.io.write_html(artifact.figure, path, include_plotlyjs=artifact.offline or "cdn")
+        home.stat()  # which MLflow would make anew
         client.log_artifact(run_id, str(path), folder or None)
 
 

@@ -4,8 +4,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError, disk_trouble
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.sender import DeletedError
-from knee_tune.tracking.store import MAX_PATIENCE, connect, model_url, patience, trouble
+from knee_tune.tracking.store import MAX_PATIENCE, connect, is_away, model_url, patience, trouble
 from knee_tune.tracking.tracker import send_leftovers
 from knee_tune.urls import shown_url
 
@@ -37,8 +36,8 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
 
     Where a new champion comes, the one before it becomes ``challenger``. The same weights of the
     same run are one version: a candidate that becomes champion is no candidate any more, and what
-    is champion already stays so. UserError if the trial's run is not in MLflow, the server does not
-    answer or refuses, or the saved model does not answer as the trained one.
+    is champion already stays so. UserError if the trial's run is not in MLflow, the server refuses,
+    or the saved model does not answer as the trained one; MachineError if the server is away.
     """
     with _one_line_errors(uri), patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
@@ -48,7 +47,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         name = f"knee-tune-{model.subject or model.task}"
         digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
         known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
-        version = known or _create_version(client, model, run, name=name, digest=digest)
+        version = known or _create_version(client, model, run, name=name, digest=digest, home=home)
         client.set_model_version_tag(name, version.version, CONFIRMED, model.confirmed)
         alias = _call(client, version, model.alias)
     return RegisteredModel(
@@ -90,13 +89,22 @@ def _call(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alia
 
 
 def _create_version(
-    client: "MlflowClient", model: TrainedModel, run: "Run", *, name: str, digest: str
+    client: "MlflowClient",
+    model: TrainedModel,
+    run: "Run",
+    *,
+    name: str,
+    digest: str,
+    home: Path,
 ) -> "ModelVersion":
-    """Upload the model, tie it and its metrics to the run it comes from, add a version."""
+    """Upload the model, tie it and its metrics to the run it comes from, add a version.
+
+    A registration that was killed on its way is gone on with.
+    """
     from mlflow.entities import LoggedModelOutput, Metric
 
     tags = _tags(model) | {WEIGHTS_HASH: digest}
-    logged = client.create_logged_model(
+    logged = _begun(client, run, name=name, digest=digest) or client.create_logged_model(
         run.info.experiment_id,
         name=name,
         source_run_id=run.info.run_id,
@@ -105,19 +113,23 @@ def _create_version(
         model_type="knee-tune",
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _save(model, Path(scratch), run_id=run.info.run_id, logged=logged)
+        with scratch_folder() as place:
+            folder = _save(model, place, run_id=run.info.run_id, logged=logged)
+            home.stat()  # which MLflow would make anew
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
-    now = time.time_ns() // 1_000_000
+    # At a time of its own for every model: what is sent twice stands there once.
     metrics = [
-        Metric(f"{split}/{metric}", value, now, 0, model_id=logged.model_id)
+        Metric(f"{split}/{metric}", value, logged.creation_timestamp, 0, model_id=logged.model_id)
         for split, values in model.metrics.items()
         for metric, value in values.items()
     ]
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    outputs = client.get_run(run.info.run_id).outputs
+    tied = outputs.model_outputs if outputs else []
+    if not any(each.model_id == logged.model_id for each in tied):
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure_registered(client, name, model.task)
@@ -133,7 +145,16 @@ def _create_version(
         )
 
 
-def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Path:
+def _begun(client: "MlflowClient", run: "Run", *, name: str, digest: str) -> Any:
+    """The logged model of these weights that no version was made of, if there is one."""
+    found = client.search_logged_models(
+        [run.info.experiment_id], f"tags.`{WEIGHTS_HASH}` = '{digest}'"
+    )
+    of_run = (each for each in found if (each.source_run_id, each.name) == (run.info.run_id, name))
+    return next((each for each in of_run if each.status != "FAILED"), None)
+
+
+def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path:
     """The model's folder, tried out before anybody can get it: it loads and answers the same."""
     import mlflow.pyfunc
     import numpy as np
@@ -144,11 +165,11 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
 
     entry = task_entry(model.task)
     task = entry.build(model.recipe, data_dir=model.data_dir, seed=model.seed)
-    artifacts = {serving.ORDER: scratch / "order.json", serving.WEIGHTS: model.weights}
+    artifacts = {serving.ORDER: place / "order.json", serving.WEIGHTS: model.weights}
     order = {"task": model.task, "recipe": model.recipe, "seed": model.seed}
     artifacts[serving.ORDER].write_text(json.dumps(order, indent=2))
     for relative, source in task.assets().items():
-        artifacts[serving.ASSETS] = scratch / serving.ASSETS
+        artifacts[serving.ASSETS] = place / serving.ASSETS
         target = artifacts[serving.ASSETS] / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -158,7 +179,7 @@ def _save(model: TrainedModel, scratch: Path, *, run_id: str, logged: Any) -> Pa
     examples = task.examples()
     example: Any = examples if isinstance(examples[0], str) else np.asarray(examples)
     answers = served.predict(None, example)
-    folder = scratch / "model"
+    folder = place / "model"
     extra = f"[{entry.extra}]" if entry.extra else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # integers cannot be missing: they are not
@@ -266,7 +287,9 @@ def _as_default_store(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(uri: str) -> Iterator[None]:
-    """What a registry refuses or a store cannot do is the person's to solve: said in one line."""
+    """What a registry refuses or a store cannot do is the person's to solve: said in one line.
+
+    Not a server that is away, nor a disk."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -275,4 +298,7 @@ def _one_line_errors(uri: str) -> Iterator[None]:
     except DeletedError as error:
         raise UserError(f"--tracking-uri {shown_url(uri)}: {error}") from error
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise UserError(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error
+        if disk_trouble(error):
+            raise
+        kind = MachineError if is_away(error, uri) else UserError
+        raise kind(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error

@@ -200,6 +200,35 @@ def test_a_champion_that_is_found_again_stays_one(home: Path) -> None:
     assert aliases(home, "knee-tune-toy") == {"champion": first.version}
 
 
+@pytest.mark.parametrize(
+    "killed_in",
+    ["log_model_artifacts", "log_batch", "finalize_logged_model", "create_model_version"],
+)
+def test_a_registration_that_was_killed_is_gone_on_with(
+    home: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    class KilledError(BaseException): ...
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    model = trained(home, "toy", seed=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, killed_in, killed)
+        with pytest.raises(KilledError):
+            put(home, model)
+    registered = put(home, model)
+    assert registered.version == 1
+    client = connect(local_store(home))
+    run = client.get_run(registered.run_id)
+    (logged,) = client.search_logged_models([run.info.experiment_id])
+    assert (logged.model_id, logged.status) == (registered.model_id, "READY")
+    assert run.outputs
+    assert [each.model_id for each in run.outputs.model_outputs] == [logged.model_id]
+    assert len(client.get_metric_history(registered.run_id, "valid/loss")) == 1
+    assert mlflow.pyfunc.load_model(registered.uri).predict(["Hallo"])
+
+
 def test_a_trial_that_was_not_tracked_here_is_said_in_one_line(home: Path) -> None:
     with pytest.raises(UserError, match="no run of trial-9 of study s"):
         put(home, trained(home, "toy", seed=1, key="trial-9"))

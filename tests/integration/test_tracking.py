@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy import create_engine
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
@@ -463,3 +464,22 @@ def test_a_home_of_any_name_keeps_its_own_store_and_artifacts(
     follow_home(moved, local_store(moved))
     client = connect(local_store(moved))
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["notes.txt"]
+
+
+def test_a_schema_whose_maker_was_killed_is_removed_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Maker:
+        """Of a schema, as MLflow's own, which takes seconds."""
+
+        def __init__(self, url: str, _: str) -> None:
+            self.engine = create_engine(url)
+            with self.engine.begin() as connection:
+                connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS experiments (x INT)")
+
+    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", Maker)
+    for name in (".mlflow.db.0123", ".mlflow.db.0123-journal"):
+        (tmp_path / name).touch()
+    connect(local_store(tmp_path))
+    assert {path.name for path in tmp_path.glob(".*")} == set()
+    assert (tmp_path / "mlflow.db").stat().st_size

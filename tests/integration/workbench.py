@@ -164,7 +164,10 @@ class Workbench:
         self.fused, self.batched = fused, batched
         self.code = ""
         """Fingerprint of the code that trains."""
+        self.names_have_code = False
+        """Whether it is a part of the names of checkpoint folders, as it is outside tests."""
         self.home, self.recording, self.watching = home, Recording(), Watching()
+        (home / "logs").mkdir(exist_ok=True)
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
         spec, recipe = StudyRequest(
@@ -241,7 +244,7 @@ class Workbench:
             facts,
             schedule=schedule,
             replicas=replicas,
-            checkpoint_dir=self.home / f"{key}-{seed}",
+            checkpoint_dir=self.home / f"{key}-{seed}{self.code if self.names_have_code else ''}",
         )
         if self.trunks is None:
             return plan

@@ -1,5 +1,6 @@
 """The sender delivers everything once the server takes it, and nobody waits for that."""
 
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,22 @@ def test_an_outage_delays_but_loses_nothing(tmp_path: Path) -> None:
     assert server.taken == [STUDY, *map(report, range(50))]
     assert sending.close() == 0
     assert not outbox.path.exists()
+
+
+def test_nothing_is_sent_of_a_home_that_is_gone(tmp_path: Path) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path / "box", STUDY)
+    gone = threading.Event()
+    sending = Sender(
+        lambda: server, outbox=outbox, folders=[], where="there", interval=600, gone=gone.is_set
+    )
+    assert sending.flush(timeout=5) == 0
+    shutil.rmtree(tmp_path / "box")
+    gone.set()
+    outbox.append(report(1))
+    sending.wake()
+    assert sending.close() == 0  # nor does anybody wait, or is told
+    assert server.taken == [STUDY]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_down_does_not_hold_up_the_end(tmp_path: Path) -> None:
