@@ -118,6 +118,7 @@ class TorchrunRunner(GroupRunner):
         """Nothing to end: no process outlives ``run``."""
 
     def _not_launched(self, launched: subprocess.Popen[bytes], log: IO[bytes]) -> Failure:
+        """Why; a launcher that lives is none to start again, which would take as long once more."""
         log.seek(0)
         said = log.read().decode(errors="replace")[-4000:]
         code = launched.poll()
@@ -127,7 +128,6 @@ class TorchrunRunner(GroupRunner):
         message = f"torchrun did not start its ranks in {self._launch_timeout:g} s"
         if self._nnodes == 1:
             return Failure(kind="stalled", rank=0, message=message, traceback=said)
-        # It waits for them, too: as long again would be lost at every start.
         message += (
             f"; do all nodes reach this one at --address {self._address}? See {log.name} and the "
             "queue of the cluster"

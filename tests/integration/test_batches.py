@@ -1,6 +1,7 @@
 """A grid in which nothing is pruned: all its points train at once, as one batched model."""
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,23 @@ def test_trials_of_a_batch_have_heartbeats(
     monkeypatch.setattr(scribe, "HEARTBEAT_SECONDS", 0.01)
     drive(bench)
     assert {trial._trial_id for trial in bench.study.trials} <= set(beaten)
+
+
+def test_a_batch_that_is_over_beats_no_more(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beaten, begun = list[int](), threading.Event()
+
+    def slow(_: object, trial: int) -> None:
+        beaten.append(trial)
+        begun.set()
+        assert training._over.wait(10)
+
+    monkeypatch.setattr(type(bench.storage), "record_heartbeat", slow)
+    training = scribe.Scribe(bench.storage, range(256), lambda report: None)
+    with training:
+        assert begun.wait(10)
+    assert beaten == [0]
 
 
 def test_what_goes_wrong_while_curves_are_written_ends_the_batch(

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -467,6 +468,23 @@ def test_a_driver_whose_storage_stays_away_ends_and_the_next_one_goes_on(
     assert runner.reports[0] == [50, 100, 150]
     assert bench.states == ["complete"] * 3
     assert bench.record.trials[1].key == "trial-0001"
+
+
+def test_an_interrupt_waits_for_no_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storages, "SQLITE_TIMEOUT", 0.01)
+    bench = Workbench(tmp_path)
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
+
+    def lock_and_interrupt(step: int) -> None:
+        if step == 60:
+            other.execute("BEGIN IMMEDIATE")
+            signal.raise_signal(signal.SIGINT)
+
+    with closing(other), pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(lock_and_interrupt), trials=1)
+    assert not any("waiting up to" in message for message in caplog.messages)
 
 
 def test_a_trial_goes_on_when_its_storage_comes_back(
