@@ -25,7 +25,7 @@ from pathlib import Path
 
 import sqlalchemy
 
-from benchmarks.postgresql import DATABASE, PostgresServer, private_server
+from benchmarks.postgresql import DATABASE, PostgresServer, binaries, private_server
 from knee_tune.specs.records import StudyRecord
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import load_study, study_record
@@ -202,14 +202,18 @@ def _points(record: StudyRecord) -> int:
 
 
 def main() -> None:
-    """Drill and print."""
+    """Drill and print, where PostgreSQL is installed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--drivers", type=int, default=4)
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--away", type=float, default=2.0, help="seconds of each restart")
     parser.add_argument("--lose", type=int, default=100, help="every so many commits")
-    found = drill(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    if binaries() is None:
+        print("restarts: left out, PostgreSQL is not installed (Debian, Ubuntu: postgresql)")
+        return
+    found = drill(**options)
     print(json.dumps(asdict(found), indent=1))
 
 

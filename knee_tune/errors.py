@@ -10,6 +10,9 @@ from knee_tune.urls import without_secrets
 LONGEST = 500
 """Characters of a line that came from elsewhere."""
 
+_MOST_READ = 20_000
+"""Characters of a text from elsewhere that are looked at: the middle of more is never shown."""
+
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL
 )
@@ -18,12 +21,11 @@ _ESCAPES = re.compile(
 _JOINERS = "\u200c\u200d"
 """Characters that some scripts, and emoji, are written with, though nothing is seen of them."""
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_OF_SQLITE = {
-    "SQLITE_FULL": errno.ENOSPC,
-    "SQLITE_READONLY": errno.EROFS,
-    "SQLITE_IOERR": errno.EIO,
-}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says, or a quota."""
+
+_OF_DISKS = (*FULL, errno.EROFS, errno.EIO)
+_OF_SQLITE = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR": errno.EIO}
 
 GOES_ON = "once that is put right, the same command goes on"
 """What is said of a disk."""
@@ -49,6 +51,10 @@ class MachineError(Exception):
     exit_code = 1
 
 
+class HomeGoneError(MachineError):
+    """The home was deleted, moved or replaced while a command worked in it."""
+
+
 def disk_trouble(error: BaseException | None) -> str | None:
     """What a full, read-only or broken disk said, with its path, if that is behind ``error``."""
     while error is not None:
@@ -61,14 +67,31 @@ def disk_trouble(error: BaseException | None) -> str | None:
     return None
 
 
+def refused_outright(error: BaseException) -> bool:
+    """Whether an HTTP server answered and will say the same again: it is neither away nor busy."""
+    from urllib.error import HTTPError  # slow
+
+    return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
+
+
 def _said_errno(error: BaseException) -> int | None:
     """The number behind an error of SQLite, or of a library in Rust that only writes it down."""
     sqlite = str(getattr(error, "sqlite_errorname", ""))
     for name, number in _OF_SQLITE.items():
         if sqlite.startswith(name):
             return number
+    if sqlite.startswith("SQLITE_READONLY") and _is_read_only(getattr(error, "filename", "")):
+        return errno.EROFS  # else it is the file: its rights, or that it is gone
     written = re.search(r"\(os error (\d+)\)", str(error))
     return int(written[1]) if written else None
+
+
+def _is_read_only(path: str) -> bool:
+    """Whether it lies on a file system that nobody may write."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def first_line(error: BaseException) -> str:
@@ -82,6 +105,8 @@ def one_line(text: str, *, longest: int = LONGEST) -> str:
 
     Of what is longer than ``longest`` characters the middle is left out.
     """
+    if len(text) > _MOST_READ:
+        text = f"{text[: _MOST_READ // 2]} ... {text[-_MOST_READ // 2 :]}"
     line = without_secrets(" ".join(printable(text).split()))
     if len(line) <= longest:
         return line

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_SCRATCH = "knee-tune-scratch-"
+
 
 def claimed(make: Callable[[], Path]) -> tuple[Path, int]:
     """A folder that ``make`` has just made, and the descriptor that claims it.
@@ -53,3 +55,15 @@ def scratch(prefix: str, *, within: Path | None = None) -> Iterator[tuple[Path, 
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(claim)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder while the block runs. Those that killed processes left go first."""
+    with scratch(_SCRATCH) as (folder, _):
+        yield folder
+
+
+def sweep_scratch() -> None:
+    """Remove every :func:`scratch_folder` of a process that was killed."""
+    sweep(Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"))

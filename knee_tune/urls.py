@@ -12,12 +12,25 @@ SHOWN_PARAMETERS = {
 }
 """Of a URL's query what can hold no secret. Everything else may, whatever it is called."""
 
-_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):\S*@")
-_SETTING = re.compile(
-    r"\b([\w-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_-]?key))(\s*=\s*)"
-    r"(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\"]+)",
-    re.IGNORECASE,
+_USER_AND_REST = re.compile(r"(?<=://)([^\s/:]*):(\S*)")
+"""Of a URL, up to the next space. All of it, so that a text is gone through once."""
+
+_SPACED_PASSWORD = re.compile(
+    r"(?<=://)([^\s/@:\[]*):"
+    r"(?!\d{1,5}(?:[/?#]|[,.;:)\]'\"]*(?:\s|$)))"  # a port
+    r"[^\s@]{0,200}(?: [^\s@]{0,200}){1,5}@"
 )
+
+_QUOTE = r"(?:\\*['\"])"  # also in JSON that is a string of JSON
+
+_SETTING = re.compile(
+    rf"(?<![\w-])({_QUOTE}?[\w-]*"
+    rf"(?:(?:pass(?:word|wd|phrase)|pwd|secret|[_-]token|api[_-]?key){_QUOTE}?\s*[=:]"
+    rf"|(?:pass|token)(?:\s*=|{_QUOTE}\s*[=:]))\s*)"  # not the "forward pass: ..." of an error
+    r"(?:(?:'(?:[^'\\]|\\.)*(?:'|$))+|(?:\"(?:[^\"\\]|\\.)*(?:\"|$))+|[^\s&]+)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A quoted value ends with its quote, or with the text; another one at a space or an ``&``."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -71,7 +84,13 @@ def shown_url(url: str, *, password: str = "") -> str:
 
 def without_secrets(text: str) -> str:
     """A text, as of an error, without the passwords of the URLs in it and any ``password=...``."""
-    return _SETTING.sub(r"\1\2***", _PASSWORD.sub(r"\1:***@", text))
+    text = _USER_AND_REST.sub(_without_password, _SPACED_PASSWORD.sub(r"\1:***@", text))
+    return _SETTING.sub(r"\1***", text)
+
+
+def _without_password(match: re.Match[str]) -> str:
+    _, at, host = match[2].rpartition("@")
+    return f"{match[1]}:***@{host}" if at else match[0]
 
 
 def _shown(url: str, *, password: str) -> str | None:

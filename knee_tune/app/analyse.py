@@ -16,7 +16,6 @@ from knee_tune.app.workshop import Workshop, open_workshop
 from knee_tune.errors import UserError, first_line
 from knee_tune.planning.checkpoint_folder import KEPT_WEIGHTS
 from knee_tune.planning.plan import AnalysePlan
-from knee_tune.runs.restarts import run_job
 from knee_tune.specs.analyses import Analysis, Sharpness
 from knee_tune.specs.records import StudyRecord
 from knee_tune.specs.study import StudySpec
@@ -169,7 +168,7 @@ def _analyse(
     order = workshop.order(f"analyse-{analysis.name}", seed=subject.seed)
     plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
     watched.lines.line(f"{analysis.name} of {subject.name}")
-    done = run_job(workshop.runner, plan, on_line=watched.lines.line, on_progress=watched.on_look)
+    done = workshop.run(plan, on_line=watched.lines.line, on_progress=watched.on_look)
     return Analysed(subject=subject, metrics=done.result["metrics"])
 
 

@@ -33,6 +33,9 @@ class OpenedSearch:
     study: KeptSearch
     tracker: Tracker
 
+    def on_interrupt(self) -> None:
+        """There is no database to wait for."""
+
 
 def search_budget(
     search: Search, places: Places, options: GroupOptions, watcher: Lines
@@ -49,7 +52,9 @@ def search_budget(
     ):
         for remark in workshop.remarks:
             watcher.line(f"{remark} at every budget, which share trunks")
-        tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
+        tracker = open_tracker(
+            home=places.home.root, uri=places.tracking_uri, gone=lambda: workshop.held.gone
+        )
         opened = OpenedSearch(workshop=workshop, study=kept, tracker=tracker)
         tracker.record(_started(opened, search))
         with told_end(

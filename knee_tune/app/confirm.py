@@ -96,4 +96,10 @@ def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun
 
 def _told(record: RunRecord, seed: int) -> FreshRun:
     steps = StepCount(trained=record.steps_trained, reused=record.steps_reused)
-    return FreshRun(seed=seed, value=record.value, reason=record.reason, steps=steps)
+    return FreshRun(
+        seed=seed,
+        value=record.value,
+        reason=record.reason,
+        failed=record.state == "failed",
+        steps=steps,
+    )

@@ -118,6 +118,11 @@ class TrainingFor(Protocol):
         """Where they are recorded."""
         ...
 
+    @property
+    def on_interrupt(self) -> Callable[[], None]:
+        """To be called when Ctrl-C comes (see ``Slots``)."""
+        ...
+
 
 def train_extra_runs(
     opened: TrainingFor,
@@ -138,7 +143,9 @@ def train_extra_runs(
     """
     waiting, choosing = list(runs), threading.Lock()
     ends: dict[int, EndedRun] = {}
-    slots = Slots(min(opened.workshop.options.slots, max(1, len(runs))))
+    slots = Slots(
+        min(opened.workshop.options.slots, max(1, len(runs))), on_interrupt=opened.on_interrupt
+    )
     until = float("inf") if timeout is None else time.monotonic() + timeout
 
     def work(slot: int) -> None:

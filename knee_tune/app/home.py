@@ -1,18 +1,19 @@
 """Where studies are kept: the home folder, and the storage and tracking that may be elsewhere."""
 
+import fcntl
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.distributed.torchrun import SCRATCH
-from knee_tune.errors import UserError, one_line, printable
-from knee_tune.leftovers import sweep
+from knee_tune.errors import HomeGoneError, UserError, disk_trouble, one_line, printable
+from knee_tune.leftovers import claimed, sweep, sweep_scratch
 from knee_tune.planning.checkpoint_folder import drafts
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tasks.prepared_folder import FILLING
@@ -24,7 +25,7 @@ ABANDONED_SECONDS = 60.0
 
 _NOTES = (
     *("trunks/*.draft", "reports/.*.draft", "budgets/*.draft", "logs/*/*/.*.draft"),
-    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft"),
+    *("outbox/*/*/*.draft", "outbox/*/*/*.ack-draft", "artifacts/optuna/*.draft"),
 )
 
 
@@ -33,7 +34,7 @@ class Home:
     """``optuna.db``, ``mlflow.db`` and the folders ``artifacts``, ``checkpoints``, ``trunks``,
     ``logs``, ``reports``, ``data``, ``budgets``, ``outbox`` and ``replays`` below ``root``.
 
-    Making one touches nothing; a command that is going to write calls :meth:`create`. UserError
+    Making one touches nothing; a command that is going to train holds it (:meth:`held`). UserError
     for a path that no URL and no terminal could show: with line ends or bytes that are no text.
     """
 
@@ -82,17 +83,51 @@ class Home:
         """What the ranks of a study printed."""
         return self.root.absolute() / "logs" / study
 
-    def create(self) -> None:
-        """Make the folder; UserError if that is impossible."""
+    def create(self) -> Path:
+        """Make the folder, which is returned.
+
+        UserError if that is impossible, OSError if it is the disk's fault.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if disk_trouble(error):
+                raise
             raise UserError(
                 f"--home {self.root}: cannot be made ({error.strerror}); name a folder you can "
                 "write to"
             ) from error
         if not os.access(self.root, os.W_OK):
             raise UserError(f"--home {self.root}: is not writable; name another folder")
+        return self.root
+
+    @contextmanager
+    def held(self, *, logs: Path) -> Iterator["HeldHome"]:
+        """The home for a command that trains, made if need be, with its folder for ``logs``.
+
+        If it goes away meanwhile, HomeGoneError is how that ends, whatever came of it. After a
+        UserError nothing is left of a home that was made here, as long as there is nothing in it
+        but what was written to ``logs``, to which the error does not send people.
+        """
+        root = self.root.absolute()
+        missing = [each for each in (root, *root.parents) if not each.exists()]
+        _, descriptor = claimed(self.create)
+        held = HeldHome(home=self, descriptor=descriptor)
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            logs.parent.mkdir(parents=True, exist_ok=True)
+            yield held
+            held.raise_if_gone()
+        except UserError as error:
+            held.raise_if_gone()
+            if missing and str(logs) not in str(error):
+                held.unmake(missing, logs=logs)
+            raise
+        except BaseException:
+            held.raise_if_gone()
+            raise
+        finally:
+            os.close(descriptor)
 
     def sweep(self) -> None:
         """Remove what killed commands left half-written, where nobody is at work any more."""
@@ -105,6 +140,45 @@ class Home:
         _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
         sweep(self.data.glob(FILLING))
         sweep(self.root.glob(f"logs/*/*/{SCRATCH}*"))
+        sweep_scratch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldHome:
+    """A home while a command works in it: others may delete it, and nobody may make it anew."""
+
+    home: Home
+    descriptor: int
+    """Of its folder. As long as it is open no other folder has the same number."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was deleted, even in part, moved, or replaced by one of the same name."""
+        try:
+            there = os.path.samestat(self.home.root.stat(), os.fstat(self.descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        return not (there and self.home.checkpoints.is_dir())
+
+    def raise_if_gone(self) -> None:
+        """HomeGoneError if it is; called at every sign of life of what trains."""
+        if self.gone:
+            raise HomeGoneError(
+                f"--home {self.home.root}: it was deleted or moved while the command ran; put it "
+                "back to go on, or give the command again to begin anew"
+            )
+
+    def unmake(self, made: Sequence[Path], *, logs: Path) -> None:
+        """Remove the folders that were ``made`` and ``logs``, if that is all and nobody else's."""
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no other command is here
+            within = sorted(self.home.root.absolute().rglob("*"), reverse=True)
+            files = [path for path in within if not path.is_dir()]
+            if all(file.parent == logs for file in files):
+                for file in files:
+                    file.unlink()
+                for folder in (*(path for path in within if path.is_dir()), *made):
+                    folder.rmdir()
 
 
 def _is_old(path: Path) -> bool:

@@ -15,7 +15,6 @@ from knee_tune.app.workshop import open_workshop
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.planning.plan import LRRangePlan
 from knee_tune.reporting.lr_range_figure import as_page, lr_range_figure
-from knee_tune.runs.restarts import run_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def lr_range_test(
             f"LR range test of {spec.task}: {request.steps} steps, LR {request.low:g} to "
             f"{request.high:g}"
         )
-        done = run_job(workshop.runner, plan, on_line=lines.line, on_progress=on_step)
+        done = workshop.run(plan, on_line=lines.line, on_progress=on_step)
     lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
         raise UserError(f"--low {request.low:g}: the loss is lost at the first step; start lower")

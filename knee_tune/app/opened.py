@@ -1,6 +1,6 @@
 """A study that is open for training: its workshop, its Optuna study, its tracker."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ from knee_tune.specs.study import StudySpec
 from knee_tune.specs.tracking import StudyStarted
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
+from knee_tune.tuning.patience import patience_with
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.preload import preload
 from knee_tune.tuning.pruners import make_pruner
@@ -44,6 +45,11 @@ class OpenedStudy:
     def uid(self) -> str:
         """Unique for ever, also when a study of the same name is made anew."""
         return f"{self.study.study_name}-{self.study.user_attrs['key']}"
+
+    @property
+    def on_interrupt(self) -> Callable[[], None]:
+        """To be called when Ctrl-C comes: nothing waits for the storage any more."""
+        return patience_with(self.places.storage_url).interrupt
 
     @property
     def unfused(self) -> str:
@@ -88,7 +94,9 @@ def open_for_training(
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
         }
-        tracker = open_tracker(home=places.home.root, uri=places.tracking_uri)
+        tracker = open_tracker(
+            home=places.home.root, uri=places.tracking_uri, gone=lambda: workshop.held.gone
+        )
         storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
         study = open_study(
             storage,

@@ -102,8 +102,9 @@ class GroupOptions:
         cores = usable_cores()
         most = max(PROCESSES_PER_CORE * cores, FEW_PROCESSES)
         if count > most:
+            asked = f"--nproc {self.nproc} " if self.nproc_asked else ""
             raise UserError(
-                f"--nproc {self.nproc} --concurrency {self.slots}: {count:,} processes are too "
+                f"{asked}--concurrency {self.slots}: {count:,} processes are too "
                 f"many for this machine, which has {cores} cores ({most} at most); lower one of "
                 "them, or use more machines with --runner torchrun --nnodes"
             )

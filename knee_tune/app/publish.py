@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from knee_tune.app.findings import Findings, findings_of, without_statistics
-from knee_tune.app.home import Places
 from knee_tune.app.opened import OpenedStudy
 from knee_tune.app.report import Format, usual_path, write_report
 from knee_tune.errors import first_line
@@ -59,21 +58,21 @@ def publish(opened: OpenedStudy, *, on_line: Say) -> Published:
     """Everything about a study as it is now, with all statistics; takes seconds."""
     record = study_record(opened.study)
     found = without_statistics(record)
-    with _or_a_line("statistics", on_line):
+    with _or_a_line("statistics", opened, on_line):
         found = findings_of(record)
     if not found.complete:
         show_now(opened, on_line=on_line)
         return Published()
     report = None
     files: tuple[Path, ...] = ()
-    with _or_a_line("report", on_line):
+    with _or_a_line("report", opened, on_line):
         report = found.report(opened.study, opened.places)
-        files = _write(report, opened.places)
+        files = _write(report, opened)
     opened.tracker.flush()  # so that every run's address is known
-    with _or_a_line("Optuna Dashboard", on_line):
+    with _or_a_line("Optuna Dashboard", opened, on_line):
         _show(opened, found, report.figures if report else {})
         _attach(opened, record, files)
-    with _or_a_line("MLflow", on_line):
+    with _or_a_line("MLflow", opened, on_line):
         for artifact in (*_pages(report, files), *found.tables()):
             opened.tracker.record(artifact)
     return Published(
@@ -122,7 +121,7 @@ class LivePages:
 
 def show_now(opened: OpenedStudy, *, on_line: Say) -> None:
     """Show in Optuna Dashboard how the study stands; without intervals, which take long."""
-    with _or_a_line("Optuna Dashboard", on_line):
+    with _or_a_line("Optuna Dashboard", opened, on_line):
         found = findings_of(study_record(opened.study), resamples=0)
         _show(opened, found, found.figures())
 
@@ -157,10 +156,11 @@ def _link_to_study(opened: OpenedStudy) -> Iterator[str]:
         yield f"[MLflow run of this study]({run.url}){start}"
 
 
-def _write(report: Report, places: Places) -> tuple[Path, ...]:
+def _write(report: Report, opened: OpenedStudy) -> tuple[Path, ...]:
     """The report as files, HTML first."""
+    opened.workshop.held.raise_if_gone()  # before its folder is made
     return tuple(
-        write_report(report, usual_path(places, report.study, form), form) for form in FORMS
+        write_report(report, usual_path(opened.places, report.study, form), form) for form in FORMS
     )
 
 
@@ -212,12 +212,14 @@ def _titled(figure: dict[str, Any], title: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _or_a_line(what: str, on_line: Say) -> Iterator[None]:
+def _or_a_line(what: str, opened: OpenedStudy, on_line: Say) -> Iterator[None]:
     """Whatever goes wrong becomes a line: the study itself is sound."""
     try:
         yield
     except StorageGoneError:
         pass  # the command ends of it, and says so
     except Exception as error:
+        if opened.workshop.held.gone:
+            return  # so does it of that
         reason = first_line(error)
         on_line(f"{what}: could not be written ({type(error).__name__}: {reason})")

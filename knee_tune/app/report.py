@@ -1,5 +1,6 @@
 """``knee-tune report``: a study's records, statistics and surroundings as one document."""
 
+import json
 import time
 from pathlib import Path
 from typing import Literal
@@ -48,10 +49,11 @@ def report_of(
         raise UserError(
             f"study {record.name}: no trial is complete yet, so there is nothing to report"
         )
+    noted = study.user_attrs  # a query of the storage each time it is asked for
     test = {
-        trial.number: study.user_attrs[f"{TEST_PREFIX}{trial.key}"]
+        trial.number: noted[f"{TEST_PREFIX}{trial.key}"]
         for trial in record.trials
-        if f"{TEST_PREFIX}{trial.key}" in study.user_attrs
+        if f"{TEST_PREFIX}{trial.key}" in noted
     }
     context = ReportContext(
         written=time.time(),
@@ -92,7 +94,8 @@ def text_of(report: Report, form: Format) -> str:
         case "md":
             return as_markdown(report)
         case "json":
-            return report.model_dump_json(indent=2) + "\n"
+            # In ASCII: it is printed too, and steers no terminal.
+            return json.dumps(json.loads(report.model_dump_json()), indent=2) + "\n"
 
 
 def write_report(report: Report, path: Path, form: Format) -> Path:
@@ -126,13 +129,15 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
         placement = plan["placement"]
         facts["device"] = placement["device"] + (", bf16" if placement["amp"] else "")
         facts["ranks"] = str(placement["world_size"])
+        if noted := plan.get("facts"):  # not by versions before
+            counts = noted["examples"].items()
+            facts["examples"] = ", ".join(f"{count:,} {split}" for split, count in counts)
     seeds = record.spec.replicate_seeds
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     if record.spec.compare is None:
         facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
-    codes = record.codes
-    for code, what in codes.items():
-        facts["code" if len(codes) == 1 else f"code of {what}"] = code or "not noted"
+    codes = {code or "not noted": what for code, what in record.codes.items()}
+    facts |= {f"code {code}": what for code, what in codes.items()}
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
     tags = provenance()
     versions = {
@@ -162,6 +167,7 @@ def _replay(
             else []
         ),
         Command(what="Write this report anew", text=places.command("report", record.name)),
+        Command(what="List every trial", text=places.command("status", record.name, "--all")),
         Command(
             what="Look at every trial in Optuna Dashboard",
             text=places.command("dashboard", record.name),

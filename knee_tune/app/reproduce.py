@@ -78,9 +78,17 @@ def find_design(table: str, *, task: str, preset: str | None) -> Design:
     found = next((each for each in known if each.answers(table, task, preset)), None)
     if found is None:
         asked = f"{table} --task {task}" + (f" --preset {preset}" if preset else "")
-        there = "; ".join(each.command for each in known)
+        there = "; ".join(_in_short(known))
         raise UserError(f"reproduce {asked}: there is no such design; there are: {there}")
     return found
+
+
+def _in_short(known: list[Design]) -> Iterator[str]:
+    """Tables and tasks with their presets, in as few words as an error has room for."""
+    for table, task in sorted({(each.table, each.task) for each in known}):
+        presets = [each.preset for each in known if (each.table, each.task) == (table, task)]
+        named = ", ".join(filter(None, presets))
+        yield f"{table} --task {task}" + (f" (--preset {named})" if named else "")
 
 
 @dataclass(frozen=True, kw_only=True)

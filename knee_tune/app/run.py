@@ -15,7 +15,7 @@ from knee_tune.app.placement import GroupOptions
 from knee_tune.app.publish import LivePages, Published, publish, show_now
 from knee_tune.app.request import StudyRequest
 from knee_tune.app.winner import register_study
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.planning.planner import budget_steps, knee_schedule
 from knee_tune.reporting.curves import curves_figure
 from knee_tune.schedules import Knee
@@ -27,6 +27,7 @@ from knee_tune.tracking import unsent_notice
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Watcher
+from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.pruners import raw_step_warning
 from knee_tune.tuning.recovery import requeue_failed
@@ -126,13 +127,7 @@ def run_study(
                             f"not confirmed yet: {cut_off}; the same command again goes on"
                         )
             if register and uri and study_record(opened.study).best:
-                try:
-                    registered = _register(opened, watcher, cut_off)
-                except UserError as error:
-                    unregistered = f"not registered: {error}"
-                except Exception as error:  # of the task's code, or the store's: the study is done
-                    what = f"{type(error).__name__}: {first_line(error)}"
-                    unregistered = f"not registered ({what}); knee-tune register shows where"
+                registered, unregistered = _try_to_register(opened, watcher, cut_off)
             published = publish(opened, on_line=watcher.line)
         return RunSummary(
             record=study_record(opened.study),
@@ -182,6 +177,7 @@ def _drive(
         tracker=opened.tracker,
         watcher=watcher,
         after_trial=after_trial,
+        on_interrupt=opened.on_interrupt,
     ).run(trials=workshop.spec.limit, timeout=timeout)
 
 
@@ -200,6 +196,26 @@ def _confirm(opened: OpenedStudy, watcher: Watcher, timeout: float | None) -> st
     """Confirm the winner, if that is asked for; why that was cut off, empty if it was not."""
     done = confirm_winner(opened, watcher, timeout=timeout)
     return "" if done else "--timeout ended the confirmation before its last run"
+
+
+def _try_to_register(
+    opened: OpenedStudy, watcher: Watcher, cut_off: str
+) -> tuple[RegisteredModel | None, str]:
+    """The registered winner, or why there is none: the study is done either way.
+
+    StorageGoneError is raised on: whatever else reads the study would wait for it again.
+    """
+    try:
+        return _register(opened, watcher, cut_off), ""
+    except StorageGoneError:
+        raise
+    except (UserError, MachineError) as error:
+        return None, f"not registered: {error}"
+    except Exception as error:  # of the task's code, the store's, or a disk's
+        if trouble := disk_trouble(error):
+            return None, f"not registered: {trouble}"
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return None, f"not registered ({what}); knee-tune register shows where"
 
 
 def _register(opened: OpenedStudy, watcher: Watcher, cut_off: str) -> RegisteredModel:

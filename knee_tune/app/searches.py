@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from knee_tune.app.home import Home
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.specs.budget import BudgetRecord
 
 FIXED_FIELDS = ("task", "recipe", "nproc", "data_fingerprint", "metric", "direction")
@@ -109,6 +109,8 @@ def _read(path: Path) -> tuple[BudgetRecord, dict[str, Any]]:
         kept = json.loads(path.read_text())
         return BudgetRecord.model_validate(kept["search"]), dict(kept["attributes"])
     except (OSError, ValueError, LookupError, TypeError, ValidationError) as error:
+        if disk_trouble(error):
+            raise
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}); delete it, what was trained is kept "
             "elsewhere"

@@ -12,7 +12,6 @@ from knee_tune.app.workshop import Workshop
 from knee_tune.distributed.protocol import Decision, Report
 from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.runs.restarts import run_job
 from knee_tune.specs.confirmation import Confirmed
 from knee_tune.specs.records import StudyRecord, TrialRecord
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
@@ -119,8 +118,8 @@ def replay(
 ) -> Replay:
     """Train a study's winner, or the trial of that number, once more; nothing is recorded.
 
-    UserError if the study or trial is unknown or not complete; an error as of ``run_job`` if the
-    training fails.
+    UserError if the study or trial is unknown or not complete; an error as of ``Workshop.run`` if
+    the training fails.
     """
     study = load_study(open_storage(places.storage_url), name)
     trial = complete_trial(study_record(study), number)
@@ -137,8 +136,9 @@ def replay(
         alone = study_record(study).model_copy(update={"trials": (trial,)})
         if other := alone.by_other_code(workshop.facts.code):
             on_line(f"{other}: it may come out otherwise")
+        folder.parent.mkdir(exist_ok=True)
         plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
-        done = run_job(workshop.runner, plan, on_report=reported, on_line=on_line)
+        done = workshop.run(plan, on_report=reported, on_line=on_line)
     if done.state != "complete":
         raise MachineError(f"replay of trial {trial.number}: {done.reason}")
     return Replay(trial=trial, metrics=done.result["metrics"])

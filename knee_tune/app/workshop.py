@@ -1,21 +1,23 @@
 """A workshop: a task with its recipe, and the worker groups that can train it."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from knee_tune.app.home import Home
+from knee_tune.app.home import HeldHome, Home
 from knee_tune.app.placement import GroupOptions, placed
 from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.protocol import GroupRunner
+from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Report
 from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.planning.keys import run_key
 from knee_tune.planning.plan import (
     AnalysePlan,
     DescribePlan,
     Placement,
+    Plan,
     Replica,
     Schedule,
     TaskFacts,
@@ -35,6 +37,8 @@ from knee_tune.tasks.registry import TaskEntry, task_entry
 from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.worker import ENTRY
 
+log = logging.getLogger(__name__)
+
 OnLife = Callable[[], None]
 
 
@@ -42,7 +46,7 @@ OnLife = Callable[[], None]
 class Workshop:
     """Everything a plan needs besides its schedule."""
 
-    home: Home
+    held: HeldHome
     spec: StudySpec
     recipe: Recipe
     options: GroupOptions
@@ -53,6 +57,11 @@ class Workshop:
     """What a comparison trains: its table's rows in order; empty for a search."""
     remarks: tuple[str, ...] = ()
     """What people should know of how the recipe was read."""
+
+    @property
+    def home(self) -> Home:
+        """Where everything is kept."""
+        return self.held.home
 
     def placement(self, slot: int = 0) -> Placement:
         """The devices of a slot."""
@@ -114,9 +123,9 @@ class Workshop:
     def test(
         self, weights: Path, *, key: str, slot: int = 0, on_life: OnLife = lambda: None
     ) -> dict[str, float]:
-        """Metrics of finished weights on the test split; an error as of ``run_job`` if it fails."""
+        """Metrics of finished weights on the test split; an error as of ``run`` if it fails."""
         plan = TestPlan(**dict(self.order(key, slot=slot)), weights=weights)
-        done = run_job(self.runner, plan, on_progress=lambda step: on_life())
+        done = self.run(plan, on_progress=lambda step: on_life())
         return dict(done.result["metrics"])
 
     def analyse(
@@ -130,15 +139,33 @@ class Workshop:
         on_line: Callable[[str], None],
         on_life: OnLife = lambda: None,
     ) -> dict[str, float]:
-        """What an analysis finds of weights trained with that seed; an error as of ``run_job``.
+        """What an analysis finds of weights trained with that seed; an error as of ``run``.
 
         The seed may be part of the training data, as where labels are noisy. ``on_line`` is told
         where what was found is less than what was asked for.
         """
         order = self.order(key, seed=seed, slot=slot)
         plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
-        done = run_job(self.runner, plan, on_line=on_line, on_progress=lambda step: on_life())
+        done = self.run(plan, on_line=on_line, on_progress=lambda step: on_life())
         return dict(done.result["metrics"])
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        on_report: Callable[[Report], Decision] = lambda report: Decision(stop=False),
+        on_line: Callable[[str], None] = lambda text: None,
+        on_progress: Callable[[int], None] = lambda step: None,
+    ) -> Done:
+        """Run a plan that is no run of a study, as :func:`run_job` does, while there is a home."""
+
+        def progressed(step: int) -> None:
+            self.held.raise_if_gone()
+            on_progress(step)
+
+        return run_job(
+            self.runner, plan, on_report=on_report, on_line=on_line, on_progress=progressed
+        )
 
 
 @contextmanager
@@ -148,7 +175,8 @@ def open_workshop(
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
     UserError if the home cannot be made, the task's data or libraries are missing, or there are too
-    few devices; MachineError if it keeps ending the group that looks.
+    few devices; MachineError if it keeps ending the group that looks. What becomes of the home then
+    says :meth:`Home.held`.
     """
     options.check()
     entry = task_entry(spec.task)
@@ -160,10 +188,9 @@ def open_workshop(
         )
     else:
         runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
-    try:
-        home.create()
+    order = _order(home, spec, Placement(world_size=options.nproc), "describe")
+    with closing(runner), home.held(logs=order.log_dir) as held:
         home.sweep()  # while the runner warms up
-        order = _order(home, spec, Placement(world_size=options.nproc), "describe")
         facts = _facts(runner, DescribePlan(**dict(order)), entry)
         limit = options.trunk_cache
         table = spec.compare.rows if spec.compare else ()
@@ -174,18 +201,20 @@ def open_workshop(
         settled = recipe.with_warmup_of(budget)
         remark = f"warmup: {recipe.warmup} of {of} ({budget:,} steps): {settled.warmup_steps} steps"
         yield Workshop(
-            home=home,
+            held=held,
             spec=spec.model_copy(update={"recipe": settled.model_dump(mode="json")}),
             recipe=settled,
             remarks=(remark,) if recipe.warmup else (),
             options=options,
             runner=runner,
-            trainer=Trainer(runner, trunks=TrunkStore(home.trunks, limit=limit) if limit else None),
+            trainer=Trainer(
+                runner,
+                trunks=TrunkStore(home.trunks, limit=limit) if limit else None,
+                on_life=held.raise_if_gone,
+            ),
             facts=facts,
             rows=[row_schedule(row, settled, facts, scale=spec.scale) for row in table],
         )
-    finally:
-        runner.close()
 
 
 def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFacts:
@@ -193,7 +222,8 @@ def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFac
     task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(TrainingCode, task, recipe)
-        facts = TaskFacts.model_validate(run_job(runner, plan).result)
+        done = run_job(runner, plan, on_line=lambda text: log.warning("%s", text))
+        facts = TaskFacts.model_validate(done.result)
     code = reading.result()
     code.follow(facts.modules)
     return facts.model_copy(update={"code": code.fingerprint})

@@ -114,16 +114,17 @@ def budget(
     if target is None or budgets is None:
         missing, example = ("--target", "95") if target is None else ("--budgets", "10,20,30")
         raise UserError(f"{missing}: missing; as in {missing} {example}")
+    study = StudyRequest(
+        task=task,
+        preset=preset,
+        name=name,
+        seed=seed,
+        replicates=replicates,
+        nproc=nproc,
+        settings=tuple(settings or ()),
+    )
     search = BudgetRequest(
-        study=StudyRequest(
-            task=task,
-            preset=preset,
-            name=name,
-            seed=seed,
-            replicates=replicates,
-            nproc=nproc,
-            settings=tuple(settings or ()),
-        ),
+        study=study,
         target=target,
         budgets=_several("--budgets", budgets, int),
         schedules=SCHEDULES if schedules is None else _several("--schedules", schedules, str),
@@ -132,7 +133,7 @@ def budget(
     ).resolve()
     options = GroupOptions(
         nproc=search.spec.nproc,
-        nproc_asked=nproc is not None,
+        nproc_asked=study.nproc_asked,
         slots=concurrency,
         device=device.value,
         trials_per_gpu=trials_per_gpu,

@@ -1,10 +1,12 @@
 """The consoles of all commands, and plain lines for those that need no table while they work."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from knee_tune.errors import MachineError, printable
@@ -23,6 +25,22 @@ class PlainConsole(Console):
         """Every string passes here, in cells of tables too."""
         return super().render_str(printable(text), **options)
 
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """And here every text that has styles already."""
+        if isinstance(renderable, Text) and not renderable.plain.isprintable():
+            renderable = _printable(renderable)
+        return super().render(renderable, options)
+
+
+def _printable(text: Text) -> Text:
+    edges = {edge for span in text.spans for edge in (span.start, span.end)}
+    pieces = text.divide(sorted(edge for edge in edges if 0 < edge < len(text)))
+    for piece in pieces:  # of one style each
+        piece.plain = printable(piece.plain)
+    return text.blank_copy().join(pieces)
+
 
 class ConsoleLines:
     """One line per event, as it is, without wrapping."""
@@ -36,14 +54,17 @@ class ConsoleLines:
 
 
 def refuse_failures(record: "StudyRecord") -> None:
-    """MachineError if a study has failed trials, or runs: what is missing is said last."""
-    compares = record.spec.compare is not None
-    failed = record.run_counts.failed if compares else record.counts.failed
-    if failed:
-        what = "run" if compares else "trial"
+    """MachineError if trials or runs of a study failed: what is missing is said last."""
+    confirmation = record.confirmation
+    failed = (
+        (record.counts.failed, "trial", ""),
+        (record.run_counts.failed, "run", ""),
+        (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
+    )
+    said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
+    if said:
         raise MachineError(
-            f"study {record.name}: {failed} {what}{'s' * (failed > 1)} failed; the same command "
-            "tries again"
+            f"study {record.name}: {' and '.join(said)} failed; the same command tries again"
         )
 
 

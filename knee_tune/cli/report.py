@@ -43,7 +43,7 @@ def report(
     """
     from knee_tune.app.home import Home, Places
     from knee_tune.app.report import study_report, text_of, usual_path, write_report
-    from knee_tune.errors import UserError
+    from knee_tune.errors import UserError, printable
 
     printed = out == Path("-")
     if show and printed:
@@ -54,6 +54,6 @@ def report(
         typer.echo(text_of(found, form.value), nl=False)
         return
     path = write_report(found, out or usual_path(places, found.study, form.value), form.value)
-    typer.echo(f"report: {path}")
+    typer.echo(printable(f"report: {path}"))
     if show:
         open_in_browser(path)

@@ -111,7 +111,7 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
     if len(shown) < len(record.trials):
         console.print(
             f"({len(shown)} of {len(record.trials):,} trials: the best {SHOWN_BEST} and the newest "
-            f"{SHOWN_NEWEST}; knee-tune status {record.name} --all shows every one)",
+            f"{SHOWN_NEWEST}; knee-tune status {record.name} --all, in this home, shows every one)",
             soft_wrap=True,
         )
     counts = record.counts

@@ -89,9 +89,11 @@ class Gathering:
         if len(self._strangers) == _MOST_STRANGERS:
             self._turn_away(next(iter(self._strangers)))
         try:
-            wire = Wire(self._listener.accept()[0])
+            line, _ = self._listener.accept()
         except OSError:  # it has left again, or this process may open no more files
             return
+        line.setblocking(True)  # on macOS it inherits what the listener is
+        wire = Wire(line)
         self._strangers[wire] = time.monotonic()
         self._selector.register(wire.socket, selectors.EVENT_READ, wire)
 

@@ -162,7 +162,7 @@ def _leave_the_parent() -> None:
 
 def _redirect(log: Path) -> None:
     """Everything this rank and its libraries print goes into ``log``."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

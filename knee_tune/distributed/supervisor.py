@@ -20,6 +20,7 @@ from knee_tune.distributed.protocol import (
     Report,
 )
 from knee_tune.distributed.wire import Exit, FromRank, Inquiry, Ready, Started, Whereabouts, Wire
+from knee_tune.errors import HomeGoneError
 
 _TICK = 0.5  # seconds between two looks at the clock
 _CAUSES = 0.2  # seconds in which other ranks may tell the root cause
@@ -94,6 +95,8 @@ class Supervisor:
         """The group's outcome. Whatever happens, no rank outlives this call."""
         try:
             return self._watch()
+        except HomeGoneError:
+            raise  # there is nowhere to save
         except BaseException:
             self._let_save()
             raise
@@ -178,6 +181,8 @@ class Supervisor:
             rank.wire.send(answer)
 
     def _close(self, rank: _Rank) -> None:
+        if rank.ended:
+            return  # its line ended before its exit was heard: a callback raised in between
         self._selector.unregister(rank.wire.socket)
         rank.ended = True
 

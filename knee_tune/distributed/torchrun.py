@@ -89,7 +89,7 @@ class TorchrunRunner(GroupRunner):
             deadline = time.monotonic() + self._launch_timeout
             while not gathering.complete:
                 if launched.poll() is not None or time.monotonic() > deadline:
-                    return _not_launched(launched, log)
+                    return self._not_launched(launched, log)
                 gathering.listen(_TICK)
             gathering.close()
             store = gathering.ranks[0].hello.store or folder / "store"
@@ -116,6 +116,23 @@ class TorchrunRunner(GroupRunner):
 
     def close(self) -> None:
         """Nothing to end: no process outlives ``run``."""
+
+    def _not_launched(self, launched: subprocess.Popen[bytes], log: IO[bytes]) -> Failure:
+        log.seek(0)
+        said = log.read().decode(errors="replace")[-4000:]
+        code = launched.poll()
+        if code is not None:
+            message = f"torchrun ended with code {code}"
+            return Failure(kind="launch", rank=0, message=message, traceback=said)
+        message = f"torchrun did not start its ranks in {self._launch_timeout:g} s"
+        if self._nnodes == 1:
+            return Failure(kind="stalled", rank=0, message=message, traceback=said)
+        # It waits for them, too: as long again would be lost at every start.
+        message += (
+            f"; do all nodes reach this one at --address {self._address}? See {log.name} and the "
+            "queue of the cluster"
+        )
+        return Failure(kind="user_error", rank=0, message=message, traceback=said)
 
     @contextmanager
     def _launched(
@@ -147,20 +164,8 @@ class TorchrunRunner(GroupRunner):
 
 def _log(plan: Plan) -> IO[bytes]:
     """What torchrun itself says, beside the logs of the ranks."""
-    plan.log_dir.mkdir(parents=True, exist_ok=True)
+    plan.log_dir.mkdir(exist_ok=True)
     return (plan.log_dir / "torchrun.log").open("a+b")
-
-
-def _not_launched(launched: subprocess.Popen[bytes], log: IO[bytes]) -> Failure:
-    code = launched.poll()
-    how = "did not start its ranks in time" if code is None else f"ended with code {code}"
-    log.seek(0)
-    return Failure(
-        kind="launch",
-        rank=0,
-        message=f"torchrun {how}",
-        traceback=log.read().decode(errors="replace")[-4000:],
-    )
 
 
 def _end(launched: subprocess.Popen[bytes]) -> None:

@@ -76,9 +76,16 @@ def twins_in_words(
     recipe: Recipe, facts: TaskFacts, explore_fractions: Iterable[float]
 ) -> list[str]:
     """A line for every schedule that several of the explore fractions come to."""
-    steps = f"{recipe.warmup_steps} of {budget_steps(recipe, facts)} steps are warmup"
+    total = budget_steps(recipe, facts)
+    unwarmed = recipe.model_copy(update={"warmup_steps": 0})
+
+    def why(same: Iterable[float]) -> str:
+        if len(distinct_fractions(unwarmed, facts, same)) > 1:
+            return f"{recipe.warmup_steps} of {total} steps are warmup"
+        return f"the budget has {total} steps"
+
     return [
-        f"explore {', '.join(map(percent, same))} are one schedule ({steps}): trained once, as "
+        f"explore {', '.join(map(percent, same))} are one schedule ({why(same)}): trained once, as "
         f"{percent(fraction)}"
         for fraction, same in distinct_fractions(recipe, facts, explore_fractions).items()
         if len(same) > 1

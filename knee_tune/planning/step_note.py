@@ -6,7 +6,8 @@ outlives every process of the group.
 """
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from knee_tune.planning.plan import TrainPlan
@@ -28,7 +29,7 @@ def begin_note(plan: TrainPlan, before: StepCount) -> None:
     A rank that is still dying keeps the note of its own attempt open, which this one replaces.
     """
     path = note_path(plan)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(_NOT_BEGUN + before.model_dump_json())
     draft.replace(path)
@@ -49,6 +50,26 @@ def end_note(plan: TrainPlan) -> None:
     """Forget it: what it says is counted elsewhere."""
     with suppress(OSError):
         note_path(plan).unlink(missing_ok=True)
+
+
+@contextmanager
+def counted_elsewhere(
+    plan: TrainPlan, steps: StepCount, *, checkpoint: str | None
+) -> Iterator[StepCount]:
+    """``steps``, or what a note says that earlier code left of the same run, if that is more.
+
+    ``checkpoint``: the folder that the run had then, named after that code as well; its state is of
+    no use now. The note is forgotten at the end of the context, when its steps are counted.
+    """
+    if checkpoint is None or Path(checkpoint) == plan.checkpoint_dir:
+        yield steps
+        return
+    before = plan.model_copy(update={"checkpoint_dir": Path(checkpoint)})
+    noted = read_note(before)
+    if noted is not None and noted.trained > steps.trained:
+        steps = StepCount(trained=noted.trained)
+    yield steps
+    end_note(before)
 
 
 class StepNote:

@@ -216,7 +216,7 @@ def trials_section(record: StudyRecord) -> Section:
     if len(shown) < len(record.trials):
         cut = (
             f" Below are {len(shown)} of {len(record.trials):,}, the best {MOST_BEST} and the "
-            f"newest {MOST_NEWEST}; knee-tune status {record.name} --all lists every one."
+            f"newest {MOST_NEWEST}; the command that lists every one is at the end."
         )
     rows = tuple(
         (

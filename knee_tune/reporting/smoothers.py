@@ -16,6 +16,9 @@ GRID_STEP = 0.01
 LEAST_POINTS = 6
 """For a Gaussian process: it has four hyperparameters."""
 
+MOST_POINTS = 1000
+"""For a Gaussian process: its cost grows with their third power."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Smoother:
@@ -45,15 +48,18 @@ def gp_smoother(scores: Scores) -> Smoother | None:
 
     A quadratic trend with a vague prior (without it the ridge is drawn towards the middle), a level
     for each seed LR and a Matern surface. Noise is known from the seeds; with one seed it is a
-    hyperparameter. Hyperparameters maximise the likelihood once, and the bootstrap keeps them. Its
+    hyperparameter. Of more than ``MOST_POINTS`` it goes through as many, drawn by lot, the
+    same ones every time.
+    Hyperparameters maximise the likelihood once, and the bootstrap keeps them. Its
     doubt is the part of the posterior that is not noise of the means.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
-    points = _points(scores)
-    means = scores.means[scores.tried]
+    chosen = np.sort(np.random.default_rng(0).permutation(scores.tried.sum())[:MOST_POINTS])
+    points = _points(scores)[chosen]
+    means = scores.means[scores.tried][chosen]
     scale = float(means.std())
     if len(means) < LEAST_POINTS or len(np.unique(points[:, 1])) < 2 or not scale:
         return None
@@ -61,7 +67,7 @@ def gp_smoother(scores: Scores) -> Smoother | None:
     level = ConstantKernel(1.0, (1e-4, 1e4)) * Matern([0.3, 1e3], "fixed", nu=1.5)
     shape = ConstantKernel(1.0, (1e-4, 1e4)) * Matern([0.5, 0.5], (0.1, 10.0), nu=2.5)
     alone = len(scores.seeds) < 2
-    noise = np.full(len(means), 1e-8) if alone else _noise(scores) / scale**2 + 1e-8
+    noise = np.full(len(means), 1e-8) if alone else _noise(scores)[chosen] / scale**2 + 1e-8
     kernel = trend + level + shape
     if alone:
         kernel += WhiteKernel(0.1, (1e-6, 1e1))
@@ -79,7 +85,8 @@ def gp_smoother(scores: Scores) -> Smoother | None:
     for row in _rows(scores, grid):
         cross = fitted(row, points)
         weight = cross @ inverse
-        weights.append(weight)
+        weights.append(np.zeros((len(row), scores.tried.sum())))
+        weights[-1][:, chosen] = weight
         doubt.append(scale * _root(fitted(row) - cross @ weight.T - (weight * noise) @ weight.T))
     return Smoother(fractions=grid, weights=np.array(weights), doubt=np.array(doubt))
 

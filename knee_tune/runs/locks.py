@@ -12,7 +12,7 @@ POLL_SECONDS = 0.2
 
 def file_lock(path: Path) -> FileLock:
     """A lock that excludes every other one on ``path``, those of this process's threads too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     return FileLock(path, thread_local=False, is_singleton=False)
 
 

@@ -13,15 +13,15 @@ import psutil
 PROC = Path("/proc")
 
 
-def process_id(pid: int | None = None) -> dict[str, Any]:
-    """A process of this machine, so that others can tell whether it lives; this one if None.
+def process_id() -> dict[str, Any]:
+    """This process, so that others can tell whether it lives.
 
     A pid means something within one boot of one machine and within one PID namespace (a container
     has its own), and names one process together with its start. ``ticks`` is that start in clock
     ticks since the boot, which no change of the clock moves; ``started``, in seconds since the
-    epoch, stands in for it where there is no /proc. psutil.NoSuchProcess if there is none.
+    epoch, stands in for it where there is no /proc.
     """
-    return dict(_described(os.getpid() if pid is None else pid))
+    return dict(_described(os.getpid()))
 
 
 @functools.cache  # the clock may be set while we live, and nothing else can change

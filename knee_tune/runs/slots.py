@@ -1,8 +1,11 @@
 """Several worker groups at a time: one thread per slot, and one interrupt that ends them all."""
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from types import FrameType
 
 
 class SlotInterruptedError(Exception):
@@ -10,16 +13,21 @@ class SlotInterruptedError(Exception):
 
 
 class Slots:
-    """``count`` slots that work side by side and stop together."""
+    """``count`` slots that work side by side and stop together.
 
-    def __init__(self, count: int) -> None:
+    ``on_interrupt`` is called as soon as Ctrl-C arrives, perhaps amid any other code of the main
+    thread: it is to take no lock.
+    """
+
+    def __init__(self, count: int, *, on_interrupt: Callable[[], None] = lambda: None) -> None:
         self._count = count
-        self._stop = threading.Event()
+        self._on_interrupt = on_interrupt
+        self._stopped = False
 
     @property
     def stopped(self) -> bool:
-        """Whether a slot has ended by an exception: the others begin nothing new."""
-        return self._stop.is_set()
+        """Whether an interrupt came, or an exception ended a slot: the others begin nothing new."""
+        return self._stopped
 
     def raise_if_stopped(self) -> None:
         """Called at every sign of life of a run: this is how an interrupt reaches all slots."""
@@ -29,7 +37,7 @@ class Slots:
     def run(self, work: Callable[[int], None]) -> None:
         """``work(slot)`` in every slot, the first one in this thread, where Ctrl-C arrives.
 
-        Raises the first exception of any slot once all of them have ended.
+        Raises the interrupt, or else the first exception of any slot, once all of them have ended.
         """
         errors: list[BaseException] = []
 
@@ -38,16 +46,46 @@ class Slots:
                 work(slot)
             except BaseException as error:
                 errors.append(error)
-                self._stop.set()
+                self._stopped = True
 
-        with ThreadPoolExecutor(max_workers=self._count) as pool:
+        with self._interrupted_at_once(), ThreadPoolExecutor(max_workers=self._count) as pool:
             others = [pool.submit(guarded, slot) for slot in range(1, self._count)]
             guarded(0)
             try:
                 wait(others)
             except KeyboardInterrupt as error:
                 errors.append(error)
-                self._stop.set()
+                self._stopped = True
                 wait(others)
         if errors:
-            raise errors[0]
+            raise next((each for each in errors if isinstance(each, KeyboardInterrupt)), errors[0])
+
+    @contextmanager
+    def _interrupted_at_once(self) -> Iterator[None]:
+        """An interrupt stops all slots when it arrives, not when the first one has cleaned up.
+
+        That one saves its run first, and may wait for a storage: the others do so meanwhile.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {
+            number: handler for number in numbers if callable(handler := signal.getsignal(number))
+        }
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            try:
+                handlers[signal.Signals(number)](number, frame)
+            except KeyboardInterrupt:
+                self._stopped = True
+                self._on_interrupt()
+                raise
+
+        for number in handlers:
+            signal.signal(number, interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Outcome, Report
 from knee_tune.planning.checkpoint_folder import (
@@ -19,6 +20,9 @@ from knee_tune.runs.locks import file_lock, held_once
 from knee_tune.runs.restarts import Restarts, wait
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.specs.steps import StepCount
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,19 @@ class Trainer:
 
     A run's checkpoint folder is named after everything that decides its result
     (``planning/keys.py``), so one driver at a time works in it, and what it leaves there serves
-    the next. ``trunks``: None if none are kept.
+    the next. ``trunks``: None if none are kept. ``on_life`` is called at every sign of life of
+    every run, also of one that waits, and before anything is said of it; what it raises ends the
+    run.
     """
 
-    def __init__(self, runner: GroupRunner, *, trunks: TrunkStore | None) -> None:
-        self._runner, self._trunks = runner, trunks
+    def __init__(
+        self,
+        runner: GroupRunner,
+        *,
+        trunks: TrunkStore | None,
+        on_life: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._runner, self._trunks, self._on_life = runner, trunks, on_life
 
     def train(
         self,
@@ -76,7 +88,10 @@ class Trainer:
         What a callback raises ends the run and propagates; no lock stays held.
         """
         listener = _Listener(
-            on_report=on_report, on_line=on_line, on_progress=on_progress, on_steps=on_steps
+            on_report=self._alive(on_report),
+            on_line=self._alive(on_line),
+            on_progress=self._alive(on_progress),
+            on_steps=on_steps,
         )
         folder = plan.checkpoint_dir
         lock = file_lock(folder.with_name(f"{folder.name}.lock"))
@@ -85,6 +100,15 @@ class Trainer:
         with held_once(lock, unless=lambda: False, meanwhile=wait):
             before = _counted(plan, steps(), listener)
             return _answered(plan, before, listener) or self._train(plan, before, listener)
+
+    def _alive(self, callback: Callable[[T], R]) -> Callable[[T], R]:
+        """``callback`` as long as ``on_life`` raises nothing."""
+
+        def called(what: T) -> R:
+            self._on_life()
+            return callback(what)
+
+        return called
 
     def _train(self, plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult:
         """Train, and train again from the newest checkpoint if the group dies."""

@@ -42,7 +42,7 @@ def read_note(path: Path, kind: type[N]) -> N | None:
 
 def write_note(path: Path, note: Spec) -> None:
     """Write ``note``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.write_text(note.model_dump_json())
     draft.replace(path)

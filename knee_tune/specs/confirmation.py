@@ -22,6 +22,7 @@ class FreshRun(Spec):
     seed: int
     value: float | None = Field(description="the study's metric; None: failed or diverged")
     reason: str = Field(default="", description="why there is no value")
+    failed: bool = Field(default=False, description="it has not diverged: it may be tried again")
     steps: StepCount = StepCount()
 
 
@@ -74,6 +75,11 @@ class Confirmation(Spec):
         """What all of it cost."""
         runs = (run for candidate in self.candidates for run in candidate.runs)
         return sum((run.steps for run in runs), StepCount())
+
+    @property
+    def failed(self) -> int:
+        """Runs that failed."""
+        return sum(run.failed for candidate in self.candidates for run in candidate.runs)
 
     @property
     def best(self) -> Candidate | None:

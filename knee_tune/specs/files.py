@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.specs.problems import nearest
 from knee_tune.specs.strict_yaml import Document, read_document
 
@@ -32,6 +32,8 @@ def find(kind: Kind, name: str) -> Path:
         try:
             found = path.is_file()
         except OSError as error:  # a name too long, a folder that may not be read
+            if disk_trouble(error):
+                raise
             raise UserError(f"{noun} {name}: {error.strerror}") from None
         if not found:
             raise UserError(f"{noun} {name}: no such file")

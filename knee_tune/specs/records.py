@@ -268,6 +268,8 @@ class StudyRecord(Spec):
         if len(self.trials) <= best + newest + MANY_MORE:
             return self.trials
         numbers = {trial.number for trial in (*self.ranked[:best], *self.trials[-newest:])}
+        if (winner := self.winner) is not None and winner.trial is not None:
+            numbers.add(winner.trial.number)  # fresh seeds may have confirmed another one
         return tuple(trial for trial in self.trials if trial.number in numbers)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
 
 FieldPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
@@ -85,6 +85,8 @@ def read_document(path: Path, label: str) -> Document:
             raise UserError(f"{label}: larger than {MOST_BYTES:,} bytes; is it the right file?")
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if disk_trouble(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{label}: cannot be read: {reason}") from None
     lines: dict[FieldPath, int] = {}

@@ -1,7 +1,6 @@
 """Data that comes packed in one file: unpacked whole and verified to its last byte, or refused."""
 
 import bz2
-import errno
 import gzip
 import io
 import lzma
@@ -16,11 +15,8 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
 from typing import IO, Any, cast
 
-from knee_tune.errors import UserError, first_line
-from knee_tune.leftovers import scratch
-
-SCRATCH = "knee-tune-archive-"
-"""How folders for what is unpacked begin, among the temporary ones."""
+from knee_tune.errors import UserError, disk_trouble, first_line
+from knee_tune.leftovers import scratch_folder
 
 LARGEST = 4_000_000_000
 """Bytes that an archive may unpack to. A larger corpus is unpacked by hand."""
@@ -44,18 +40,19 @@ def unpacked(path: Path, *, expected: str, largest: int = LARGEST) -> Iterator[P
     Tar, plain or compressed by gzip, bzip2 or xz, and zip (an .npz file is one). UserError, which
     says what is ``expected``, unless all of it can be read, every checksum is right, it holds
     nothing but files and folders that stay inside, and not more than ``largest`` bytes. OSError if
-    there is no room for them. A UserError about a file in the folder names the archive instead.
+    there is no room for them, or a disk fails. A UserError about a file in the folder names the
+    archive instead.
     """
     if not path.is_file():
         yield path
         return
-    with scratch(SCRATCH) as (folder, _):
+    with scratch_folder() as folder:
         try:
             _unpack(path, folder, largest)
         except UserError:
             raise
         except Exception as error:  # there is no end to what damaged bytes lead to
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if disk_trouble(error):
                 raise
             reason = first_line(error)[:200]
             raise UserError(

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from knee_tune.leftovers import scratch
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Attached
 from knee_tune.tracking.sender import RejectedError
-from knee_tune.tracking.store import SCRATCH
 
 MAX_METRICS, MAX_TEXTS = 1000, 100
 """Metrics, params and tags that one call of ``log_batch`` takes; 1000 entries in all."""
@@ -38,10 +38,10 @@ def log_entries(
         client.log_batch(run_id, metrics=metrics[part], synchronous=True)
 
 
-def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
-    """Write one artifact; RejectedError if its file is gone."""
+def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home: Path) -> None:
+    """Write one artifact; RejectedError if its file is gone, FileNotFoundError if ``home`` is."""
     folder, _, name = artifact.name.rpartition("/")
-    with scratch(SCRATCH) as (place, _):
+    with scratch_folder() as place:
         path = place / name
         if artifact.file is not None:
             if not artifact.file.is_file():
@@ -53,6 +53,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact: Attached) -> None:
             import plotly.io  # slow to import
 
             plotly.io.write_html(artifact.figure, path, include_plotlyjs=artifact.offline or "cdn")
+        home.stat()  # which MLflow would make anew
         client.log_artifact(run_id, str(path), folder or None)
 
 

@@ -60,7 +60,8 @@ class Outbox:
         """
         first = Recorded(at=_now() if began is None else began, event=study)
         folder = study_folder(root, study.name)
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in (root.parent, root, folder):
+            each.mkdir(exist_ok=True)
         name = f"{time.time_ns()}-{os.getpid()}"
         draft = folder / f"{name}.draft"
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)

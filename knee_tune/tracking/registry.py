@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knee_tune import __version__
-from knee_tune.errors import UserError
-from knee_tune.leftovers import scratch
+from knee_tune.errors import MachineError, UserError, disk_trouble
+from knee_tune.leftovers import scratch_folder
 from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.sender import DeletedError
-from knee_tune.tracking.store import MAX_PATIENCE, SCRATCH, connect, model_url, patience, trouble
+from knee_tune.tracking.store import MAX_PATIENCE, connect, is_away, model_url, patience, trouble
 from knee_tune.tracking.tracker import send_leftovers
 from knee_tune.urls import shown_url
 
@@ -36,8 +36,8 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
 
     Where a new champion comes, the one before it becomes ``challenger``. The same weights of the
     same run are one version: a candidate that becomes champion is no candidate any more, and what
-    is champion already stays so. UserError if the trial's run is not in MLflow, the server does not
-    answer or refuses, or the saved model does not answer as the trained one.
+    is champion already stays so. UserError if the trial's run is not in MLflow, the server refuses,
+    or the saved model does not answer as the trained one; MachineError if the server is away.
     """
     with _one_line_errors(uri), patience(MAX_PATIENCE):
         send_leftovers(home=home, uri=uri)  # the winner's run may still wait in an outbox
@@ -47,7 +47,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         name = f"knee-tune-{model.subject or model.task}"
         digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
         known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
-        version = known or _create_version(client, model, run, name=name, digest=digest)
+        version = known or _create_version(client, model, run, name=name, digest=digest, home=home)
         client.set_model_version_tag(name, version.version, CONFIRMED, model.confirmed)
         alias = _call(client, version, model.alias)
     return RegisteredModel(
@@ -89,7 +89,13 @@ def _call(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alia
 
 
 def _create_version(
-    client: "MlflowClient", model: TrainedModel, run: "Run", *, name: str, digest: str
+    client: "MlflowClient",
+    model: TrainedModel,
+    run: "Run",
+    *,
+    name: str,
+    digest: str,
+    home: Path,
 ) -> "ModelVersion":
     """Upload the model, tie it and its metrics to the run it comes from, add a version.
 
@@ -107,8 +113,9 @@ def _create_version(
         model_type="knee-tune",
     )
     try:
-        with scratch(SCRATCH) as (place, _):
+        with scratch_folder() as place:
             folder = _save(model, place, run_id=run.info.run_id, logged=logged)
+            home.stat()  # which MLflow would make anew
             client.log_model_artifacts(logged.model_id, str(folder))
     except Exception:
         client.finalize_logged_model(logged.model_id, "FAILED")
@@ -280,7 +287,9 @@ def _as_default_store(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(uri: str) -> Iterator[None]:
-    """What a registry refuses or a store cannot do is the person's to solve: said in one line."""
+    """What a registry refuses or a store cannot do is the person's to solve: said in one line.
+
+    Not a server that is away, nor a disk."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -289,4 +298,7 @@ def _one_line_errors(uri: str) -> Iterator[None]:
     except DeletedError as error:
         raise UserError(f"--tracking-uri {shown_url(uri)}: {error}") from error
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise UserError(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error
+        if disk_trouble(error):
+            raise
+        kind = MachineError if is_away(error, uri) else UserError
+        raise kind(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error

@@ -132,7 +132,8 @@ class RunWriter:
                     self._report(study, event.key, reports.pop(event.key, []))
                     self._finish_trial(study, event, at)
                 case Attached():
-                    log_artifact(self._client, self._run_id(study, event.key), event)
+                    run_id = self._run_id(study, event.key)
+                    log_artifact(self._client, run_id, event, home=self._home)
                 case StudyFinished():
                     run_id, status = self._run_id(study, None), STUDY_STATUS[event.state]
                     metrics = [Metric(k, v, at, 0) for k, v in event.metrics.items()]

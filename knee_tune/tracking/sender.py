@@ -80,7 +80,8 @@ class Sender:
     ``connect`` runs in the thread, so it may be slow. ``folders`` are searched once for
     outboxes to adopt. Those of the same study go first, since they tell what happened before;
     those of other studies make room for ``outbox`` again and again. A ``local`` store is never
-    away, at most slow: its end has no deadline while events move.
+    away, at most slow: its end has no deadline while events move. Once the home is ``gone``, and
+    the outboxes with it, nothing is sent any more, which could make it anew.
     """
 
     def __init__(
@@ -92,8 +93,9 @@ class Sender:
         where: str,
         local: bool = False,
         interval: float = 2.0,
+        gone: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._connect = connect
+        self._connect, self._gone = connect, gone
         self._delivery: Delivery | None = None
         self._outbox = outbox
         ours = outbox.path.parent if outbox else None
@@ -138,7 +140,7 @@ class Sender:
                 self._urgent = True
                 self._changed.notify_all()
                 left = moved + timeout - time.monotonic()
-                if left <= 0 or self._failures >= failures + 2:
+                if left <= 0 or self._failures >= failures + 2 or self._over():
                     break
                 self._changed.wait(min(left, EXIT_PATIENCE))
                 before, todo = todo, self._todo()
@@ -147,7 +149,7 @@ class Sender:
                 if patient and any(todo) and time.monotonic() > say_at:
                     say_at = math.inf
                     log.warning("%d tracking events still go to %s", self.remaining, self._where)
-        return self.remaining
+        return 0 if self._gone() else self.remaining
 
     def close(self, timeout: float | None = None) -> int:
         """Flush and stop. The thread ends by itself once its last call comes back."""
@@ -164,15 +166,18 @@ class Sender:
         """What is still to be adopted and delivered; smaller the nearer the end is."""
         return len(self._folders), len(self._orphans), self.remaining
 
+    def _over(self) -> bool:
+        return self._stopping.is_set() or self._gone()
+
     def _boxes(self) -> list[Outbox]:
         return [*self._orphans, *([self._outbox] if self._outbox else [])]
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._over():
             try:
                 self._deliver_all()
             except Exception as error:  # whatever MLflow raises: training must not notice
-                if self._stopping.is_set():
+                if self._over():
                     return
                 self._failed(error)
             else:
@@ -223,7 +228,7 @@ class Sender:
             self._deliver(self._outbox)
 
     def _deliver(self, outbox: Outbox) -> None:
-        while not self._stopping.is_set():
+        while not self._over():
             batch = outbox.pending(BATCH)
             if not batch.lines:
                 return
@@ -232,8 +237,8 @@ class Sender:
             except (RejectedError, DeletedError, ValidationError):
                 for line in batch.lines:
                     self._apply_or_keep(outbox, line)
-            if self._stopping.is_set():
-                return  # the outbox is closed and may have a new owner
+            if self._over():
+                return  # the outbox is closed and may have a new owner, or is deleted
             outbox.acknowledge(batch)
 
     def _apply(self, study: StudyStarted, lines: Sequence[bytes]) -> None:

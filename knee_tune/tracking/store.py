@@ -1,7 +1,6 @@
 """Where MLflow keeps things: tracking URIs, the local store, links, and a quiet client."""
 
 import fcntl
-import glob
 import logging
 import os
 import shlex
@@ -9,6 +8,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -56,10 +56,6 @@ def resolve_tracking_uri(home: Path, uri: str | None = None) -> str | None:
     if in_memory(chosen):
         raise UserError(f"{shown}: a database in memory keeps nothing; {advice}")
     return chosen
-
-
-SCRATCH = "knee-tune-mlflow-"
-"""How temporary folders begin in which files are made that MLflow then copies."""
 
 
 def local_store(home: Path) -> str:
@@ -121,8 +117,23 @@ def trouble(error: BaseException) -> str:
     return f"refuses ({said})" if "API request" in said else f"cannot be used ({said})"
 
 
+def is_away(error: BaseException, uri: str) -> bool:
+    """Whether the server of ``uri`` did not answer: nothing is wrong with what it was asked."""
+    from requests import ConnectionError as NoConnection
+    from requests import Timeout
+    from sqlalchemy.exc import OperationalError
+
+    if "API request to http" in str(error) or isinstance(error, NoConnection | Timeout):
+        return True
+    of_database = any(isinstance(each, OperationalError) for each in (error, error.__cause__))
+    return of_database and not is_local(uri)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of ``uri``. Takes 1-3 s (import), 7-9 s more when the local store is new."""
+    file = None if is_server(uri) else sqlite_file(uri)
+    if file is not None:  # before what takes seconds, in which a home may be deleted
+        file.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -132,7 +143,6 @@ def connect(uri: str) -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     for chatter in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
-    file = None if is_server(uri) else sqlite_file(uri)
     if file is not None:
         refuse_damaged(uri)
         _create_database(file)
@@ -191,16 +201,15 @@ def _create_database(path: Path) -> None:
     """MLflow's schema in a file that appears whole: 50 migrations killed half-way stay broken."""
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # drivers may start together
         if path.exists():
             return
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by one that was killed
+        for left in path.parent.glob(f".{escape(path.name)}.*"):  # by one that was killed
             left.unlink(missing_ok=True)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
         try:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]
                 sqlite_url(draft), (path.parent.absolute() / "artifacts").as_uri()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,8 +65,15 @@ class NullTracker:
 class MlflowTracker:
     """Tracks one study in MLflow, through an outbox in ``home`` and a sender thread."""
 
-    def __init__(self, *, home: Path, uri: str, interval: float = 2.0) -> None:
-        self._home, self._uri, self._interval = home, uri, interval
+    def __init__(
+        self,
+        *,
+        home: Path,
+        uri: str,
+        interval: float = 2.0,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._home, self._uri, self._interval, self._gone = home, uri, interval, gone
         self._study: StudyStarted | None = None
         self._outbox: Outbox | None = None
         self._sender: Sender | None = None
@@ -89,6 +97,7 @@ class MlflowTracker:
                 where=shown_url(self._uri),
                 local=is_local(self._uri),
                 interval=self._interval,
+                gone=self._gone,
             )
         else:
             raise ValueError("the first event of a tracker is StudyStarted")
@@ -121,9 +130,14 @@ class MlflowTracker:
         return self._writer
 
 
-def open_tracker(*, home: Path, uri: str | None) -> Tracker:
-    """The tracker for a resolved tracking URI (see ``resolve_tracking_uri``); None tracks not."""
-    return NullTracker() if uri is None else MlflowTracker(home=home, uri=uri)
+def open_tracker(
+    *, home: Path, uri: str | None, gone: Callable[[], bool] = lambda: False
+) -> Tracker:
+    """The tracker for a resolved tracking URI (see ``resolve_tracking_uri``); None tracks not.
+
+    ``gone`` tells whether the home was deleted meanwhile: then nothing more is sent.
+    """
+    return NullTracker() if uri is None else MlflowTracker(home=home, uri=uri, gone=gone)
 
 
 def send_leftovers(*, home: Path, uri: str, timeout: float | None = None) -> int:

@@ -6,7 +6,6 @@ best. The manifest holds the checksums and whose state it is; the folder gets it
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
-import errno
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from knee_tune.distributed.out_of_memory import ran_out_of_memory
-from knee_tune.errors import first_line
+from knee_tune.errors import FULL, first_line
 from knee_tune.planning.checkpoint_folder import (
     DRAFT,
     KEPT_WEIGHTS,
@@ -91,7 +90,7 @@ def save_checkpoint(
     If there is one of this step already, that one stays. OSError if the disk is full; then nothing
     is left behind.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     target, draft = checkpoint_path(directory, step=step), directory / f"{DRAFT}{uuid.uuid4().hex}"
     try:
         draft.mkdir()
@@ -110,7 +109,7 @@ def save_checkpoint(
         if durable:
             _sync(directory)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
         raise OSError(error.errno, needed, str(directory)) from error
@@ -163,7 +162,7 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
 
     What is not ``durable`` waits for no disk: a crash of the machine may damage it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.unlink(missing_ok=True)  # a killed run may have left a link to a knot's weights
     save_model(model, str(draft))
@@ -174,7 +173,7 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
 
 def take_weights(path: Path, source: Path) -> None:
     """Make ``path`` the weights in ``source``; it changes whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.unlink(missing_ok=True)
     share_file(source, draft)

@@ -48,8 +48,9 @@ def attach_weights(study: optuna.Study, *, winner: int, weights: Path, store: Pa
 
 def _attach(study: optuna.Study, file: Path, *, name: str, prefix: str, store: Path) -> None:
     identity = _identity(study, name)
-    store.mkdir(parents=True, exist_ok=True)
-    draft = store / f"{identity}.{uuid.uuid4().hex}"
+    for folder in (store.parent, store):
+        folder.mkdir(exist_ok=True)
+    draft = store / f"{identity}.{uuid.uuid4().hex}.draft"
     try:
         _link_or_copy(file, draft)
         draft.replace(store / identity)
@@ -76,3 +77,5 @@ def _link_or_copy(file: Path, target: Path) -> None:
         os.link(file, target)
     except OSError:
         shutil.copyfile(file, target)
+    else:
+        os.utime(target)  # it is new: by the file's own time it would be swept as left behind

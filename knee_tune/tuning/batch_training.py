@@ -16,7 +16,13 @@ from knee_tune.specs.steps import StepCount
 from knee_tune.tuning.attributes import extra_steps, note_extra_steps
 from knee_tune.tuning.batches import Batch
 from knee_tune.tuning.ends import record_end
-from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
+from knee_tune.tuning.events import (
+    NO_FAULT_OF_ITS_OWN,
+    TAKEN_OVER,
+    Ending,
+    RefusedError,
+    RunEvents,
+)
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.listeners import Recorder, Watcher
 from knee_tune.tuning.recovery import put_back
@@ -61,7 +67,8 @@ class BatchTraining:
     def run(self) -> None:
         """Train, and tell every trial. However that ends, none is left running.
 
-        UserError or MachineError if the run fails: another one would most likely fail too.
+        UserError or MachineError if the run fails: another one would most likely fail too. Trials
+        are told of it only if the fault may be their own, as single ones are.
         """
         try:
             with self._scribe:
@@ -80,8 +87,10 @@ class BatchTraining:
             self._break_off(Ending(end="failed", reason=TAKEN_OVER), go_on=True)
             raise
         except BaseException as error:
-            ending = Ending.of_exception(error)
-            self._break_off(ending, go_on=ending.reason == INTERRUPTED)
+            go_on = isinstance(error, NO_FAULT_OF_ITS_OWN)
+            self._break_off(Ending.of_exception(error), go_on=go_on)
+            if isinstance(error, RefusedError):
+                raise error.error from None
             raise
 
     def _begin(self) -> None:
@@ -137,6 +146,8 @@ class BatchTraining:
 
     def _tell_all(self, result: RunResult) -> None:
         outcome = result.outcome
+        if isinstance(outcome, Failure) and outcome.for_all:
+            raise RefusedError(self._failed(outcome))
         for place, run in self._batch.trials.items():
             if isinstance(outcome, Failure):
                 run.broken_off()
@@ -147,12 +158,15 @@ class BatchTraining:
             record_end(run, ending, events=self._events[place], watcher=self._crew.watcher)
             self._tell(run, ending)
         if isinstance(outcome, Failure):
-            raise error_of(
-                outcome,
-                task=self._batch.plan.task,
-                said=f"study {self._study.study_name}: its batch of {len(self._batch.trials)} "
-                f"trials failed: {outcome.message}; see {self._batch.plan.log_dir}",
-            )
+            raise self._failed(outcome)
+
+    def _failed(self, failure: Failure) -> Exception:
+        return error_of(
+            failure,
+            task=self._batch.plan.task,
+            said=f"study {self._study.study_name}: its batch of {len(self._batch.trials)} "
+            f"trials failed: {failure.message}; see {self._batch.plan.log_dir}",
+        )
 
     def _tell(self, run: FusedTrial, ending: Ending) -> None:
         states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}

@@ -13,9 +13,11 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.planning.plan import Replica, TrainPlan
+from knee_tune.runs.processes import process_id
+from knee_tune.tuning.asking import retaken
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.points import Axis, Point, untried
-from knee_tune.tuning.recovery import BATCH, current, driver_id
+from knee_tune.tuning.recovery import BATCH, current, params_of
 from knee_tune.tuning.trial import Search
 
 MAX_REPLICAS = 4096
@@ -41,7 +43,7 @@ class Batch:
     plan: TrainPlan
     """Its replicas are every random seed of the first point, then of the second, ..."""
     trials: Mapping[int, FusedTrial]
-    """Those that are to be told, by the place of their point."""
+    """Those that are to be told, by the place of their point; none if others were quicker."""
 
 
 def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None:
@@ -73,12 +75,16 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
     name = f"{BATCH}:{plan.checkpoint_dir.name}"
     study.set_user_attr(name, points)
     tried = {_point_of(trial, axes) for trial in alive} - queued.keys()
-    running = {
-        place: FusedTrial(trial, search)
-        for place, point in enumerate(points)
-        if point not in tried
-        and (trial := _running(search, point, queued.get(point), batch=name)) is not None
-    }
+    running = dict[int, FusedTrial]()
+    for place, point in enumerate(points):
+        if retaken(search.asking):  # meanwhile others may have asked
+            now = current(study.get_trials(deepcopy=False))
+            tried = {_point_of(trial, axes) for trial in now} - queued.keys()
+        if point in tried:
+            continue
+        trial = _running(search, point, queued.get(point), batch=name)
+        if trial is not None:
+            running[place] = FusedTrial(trial, search)
     for run in running.values():
         run.begin(plan)
     return Batch(name=name, points=tuple(points), plan=plan, trials=running)
@@ -134,7 +140,7 @@ def _running(
                 state=TrialState.RUNNING,
                 params=dict(zip(search.axes, point, strict=True)),
                 distributions=dict(distributions),
-                user_attrs={"driver": driver_id(), BATCH: batch},
+                user_attrs={"driver": process_id(), BATCH: batch},
             ),
         )
     return optuna.Trial(study, trial_id)
@@ -142,7 +148,7 @@ def _running(
 
 def _point_of(trial: FrozenTrial, axes: Mapping[str, Axis]) -> Point | None:
     """Where a trial is, or will be; None if the grid has no such point."""
-    params = trial.system_attrs.get("fixed_params", {}) | trial.params
+    params = params_of(trial)
     if not all(params.get(name) in axis.points for name, axis in axes.items()):
         return None
     return tuple(params[name] for name in axes)

@@ -13,12 +13,11 @@ from sqlalchemy.pool import NullPool
 
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tuning.patience import patience_with
+from knee_tune.tuning.patient_storage import UPTIME
 from knee_tune.tuning.storage import engine_options
 from knee_tune.urls import sqlite_file
 
 _TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
-
-_UPTIME = sqlalchemy.text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())")
 
 LOOK_SECONDS = 2.0
 """Between two looks at whether a claim still stands."""
@@ -91,7 +90,7 @@ class _AdvisoryClaim:
         try:
             for setting in _NOTICE_A_LOST_MACHINE:
                 self._connection.exec_driver_sql(setting)
-            uptime = float(self._connection.scalar(_UPTIME))
+            uptime = float(self._connection.scalar(UPTIME))
             if not again and uptime < PRECEDENCE_SECONDS:
                 self._over.wait(PRECEDENCE_SECONDS - uptime)
             taken = bool(self._connection.scalar(_TRY, {"key": self._key}))

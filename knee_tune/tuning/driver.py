@@ -15,8 +15,9 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.distributed.protocol import Failure
+from knee_tune.errors import HomeGoneError
 from knee_tune.runs.restarts import error_of
-from knee_tune.runs.slots import SlotInterruptedError, Slots
+from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.records import TrialRecord
 from knee_tune.tuning.asking import retaken
@@ -24,14 +25,21 @@ from knee_tune.tuning.batch_training import BatchCrew, BatchTraining
 from knee_tune.tuning.batches import take_batch
 from knee_tune.tuning.dashboard import write_trial_note
 from knee_tune.tuning.ends import record_end
-from knee_tune.tuning.events import INTERRUPTED, TAKEN_OVER, Ending, RunEvents
+from knee_tune.tuning.events import (
+    INTERRUPTED,
+    NO_FAULT_OF_ITS_OWN,
+    TAKEN_OVER,
+    Ending,
+    RefusedError,
+    RunEvents,
+)
 from knee_tune.tuning.fused import FusedTrial
 from knee_tune.tuning.fused_training import train_fused
 from knee_tune.tuning.listeners import Recorder, Watcher
 from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.points import wanted
 from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import current, give_back, put_back, recover
+from knee_tune.tuning.recovery import current, give_back, params_of, put_back, recover
 from knee_tune.tuning.replicates import Crew, train_replicates
 from knee_tune.tuning.study import trial_record
 from knee_tune.tuning.trial import Search, TrialRun
@@ -47,27 +55,12 @@ class TrialFailedError(Exception):
     """A trial could not be trained; the study goes on."""
 
 
-class _RefusedError(Exception):
-    """A trial, and so every other one, cannot be trained before people put something right."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 class _LeftError(BaseException):
     """A trial has no end yet: it is in the queue again, or another driver has it.
 
     Of any usual exception Optuna tells the trial, and that is its end for good. ``__cause__`` says
     what has happened.
     """
-
-
-_NO_FAULT_OF_ITS_OWN = (
-    *(KeyboardInterrupt, SlotInterruptedError, _RefusedError),
-    *(StorageGoneError, StorageInternalError),
-)
-"""What ends a trial that is to go on: it is put back into the queue."""
 
 
 class TurnLostError(Exception):
@@ -86,9 +79,10 @@ class Driver:
         tracker: Recorder,
         watcher: Watcher,
         after_trial: Callable[[TrialRecord], None],
+        on_interrupt: Callable[[], None],
     ) -> None:
         self._search, self._study = search, search.study
-        self._trainer, self._slots = trainer, Slots(slots)
+        self._trainer, self._slots = trainer, Slots(slots, on_interrupt=on_interrupt)
         self._tracker, self._watcher, self._after_trial = tracker, watcher, after_trial
         self._asking = threading.Lock()
         self._failures_in_a_row = 0
@@ -152,14 +146,16 @@ class Driver:
                     run = kind(trial, self._search)
                     asking.close()
                     return self._objective(run, slot)
-                except _NO_FAULT_OF_ITS_OWN as why:
-                    reason = str(why) if isinstance(why, _RefusedError) else INTERRUPTED
+                except NO_FAULT_OF_ITS_OWN as why:
+                    reason = Ending.of_exception(why).reason
                     try:
                         put_back(self._study, trial._trial_id, reason=reason)
                     except UpdateFinishedTrialError:
                         self._watcher.line(TAKEN_OVER)
                     except (StorageGoneError, StorageInternalError):
                         pass  # whoever goes on finds that its driver is gone
+                    except KeyboardInterrupt as interrupt:
+                        raise _LeftError from interrupt
                     raise _LeftError from why
                 except UpdateFinishedTrialError as why:
                     self._watcher.line(TAKEN_OVER)
@@ -174,9 +170,14 @@ class Driver:
                 )
             except _LeftError as left:
                 match left.__cause__:
-                    case _RefusedError(error=error):
+                    case RefusedError(error=error):
                         raise error from None
-                    case KeyboardInterrupt() | StorageGoneError() | StorageInternalError() as why:
+                    case (
+                        KeyboardInterrupt()
+                        | HomeGoneError()
+                        | StorageGoneError()
+                        | StorageInternalError() as why
+                    ):
                         raise why from None
             except TurnLostError:
                 pass
@@ -193,8 +194,7 @@ class Driver:
             return
         if wanted(self._study, self._search.axes, trials=trials, besides=trial.number):
             return
-        known = self._study.get_trials(deepcopy=False)[trial.number]
-        if known.params or "fixed_params" in known.system_attrs:
+        if params_of(self._study.get_trials(deepcopy=False)[trial.number]):
             put_back(self._study, trial._trial_id, reason="")
             raise _LeftError
         raise TurnLostError
@@ -207,6 +207,8 @@ class Driver:
             batch = take_batch(self._search, slot=0, trials=trials)
         if batch is None:
             return False
+        if not batch.trials:
+            return True
         crew = BatchCrew(
             study=self._study,
             trainer=self._trainer,
@@ -269,7 +271,7 @@ class Driver:
         study = self._study.study_name
         if failure.for_all:
             said = f"study {study}: trial {run.number}: {reason}"
-            return _RefusedError(error_of(failure, task=task, said=said))
+            return RefusedError(error_of(failure, task=task, said=said))
         self._failures_in_a_row += 1
         if self._failures_in_a_row < FAILURES_IN_A_ROW:
             return TrialFailedError(reason)

@@ -6,15 +6,34 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
+
 from knee_tune.distributed.protocol import Failure, Outcome, Report
+from knee_tune.errors import HomeGoneError
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.runs.slots import SlotInterruptedError
 from knee_tune.specs.tracking import RunLink, TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning.listeners import TOLD, End, Recorder
+from knee_tune.tuning.patience import StorageGoneError
 
 INTERRUPTED = "interrupted; the same command continues it"
 
 TAKEN_OVER = "this driver was silent for so long that another one took over its trial"
+
+
+class RefusedError(Exception):
+    """A trial, and so every other one, cannot be trained before people put something right."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+NO_FAULT_OF_ITS_OWN = (
+    *(KeyboardInterrupt, SlotInterruptedError, HomeGoneError, RefusedError),
+    *(StorageGoneError, StorageInternalError),
+)
+"""What ends a trial that is to go on: it is put back into the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +64,9 @@ class Ending:
     @classmethod
     def of_exception(cls, error: BaseException) -> "Ending":
         """A run that an interrupt or an error of our own broke off."""
-        if isinstance(error, KeyboardInterrupt | SlotInterruptedError):
+        if isinstance(error, RefusedError):
+            return cls(end="failed", reason=str(error))
+        if isinstance(error, NO_FAULT_OF_ITS_OWN):
             return cls(end="failed", reason=INTERRUPTED)
         return cls(end="failed", reason=f"{type(error).__name__}: {error}")
 

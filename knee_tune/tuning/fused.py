@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 
 from knee_tune.distributed.protocol import Done, ReplicaDone, Report
 from knee_tune.planning.plan import Replica, TrainPlan
+from knee_tune.planning.step_note import counted_elsewhere
 from knee_tune.specs.steps import StepCount
 from knee_tune.tuning.events import Ending
 from knee_tune.tuning.replicate_notes import FUSED, fused_attr, run_of
@@ -54,9 +55,11 @@ class FusedTrial(TrialRun):
             }
         )
         self.note_plan(self.own_plan, replicates=1)
+        before = self.replicates[0].checkpoint
         for index in range(len(self.replicates)):
             self._change(index, state="running", checkpoint=str(plan.checkpoint_dir))
-        self._note_fused(self._spent(self.run_steps))
+        with counted_elsewhere(plan, self._spent(self.run_steps), checkpoint=before) as steps:
+            self._note_fused(steps)
 
     def whole(self, report: Report) -> bool:
         """Whether every replicate still trains; without half of them nothing is said of it."""
@@ -133,7 +136,8 @@ class FusedTrial(TrialRun):
         self.note(**{FUSED: fused_attr(self.replicates, watched=self.watched, run=run)})
 
     def _note_replicates(self, begun: int) -> None:
-        self._note_fused(self.run_steps)
+        if begun:
+            self._note_fused(self.run_steps)
 
 
 def _ending(done: ReplicaDone) -> Ending:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from knee_tune.errors import MachineError, UserError, one_line
+from knee_tune.runs.locks import POLL_SECONDS
 from knee_tune.urls import shown_url
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ OPENING_TIMEOUT = 30.0
 
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts."""
+
+MOMENT = 1.0
+"""Seconds in which what was away is taken to be away still, by who need not know."""
 
 _LONGEST_CAUSE = 200
 """Characters of an error that a line has room for."""
@@ -123,15 +127,29 @@ class Patience:
         self._lock = threading.Lock()
         self._waiting = 0
         self._since = 0.0
-        self._given_up = threading.Event()
-        self._interrupted = False
+        self._given_up = self._interrupted = False
         self._away_at = -math.inf
+        self._away = False
+        """Whether the newest call found it away."""
         self.reached = False
         """Whether it ever answered."""
+
+    def interrupt(self) -> None:
+        """Ctrl-C: no call waits any more, in any thread. Takes no lock, for signal handlers."""
+        self._interrupted = True
+
+    def resume(self) -> None:
+        """A new command: what ended an earlier one of this process is over."""
+        self._given_up = self._interrupted = False
 
     def away_within(self, seconds: float) -> bool:
         """Whether it was seen to be away in the last ``seconds``."""
         return time.monotonic() - self._away_at < seconds
+
+    @property
+    def away_now(self) -> bool:
+        """Whether the newest call found it away, a moment ago."""
+        return self._away and self.away_within(MOMENT)
 
     def attempt(self, call: Callable[[], T]) -> T:
         """``call()``, once."""
@@ -139,10 +157,11 @@ class Patience:
             value = call()
         except Exception as error:
             if is_outage(error):
-                self._away_at = time.monotonic()
+                self._away, self._away_at = True, time.monotonic()
             raise
+        self._away = False
         self.reached = True
-        self._given_up.clear()
+        self._given_up = False
         return value
 
     def outlast(self, call: Callable[[], T]) -> T:
@@ -174,14 +193,14 @@ class Patience:
                 said = True
                 self._begin(error, seconds)
 
+        timed_out = tenacity.stop_after_delay(seconds)
         answered = True
         try:
             retrying = tenacity.Retrying(
                 retry=tenacity.retry_if_exception(is_outage),
                 wait=tenacity.wait_random_exponential(multiplier=0.4, max=LONGEST_PAUSE),
-                stop=tenacity.stop_after_delay(seconds)
-                | tenacity.stop_when_event_set(self._given_up),
-                sleep=tenacity.sleep_using_event(self._given_up),
+                stop=lambda state: self._over or timed_out(state),
+                sleep=self._pause,
                 before_sleep=say,
                 reraise=True,
             )
@@ -189,14 +208,13 @@ class Patience:
             return value
         except KeyboardInterrupt:
             answered = False
-            self._interrupted = True
-            self._given_up.set()
+            self.interrupt()
             raise
         except Exception as error:
             if not is_outage(error):
                 raise
             answered = False
-            self._given_up.set()
+            self._given_up = True
             if self._interrupted and threading.current_thread() is threading.main_thread():
                 raise KeyboardInterrupt from error
             raise StorageGoneError(
@@ -206,6 +224,15 @@ class Patience:
         finally:
             if said:
                 self._end(answered=answered)
+
+    @property
+    def _over(self) -> bool:
+        return self._given_up or self._interrupted
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._over and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_SECONDS))
 
     def _begin(self, error: BaseException, seconds: float) -> None:
         with self._lock:

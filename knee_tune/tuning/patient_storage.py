@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -16,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 
+from knee_tune.errors import UserError, disk_trouble
 from knee_tune.tuning.patience import Patience, is_outage
 from knee_tune.tuning.quick_storage import QuickStorage
 
@@ -25,6 +27,9 @@ T = TypeVar("T")
 NONCE = "knee:nonce"
 """System attribute of what a call made or changed: a random number, written in the same
 transaction. A call whose commit got through while the answer got lost finds its own."""
+
+UPTIME = sqlalchemy.text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())")
+"""Seconds since PostgreSQL was started."""
 
 
 def _patiently(
@@ -193,15 +198,32 @@ class PatientStorage(QuickStorage):
         return None if attribute is None else str(attribute.value_json).strip('"')
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Beat once. A beat that is missed ends nothing, also not the thread: another follows."""
+        """Beat once. A beat that is missed ends nothing, also not the thread: another follows.
+
+        Nor does a disk that is full, or a file that may not be written, of which the next call of
+        the driver's speaks.
+        """
+        if self.patience.away_now:
+            return  # a batch beats for hundreds of trials, and each attempt may take ten seconds
         try:
             self.patience.attempt(lambda: RDBStorage.record_heartbeat(self, trial_id))
+        except UserError:
+            pass
         except Exception as error:
-            if not is_outage(error):
+            if not (is_outage(error) or disk_trouble(error)):
                 raise
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """None after an outage, until every driver had the time to beat again."""
         stale = self.patience.outlast(lambda: RDBStorage._get_stale_trial_ids(self, study_id))
         assert self.grace_period is not None
+        if stale and self.patience.outlast(self._uptime) < self.grace_period:
+            return []  # an outage before this process began
         return [] if self.patience.away_within(self.grace_period) else stale
+
+    def _uptime(self) -> float:
+        """Seconds since the server was started, where it says so."""
+        if self.engine.dialect.name != "postgresql":
+            return math.inf
+        with self.engine.connect() as connection:
+            return float(connection.scalar(UPTIME))

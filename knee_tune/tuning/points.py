@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.tuning.recovery import current
+from knee_tune.tuning.recovery import current, params_of
 
 Point = tuple[float, ...]
 """One value for each axis."""
@@ -56,7 +56,7 @@ class PointSampler(BaseSampler):
 
 def untried(trials: Iterable[FrozenTrial], axes: Mapping[str, Axis]) -> list[Point]:
     """The points of the grid, in its order, where no trial ran, runs, waits or failed."""
-    tried = {tuple(trial.params.get(name) for name in axes) for trial in trials}
+    tried = {tuple(params_of(trial).get(name) for name in axes) for trial in trials}
     grid = product(*(axis.points for axis in axes.values()))
     return [point for point in grid if point not in tried]
 

@@ -21,6 +21,13 @@ KILLED = "its driver was killed"
 _NOT_INHERITED = ("driver", "reason")
 """What was true of the attempt that ended, not of the one that continues it."""
 
+LEFT = "left"
+"""Noted with a trial's driver once that gave the trial up: who takes it up signs it a moment later.
+
+As long as that driver lives the trial is nobody else's to tell or to put back: it may not be in the
+queue yet, or another driver may just have taken it out.
+"""
+
 BATCH = "batch"
 """Trial attribute that names the batch that the trial is a part of, if it is."""
 
@@ -29,14 +36,15 @@ _INHERITED_IN_A_BATCH = ("key", BATCH, "mlflow_run_id", "mlflow_run_url")
 to requeue, and seconds until the driver is killed."""
 
 
-def driver_id() -> dict[str, Any]:
-    """This process, so that another can tell whether it still lives."""
-    return process_id()
-
-
 def key_of(trial: FrozenTrial | optuna.Trial) -> str:
     """Names a trial's checkpoints and its MLflow run, also once it got another number."""
     return str(trial.user_attrs.get("key", f"trial-{trial.number:04d}"))
+
+
+def params_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Its parameters; while it has none yet, those of the queued point that it is."""
+    queued: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
+    return queued | trial.params
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -75,7 +83,7 @@ def put_back(study: optuna.Study, trial_id: int, *, reason: str) -> None:
     """
     storage = study._storage
     storage.set_trial_user_attr(trial_id, "reason", reason)
-    storage.set_trial_user_attr(trial_id, "driver", None)  # who takes it up signs a moment later
+    storage.set_trial_user_attr(trial_id, "driver", {**process_id(), LEFT: True})
     storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
@@ -86,17 +94,22 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [
         trial
         for trial in trials
-        if trial.number not in continued and (trial.params or not trial.state.is_finished())
+        if trial.number not in continued and (params_of(trial) or not trial.state.is_finished())
     ]
 
 
 def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
     """Which one it is, or goes on with, of those that were asked for: 0 is the first."""
+    trials = [*trials, trial]
     before = {each.number: each.user_attrs.get("continues") for each in trials}
-    number, origin = trial.number, trial.user_attrs.get("continues")
-    while origin is not None:
-        number, origin = origin, before.get(origin)
-    return sum(other < number and origin is None for other, origin in before.items())
+
+    def origin(number: int) -> int:
+        while (earlier := before.get(number)) is not None:
+            number = earlier
+        return number
+
+    asked = {origin(each.number) for each in current(trials)}
+    return sum(other < origin(trial.number) for other in asked)
 
 
 def stale_trial_callback(recorder: Recorder) -> OnStale:
@@ -136,7 +149,7 @@ def recover(study: optuna.Study, recorder: Recorder, *, locked: bool) -> list[Fr
 
 def give_back(study: optuna.Study, *, reason: str) -> None:
     """Put back what this very driver still has running."""
-    me = driver_id()
+    me = process_id()
     for trial in _running(study):
         if trial.user_attrs.get("driver") == me:
             with suppress(UpdateFinishedTrialError):
@@ -165,8 +178,10 @@ def _record_death(recorder: Recorder, trial: FrozenTrial) -> None:
 
 def _is_abandoned(trial: FrozenTrial, *, locked: bool) -> bool:
     driver = trial.user_attrs.get("driver")
-    if driver is None:  # killed before it could sign: no heartbeat will ever tell
+    if driver is not None and lives(driver) is not False:
+        return False
+    if driver is None or LEFT in driver:  # killed before it could sign: no heartbeat may ever tell
         grace = timedelta(seconds=0 if locked else GRACE_SECONDS)
         started = trial.datetime_start
         return started is None or datetime.now() - started > grace
-    return lives(driver) is False
+    return True

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from knee_tune.distributed.protocol import Decision, Done, Report
 from knee_tune.planning.plan import TrainPlan
+from knee_tune.planning.step_note import counted_elsewhere
 from knee_tune.runs.trainer import Trainer
 from knee_tune.specs.steps import StepCount
 from knee_tune.tuning.events import Ending, RunEvents
@@ -62,7 +63,11 @@ class _Replicate:
         """How it ended, which is noted with the trial."""
         run, index, plan = self._run, self._index, self._plan
         run.log_dir = plan.log_dir
-        run.note_replicate(index, state="running", checkpoint=str(plan.checkpoint_dir))
+        before = run.replicates[index].checkpoint
+        with counted_elsewhere(plan, self._before, checkpoint=before) as self._before:
+            run.note_replicate(
+                index, state="running", checkpoint=str(plan.checkpoint_dir), steps=self._before
+            )
         try:
             result = self._crew.trainer.train(
                 plan,

@@ -71,6 +71,8 @@ class Scribe:
     def _beat(self) -> None:
         if isinstance(self._storage, BaseHeartbeat):
             for trial in self._trials:
+                if self._over.is_set():
+                    return
                 self._storage.record_heartbeat(trial)
 
     def _try(self, work: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -17,7 +18,7 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.tuning.patience import (
     StorageGoneError,
     cause_of,
@@ -80,6 +81,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
     storage_timeout()
     shown = shown_url(url, password="***")
     patience = patience_with(url)
+    patience.resume()
     try:
         storage = _make_tables(
             lambda: patience.outlast(
@@ -93,7 +95,10 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
                 )
             )
         )
-    except (DatabaseError, StorageGoneError) as error:
+    except (DatabaseError, StorageInternalError, StorageGoneError) as error:
+        _name_the_file(error, url)
+        if disk_trouble(error):
+            raise
         if patience.reached and isinstance(error, StorageGoneError):
             raise
         raise UserError(
@@ -103,7 +108,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
     except RuntimeError as error:  # tables of another Optuna version
         raise UserError(f"--storage {shown}: {' '.join(str(error).split())}") from error
     if make_url(url).get_backend_name() == "sqlite":
-        _use_wal(storage.engine)
+        _use_wal(storage.engine, url)
     return storage
 
 
@@ -146,7 +151,15 @@ def engine_options(url: str) -> dict[str, Any]:
     return options
 
 
-def _use_wal(engine: sqlalchemy.Engine) -> None:
+def _name_the_file(error: BaseException | None, url: str) -> None:
+    """SQLite says that a disk is full, but not which."""
+    while error is not None:
+        if isinstance(error, sqlite3.Error):
+            error.filename = str(sqlite_file(url))  # type: ignore[attr-defined]
+        error = error.__cause__
+
+
+def _use_wal(engine: sqlalchemy.Engine, url: str) -> None:
     """WAL lets readers (dashboard, status) and writers work at once; NORMAL still survives a crash.
 
     The pool is emptied so that every later connection passes here.
@@ -156,11 +169,14 @@ def _use_wal(engine: sqlalchemy.Engine) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
-    def name_the_file(context: sqlalchemy.engine.ExceptionContext) -> None:
-        # SQLite says that a disk is full, but not which.
-        if isinstance(context.original_exception, sqlite3.Error):
-            context.original_exception.filename = engine.url.database  # type: ignore[attr-defined]
+    def whose_it_is(context: sqlalchemy.engine.ExceptionContext) -> None:
+        error = context.original_exception
+        _name_the_file(error, url)
+        name = getattr(error, "sqlite_errorname", "")
+        moved = name == "SQLITE_READONLY_DBMOVED"  # or deleted
+        if name.startswith("SQLITE_READONLY") and not moved and not disk_trouble(error):
+            raise UserError(f"{sqlite_file(url)}: {error}; may you write it, and its folder?")
 
     sqlalchemy.event.listen(engine, "connect", set_pragmas)
-    sqlalchemy.event.listen(engine, "handle_error", name_the_file)
+    sqlalchemy.event.listen(engine, "handle_error", whose_it_is)
     engine.dispose()

@@ -1,6 +1,7 @@
 """One Optuna study as knee-tune keeps it: what is stored where, and what a trial's end means."""
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -262,10 +263,15 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
 def _curve(
     trial: FrozenTrial, study_attrs: Mapping[str, Any], total_steps: int
 ) -> tuple[Evaluation, ...]:
-    """At every step, what the last replicate to reach it reported: the mean up to itself."""
+    """At every step, what the last replicate to reach it reported: the mean up to itself.
+
+    NaN stands where only other code has reported.
+    """
     watched, sign = study_attrs["watched"], study_attrs["reported_sign"]
     means: dict[int, float] = {}
     for reported, mean in sorted(trial.intermediate_values.items()):
+        if math.isnan(mean):
+            continue
         _, step = locate(reported, total_steps=total_steps) if total_steps else (0, reported)
         means[step] = sign * mean
     return tuple(

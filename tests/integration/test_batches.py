@@ -4,15 +4,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.plan import Replica
+from knee_tune.runs.processes import process_id
+from knee_tune.runs.restarts import OWN_STARTS
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import batches, scribe
 from knee_tune.tuning.batch_training import BatchTraining
-from knee_tune.tuning.recovery import driver_id, requeue_failed
+from knee_tune.tuning.patience import StorageGoneError
+from knee_tune.tuning.recovery import requeue_failed
 from tests.integration.fused_ranks import FusedRanks, rising
 from tests.integration.workbench import BUDGET, Died, Workbench, at
 
@@ -134,6 +138,32 @@ def test_a_large_grid_is_several_batches(
     assert bench.states == ["complete"] * 6
 
 
+def test_no_point_is_tried_twice_by_a_driver_that_lost_its_turn_to_ask(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart freed the lock that a driver asks under: another driver took a point meanwhile."""
+    turns = iter([False, False, True])
+
+    def retaken(_: object) -> bool:
+        if not next(turns, False):
+            return False
+        point = dict(zip(bench.axes, POINTS[3], strict=True))
+        distributions = {name: axis.distribution() for name, axis in bench.axes.items()}
+        bench.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.RUNNING,
+                params=point,
+                distributions=dict(distributions),
+                user_attrs={"driver": process_id()},
+            )
+        )
+        return True
+
+    monkeypatch.setattr(batches, "retaken", retaken)
+    drive(bench)
+    assert sorted(trial.point for trial in bench.record.trials) == POINTS
+
+
 def test_slots_do_not_fight_for_a_batch(bench: Workbench) -> None:
     runner = FusedRanks()
     bench.driver(runner, slots=3).run(trials=None)
@@ -178,7 +208,7 @@ def test_a_batch_of_a_killed_driver_is_the_same_batch_again(
         with pytest.raises(SystemExit):
             drive(bench, runner)
     assert bench.states == ["complete"] * 2 + ["running"] * 4
-    dead = {**driver_id(), "ticks": 0}
+    dead = {**process_id(), "ticks": 0}
     for trial in bench.study.get_trials(states=(TrialState.RUNNING,)):
         bench.storage.set_trial_user_attr(trial._trial_id, "driver", dead)
     drive(bench, runner)
@@ -196,16 +226,40 @@ def test_a_batch_whose_group_dies_starts_again(bench: Workbench) -> None:
 def test_a_batch_that_cannot_be_trained_fails_all_its_trials_and_ends_the_search(
     bench: Workbench,
 ) -> None:
-    with pytest.raises(UserError, match="its batch of 6 trials failed: died: user_error"):
-        drive(bench, FusedRanks(at(60, Died("user_error"))))
+    with pytest.raises(MachineError, match="its batch of 6 trials failed: died: exception"):
+        drive(bench, FusedRanks(*[at(60, Died("exception"))] * OWN_STARTS))
     assert bench.states == ["failed"] * 6
-    assert bench.record.trials[0].reason == "died: user_error"
+    assert bench.record.trials[0].reason == "died: exception"
+
+
+def test_what_people_must_put_right_costs_no_trial_of_a_batch(bench: Workbench) -> None:
+    runner = FusedRanks(at(60, Died("user_error")))
+    refused = "study it: its batch of 6 trials failed: died: user_error"
+    with pytest.raises(UserError, match=refused):
+        drive(bench, runner)
+    assert bench.states == ["waiting"] * 6
+    assert bench.record.trials[0].reason.startswith(refused)
+    drive(bench, runner)  # it was put right
+    assert bench.states == ["complete"] * 6
+    assert len(bench.study.trials) == 6
+
+
+def test_a_batch_whose_storage_is_gone_is_to_go_on(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise StorageGoneError("for 600 s")
+
+    monkeypatch.setattr(BatchTraining, "_write", gone)
+    with pytest.raises(StorageGoneError):
+        drive(bench)
+    assert bench.states == ["waiting"] * 6
 
 
 def test_a_batch_that_failed_is_trained_whenever_the_study_is_continued(bench: Workbench) -> None:
-    runner = FusedRanks(*[at(60, Died("user_error"))] * 3)
+    runner = FusedRanks(*[at(60, Died("exception"))] * 3 * OWN_STARTS)
     for _ in range(3):
-        with pytest.raises(UserError, match="its batch of 6 trials failed"):
+        with pytest.raises(MachineError, match="its batch of 6 trials failed"):
             drive(bench, runner)
         requeue_failed(bench.study)
     drive(bench, runner)

@@ -181,7 +181,7 @@ def test_another_recipe_is_another_search(home: Path, found: BudgetRecord) -> No
         ({"schedules": ("knee", "knee")}, r"--schedules knee,knee: .* each one once"),
         ({"target": "nan"}, r"--target nan: must be a finite number"),
         ({"target": "950"}, r"--target 950: accuracy is measured in percent"),
-        ({"seed_lrs": (0.1, 0.0)}, r"--seed-lrs 0: must be positive"),
+        ({"seed_lrs": (0.1, 0.0)}, r"--seed-lrs 0: must lie between"),
         ({"explore_fractions": (1.0,)}, r"--explore-fractions 1: must lie between 0 and 1"),
         ({"explore_fractions": (0.5,), "schedules": ("linear",)}, r"only knee explores"),
         ({"study": {"task": "digit"}}, r"digit: .*digits"),

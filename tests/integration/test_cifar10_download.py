@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError
 from knee_tune.tasks.prepared_folder import checksum
 from knee_tune.tasks.vision.cifar10.prepare import prepare
 from knee_tune.tasks.vision.cifar10.sources import BATCHES
@@ -78,3 +78,12 @@ def test_a_server_without_the_file(published: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^could not download CIFAR-10: HTTP Error 404") as error:
         prepare(data_root=tmp_path / "data")
     assert "\n" not in str(error.value)
+
+
+def test_without_a_network(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/x.tar.gz")
+
+    with pytest.raises(MachineError, match=r"^could not download CIFAR-10: .*refused.*--from FILE"):
+        prepare(data_root=tmp_path / "data")

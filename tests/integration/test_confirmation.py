@@ -24,10 +24,11 @@ from knee_tune.app.request import StudyRequest
 from knee_tune.app.run import RunSummary, run_study
 from knee_tune.app.winner import complete_trial, register_study
 from knee_tune.cli.confirmation import print_confirmation, print_registered
+from knee_tune.cli.lines import refuse_failures
 from knee_tune.cli.summary import print_status
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError
 from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
 from knee_tune.reporting.note import study_note
 from knee_tune.reporting.report import StudyReport
@@ -295,11 +296,14 @@ def test_a_default_that_cannot_be_trained_leaves_no_verdict(bench: Bench) -> Non
                 return Failure(kind="exception", rank=0, message="no luck at all")
             return super()._train(plan, *listeners)  # type: ignore[arg-type]
 
-    found = confirmation_of(bench.run(Failing(a_real_difference), confirm="1:3"))
+    summary = bench.run(Failing(a_real_difference), confirm="1:3")
+    found = confirmation_of(summary)
     assert found.best is not None
     assert (found.best.seed_lr, found.confirmed) == (BETTER, False)
     assert "could not be trained" in found.words
     assert "no luck at all" in bench.said
+    with pytest.raises(MachineError, match=r"3 runs of its confirmation failed; the same command"):
+        refuse_failures(summary.record)
 
 
 def test_a_search_that_went_on_may_leave_the_confirmation_behind(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.errors import UserError
+from knee_tune.errors import MachineError, UserError
 from knee_tune.tasks.translation.download import Archive, download
 
 CONTENT = bytes(range(256)) * 4096
@@ -129,9 +129,15 @@ def test_the_next_mirror_is_asked(site: Site, tmp_path: Path) -> None:
     assert download(archive, tmp_path, pause=0).read_bytes() == CONTENT
 
 
+def test_what_every_server_refuses_is_no_fault_of_the_network(site: Site, tmp_path: Path) -> None:
+    archive = Archive(name="data.tgz", urls=(site.url + "/gone.tgz",), md5=MD5)
+    with pytest.raises(UserError, match="HTTP 404 Not Found; fetch it by hand"):
+        download(archive, tmp_path, pause=0)
+
+
 def test_without_a_network_one_line_names_the_ways_out(tmp_path: Path) -> None:
     archive = Archive(name="data.tgz", urls=("http://127.0.0.1:9/data.tgz",), md5=MD5)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MachineError) as error:
         download(archive, tmp_path, pause=0)
     text = str(error.value)
     assert "\n" not in text

@@ -1,5 +1,6 @@
 """The driver with a real study in SQLite and real training, ranks replaced by this process."""
 
+import math
 import os
 import signal
 import sqlite3
@@ -18,9 +19,11 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from knee_tune.distributed.protocol import Done, Failure, Outcome
-from knee_tune.errors import MachineError, UserError
-from knee_tune.runs.processes import process_id
+from knee_tune.errors import HomeGoneError, MachineError, UserError
+from knee_tune.planning.step_note import StepNote, begin_note
+from knee_tune.runs.processes import _described, process_id
 from knee_tune.runs.restarts import MACHINE_STARTS
+from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
 from knee_tune.tuning import driver as driving
 from knee_tune.tuning import storage as storages
@@ -28,6 +31,7 @@ from knee_tune.tuning.patience import StorageGoneError
 from knee_tune.tuning.recovery import requeue_failed
 from tests.integration.workbench import (
     BUDGET,
+    STEPS_PER_EPOCH,
     Died,
     InProcess,
     Workbench,
@@ -162,6 +166,12 @@ def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> Non
     bench.drive(trials=2)
     assert bench.states == ["complete"] * 2
     assert [trial.number for trial in bench.record.trials] == [0, 1]
+
+
+def test_a_home_that_is_gone_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
+    with pytest.raises(HomeGoneError):
+        bench.drive(InProcess(at(60, HomeGoneError("gone"))), trials=2)
+    assert bench.states == ["waiting"]  # where the storage is elsewhere
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
@@ -327,6 +337,47 @@ def test_other_code_trains_an_interrupted_trial_anew(bench: Workbench, pruned: b
     assert trial.steps_reused == 0
 
 
+def test_no_value_of_other_code_outlives_an_attempt_that_reports_nothing(bench: Workbench) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+    bench.code = "new"
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
+    assert list(map(math.isnan, bench.study.trials[0].intermediate_values.values())) == [True]
+    assert bench.record.trials[0].curve == ()
+    bench.drive(trials=1)
+    assert [evaluation.step for evaluation in bench.record.trials[0].curve] == [50, 100, 150]
+
+
+def test_a_replicate_that_other_code_completed_is_trained_again(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, replicates=3, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(None, None, at(10, KeyboardInterrupt)), trials=1)
+    bench.code = "new"
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
+    assert len(bench.drive(trials=1).plans) == 3
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_of_a_killed_attempt_are_counted_though_the_code_changed(
+    tmp_path: Path, *, fused: bool
+) -> None:
+    """Its rank noted them under a name that the code is a part of."""
+    bench = Workbench(tmp_path, epochs=1, fused=fused)
+    bench.names_have_code = True
+    runner = InProcess(at(10, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(runner, trials=1)
+    (plan,) = runner.plans
+    begin_note(plan, StepCount(trained=10, reached=10))
+    StepNote(plan, first=0).write(17)
+    bench.code = "new"
+    bench.drive(trials=1)
+    assert bench.record.trials[0].steps_trained == 10 + 17 + STEPS_PER_EPOCH
+    assert not list(plan.log_dir.glob("*.steps"))
+
+
 def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
@@ -355,7 +406,7 @@ def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
 
 def test_the_trial_of_a_killed_driver_is_continued(bench: Workbench) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:  # until nobody writes to it
-        leave_running(bench, process_id(process.pid))
+        leave_running(bench, _described(process.pid))
         assert bench.drive(trials=1).plans == []  # it lives
         process.kill()
     runner = bench.drive(trials=1)

@@ -184,8 +184,8 @@ def test_of_a_trial_by_other_code_only_the_cost_counts(bench: Workbench) -> None
 
 
 def test_a_run_that_cannot_be_trained_fails_its_trial(bench: Workbench) -> None:
-    trial = drive(bench, FusedRanks(*[at(60, Died("signal"))] * 3))
-    assert (trial.state, trial.reason) == ("failed", "died: signal")
+    trial = drive(bench, FusedRanks(*[at(60, Died("exit"))] * 3))
+    assert (trial.state, trial.reason) == ("failed", "died: exit")
     assert [replicate.state for replicate in trial.replicates] == ["failed"] * 3
     assert trial.steps_trained == 3 * (60 + 10 + 10)
 

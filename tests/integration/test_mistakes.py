@@ -78,6 +78,22 @@ def test_a_mistake_gets_one_line_and_makes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--task", "iwslt", "--preset", "paper"), "knee-tune data prepare iwslt"),
+        ((*QUICK, "--device", "cuda"), "--device cpu"),
+        ((*QUICK, "--set", "recipe.warmup_steps=100000"), "warmup"),
+    ],
+    ids=["no data", "no GPU", "all warmup"],
+)
+def test_a_mistake_that_the_task_shows_makes_nothing_either(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    complains(*arguments, "--home", tmp_path / "new" / "home", said=(said,))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["line\nend", "\x1b[31mred", "left\u202eright", "\udcff"])
 def test_a_home_that_no_terminal_can_show_is_refused(name: str, tmp_path: Path) -> None:
     complains(*QUICK, "--home", tmp_path / name, said=("--home", "cannot be shown"))

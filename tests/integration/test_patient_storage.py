@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import OperationalError
 
 from benchmarks.postgresql import PostgresServer
 from knee_tune.tuning import claims
 from knee_tune.tuning import storage as storages
 from knee_tune.tuning.asking import asking_lock, retaken
 from knee_tune.tuning.claims import take_claim
+from knee_tune.tuning.patience import patience_with
 from knee_tune.tuning.patient_storage import PatientStorage
 from knee_tune.tuning.storage import open_storage
 
@@ -204,6 +207,44 @@ def test_a_server_that_restarts_is_outlasted(
     trial = storage.create_new_trial(study)
     back.join()
     assert storage.get_trial(trial).number == 1
+
+
+def test_after_a_restart_nobody_is_judged_by_who_did_not_see_it(
+    postgres_server: PostgresServer,
+) -> None:
+    storage = open_storage(postgres_server.url)
+    study = storage.create_new_study(MINIMIZE, "stale")
+    trial = storage.create_new_trial(study)
+    storage.record_heartbeat(trial)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+    postgres_server.restart()
+    patience_with.cache_clear()  # a new command
+    storage = open_storage(postgres_server.url)
+    assert storage._get_stale_trial_ids(study) == []
+    storage.grace_period = 0
+    assert storage._get_stale_trial_ids(study) == [trial]
+
+
+def test_of_hundreds_of_trials_one_finds_the_database_away(
+    storage: PatientStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt takes ten seconds where a server drops what it gets."""
+    tried = list[int]()
+
+    def away(_: RDBStorage, trial: int) -> None:
+        tried.append(trial)
+        raise OperationalError("", {}, Exception("timeout"), connection_invalidated=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RDBStorage, "record_heartbeat", away)
+        for trial in range(256):
+            storage.record_heartbeat(trial)
+    assert tried == [0]
+    storage.get_all_studies()  # it is back
+    monkeypatch.setattr(RDBStorage, "record_heartbeat", lambda _, trial: tried.append(trial))
+    storage.record_heartbeat(1)
+    assert tried == [0, 1]
 
 
 def test_a_lock_that_a_restart_freed_is_noticed_and_taken_again(

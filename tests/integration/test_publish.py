@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
 
@@ -30,6 +31,12 @@ SURFACE = (
     "space.seed_lr={values: [0.02, 0.1]}",
     "space.explore_fraction={values: [0.0, 0.5, 0.9]}",
 )
+
+
+THERE = cast(
+    Workshop, SimpleNamespace(held=SimpleNamespace(gone=False, raise_if_gone=lambda: None))
+)
+"""Nothing is trained any more, but the home is there."""
 
 
 class Tracked(Recording):
@@ -61,7 +68,7 @@ class Shown:
         )
         self.opened = OpenedStudy(
             places=self.places,
-            workshop=cast(Workshop, None),  # nothing is trained any more
+            workshop=THERE,
             study=self.bench.study,
             tracker=self.tracked,
             axes=self.bench.axes,
@@ -262,7 +269,7 @@ def test_a_study_without_a_complete_trial_has_a_note_and_nothing_else(tmp_path: 
     bench, lines = Workbench(tmp_path), list[str]()
     opened = OpenedStudy(
         places=Places(home=Home(tmp_path), storage_url="sqlite://", tracking_uri=None),
-        workshop=cast(Workshop, None),
+        workshop=THERE,
         study=bench.study,
         tracker=Tracked(),
         axes=bench.axes,
@@ -282,7 +289,7 @@ def test_a_comparison_is_shown_beside_the_papers_table(tmp_path: Path) -> None:
     tracked = Tracked()
     opened = OpenedStudy(
         places=places,
-        workshop=cast(Workshop, None),
+        workshop=THERE,
         study=study,
         tracker=tracked,
         axes=bench.axes,

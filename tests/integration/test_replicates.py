@@ -353,8 +353,8 @@ def test_the_tracking_has_every_replicate_and_mean_and_spread_of_all(bench: Work
 
 
 def test_a_failed_replicate_fails_its_trial(bench: Workbench) -> None:
-    trial = drive(bench, Scripted(None, *[at(60, Died("signal"))] * 3))
-    assert (trial.state, trial.reason) == ("failed", "died: signal (replicate 2 of 3)")
+    trial = drive(bench, Scripted(None, *[at(60, Died("exit"))] * 3))
+    assert (trial.state, trial.reason) == ("failed", "died: exit (replicate 2 of 3)")
     assert [replicate.state for replicate in trial.replicates] == ["complete", "failed"]
 
 

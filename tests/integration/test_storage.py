@@ -8,10 +8,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from sqlalchemy import event
 
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, disk_trouble
+from knee_tune.tuning.patient_storage import PatientStorage
 from knee_tune.tuning.storage import open_storage
 from knee_tune.tuning.study import study_names
 
@@ -95,3 +99,58 @@ def test_a_storage_that_cannot_be_opened_gets_one_line(url: str, said: str) -> N
         open_storage(url)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+class Full(sqlite3.Connection):
+    """To a database on a disk that has no more room."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA max_page_count = 2")
+
+
+def test_a_storage_that_is_opened_on_a_full_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"connect_args": {"factory": Full}}
+    monkeypatch.setattr("knee_tune.tuning.storage.engine_options", lambda url: options)
+    with pytest.raises(Exception, match="database or disk is full") as full:
+        open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    assert disk_trouble(full.value) == f"{tmp_path}/optuna.db: No space left on device"
+    assert not isinstance(full.value, UserError)
+
+
+@pytest.fixture
+def protected(tmp_path: Path) -> tuple[PatientStorage, int]:
+    """A storage whose file may not be written any more, and a trial in it."""
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    study = storage.create_new_study([StudyDirection.MINIMIZE], "a")
+    trial = storage.create_new_trial(study)
+    event.listen(storage.engine, "connect", lambda line, _: line.execute("PRAGMA query_only = ON"))
+    storage.remove_session()
+    storage.engine.dispose()
+    return storage, trial
+
+
+def test_a_database_that_may_not_be_written_is_named(
+    protected: tuple[PatientStorage, int], tmp_path: Path
+) -> None:
+    storage, trial = protected
+    with pytest.raises(UserError, match="may you write it") as refusal:
+        storage.set_trial_user_attr(trial, "key", 1)
+    assert str(refusal.value).startswith(f"{tmp_path}/optuna.db: attempt to write a readonly")
+
+
+def test_a_heartbeat_that_is_not_written_ends_nothing(
+    protected: tuple[PatientStorage, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, trial = protected
+    storage.record_heartbeat(trial)
+
+    def full(*_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorname = "SQLITE_FULL"
+        raise StorageInternalError("during the commit") from error
+
+    monkeypatch.setattr(RDBStorage, "record_heartbeat", full)
+    storage.record_heartbeat(trial)

@@ -147,7 +147,7 @@ def plan(tmp_path: Path) -> MakePlan:
             seed=5,
             data_dir=tmp_path,
             placement=Placement(world_size=ranks, stall_timeout=stall_timeout, amp=amp),
-            log_dir=tmp_path / folder / "logs",
+            log_dir=tmp_path / f"logs-{folder}",
             schedule=schedule,
             steps_per_evaluation=every,
             checkpoint_dir=tmp_path / folder,
@@ -442,7 +442,9 @@ def test_bf16_is_for_the_forward_pass_alone(plan: MakePlan, run: RunPlan) -> Non
     _, reports = run(plan("full"))
     _, told = run(plan("half", amp=True))
 
-    assert all(weight.dtype == torch.float32 for weight in end_of(plan("half"))[2].values())
+    assert all(
+        weight.dtype == torch.float32 for weight in end_of(plan("half", amp=True))[2].values()
+    )
     ours, theirs = told[0].metrics["train_loss"], reports[0].metrics["train_loss"]
     assert ours != theirs
     assert ours == pytest.approx(theirs, rel=0.05)

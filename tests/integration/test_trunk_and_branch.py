@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ class Bench:
         seed_lr: float = 0.2,
     ) -> TrainPlan:
         """A run that decays after step ``knee``; on a trunk if the study has these ``knots``."""
+        with suppress(FileExistsError):
+            (self.home / "trunks").mkdir()  # as the driver does
         recipe = self.recipe.model_copy(update={"epochs": epochs})
         total = epochs * self.epoch
         order = TaskOrder(
@@ -157,7 +160,7 @@ class Bench:
             seed=5,
             data_dir=self.data,
             placement=Placement(world_size=self.ranks),
-            log_dir=self.home / folder / "logs",
+            log_dir=self.home / f"logs-{folder}",
         )
         schedule = Knee(seed_lr=seed_lr, total_steps=total, explore_steps=knee)
         here = self.home / folder
@@ -381,6 +384,7 @@ def test_a_killed_group_goes_on_from_the_trunk(ranks: int, bench: MakeBench) -> 
         trunks, plan = ours.home / "trunks", ours.plan(f"killed-{step}", knee=16, knots=[4, 12, 16])
         if trunks.exists():
             trunks.rename(ours.home / f"trunks-before-{step}")
+        trunks.mkdir()
         (ours.data / odd_tasks.KILL_AT).write_text(str(step))
 
         killed = ours.run(plan)
@@ -530,9 +534,10 @@ def test_the_further_one_of_checkpoint_and_knot_is_taken(bench: MakeBench) -> No
 
 def test_a_trunk_that_cannot_be_written_costs_one_word(bench: MakeBench) -> None:
     ours = bench()
-    (ours.home / "trunks").write_text("not a folder")
+    plan = ours.plan("run", knee=16, knots=[4, 12, 16])
+    (ours.home / "trunks").rmdir()
 
-    ran = ours.run(ours.plan("run", knee=16, knots=[4, 12, 16]))
+    ran = ours.run(plan)
 
     (line,) = ran.lines
     assert "step-00000004: not saved, other runs train it again: " in line

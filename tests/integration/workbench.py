@@ -32,6 +32,7 @@ from knee_tune.training import loop
 from knee_tune.tuning.asking import asking_lock
 from knee_tune.tuning.driver import Driver
 from knee_tune.tuning.listeners import Origin
+from knee_tune.tuning.patience import patience_with
 from knee_tune.tuning.points import Axis
 from knee_tune.tuning.recovery import stale_trial_callback
 from knee_tune.tuning.samplers import make_sampler
@@ -163,7 +164,10 @@ class Workbench:
         self.fused, self.batched = fused, batched
         self.code = ""
         """Fingerprint of the code that trains."""
+        self.names_have_code = False
+        """Whether it is a part of the names of checkpoint folders, as it is outside tests."""
         self.home, self.recording, self.watching = home, Recording(), Watching()
+        (home / "logs").mkdir(exist_ok=True)
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
         spec, recipe = StudyRequest(
@@ -211,6 +215,7 @@ class Workbench:
             tracker=self.recording,
             watcher=self.watching,
             after_trial=self.after.append,
+            on_interrupt=patience_with(self.storage_url).interrupt,
         )
 
     def _schedule(self, seed_lr: float, explore_fraction: float) -> Knee:
@@ -239,7 +244,7 @@ class Workbench:
             facts,
             schedule=schedule,
             replicas=replicas,
-            checkpoint_dir=self.home / f"{key}-{seed}",
+            checkpoint_dir=self.home / f"{key}-{seed}{self.code if self.names_have_code else ''}",
         )
         if self.trunks is None:
             return plan

@@ -1,11 +1,14 @@
 """What comes from data, ranks and files is text: no terminal or page takes an order from it."""
 
 import io
+import json
 import sys
 
 import pytest
 from rich.table import Table
+from rich.text import Text
 
+from knee_tune.app.report import text_of
 from knee_tune.cli import main
 from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.summary import fate
@@ -26,9 +29,18 @@ def test_a_console_shows_text_as_it_is_and_steers_nothing() -> None:
     table = Table(NASTY)
     table.add_row(NASTY)
     table.add_row(fate("failed", NASTY))
+    table.add_row(Text.assemble((NASTY, "bold"), "."))
     console.print(table)
-    assert screen.getvalue().count(SEEN) == 5
+    console.print(Text.assemble((NASTY, "bold"), NASTY, ("\u202e", "red")))
+    assert screen.getvalue().count(SEEN) == 8
     assert not set(screen.getvalue()) & set("\x1b\x07\u202e")
+
+
+def test_a_text_keeps_its_styles() -> None:
+    screen = io.StringIO()
+    console = PlainConsole(file=screen, force_terminal=True, color_system="standard")
+    console.print(Text.assemble(("a\x1b[2J", "bold"), "\u202eb\n", ("c", "red"), style="italic"))
+    assert screen.getvalue() == "\x1b[1;3ma\x1b[0m\x1b[3mb\x1b[0m\n\x1b[3;31mc\x1b[0m\n"
 
 
 def test_what_ranks_say_is_one_safe_line_from_there_on() -> None:
@@ -81,8 +93,11 @@ def test_pages_escape_what_they_show() -> None:
         figures={},
     )
     page, text = as_html(report), as_markdown(report)
-    for shown in (page, text):
+    printed = text_of(report, "json")
+    assert json.loads(printed)["description"] == NASTY
+    for shown in (page, text, printed):
         assert not set(shown) & set("\x1b\x07\u202e")
+    for shown in (page, text):
         assert "<b>" not in shown.replace("<b>Knee", "")
     assert r"\[bold\]x\[/\]" in text
     assert r"\|" in text

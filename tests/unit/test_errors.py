@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +62,27 @@ def test_sqlite_has_its_own_words_for_it() -> None:
         with pytest.raises(sqlite3.OperationalError) as raised:
             database.executemany("INSERT INTO t VALUES (?)", [("x" * 9000,)] * 9)
     assert disk_trouble(raised.value) == "No space left on device"
+
+
+def read_only(name: str = "SQLITE_READONLY") -> sqlite3.Error:
+    error = sqlite3.OperationalError("attempt to write a readonly database")
+    error.sqlite_errorname = name
+    error.filename = "/home/optuna.db"  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(os.ST_RDONLY, "/home/optuna.db: Read-only file system"), (0, None)]
+)
+def test_a_database_that_may_not_be_written_is_a_disk_if_its_file_system_is_read_only(
+    flags: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    assert disk_trouble(read_only()) == said
+
+
+def test_a_database_that_was_moved_is_no_disk() -> None:
+    assert disk_trouble(read_only("SQLITE_READONLY_DBMOVED")) is None
 
 
 def test_other_errors_are_no_disks() -> None:

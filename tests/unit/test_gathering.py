@@ -1,6 +1,7 @@
 """The driver's port gathers the ranks of its group, whoever else calls and whatever they say."""
 
 import json
+import os
 import socket
 import struct
 import threading
@@ -197,3 +198,22 @@ def test_no_file_left_to_open_is_no_end(
         first.sendall(greeting(gathering))
         second.sendall(greeting(gathering, 1))
         assert gather(gathering)
+
+
+def test_lines_block_where_they_inherit_that_the_listener_does_not(
+    gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    accept = socket.socket.accept
+
+    def inheriting(listener: socket.socket) -> tuple[socket.socket, Any]:
+        line, address = accept(listener)
+        os.set_blocking(line.fileno(), False)
+        return line, address
+
+    monkeypatch.setattr(socket.socket, "accept", inheriting)
+    with call(gathering) as one, call(gathering) as two:
+        one.sendall(greeting(gathering, 0))
+        two.sendall(greeting(gathering, 1))
+        assert gather(gathering)
+        assert all(os.get_blocking(wire.socket.fileno()) for wire in gathering.wires)

@@ -20,7 +20,9 @@ REPORTS = [
 
 @pytest.fixture
 def plan(tmp_path: Path) -> TrainPlan:
-    return knee_plan(tmp_path, knee=50)
+    plan = knee_plan(tmp_path, knee=50)
+    plan.checkpoint_dir.parent.mkdir()
+    return plan
 
 
 def complete(plan: TrainPlan, *, first_step: int = 0, accuracy: float = 2 / 3) -> Done:

@@ -1,6 +1,8 @@
 """What is waited for, for how long, and what people read of it."""
 
 import logging
+import os
+import signal
 import sqlite3
 import threading
 import time
@@ -11,7 +13,9 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, PendingRollbackError
 
 from knee_tune.errors import UserError
+from knee_tune.runs.slots import Slots
 from knee_tune.tuning.patience import Patience, StorageGoneError, is_outage, storage_timeout
+from tests.waiting import awaited, main_thread_is_in
 
 URL = "postgresql+psycopg://ann:secret@host/db"
 
@@ -199,6 +203,39 @@ def test_ctrl_c_ends_every_wait(patience: Patience) -> None:
         patience.outlast(away(10**9))
     thread.join(10)
     assert len(ended) == 1
+
+
+def test_ctrl_c_ends_the_wait_of_a_slot_while_the_main_thread_has_nothing_left_to_do(
+    patience: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEE_TUNE_STORAGE_TIMEOUT", "60")
+    patience.outlast(away(0))
+    slots = Slots(2, on_interrupt=patience.interrupt)
+    ended = list[float]()
+
+    def interrupt() -> int:
+        awaited(lambda: main_thread_is_in("_base.py", "wait"))
+        os.kill(os.getpid(), signal.SIGINT)
+        awaited(lambda: slots.stopped)
+        ended.append(time.monotonic())
+        raise REFUSED
+
+    def work(slot: int) -> None:
+        if slot == 1:
+            patience.outlast(away(3, then=interrupt))
+
+    with pytest.raises(KeyboardInterrupt):
+        slots.run(work)
+    assert time.monotonic() - ended[0] < 30
+
+
+def test_after_ctrl_c_nobody_waits_whatever_answers_meanwhile(patience: Patience) -> None:
+    patience.interrupt()
+    assert patience.outlast(away(0)) == 7
+    with pytest.raises(KeyboardInterrupt):
+        patience.outlast(away(10**9))
+    patience.resume()  # the next command
+    assert patience.outlast(away(9)) == 7
 
 
 def test_it_knows_of_an_outage_for_a_while(patience: Patience) -> None:

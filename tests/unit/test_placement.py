@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from knee_tune.app import placement
-from knee_tune.app.home import Home
+from knee_tune.app.home import HeldHome, Home
 from knee_tune.app.placement import GroupOptions
 from knee_tune.app.workshop import Workshop
 from knee_tune.distributed import rank
@@ -30,7 +30,7 @@ def placed(options: GroupOptions, *, gpus: int, amp: bool = False) -> list[Place
     recipe = task_entry("digits").recipe_type().model_validate({"amp": amp})
     runner = PretendRanks()
     workshop = Workshop(
-        home=Home(Path("home")),
+        held=HeldHome(home=Home(Path("home")), descriptor=-1),
         spec=StudySpec(
             name="s",
             task="digits",

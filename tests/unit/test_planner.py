@@ -85,6 +85,14 @@ def test_fractions_that_come_to_one_schedule_are_one_point() -> None:
     )
 
 
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_fractions_that_few_steps_make_one_are_not_put_down_to_warmup(warmup: int) -> None:
+    recipe = DigitsRecipe(epochs=1, warmup_steps=warmup)
+    assert twins_in_words(recipe, facts(20), (0.3, 0.31)) == [
+        "explore 30%, 31% are one schedule (the budget has 20 steps): trained once, as 30%"
+    ]
+
+
 def test_fractions_apart_stay_apart() -> None:
     fractions = tuple(share / 20 for share in range(20))
     distinct = distinct_fractions(DigitsRecipe(epochs=1), facts(20), fractions)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from knee_tune.runs import processes
-from knee_tune.runs.processes import lives, process_id
+from knee_tune.runs.processes import _described, lives, process_id
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def sysctl(monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:
 
 
 def test_a_process_lives_until_it_is_killed(another: "subprocess.Popen[bytes]") -> None:
-    noted = process_id(another.pid)
+    noted = _described(another.pid)
     assert lives(process_id())
     assert lives(noted)
     another.kill()
@@ -83,7 +83,7 @@ def test_without_proc_the_start_time_tells_processes_of_one_boot_apart(
     monkeypatch: pytest.MonkeyPatch, another: "subprocess.Popen[bytes]"
 ) -> None:
     sysctl(monkeypatch, "6E21-B7\n")
-    noted = process_id(another.pid)
+    noted = _described(another.pid)
     assert (noted["boot"], noted["namespace"], noted["ticks"]) == ("6E21-B7", None, None)
     assert lives(noted)
     assert lives({**noted, "started": noted["started"] - 60}) is False

@@ -120,7 +120,9 @@ def test_the_best_and_the_newest_of_many_are_shown() -> None:
     output = StringIO()
     print_status(Console(file=output, width=200), many)
     assert "(15 of 100 trials: the best 5 and the newest 10; " in output.getvalue()
-    assert "knee-tune status knee-toy-1ep --all shows every one)" in output.getvalue()
+    assert (
+        "knee-tune status knee-toy-1ep --all, in this home, shows every one)" in output.getvalue()
+    )
     assert len(output.getvalue().splitlines()) < 24  # a terminal's
     every = StringIO()
     print_status(Console(file=every, width=200), many, every=True)

@@ -6,9 +6,10 @@ from typing import get_args
 
 import pytest
 
+from knee_tune.app.workshop import _facts
 from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
 from knee_tune.errors import MachineError, UserError
-from knee_tune.planning.plan import DescribePlan, Plan
+from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts
 from knee_tune.runs.restarts import JOB_STARTS, error_of, run_job
 from knee_tune.tasks.registry import TASKS, TaskEntry
 
@@ -80,3 +81,13 @@ def test_only_input_and_code_of_ones_own_are_to_blame_for_exit_code_2(kind: str,
     assert type(error) is (UserError if theirs else MachineError)
     assert error.exit_code == (2 if theirs else 1)
     assert str(error).startswith("it failed")
+
+
+def test_what_happens_while_a_command_warms_up_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    facts = TaskFacts(
+        data_fingerprint="f", steps_per_epoch=1, parameters=1, gpus=0, examples={}, modules=()
+    )
+    runner = Ends(died("signal"), Done(state="complete", result=facts.model_dump(mode="json")))
+    plan = DescribePlan(task=OURS, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
+    assert _facts(runner, plan, TASKS[OURS]).parameters == 1
+    assert "it died: signal; starting again in " in caplog.text

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.ridge_surfaces import FRACTIONS, SEED_LRS, Truth, always_long, flat
+from knee_tune.reporting import smoothers
 from knee_tune.reporting.ridge import ridge_of
-from knee_tune.reporting.scores import Floats
+from knee_tune.reporting.scores import Floats, scores_of
+from knee_tune.reporting.smoothers import gp_smoother
 from knee_tune.specs.recipe import Direction
 from knee_tune.specs.records import ReplicateRecord, StudyRecord, TrialRecord
 from knee_tune.specs.ridge import Ridge
@@ -221,3 +223,20 @@ def test_a_default_that_the_grid_does_not_hold_is_not_replaced_by_its_neighbour(
     chosen = ridge(measured(FALLING, 3), default_lr=LRS[4] * 1.1).recommended
     assert chosen is not None
     assert (chosen.default, chosen.difference) == (None, None)
+
+
+def test_a_gaussian_process_through_some_of_many_points_finds_the_same_ridge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its cost grows with the third power of the points, and a study may have thousands."""
+    scores = scores_of(record(FALLING.accuracies[None]))
+    assert scores is not None
+    whole = gp_smoother(scores)
+    monkeypatch.setattr(smoothers, "MOST_POINTS", 60)
+    part = gp_smoother(scores)
+    assert whole is not None
+    assert part is not None
+    assert part.weights.shape == whole.weights.shape
+    assert np.count_nonzero(part.weights.any(axis=(0, 1))) == 60
+    means = scores.means[scores.tried]
+    assert np.abs(part.optima(means) - whole.optima(means)).max() <= 0.1

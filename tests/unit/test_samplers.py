@@ -16,7 +16,7 @@ from optuna.samplers import (
 from optuna.trial import TrialState
 
 from knee_tune.tuning.gp import PrunedAsBadGPSampler
-from knee_tune.tuning.points import Axis, wanted
+from knee_tune.tuning.points import Axis, untried, wanted
 from knee_tune.tuning.quiet import quiet_optuna
 from knee_tune.tuning.recovery import requeue, requeue_failed
 from knee_tune.tuning.samplers import GridSnappingSampler, make_sampler
@@ -239,6 +239,16 @@ def test_a_grid_tries_a_failed_point_again_whenever_it_is_continued() -> None:
     assert not wanted(asked, AXES, trials=len(GRID))  # all attempts are one trial
 
 
+def test_a_queued_point_that_failed_before_it_began_is_not_lost() -> None:
+    asked = study("random")
+    asked.enqueue_trial({"seed_lr": 0.01, "explore_fraction": 0.6})
+    asked.tell(asked.ask(), state=TrialState.FAIL)
+    assert (0.01, 0.6) not in untried(asked.trials, AXES)
+    assert not wanted(asked, AXES, trials=1)  # nor is it tried again by the command that lost it
+    requeue_failed(asked)
+    assert suggest(asked.ask()) == (0.01, 0.6)
+
+
 def test_a_point_comes_again_once_none_is_left() -> None:
     proposed = suggest(study("random", known=sorted(GRID)).ask())
     assert proposed in GRID
@@ -275,6 +285,13 @@ def test_drivers_that_are_killed_change_no_proposal(*, begun: bool) -> None:
             broken.tell(killed, state=TrialState.FAIL)
             requeue(broken, broken.trials[killed.number])
         assert suggest(broken.ask()) == points[at]
+
+
+def test_a_trial_that_came_to_nothing_changes_no_proposal() -> None:
+    peace, broken = study("random"), study("random")
+    broken.tell(broken.ask(), state=TrialState.FAIL)
+    for _ in range(3):
+        assert suggest(broken.ask()) == suggest(peace.ask())
 
 
 def test_a_proposal_depends_on_the_seed_and_the_trials_so_far_only() -> None:

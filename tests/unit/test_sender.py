@@ -1,5 +1,6 @@
 """The sender delivers everything once the server takes it, and nobody waits for that."""
 
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -100,8 +101,24 @@ def test_an_outage_delays_but_loses_nothing(tmp_path: Path) -> None:
     while sending.flush(timeout=5):
         pass
     assert server.taken == [STUDY, *map(report, range(50))]
-    assert sending.close(timeout=5) == 0
+    assert sending.close() == 0
     assert not outbox.path.exists()
+
+
+def test_nothing_is_sent_of_a_home_that_is_gone(tmp_path: Path) -> None:
+    server, outbox = Server(), Outbox.create(tmp_path / "box", STUDY)
+    gone = threading.Event()
+    sending = Sender(
+        lambda: server, outbox=outbox, folders=[], where="there", interval=600, gone=gone.is_set
+    )
+    assert sending.flush(timeout=5) == 0
+    shutil.rmtree(tmp_path / "box")
+    gone.set()
+    outbox.append(report(1))
+    sending.wake()
+    assert sending.close() == 0  # nor does anybody wait, or is told
+    assert server.taken == [STUDY]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_down_does_not_hold_up_the_end(tmp_path: Path) -> None:
@@ -128,7 +145,7 @@ def test_a_hung_server_holds_up_the_end_for_a_bounded_time(tmp_path: Path) -> No
     # The call that comes back at last must not touch the files, which may have a new owner.
     server.hang.set()
     revived = Server()
-    assert sender(revived, None, outbox.path.parent).close(timeout=5) == 0
+    assert sender(revived, None, outbox.path.parent).close() == 0
     assert revived.taken[:2] == [STUDY, report(1)]
 
 
@@ -166,17 +183,17 @@ def test_what_is_about_a_deleted_run_waits_for_its_return_and_blocks_nothing(
     for event in (*waiting, *others):
         outbox.append(event)
     folder = outbox.path.parent
-    assert sender(server, outbox).close(timeout=5) == 0
+    assert sender(server, outbox).close() == 0
     assert server.taken == [STUDY, *others]
     assert caplog.text.count("to bring it back") == 1
 
     dead_driver(tmp_path, started("trial-0"))
-    assert sender(server, None, folder).close(timeout=5) == 0  # still deleted: it goes on waiting
+    assert sender(server, None, folder).close() == 0  # still deleted: it goes on waiting
     assert server.taken[-1] == StudyFinished(state="INTERRUPTED")  # the killed driver's
     began, *_ = server.times
     back = Server()
     back.not_running = {None}
-    assert sender(back, None, folder).close(timeout=5) == 0
+    assert sender(back, None, folder).close() == 0
     assert back.taken == [STUDY, *waiting, started("trial-0"), killed("trial-0")]
     assert back.times[0] == began  # the study does not begin anew
     assert not list(folder.iterdir())
@@ -189,7 +206,7 @@ def test_one_refused_event_does_not_block_the_others(
     server.refuse_step = 3
     for step in (*range(6), 3):
         outbox.append(report(step))
-    assert sender(server, outbox).close(timeout=5) == 0
+    assert sender(server, outbox).close() == 0
 
     assert server.taken == [STUDY, *(report(step) for step in range(6) if step != 3)]
     assert '"step":3' in (outbox.path.parent / "rejected.log").read_text()
@@ -204,7 +221,7 @@ def test_leftovers_of_other_studies_go_too_but_hold_up_nothing(tmp_path: Path) -
         left.close()
 
     outbox = Outbox.create(tmp_path, STUDY)
-    assert sender(earlier, outbox, *study_folders(tmp_path)).close(timeout=5) == 0
+    assert sender(earlier, outbox, *study_folders(tmp_path)).close() == 0
     assert earlier.taken == [STUDY, StudyFinished(), STUDY, other, StudyFinished()]
     assert not list(tmp_path.rglob("*.jsonl"))
 
@@ -219,7 +236,7 @@ def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
     dead.close()
 
     server, outbox = Server(), Outbox.create(tmp_path, STUDY)
-    assert sender(server, outbox, dead.path.parent).close(timeout=5) == 0
+    assert sender(server, outbox, dead.path.parent).close() == 0
     assert server.taken == [
         report(1),
         TrialFinished(key="open", state="FAIL", reason="the driver was killed"),
@@ -233,7 +250,7 @@ def test_what_another_driver_finished_is_not_closed_again(tmp_path: Path) -> Non
     left = (started("taken over"), started("open"))
     dead, server = dead_driver(tmp_path, *left), Server()
     server.not_running = {"taken over", None}
-    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert sender(server, None, dead.path.parent).close() == 0
     assert server.taken == [STUDY, *left, killed("open")]
 
 
@@ -241,7 +258,7 @@ def test_a_run_is_closed_with_the_time_of_the_last_word_on_it(tmp_path: Path) ->
     """Whoever takes it up again does so later, even if that is delivered first."""
     dead = dead_driver(tmp_path, started("trial-0"), report(1), started("trial-1"))
     server = Server()
-    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert sender(server, None, dead.path.parent).close() == 0
 
     study, first, last_report, second = server.times[:4]
     assert server.asked == {"trial-0": first, "trial-1": second, None: study}
@@ -257,21 +274,21 @@ def test_a_trial_that_was_begun_twice_counts_from_its_second_beginning(tmp_path:
     ended = TrialFinished(key="trial-0", state="FAIL")
     dead = dead_driver(tmp_path, started("trial-0"), ended, started("trial-0"))
     server = Server()
-    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert sender(server, None, dead.path.parent).close() == 0
     assert server.asked["trial-0"] == server.times[3] > server.times[1]
 
 
 def test_the_last_of_several_dead_drivers_says_how_the_study_ended(tmp_path: Path) -> None:
     first, server = dead_driver(tmp_path, started("trial-0")), Server()
     dead_driver(tmp_path, StudyFinished())
-    assert sender(server, None, first.path.parent).close(timeout=5) == 0
+    assert sender(server, None, first.path.parent).close() == 0
     assert server.taken == [STUDY, started("trial-0"), killed("trial-0"), STUDY, StudyFinished()]
 
 
 def test_a_study_that_a_living_driver_has_is_not_closed(tmp_path: Path) -> None:
     dead, server = dead_driver(tmp_path, started("trial-0")), Server()
     living = Outbox.create(tmp_path, STUDY)
-    assert sender(server, None, dead.path.parent).close(timeout=5) == 0
+    assert sender(server, None, dead.path.parent).close() == 0
     assert server.taken == [STUDY, started("trial-0"), killed("trial-0")]
     assert server.asked.keys() == {"trial-0"}
     living.close()

@@ -1,11 +1,14 @@
 """Slots work side by side and stop together."""
 
+import os
+import signal
 import threading
 import time
 
 import pytest
 
 from knee_tune.runs.slots import SlotInterruptedError, Slots
+from tests.waiting import awaited
 
 
 def test_every_slot_works_and_the_first_one_here() -> None:
@@ -36,3 +39,52 @@ def test_one_that_is_interrupted_stops_the_others(broken: int) -> None:
         slots.run(work)
     assert stopped == [1 - broken]
     assert slots.stopped
+
+
+def test_an_interrupt_reaches_the_others_while_the_first_one_still_cleans_up() -> None:
+    heard = threading.Event()
+    slots = Slots(2, on_interrupt=heard.set)
+    stopped = threading.Event()
+
+    def work(slot: int) -> None:
+        try:
+            if slot == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            awaited(lambda: slots.raise_if_stopped())
+        except SlotInterruptedError:
+            stopped.set()
+        except KeyboardInterrupt:  # it saves its run
+            assert heard.is_set()
+            assert stopped.wait(10)
+            raise
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        slots.run(work)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_interrupts_nothing_stops_nothing() -> None:
+    def ignored(*_: object) -> None:
+        """Of a program that this one is a part of."""
+
+    slots = Slots(1)
+    before = signal.signal(signal.SIGTERM, ignored)
+    try:
+        slots.run(lambda slot: signal.raise_signal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not slots.stopped
+
+
+def test_an_interrupt_comes_before_what_it_made_the_others_raise() -> None:
+    slots = Slots(2)
+
+    def work(slot: int) -> None:
+        if slot == 1:
+            raise RuntimeError("the storage is gone")
+        awaited(lambda: slots.stopped)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        slots.run(work)

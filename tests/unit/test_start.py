@@ -37,6 +37,7 @@ def test_a_checkpoint_that_one_rank_does_not_find_is_on_no_shared_file_system(
     tmp_path: Path,
 ) -> None:
     plan = knee_plan(tmp_path, knee=50)
+    plan.checkpoint_dir.parent.mkdir()
     run = run_fingerprint(plan)
     folder = save_checkpoint(plan.checkpoint_dir, run=run, step=10, state={})
     group = Pair(folder, happens=lambda: None)
@@ -46,6 +47,7 @@ def test_a_checkpoint_that_one_rank_does_not_find_is_on_no_shared_file_system(
 
 def test_a_checkpoint_that_is_dropped_while_ranks_look_is_passed_over(tmp_path: Path) -> None:
     plan = knee_plan(tmp_path, knee=50)
+    plan.checkpoint_dir.parent.mkdir()
     run = run_fingerprint(plan)
     save_checkpoint(plan.checkpoint_dir, run=run, step=10, state={"at": 10})
     dropped = save_checkpoint(plan.checkpoint_dir, run=run, step=20, state={"at": 20})

@@ -12,14 +12,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.app.request import StudyRequest
 from knee_tune.errors import UserError
+from knee_tune.runs.processes import process_id
 from knee_tune.specs.records import BaselineRecord, Evaluation, ReplicateRecord
 from knee_tune.specs.steps import StepCount
 from knee_tune.specs.tracking import TrialFinished
 from knee_tune.tuning.recovery import (
+    LEFT,
     current,
-    driver_id,
     give_back,
     key_of,
+    put_back,
     recover,
     requeue,
 )
@@ -35,7 +37,7 @@ from knee_tune.tuning.study import (
 from tests.recording import Recording
 
 POINT = {"seed_lr": 0.05, "explore_fraction": 0.5}
-DEAD = {**driver_id(), "ticks": 0}
+DEAD = {**process_id(), "ticks": 0}
 """A driver whose pid now belongs to a process that started at another time."""
 ELSEWHERE = {**DEAD, "boot": "another"}
 OF_AN_OLD_VERSION = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
@@ -208,7 +210,7 @@ def test_a_continued_trial_is_counted_once() -> None:
 def test_only_trials_of_dead_drivers_are_recovered() -> None:
     study, recording = opened(), Recording()
     dead, alive, elsewhere, old = (
-        ask(study, driver=driver) for driver in (DEAD, driver_id(), ELSEWHERE, OF_AN_OLD_VERSION)
+        ask(study, driver=driver) for driver in (DEAD, process_id(), ELSEWHERE, OF_AN_OLD_VERSION)
     )
     starting = study.ask()  # where nothing is locked another driver may be about to sign it
     assert [trial.number for trial in recover(study, recording, locked=False)] == [dead.number]
@@ -236,19 +238,51 @@ def test_whoever_asks_holds_the_lock_so_an_unsigned_trial_is_nobodys_where_there
 def test_a_driver_with_another_pid_is_dead() -> None:
     study = opened()
     gone = next(pid for pid in range(2**22 - 1, 1, -1) if not psutil.pid_exists(pid))
-    trial = ask(study, driver={**driver_id(), "pid": gone})
+    trial = ask(study, driver={**process_id(), "pid": gone})
     assert [dead.number for dead in recover(study, Recording(), locked=True)] == [trial.number]
 
 
 def test_a_driver_puts_back_its_own_trials_under_their_own_numbers() -> None:
     study = opened()
-    ask(study, driver=driver_id())
+    ask(study, driver=process_id())
     other = ask(study, driver=DEAD)
     give_back(study, reason="interrupted")
     assert study.trials[0].state == TrialState.WAITING
     assert study.trials[0].user_attrs["reason"] == "interrupted"
     assert study.trials[other.number].state == TrialState.RUNNING
     assert len(study.trials) == 2
+
+
+def test_a_trial_that_is_being_put_back_is_not_taken_for_a_killed_drivers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study, recording = opened(), Recording()
+    trial = ask(study, driver=process_id())
+    into_the_queue = study._storage.set_trial_state_values
+
+    def another_driver_starts(*args: Any) -> None:
+        assert recover(study, recording, locked=True) == []
+        into_the_queue(*args)
+
+    monkeypatch.setattr(study._storage, "set_trial_state_values", another_driver_starts)
+    put_back(study, trial._trial_id, reason="interrupted")
+    assert [trial.state for trial in study.trials] == [TrialState.WAITING]
+    assert recording.events == []
+
+
+def test_what_another_driver_has_just_taken_out_of_the_queue_is_not_put_back_again() -> None:
+    study = opened()
+    put_back(study, ask(study, driver=process_id())._trial_id, reason="interrupted")
+    study.ask()  # the other one signs it in a moment
+    give_back(study, reason="interrupted")
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_driver_may_be_killed_before_it_signs_what_another_one_left() -> None:
+    study = opened()
+    study.ask().set_user_attr("driver", {**DEAD, LEFT: True})
+    assert recover(study, Recording(), locked=False) == []  # it may be about to
+    assert len(recover(study, Recording(), locked=True)) == 1
 
 
 def test_two_drivers_that_find_the_same_dead_trial_continue_it_once(

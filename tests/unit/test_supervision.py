@@ -192,3 +192,19 @@ def test_a_rank_that_does_not_answer_an_interrupt_is_ended(
     monkeypatch.setattr(supervisor, "_SAVE", 0.1)
     interrupted(ranks, told := list[int]())
     assert told == [7]
+
+
+@pytest.mark.parametrize("more", [(), (Done(state="complete", step=7),)])
+def test_an_interrupt_is_what_is_raised_also_if_the_rank_ends_in_the_same_breath(
+    ranks: Ranks, more: tuple[Spec, ...]
+) -> None:
+    def interrupt(step: int) -> None:
+        raise KeyboardInterrupt
+
+    callbacks = Callbacks(
+        on_report=lambda _: Decision(stop=False), on_line=lambda _: None, on_progress=interrupt
+    )
+    ranks.say(0, Progress(step=0), *more, Exit(code=0))
+    ranks.hang_up()
+    with pytest.raises(KeyboardInterrupt):
+        ranks.supervise(callbacks=callbacks)

@@ -1,6 +1,7 @@
 """URLs lead where a path says, and nobody sees the secrets in them."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,58 @@ def test_an_error_does_not_tell_secrets_either() -> None:
         "(see http://h/a@b)"
     )
     assert without_secrets("sqlite:////home/a:b@c/x.db") == "sqlite:////home/a:b@c/x.db"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("password=hun,ter2 x", "password=*** x"),
+        ("password=se'cr;e\"t x", "password=*** x"),
+        ("password='it''s it\\'s' x", "password=*** x"),
+        ("password='cut off", "password=***"),
+        ("password: hun,ter2 x", "password: *** x"),
+        ("h?password=hun,ter2&sslmode=require", "h?password=***&sslmode=require"),
+        ("{'password': 'a b', 'host': 'h'}", "{'password': ***, 'host': 'h'}"),
+        ('{"api-key":"a,b","host":"h"}', '{"api-key":***,"host":"h"}'),
+        ("{'token': 'a'}", "{'token': ***}"),
+        ('"{\\"password\\": \\"x\\", 1}"', '"{\\"password\\": *** 1}"'),
+        ("MLFLOW_TRACKING_TOKEN=a,b", "MLFLOW_TRACKING_TOKEN=***"),
+        ("postgresql://ann:p w@h/d", "postgresql://ann:***@h/d"),
+        ("postgresql://ann@corp:p@w@h/d", "postgresql://ann@corp:***@h/d"),
+        ("http://a:b://c@h", "http://a:***@h"),
+    ],
+)
+def test_of_a_secret_nothing_is_left(said: str, shown: str) -> None:
+    assert without_secrets(said) == shown
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "forward pass: loss is nan",
+        "unexpected token: 'x'",
+        "http://h:5000 refused ann@h, and http://h:5000/m/x too, ann@h",
+        "http://[::1]:5000 refused ann@h",
+        "wrong password (ann)",
+    ],
+)
+def test_what_is_no_secret_is_shown(said: str) -> None:
+    assert without_secrets(said) == said
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("a-", "pass", "pass ", "password='", 'password="', "api_key=", "'", "\\'", "://a:"),
+        *("://a: ", "://a:b ", "://", "\x1b]", "\x1b[0"),
+    ],
+)
+def test_no_text_takes_long(part: str) -> None:
+    text = part * (50_000 // len(part))
+    began = time.process_time()
+    one_line(text)
+    without_secrets(text)
+    assert time.process_time() - began < 2  # it takes a few tenths; what is quadratic, a minute
 
 
 @pytest.mark.parametrize(

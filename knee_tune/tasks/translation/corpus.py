@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.tasks.translation.text import every, segment_text, talk_text
 
 Kind = Literal["raw", "tok", "bpe", "xml", "binarized"]
@@ -151,6 +151,8 @@ def _content(path: Path) -> bytes:
         with gzip.open(path) as stream:
             content = stream.read(MOST_TEXT + 1)
     except (OSError, EOFError, zlib.error) as error:
+        if disk_trouble(error):
+            raise
         raise UserError(f"{path}: no sound gzip file ({first_line(error)})") from None
     if len(content) > MOST_TEXT:
         raise UserError(f"{path}: unpacks to more than {MOST_TEXT:,} bytes")

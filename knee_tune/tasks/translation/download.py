@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import MachineError, UserError, disk_trouble, first_line, refused_outright
 from knee_tune.tasks.prepared_folder import checksum
 from knee_tune.tasks.translation.text import Progress, silent
 
@@ -45,6 +45,10 @@ class _Broken(Exception):
     """The connection failed, with the reason."""
 
 
+class _Refused(_Broken):
+    """The server answers, and will say the same again."""
+
+
 def download(
     archive: Archive,
     folder: Path,
@@ -56,7 +60,8 @@ def download(
     """The archive's file in ``folder``, downloaded unless it is there already, and sound.
 
     What an interrupted download left (``NAME.part``) is continued. Every address gets
-    ``attempts`` tries, ``pause`` seconds apart. UserError if none works or the checksum differs.
+    ``attempts`` tries, ``pause`` seconds apart. UserError if every server refuses or the checksum
+    differs, MachineError if one could not be reached, OSError if the disk fails.
     """
     path = folder / archive.name
     if path.is_file() and archive.md5 in (None, checksum(path, "md5")):
@@ -64,6 +69,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     reasons: list[str] = []
+    kind: type[UserError | MachineError] = UserError
     for url in archive.urls:
         for attempt in range(attempts):
             resumed = part.exists()
@@ -71,6 +77,8 @@ def download(
                 _receive(url, part, progress)
             except _Broken as broken:
                 reasons.append(f"{url}: {broken}")
+                if not isinstance(broken, _Refused):
+                    kind = MachineError
                 if not part.exists():
                     break  # refused outright: ask the next address
                 time.sleep(pause * (attempt + 1 < attempts))
@@ -82,7 +90,7 @@ def download(
             reasons.append(f"{url}: its MD5 checksum is {found}, not {archive.md5}")
             if not resumed:
                 break  # from its first byte on another file: ask the next address
-    raise UserError(
+    raise kind(
         f"could not download {archive.name}: {'; '.join(dict.fromkeys(reasons))}; fetch it by hand "
         "and give its folder with --from, or use --preset demo, which needs no data"
     )
@@ -110,7 +118,7 @@ def _receive(url: str, part: Path, progress: Progress) -> None:
                     stream.write(block)
                     if stream.tell() > LARGEST:
                         part.unlink()
-                        raise _Broken(f"it sends more than {LARGEST / 1e9:g} GB")
+                        raise _Refused(f"it sends more than {LARGEST / 1e9:g} GB")
                     progress("download", min(stream.tell() / total, 1.0) if total else 0.0)
                 if total and stream.tell() < total:
                     raise _Broken(f"the connection ended at byte {stream.tell()} of {total}")
@@ -121,8 +129,11 @@ def _reasons() -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
-        raise _Broken(f"HTTP {error.code} {error.reason}") from None
+        kind = _Refused if refused_outright(error) else _Broken
+        raise kind(f"HTTP {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise _Broken(str(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
+        if disk_trouble(error):
+            raise
         raise _Broken(first_line(error)) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from knee_tune.errors import UserError, first_line
+from knee_tune.errors import MachineError, UserError, disk_trouble, first_line, refused_outright
 from knee_tune.tasks.archive import unpacked
 from knee_tune.tasks.vision.images import Images
 
@@ -44,7 +44,11 @@ def read_source(path: Path) -> Images:
 
 
 def download(folder: Path) -> Images:
-    """What torchvision downloads to ``folder`` and checks; UserError if it cannot."""
+    """What torchvision downloads to ``folder`` and checks.
+
+    UserError if it is not there or not what was published, MachineError if the network fails,
+    OSError if the disk does.
+    """
     try:
         from torchvision.datasets import CIFAR10
 
@@ -55,7 +59,10 @@ def download(folder: Path) -> Images:
             f"'knee-tune[vision]', or give the images with --from FILE.npz|DIR"
         ) from None
     except (OSError, RuntimeError) as error:
-        raise UserError(
+        if disk_trouble(error):
+            raise
+        ours = isinstance(error, RuntimeError) or refused_outright(error)
+        raise (UserError if ours else MachineError)(
             f"could not download CIFAR-10: {first_line(error)}; fetch it by hand and give it with "
             f"--from FILE.npz, or --from DIR with {BATCHES}"
         ) from None
@@ -70,6 +77,8 @@ def _read_arrays(path: Path, files: list[Path]) -> Images:
             for file in files
         }
     except Exception as error:  # whatever bytes that are no arrays lead to
+        if disk_trouble(error):
+            raise
         raise UserError(
             f"--from {path}: not a readable .npz file ({first_line(error)[:200]}); {_NPZ}"
         ) from None
@@ -110,6 +119,8 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         rows, labels = _array(batch[b"data"]), _array(batch[b"labels"]).reshape(-1)
         return rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels
     except Exception as error:  # whatever bytes that are no such pickle lead to
+        if disk_trouble(error):
+            raise
         raise UserError(
             f"--from {path}: not a batch of CIFAR-10 ({first_line(error)[:200]}); expected a "
             "pickled dictionary with 'data' (n, 3072) uint8 and 'labels'"
