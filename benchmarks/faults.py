@@ -65,10 +65,11 @@ TRACKED = ("gp",)
 
 WITNESS = Path(__file__).parent / "witness"
 
-ROLES = ("driver", "warm process", "rank")
-ODDS = (1, 1, 2)
+ODDS = {"driver": 1, "warm process": 1, "rank": 2}
+"""How often a process of each role is killed, where there is one of each."""
 
-PATIENCE = 170.0
+
+PATIENCE = 600.0
 """Seconds of peace after which a command hangs."""
 
 OUTLIVES = 20.0
@@ -256,7 +257,7 @@ def _kill_some(
         if not victims or process.poll() is not None:
             continue
         there = Counter(tree.values())
-        odds = [dict(zip(ROLES, ODDS, strict=True))[tree[v]] / there[tree[v]] for v in victims]
+        odds = [ODDS[tree[victim]] / there[tree[victim]] for victim in victims]
         (victim,) = chance.choices(victims, odds)
         try:
             victim.kill()

@@ -132,9 +132,9 @@ def test_a_killed_driver_takes_its_ranks_along_and_the_same_command_puts_all_rig
 
 def test_whatever_process_is_killed_the_study_becomes_the_same(tmp_path: Path) -> None:
     """A handful of the kills of ``python -m benchmarks.faults``."""
-    peace = faults.trained_in_peace("replicates", tmp_path / "peace")
-    home = tmp_path / "home"
-    tally = faults.torment("replicates", home, seed=3, kills=4, mean=0.5, pause=30)
+    knee_tune_here(*faults.command("replicates", tmp_path / "peace")[3:])
+    peace, home = faults.outcome(tmp_path / "peace"), tmp_path / "home"
+    tally = faults.torment("replicates", home, seed=3, kills=3, mean=0.5, pause=30)
     assert tally.wrong == []
     assert faults.differences(home, peace) == []
     steps = faults.account(home)
