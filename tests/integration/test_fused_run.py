@@ -88,7 +88,7 @@ def plan(tmp_path: Path) -> MakePlan:
             recipe=DigitsRecipe(**{**RECIPE, **recipe}).model_dump(mode="json"),
             seed=replicas[0].seed,
             data_dir=tmp_path,
-            log_dir=tmp_path / "logs" / name,
+            log_dir=tmp_path / f"logs-{name}",
             placement=Placement(world_size=nproc),
             schedule=replicas[0].schedule,
             replicas=tuple(replicas) if fused else (),

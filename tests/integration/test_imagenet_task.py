@@ -307,6 +307,7 @@ class Line(Channel):
 
 
 def plan(data: Path, folder: Path, *, total: int = 4, **more: Any) -> TrainPlan:
+    folder.mkdir(exist_ok=True)
     return TrainPlan(
         **{
             "task": "imagenet",
