@@ -323,6 +323,7 @@ def test_what_a_dead_driver_left_does_not_end_what_another_one_trains(
     home: Path, client: MlflowClient, left: tuple[Event, ...], place: str
 ) -> None:
     uri = local_store(home)
+    (home / "another").mkdir()
     living = Driver(home if place == "same home" else home / "another", uri)
     leave(home, uri, *left)
     living.record(trial(7, key="trial-0", name="trial 0"))
