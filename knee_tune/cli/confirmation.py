@@ -25,7 +25,8 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
     seeds, steps = confirmation.seeds, confirmation.steps
     console.print(
         f"\nconfirmation with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), "
-        f"{steps.trained:,} steps trained, {steps.reused:,} reused:"
+        f"{steps.trained:,} steps trained, {steps.reused:,} reused:",
+        soft_wrap=True,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("seed LR", justify="right")
