@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -35,7 +36,8 @@ class Home:
     ``logs``, ``reports``, ``data``, ``budgets``, ``outbox`` and ``replays`` below ``root``.
 
     Making one touches nothing; a command that is going to train holds it (:meth:`held`). UserError
-    for a path that no URL and no terminal could show: with line ends or bytes that are no text.
+    for a path that no URL and no terminal could show (with line ends or bytes that are no text),
+    and for one from which no model could be loaded.
     """
 
     root: Path
@@ -45,6 +47,11 @@ class Home:
         if path != printable(path) or "\n" in path:
             raise UserError(
                 f"--home {one_line(str(self.root))}: its path has characters that cannot be shown; "
+                "choose another folder"
+            )
+        if escape := re.search("%[0-9A-Fa-f]{2}", path):  # it makes another character of it
+            raise UserError(
+                f"--home {self.root}: MLflow loads no model from a path with {escape[0]} in it; "
                 "choose another folder"
             )
 

@@ -106,6 +106,11 @@ def test_exit_code_and_line_are_those_of_the_process(tmp_path: Path) -> None:
     assert line.startswith("knee-tune: --task digit: ")
 
 
+def test_a_home_from_which_mlflow_could_load_no_model_is_refused(tmp_path: Path) -> None:
+    complains(*QUICK, "--home", tmp_path / "a%20b", said=("--home", "a path with %20 in it"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     complains(*QUICK, "--home", f"{tmp_path}/file/home", said=(f"--home {tmp_path}/file/home",))
