@@ -62,6 +62,7 @@ def test_an_unreliable_server_costs_nothing_and_loses_nothing(
     server: TrackingServer, tmp_path: Path
 ) -> None:
     home = tmp_path / "driver"
+    home.mkdir()
     driver = Driver(MlflowTracker(home=home, uri=server.uri, interval=0.1))
     driver.record(STUDY)
     driver.train(0)
@@ -109,6 +110,7 @@ def test_a_dead_server_gets_everything_with_the_next_command(
 ) -> None:
     server.kill()
     home = tmp_path / "driver"
+    home.mkdir()
     driver = Driver(MlflowTracker(home=home, uri=server.uri))
     driver.record(STUDY)
     driver.train(0)
