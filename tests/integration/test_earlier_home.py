@@ -57,8 +57,8 @@ def test_a_search_goes_on_without_a_record_of_before_and_is_reported(home: Path)
     knee_tune_here("report", "search", "--format", "json", "--home", home)
     report = json.loads((home / "reports" / "search.json").read_text())
     codes = {name: what for name, what in report["environment"].items() if "code" in name}
-    assert codes.pop("code of trials 0-5") == "not noted"
-    assert [*codes] == ["code of trial 6"]
+    assert codes.pop("code not noted") == "trials 0-5"
+    assert [*codes.values()] == ["trial 6"]
     assert report["counts"]["complete"] == 7
     assert report["steps"]["trained"] == 1680 + 300
     assert report["steps"]["recorded"] == 0
