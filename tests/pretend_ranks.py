@@ -27,7 +27,6 @@ class Died(Exception):
 def knee_plan(home: Path, *, knee: int, seed_lr: float = 0.1, name: str = "") -> TrainPlan:
     """A run of 100 steps that leaves its trunk at ``knee``; knots are at every tenth step."""
     key = f"digits-{seed_lr:g}"
-    (home / "logs").mkdir(parents=True, exist_ok=True)  # by the driver's command
     order = TaskOrder(
         task="digits",
         recipe={},

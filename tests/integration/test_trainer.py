@@ -159,6 +159,7 @@ def test_steps_of_an_attempt_whose_driver_was_killed_are_counted(
 ) -> None:
     """Nobody could note its last steps; the checkpoint it left is no saving."""
     plan = knee_plan(tmp_path, knee=50)
+    plan.log_dir.parent.mkdir(parents=True)  # by the driver's command
     begin_note(plan, StepCount())
     rank = StepNote(plan, first=0)
     for step in range(1, 48):
@@ -173,6 +174,7 @@ def test_steps_of_an_attempt_whose_driver_was_killed_are_counted(
 
 def test_steps_that_were_counted_before_the_kill_are_not_counted_again(tmp_path: Path) -> None:
     plan = knee_plan(tmp_path, knee=50)
+    plan.log_dir.parent.mkdir(parents=True)  # by the driver's command
     begin_note(plan, StepCount())
     StepNote(plan, first=0).write(47)
     save_state(plan.checkpoint_dir, 40)
@@ -183,6 +185,7 @@ def test_steps_that_were_counted_before_the_kill_are_not_counted_again(tmp_path:
 
 def test_another_study_does_not_pay_for_what_a_killed_one_lost(tmp_path: Path) -> None:
     killed = knee_plan(tmp_path, knee=50, name="killed")
+    killed.log_dir.parent.mkdir(parents=True)  # by the driver's command
     begin_note(killed, StepCount())
     StepNote(killed, first=0).write(47)
     save_state(killed.checkpoint_dir, 40)
@@ -192,6 +195,7 @@ def test_another_study_does_not_pay_for_what_a_killed_one_lost(tmp_path: Path) -
 
 def test_in_a_home_that_was_moved_the_note_is_of_the_same_run(tmp_path: Path) -> None:
     plan = knee_plan(tmp_path, knee=50)
+    plan.log_dir.parent.mkdir(parents=True)  # by the driver's command
     begin_note(plan, StepCount())
     StepNote(plan, first=0).write(47)
     before = f"/elsewhere/{plan.checkpoint_dir.name}"

@@ -36,7 +36,8 @@ def test_a_console_shows_text_as_it_is_and_steers_nothing() -> None:
     assert not set(screen.getvalue()) & set("\x1b\x07\u202e")
 
 
-def test_a_text_keeps_its_styles() -> None:
+def test_a_text_keeps_its_styles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     screen = io.StringIO()
     console = PlainConsole(file=screen, force_terminal=True, color_system="standard")
     console.print(Text.assemble(("a\x1b[2J", "bold"), "\u202eb\n", ("c", "red"), style="italic"))

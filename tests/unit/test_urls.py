@@ -65,19 +65,20 @@ def refusal(check: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_of_any_name_makes_a_url_that_leads_back_to_it(name: str, tmp_path: Path) -> None:
-    home = Home(tmp_path / name)
-    file = home.root / "optuna.db"
-    assert sqlite_file(home.optuna_url) == file
-    assert sqlite_file(shown_url(home.optuna_url)) == file  # as in a command to be typed
-    assert sqlite_file(local_store(home.root)) == home.root / "mlflow.db"
+    folder = tmp_path / name
+    file = folder / "optuna.db"
+    url = sqlite_url(file)
+    assert sqlite_file(url) == file
+    assert sqlite_file(shown_url(url)) == file  # as in a command to be typed
+    assert sqlite_file(local_store(folder)) == folder / "mlflow.db"
 
-    home.create()
-    with sqlalchemy.create_engine(home.optuna_url).connect() as connection:
+    folder.mkdir()
+    with sqlalchemy.create_engine(url).connect() as connection:
         connection.exec_driver_sql("CREATE TABLE x (y INT)")
-    template = home.optuna_url.replace("{", "{{").replace("}", "}}")
-    assert RDBStorage._fill_storage_url_template(template) == home.optuna_url
+    template = url.replace("{", "{{").replace("}", "}}")
+    assert RDBStorage._fill_storage_url_template(template) == url
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert [path.name for path in home.root.iterdir()] == ["optuna.db"]
+    assert [path.name for path in folder.iterdir()] == ["optuna.db"]
 
 
 def test_a_url_of_a_plain_path_is_what_it_has_always_been(tmp_path: Path) -> None:
