@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
 
+LOOK_SECONDS = 0.2
+"""Seconds after which who waits for other slots looks whether a signal came: it may wake nobody."""
+
 
 class SlotInterruptedError(Exception):
     """Another slot was interrupted or failed, so what this one was doing ends as well."""
@@ -23,6 +26,8 @@ class Slots:
         self._count = count
         self._on_interrupt = on_interrupt
         self._stopped = False
+        self._waits = False
+        """Whether this thread waits for the others: an interrupt is for them, and raised after."""
 
     @property
     def stopped(self) -> bool:
@@ -40,6 +45,7 @@ class Slots:
         Raises the interrupt, or else the first exception of any slot, once all of them have ended.
         """
         errors: list[BaseException] = []
+        self._waits = False
 
         def guarded(slot: int) -> None:
             try:
@@ -48,23 +54,22 @@ class Slots:
                 errors.append(error)
                 self._stopped = True
 
-        with self._interrupted_at_once(), ThreadPoolExecutor(max_workers=self._count) as pool:
+        with self._interrupted_at_once(errors), ThreadPoolExecutor(self._count) as pool:
             others = [pool.submit(guarded, slot) for slot in range(1, self._count)]
             guarded(0)
-            try:
-                wait(others)
-            except KeyboardInterrupt as error:
-                errors.append(error)
-                self._stopped = True
-                wait(others)
+            self._waits = True
+            while wait(others, timeout=LOOK_SECONDS).not_done:
+                pass
         if errors:
             raise next((each for each in errors if isinstance(each, KeyboardInterrupt)), errors[0])
 
     @contextmanager
-    def _interrupted_at_once(self) -> Iterator[None]:
+    def _interrupted_at_once(self, errors: list[BaseException]) -> Iterator[None]:
         """An interrupt stops all slots when it arrives, not when the first one has cleaned up.
 
-        That one saves its run first, and may wait for a storage: the others do so meanwhile.
+        That one saves its run first, and may wait for a storage: the others do so meanwhile. Once
+        it only waits for them the interrupt is put into ``errors``: raised amid the waiting, it
+        could leave a lock behind that they need to end.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -77,10 +82,12 @@ class Slots:
         def interrupt(number: int, frame: FrameType | None) -> None:
             try:
                 handlers[signal.Signals(number)](number, frame)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 self._stopped = True
                 self._on_interrupt()
-                raise
+                if not self._waits:
+                    raise
+                errors.append(error)
 
         for number in handlers:
             signal.signal(number, interrupt)

@@ -230,7 +230,7 @@ class Sender:
     def _deliver(self, outbox: Outbox) -> None:
         while not self._over():
             batch = outbox.pending(BATCH)
-            if not batch.lines:
+            if not batch.lines or self._over():  # the home may have gone while they were read
                 return
             try:
                 self._apply(outbox.study, batch.lines)

@@ -242,8 +242,11 @@ def test_the_environment_names_places_and_flags_win(home: Path, tmp_path: Path) 
     tracked_nowhere = {"KNEE_TUNE_HOME": str(home), "MLFLOW_TRACKING_URI": "none"}
     complains("register", said=("--tracking-uri none",), **tracked_nowhere)
     mlflow = sqlite_url(home / "mlflow.db")
-    register = ("register", "--tracking-uri", mlflow)
-    assert "version 1 is the ch" in knee_tune_here(*register, expect=0, **tracked_nowhere).stdout
+    register = ("register", "--as", "candidate", "--tracking-uri", mlflow)
+    assert (
+        "version 1 is the candidate"
+        in knee_tune_here(*register, expect=0, **tracked_nowhere).stdout
+    )
 
 
 def test_tasks_are_listed_with_their_presets() -> None:

@@ -4,6 +4,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from concurrent.futures._base import DoneAndNotDoneFutures
 
 import pytest
 
@@ -62,6 +65,26 @@ def test_an_interrupt_reaches_the_others_while_the_first_one_still_cleans_up() -
     with pytest.raises(KeyboardInterrupt):
         slots.run(work)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_is_not_raised_amid_waiting_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It could leave a lock of theirs behind. Nor does a signal always wake who waits."""
+
+    def interrupted(others: Sequence[Future[None]], timeout: float) -> DoneAndNotDoneFutures[None]:
+        if not slots.stopped:
+            signal.raise_signal(signal.SIGINT)
+        return wait(others, timeout)
+
+    monkeypatch.setattr("knee_tune.runs.slots.wait", interrupted)
+    slots = Slots(2)
+
+    def work(slot: int) -> None:
+        awaited(lambda: slot == 0 or slots.stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        slots.run(work)
 
 
 def test_a_signal_that_interrupts_nothing_stops_nothing() -> None:
