@@ -38,7 +38,7 @@ def run_baseline(
             on_line=watcher.line,
         ),
     ):
-        ended = _train(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
+        ended = _train_baseline(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
         record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
         record_baseline(opened.study, record)
     if ended.failure is not None:
@@ -46,7 +46,9 @@ def run_baseline(
     return record
 
 
-def _train(opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float) -> EndedRun:
+def _train_baseline(
+    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float
+) -> EndedRun:
     workshop = opened.workshop
     run = ExtraRun(
         key=f"baseline-{schedule_name}-{seed_lr:g}",

@@ -14,6 +14,7 @@ from knee_tune.distributed.protocol import Decision, Done, GroupRunner, Report
 from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.planning.keys import run_key
 from knee_tune.planning.plan import (
+    ENTRY,
     AnalysePlan,
     DescribePlan,
     Placement,
@@ -35,7 +36,6 @@ from knee_tune.specs.recipe import Recipe
 from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import TaskEntry, task_entry
 from knee_tune.training.fingerprint import TrainingCode
-from knee_tune.worker import ENTRY
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,16 @@ Every check answers; none raises or creates anything.
 
 from pathlib import Path
 
-from knee_tune.doctor import machine, places, software
 from knee_tune.doctor.check import Check
+from knee_tune.doctor.machine import check_cpu, check_devices, check_start_method
+from knee_tune.doctor.places import check_data, check_home, check_storage, check_tracking
+from knee_tune.doctor.software import (
+    check_bytecode,
+    check_code,
+    check_fairseq_extensions,
+    check_libraries,
+    check_python,
+)
 
 __all__ = ["Check", "examine"]
 
@@ -16,16 +24,16 @@ def examine(
 ) -> tuple[Check, ...]:
     """Look at the interpreter, the libraries, the devices, the places and the servers."""
     return (
-        software.check_python(),
-        *software.check_libraries(),
-        software.check_fairseq_extensions(),
-        *machine.check_devices(),
-        machine.check_cpu(),
-        machine.check_start_method(),
-        software.check_bytecode(),
-        software.check_code(),
-        *places.check_home(home),
-        places.check_storage(storage_url),
-        places.check_tracking(tracking_uri),
-        places.check_data(data_dir),
+        check_python(),
+        *check_libraries(),
+        check_fairseq_extensions(),
+        *check_devices(),
+        check_cpu(),
+        check_start_method(),
+        check_bytecode(),
+        check_code(),
+        *check_home(home),
+        check_storage(storage_url),
+        check_tracking(tracking_uri),
+        check_data(data_dir),
     )

@@ -18,6 +18,9 @@ from knee_tune.schedules.lr_range import LRRange
 from knee_tune.specs.analyses import Analysis
 from knee_tune.specs.base import Spec
 
+ENTRY = "knee_tune.worker.job:run_job"
+"""What a group runner calls on every rank, with a plan. Naming it costs the driver no torch."""
+
 Schedule = Annotated[
     Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant | LRRange,
     Field(discriminator="name"),

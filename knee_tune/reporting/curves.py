@@ -12,10 +12,10 @@ POINTS = 400
 def curves_figure(record: RunRecord, *, title: str, schedule: Schedule) -> dict[str, Any]:
     """A plotly figure (as a dict) with the LR by step and every metric of the run's curve."""
     steps = _lr_steps(schedule)
-    lines = [_line("LR", steps, [schedule.lr(step) for step in steps], axis="y2", dash="dot")]
+    lines = [_trace("LR", steps, [schedule.lr(step) for step in steps], axis="y2", dash="dot")]
     names = sorted({name for evaluation in record.curve for name in evaluation.metrics})
     lines += [
-        _line(
+        _trace(
             name,
             [evaluation.step for evaluation in record.curve],
             [evaluation.metrics.get(name) for evaluation in record.curve],
@@ -51,7 +51,7 @@ def _lr_steps(schedule: Schedule) -> list[int]:
     return sorted({*range(1, total, max(1, total // POINTS)), *turns, total})
 
 
-def _line(
+def _trace(
     name: str, x: list[int], y: list[float] | list[float | None], *, axis: str, dash: str = "solid"
 ) -> dict[str, Any]:
     mode = "lines" if axis == "y2" else "lines+markers"

@@ -19,11 +19,10 @@ from knee_tune.distributed.forkserver import ForkserverRunner
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, GroupRunner, Outcome, Report
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import AnalysePlan, LRRangePlan, Placement, Plan, TrainPlan
+from knee_tune.planning.plan import ENTRY, AnalysePlan, LRRangePlan, Placement, Plan, TrainPlan
 from knee_tune.schedules import Constant
 from knee_tune.specs.analyses import Analysis, Fisher, Sharpness
 from knee_tune.tasks.registry import task_entry
-from knee_tune.worker import ENTRY
 from tests.integration.runs import done
 from tests.integration.toy_task import ToyRecipe, ToyTask
 from tests.ranks_here import RanksHere, ranks_here

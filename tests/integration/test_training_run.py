@@ -20,6 +20,7 @@ from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, 
 from knee_tune.errors import UserError
 from knee_tune.planning.checkpoint_folder import checkpoint_paths
 from knee_tune.planning.plan import (
+    ENTRY,
     DescribePlan,
     Placement,
     Plan,
@@ -33,7 +34,7 @@ from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import loop
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.training.evaluation import evaluate
-from knee_tune.worker import ENTRY, job
+from knee_tune.worker import job
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 

@@ -14,7 +14,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.schedules import Knee
-from knee_tune.tuning.pruners import alignment
+from knee_tune.tuning.pruners.alignment import (
+    decay_progress,
+    is_outside,
+    locate,
+    step_at_lr,
+    step_at_progress,
+    value_at,
+)
 
 SCHEDULE = "schedule"
 """The trial's user attribute with the four numbers of its Knee schedule."""
@@ -120,7 +127,7 @@ class KneePruner(BasePruner):
         peers = _peers(study, described)
         if len(peers) < self._n_startup_trials:
             return False
-        replicate, _ = alignment.locate(at, total_steps=schedule.total_steps)
+        replicate, _ = locate(at, total_steps=schedule.total_steps)
         first = replicate * schedule.total_steps + 1
         recent = sorted(step for step in trial.intermediate_values if first <= step <= at)
         return len(recent) >= self._patience and all(
@@ -138,7 +145,7 @@ class KneePruner(BasePruner):
         sign: int,
     ) -> bool:
         """Whether what the trial reported there is not among the best."""
-        replicate, step = alignment.locate(reported, total_steps=schedule.total_steps)
+        replicate, step = locate(reported, total_steps=schedule.total_steps)
         if not self._acts(trial, schedule, step, peers):
             return False
         others = [
@@ -147,7 +154,7 @@ class KneePruner(BasePruner):
             if (other := self._value_of(peer, schedule, replicate, step)) is not None
         ]
         value = sign * trial.intermediate_values[reported]
-        return len(others) >= self._n_min_trials and alignment.is_outside(
+        return len(others) >= self._n_min_trials and is_outside(
             value, others, percentile=self._percentile
         )
 
@@ -159,7 +166,7 @@ class KneePruner(BasePruner):
         if step <= schedule.knee_step:
             return False
         if self._align == "progress":
-            return alignment.decay_progress(schedule, step) >= self._min_progress
+            return decay_progress(schedule, step) >= self._min_progress
         highest = (
             self._max_seed_lr
             or _upper_bound(trial, self._param, schedule.seed_lr)
@@ -175,15 +182,13 @@ class KneePruner(BasePruner):
             at_least = peer.schedule.lr(step) >= lr or math.isclose(peer.schedule.lr(step), lr)
             same = step if at_least else None
         elif self._align == "progress":
-            progress = alignment.decay_progress(schedule, step)
-            same = alignment.step_at_progress(peer.schedule, progress)
+            progress = decay_progress(schedule, step)
+            same = step_at_progress(peer.schedule, progress)
         else:
-            same = alignment.step_at_lr(peer.schedule, schedule.lr(step))
+            same = step_at_lr(peer.schedule, schedule.lr(step))
         if same is None:
             return None
-        return alignment.value_at(
-            peer.reports, same, replicate=replicate, total_steps=schedule.total_steps
-        )
+        return value_at(peer.reports, same, replicate=replicate, total_steps=schedule.total_steps)
 
 
 class _Described(NamedTuple):
