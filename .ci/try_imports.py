@@ -7,8 +7,8 @@ from importlib import import_module
 
 MODULES = (
     "knee_tune.cli.commands",
-    "knee_tune.app.run",
-    "knee_tune.worker.job",
+    "knee_tune.commands.run",
+    "knee_tune.jobs",
     "torch",
     "torch._dynamo",
     "torch.distributed",

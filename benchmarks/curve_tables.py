@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Report
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import DescribePlan, TaskFacts, TaskOrder
-from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import DescribePlan, TaskFacts, TaskOrder
+from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.schedules import Knee
 from knee_tune.tasks.digits.recipe import DigitsRecipe
-from knee_tune.worker.job import run_job
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Report
 
 SEED_LRS = tuple(0.005 * 1.5**i for i in range(9))
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(10))

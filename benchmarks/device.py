@@ -3,7 +3,7 @@
 import platform
 from typing import TYPE_CHECKING
 
-from knee_tune.distributed.cores import usable_cores
+from knee_tune.workers.cores import usable_cores
 
 if TYPE_CHECKING:
     from knee_tune.tasks.vision.cifar10.task import Cifar10Task

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knee_tune.distributed.group import Group
 from knee_tune.tasks.translation import fairseq_bridge as bridge
 from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training.optimizer import build_optimizer
+from knee_tune.workers.group import Group
 
 
 class WrappedOptimizer(FairseqOptimizer):  # type: ignore[misc]

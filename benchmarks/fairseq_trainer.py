@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from knee_tune.distributed.group import Group
-from knee_tune.planning.plan import TrainPlan
+from knee_tune.plans.plan import TrainPlan
 from knee_tune.schedules import Constant
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training.single import SingleModel
+from knee_tune.workers.group import Group
 
 LR = 1e-3
 SIZES: dict[str, dict[str, Any]] = {

@@ -33,14 +33,13 @@ from typing import Any
 import optuna
 import psutil
 
-from knee_tune.app.home import Home
-from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.steps import StepCount
-from knee_tune.tuning.attributes import extra_steps
-from knee_tune.tuning.recovery import BATCH, current
-from knee_tune.tuning.replicate_notes import FUSED, replicates_of, run_of
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import load_study, study_record
+from knee_tune.commands.home import Home
+from knee_tune.records.study import StudyRecord
+from knee_tune.records.values import StepCount
+from knee_tune.study.attributes import FUSED, extra_steps, replicates_of, run_of
+from knee_tune.study.recovery import BATCH, current
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import load_study, study_record
 
 NAME = "faults"
 DIGITS = ("--task", "digits", "--preset", "quick", "--set", "recipe.epochs=3")

@@ -20,9 +20,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.device import device_name
-from knee_tune.planning.plan import Placement, Replica, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import knee_schedule, train_plan
-from knee_tune.specs.recipe import Recipe
+from knee_tune.config.recipe import Recipe
+from knee_tune.plans.plan import Placement, Replica, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.planner import knee_schedule, train_plan
 from knee_tune.tasks.registry import task_entry
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def train(data: "Task[Any]", load: Load, replicas: Sequence[Replica], *, fused: 
     """Seconds that one run takes from its first step to its weights; its data is there already."""
     import torch
 
-    from knee_tune.distributed.group import Group
-    from knee_tune.distributed.protocol import Channel, Decision, Report
     from knee_tune.training.loop import TrainingRun
+    from knee_tune.workers.group import Group
+    from knee_tune.workers.protocol import Channel, Decision, Report
 
     class Nobody(Channel):
         def report(self, report: Report) -> Decision:

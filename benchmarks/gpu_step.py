@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.device import device_name, flops_per_image, matmul_peak
 from benchmarks.vision_data import TASK, write_noise
-from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.plans.plan import Placement, TrainPlan
 from knee_tune.schedules import Constant
 from knee_tune.tasks.registry import task_entry
 
@@ -44,9 +44,9 @@ def measure(way: Way, task: Any, folder: Path) -> tuple[float, float]:
     """Images per second of the best window, and the seconds to the fifth step."""
     import torch
 
-    from knee_tune.distributed.group import Group
-    from knee_tune.training import step_graph
+    from knee_tune.training import single
     from knee_tune.training.single import SingleModel
+    from knee_tune.workers.group import Group
 
     plan = TrainPlan(
         task=TASK,
@@ -59,9 +59,9 @@ def measure(way: Way, task: Any, folder: Path) -> tuple[float, float]:
         steps_per_evaluation=STEPS,
         checkpoint_dir=folder / "run",
     )
-    launched = step_graph.LAUNCHED_STEPS
+    launched = single.LAUNCHED_STEPS
     if not way.replay:
-        step_graph.LAUNCHED_STEPS = plan.total_steps
+        single.LAUNCHED_STEPS = plan.total_steps
     began = time.perf_counter()
     learner = SingleModel(task, plan, Group(device=torch.device("cuda", 0)))
     for step in range(1, 6):
@@ -74,7 +74,7 @@ def measure(way: Way, task: Any, folder: Path) -> tuple[float, float]:
             learner.update(6 + window * STEPS + step)
         torch.cuda.synchronize()
         rates.append(STEPS * way.batch_size / (time.perf_counter() - began))
-    step_graph.LAUNCHED_STEPS = launched
+    single.LAUNCHED_STEPS = launched
     return max(rates), start
 
 

@@ -29,17 +29,16 @@ from typing import NamedTuple
 
 import torch
 
-from knee_tune.app.home import Home, Places
-from knee_tune.app.opened import OpenedStudy, open_for_training
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import StudyStart, run_study
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Report
-from knee_tune.planning.plan import TrainPlan
-from knee_tune.planning.planner import knee_schedule
-from knee_tune.tuning.listeners import End, Origin, Watcher
-from knee_tune.worker.job import run_job
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import OpenedStudy, StudyRequest, open_for_training
+from knee_tune.commands.run import StudyStart, run_study
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import TrainPlan
+from knee_tune.plans.planner import knee_schedule
+from knee_tune.study.events import End, Origin, Watcher
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Report
 
 WHOLE = ("run", "--task", "digits", "--preset", "quick")
 

@@ -46,10 +46,8 @@ from rich.table import Table
 from benchmarks.curve_tables import METRICS, TABLES, CurveTable, load_tables
 from benchmarks.replays import Replay, View, interval, replay
 from knee_tune.pruners import KneePruner
-from knee_tune.tuning.points import Axis
-from knee_tune.tuning.pruners import make_pruner
-from knee_tune.tuning.pruners.named import PruningBrackets
-from knee_tune.tuning.samplers import make_sampler
+from knee_tune.study.pruners import PruningBrackets, make_pruner
+from knee_tune.study.samplers import Axis, make_sampler
 
 MakePruner = Callable[[View], BasePruner]
 

@@ -11,8 +11,8 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from benchmarks.curve_tables import CurveTable, Floats
+from knee_tune.config.recipe import Direction
 from knee_tune.pruners import KneePruner
-from knee_tune.specs.recipe import Direction
 
 Layout = Literal["behind", "abreast"]
 """Replicates train behind each other (what is told of one is the mean up to it, as knee-tune does

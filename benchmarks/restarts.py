@@ -26,9 +26,9 @@ from pathlib import Path
 import sqlalchemy
 
 from benchmarks.postgresql import DATABASE, PostgresServer, binaries, private_server
-from knee_tune.specs.records import StudyRecord
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import load_study, study_record
+from knee_tune.records.study import StudyRecord
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import load_study, study_record
 
 STUDY = "restarts"
 

@@ -28,11 +28,8 @@ from benchmarks.ridge_surfaces import (
     inverse_relation,
     same_everywhere,
 )
-from knee_tune.reporting.crossover import crossover_of
-from knee_tune.reporting.optima import optima_of
-from knee_tune.reporting.recommendation import recommendation_of
-from knee_tune.reporting.scores import Scores
-from knee_tune.reporting.smoothers import cubic_smoother
+from knee_tune.stats.estimates import Scores
+from knee_tune.stats.ridge import crossover_of, cubic_smoother, optima_of, recommendation_of
 
 ESTIMATORS = ("raw", "gp", "cubic")
 SEEDS = (1, 3, 5, 10)

@@ -22,8 +22,7 @@ import numpy as np
 import optuna
 import torch
 
-from knee_tune.tuning.points import Axis, wanted
-from knee_tune.tuning.samplers import GridSnappingSampler, make_sampler
+from knee_tune.study.samplers import Axis, GridSnappingSampler, make_sampler, wanted
 
 SEED_LRS = tuple(round(0.005 * 1.5**i, 5) for i in range(9))
 TABLE_16 = (0.2, 0.4, 0.67, 0.8)

@@ -27,18 +27,18 @@ from rich.table import Table
 
 from benchmarks.orchestration import Nobody, study_places
 from benchmarks.trunk_savings import SEED_LRS, TABLE_16, TWENTIETHS, UPPER_HALF, formula
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import StudyStart, run_study
-from knee_tune.distributed.group import Group
-from knee_tune.planning.plan import DescribePlan, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
-from knee_tune.specs.recipe import Recipe
-from knee_tune.specs.records import Steps
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.run import StudyStart, run_study
+from knee_tune.config.recipe import Recipe
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import DescribePlan, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.records.study import Steps
+from knee_tune.study.events import Watcher
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.loop import TrainingRun
-from knee_tune.tuning.listeners import Watcher
-from knee_tune.worker.job import run_job
+from knee_tune.workers.group import Group
 
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(10))
 

@@ -31,14 +31,13 @@ from typing import Any
 from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
 from benchmarks.vision_data import TASK, splits, write_noise
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
-from knee_tune.app.home import Home
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.workshop import Workshop, open_workshop
-from knee_tune.distributed.protocol import Decision, Done, Report
-from knee_tune.reporting.intervals import mean_estimate
+from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
+from knee_tune.commands.home import Home
+from knee_tune.commands.opened import StudyRequest
 from knee_tune.schedules import Cosine
+from knee_tune.stats.estimates import mean_estimate
 from knee_tune.tasks.registry import task_entry
+from knee_tune.workers.protocol import Decision, Done, Report
 
 
 @dataclass(frozen=True, kw_only=True)

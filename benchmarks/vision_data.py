@@ -16,8 +16,8 @@ TASK = "cifar10"
 
 def splits(task: "Cifar10Task") -> tuple[Split, Split]:
     """The images that the task trains and validates on, as bytes again."""
-    from knee_tune.distributed.group import Group
     from knee_tune.tasks.vision.augment import MEAN, STD
+    from knee_tune.workers.group import Group
 
     def bytes_of(batches: Iterator[Any]) -> Split:
         images, labels = zip(*batches, strict=True)

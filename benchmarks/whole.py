@@ -34,7 +34,7 @@ from benchmarks.curve_tables import METRICS, TABLES, CurveTable, Floats, load_ta
 from benchmarks.pruners import axes, views
 from benchmarks.replays import Replay, View, replay
 from knee_tune.pruners import KneePruner
-from knee_tune.tuning.samplers import make_sampler
+from knee_tune.study.samplers import make_sampler
 
 LEVELS = (8, 12, 16, 24)
 """Whole runs that plain Optuna spends."""

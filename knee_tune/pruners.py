@@ -1,5 +1,5 @@
 """KneePruner for one's own Optuna studies: see docs/knee-pruner.md."""
 
-from knee_tune.tuning.pruners.knee import KneePruner
+from knee_tune.study.pruners import KneePruner
 
 __all__ = ["KneePruner"]

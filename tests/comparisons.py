@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from knee_tune.specs.compared import ComparedRun
-from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.steps import StepCount
-from knee_tune.specs.study import ReferenceRow, ReferenceTable, StudySpec
+from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.study import ReferenceRow, ReferenceTable, StudySpec
+from knee_tune.records.study import ComparedRun, StudyRecord
+from knee_tune.records.values import StepCount
 
 EXPLORED = (0, 50, 100)
 """Epochs at LR 0.1 of :func:`series`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.postgresql import PostgresServer, private_server
-from knee_tune.runs import restarts
+from knee_tune.runs import trainer
 from tests import waiting
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def _ctrl_c_arrives() -> None:
 @pytest.fixture(autouse=True)
 def _no_pause_after_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group that the machine ended is started again at once."""
-    monkeypatch.setattr(restarts, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(trainer, "FIRST_PAUSE", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
-from knee_tune.planning.plan import Plan, TaskOrder, TrainPlan, TrunkPlan
-from knee_tune.planning.step_note import StepNote
+from knee_tune.plans.plan import (
+    Plan,
+    TaskOrder,
+    TrainPlan,
+    TrunkPlan,
+    checkpoint_path,
+    checkpoint_paths,
+    checkpoint_step,
+)
+from knee_tune.plans.step_note import StepNote
 from knee_tune.schedules import Knee
+from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 
 TOTAL, EVERY = 100, 10
 

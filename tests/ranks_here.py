@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from knee_tune.app import workshop
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Outcome, Report
-from knee_tune.planning.plan import Plan
-from knee_tune.specs.base import Spec
-from knee_tune.worker.job import run_job
+from knee_tune.commands import compute
+from knee_tune.config.recipe import Spec
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import Plan
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Outcome, Report
 
 Message = TypeVar("Message", bound=Spec)
 
@@ -60,5 +60,5 @@ class RanksHere:
 def ranks_here() -> Iterator[None]:
     """Every workshop that is opened meanwhile trains in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workshop, "ForkserverRunner", RanksHere)
+        patch.setattr(compute, "ForkserverRunner", RanksHere)
         yield

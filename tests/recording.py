@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from knee_tune.specs.tracking import Event, RunLink
+from knee_tune.records.events import Event, RunLink
 
 E = TypeVar("E")
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from knee_tune.analysis.range_curve import exploded
-from knee_tune.distributed.group import Group
-from knee_tune.planning.plan import LRRangePlan, TaskOrder, TrainPlan
-from knee_tune.schedules.lr_range import LRRange
+from knee_tune.plans.plan import LRRangePlan, TaskOrder, TrainPlan
+from knee_tune.schedules.schedule import LRRange
 from knee_tune.tasks.base import Task
 from knee_tune.training.single import SingleModel
+from knee_tune.workers.group import Group
 
 
 def lr_range(

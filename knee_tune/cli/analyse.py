@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     LARGEST,
     MOST,
     MOST_SEED,
     SMALLEST,
+    ConsoleLines,
     Device,
     HomeOption,
     JsonOption,
+    PlainConsole,
     StorageOption,
     StudyArgument,
     TrackingOption,
@@ -24,8 +25,8 @@ from knee_tune.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from knee_tune.app.analyse import Analysed
-    from knee_tune.specs.analyses import Analysis
+    from knee_tune.commands.analyse import Analysed
+    from knee_tune.config.study import Analysis
 
 analyse_app = typer.Typer(
     help="How sharp a minimum is (sharpness, Fisher score); LR range test.", no_args_is_help=True
@@ -99,7 +100,7 @@ def sharpness(
 
     How far the training loss can rise close to the weights, in percent of 1 + loss. Draws nothing.
     """
-    from knee_tune.specs.analyses import Sharpness
+    from knee_tune.config.study import Sharpness
 
     _analyse(
         Sharpness(epsilon=epsilon, lr=lr, iterations=iterations, examples=examples),
@@ -140,7 +141,7 @@ def fisher(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """The Fisher score (section 3.2.2): the largest eigenvalue of the true Fisher matrix."""
-    from knee_tune.specs.analyses import Fisher
+    from knee_tune.config.study import Fisher
 
     _analyse(
         Fisher(
@@ -186,10 +187,10 @@ def lr_range(
 
     Its minimum, and a tenth of it: the paper's choice of one-cycle's maximum LR (appendix A).
     """
-    from knee_tune.app.home import Home
-    from knee_tune.app.lr_range import RangeRequest, lr_range_test
-    from knee_tune.app.placement import GroupOptions
-    from knee_tune.app.request import StudyRequest
+    from knee_tune.commands.analyse import RangeRequest, lr_range_test
+    from knee_tune.commands.compute import GroupOptions
+    from knee_tune.commands.home import Home
+    from knee_tune.commands.opened import StudyRequest
 
     request = StudyRequest(
         task=task, preset=preset, settings=tuple(settings or ()), seed=seed, nproc=nproc
@@ -289,11 +290,11 @@ class _Tenths:
 
 
 def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bool) -> None:
-    from knee_tune.app.analyse import Watched, analyse_study, analyse_weights, looks
-    from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import find_study
-    from knee_tune.app.placement import GroupOptions
-    from knee_tune.app.request import StudyRequest
+    from knee_tune.commands.analyse import Watched, analyse_study, analyse_weights, looks
+    from knee_tune.commands.compute import GroupOptions
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import find_study
+    from knee_tune.commands.opened import StudyRequest
 
     subject.check()
     places = Places.of(Home(where.home), storage=where.storage, tracking_uri=where.tracking_uri)

@@ -8,24 +8,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     MOST,
     MOST_SEED,
+    ConsoleLines,
     HomeOption,
     JsonOption,
+    PlainConsole,
     StorageOption,
     StudyArgument,
     TrackingOption,
     TrunkCacheOption,
 )
-from knee_tune.specs.shown import learning_rate, percent
+from knee_tune.records.shown import learning_rate, percent
 
 if TYPE_CHECKING:
-    from knee_tune.specs.audit import AuditReport
-    from knee_tune.specs.records import StudyRecord
+    from knee_tune.records.findings import AuditReport
+    from knee_tune.records.study import StudyRecord
 
 
 def audit(
@@ -54,10 +55,9 @@ def audit(
     one batched model start anew.
     A prune was wrong if the trial would have beaten every complete one.
     """
-    from knee_tune.app.audit import AuditOptions, audit_study
-    from knee_tune.app.home import Home, Places
-    from knee_tune.app.look import find_search
-    from knee_tune.app.trunks import size_of_cache
+    from knee_tune.commands.audit import AuditOptions, audit_study
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import find_search, size_of_cache
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     name = find_search(places, study).study_name

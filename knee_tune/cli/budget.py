@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from knee_tune.cli.lines import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -17,9 +16,11 @@ from knee_tune.cli.options import (
     MOST_SEED,
     AmpOption,
     CompileOption,
+    ConsoleLines,
     Device,
     HomeOption,
     JsonOption,
+    PlainConsole,
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
@@ -27,8 +28,8 @@ from knee_tune.cli.options import (
 from knee_tune.errors import UserError
 
 if TYPE_CHECKING:
-    from knee_tune.app.home import Home
-    from knee_tune.specs.budget import BudgetRecord, Setting
+    from knee_tune.commands.home import Home
+    from knee_tune.records.budget import BudgetRecord, Setting
 
 T = TypeVar("T")
 
@@ -99,12 +100,11 @@ def budget(
     at which the mean over its random seeds reaches the target. Trunks are
     shared over all budgets. The same command again continues.
     """
-    from knee_tune.app.budget import search_budget
-    from knee_tune.app.budget_request import SCHEDULES, BudgetRequest
-    from knee_tune.app.home import Home, Places
-    from knee_tune.app.placement import GroupOptions
-    from knee_tune.app.request import StudyRequest
-    from knee_tune.app.trunks import size_of_cache
+    from knee_tune.commands.budget import SCHEDULES, BudgetRequest, search_budget
+    from knee_tune.commands.compute import GroupOptions
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.opened import StudyRequest
 
     if task is None:
         if target or budgets:
@@ -161,7 +161,7 @@ def budget(
 
 
 def _show(home: "Home", name: str | None, *, json: bool) -> None:
-    from knee_tune.app.searches import known_search
+    from knee_tune.commands.budget import known_search
 
     record = known_search(home, name)
     if json:
@@ -183,7 +183,7 @@ def _several(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T
 
 def print_budget(console: Console, record: "BudgetRecord") -> None:
     """Schedule by budget, the smallest budget of each, what it cost, what Knee saves."""
-    from knee_tune.specs.budget import in_epochs
+    from knee_tune.records.budget import in_epochs
 
     better = "or less" if record.direction == "minimize" else "or more"
     console.print(
@@ -220,7 +220,7 @@ def print_budget(console: Console, record: "BudgetRecord") -> None:
 
 def _found(record: "BudgetRecord", schedule: str) -> str | Text:
     """The smallest budget of a schedule, or how near it came."""
-    from knee_tune.specs.budget import in_epochs
+    from knee_tune.records.budget import in_epochs
 
     smallest = record.smallest(schedule)
     if smallest is not None:

@@ -9,9 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from knee_tune.cli.comparison import print_comparison
-from knee_tune.cli.confirmation import print_confirmation
-from knee_tune.cli.lines import PlainConsole, open_in_browser, refuse_failures
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -21,21 +18,25 @@ from knee_tune.cli.options import (
     Device,
     HomeOption,
     JsonOption,
+    PlainConsole,
     ScaleOption,
     StorageOption,
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
+    open_in_browser,
+    refuse_failures,
 )
-from knee_tune.specs.shown import learning_rate, percent
+from knee_tune.cli.summary import print_comparison, print_confirmation
+from knee_tune.records.shown import learning_rate, percent
 
 if TYPE_CHECKING:
-    from knee_tune.app.reproduce import Reproduction
-    from knee_tune.app.run import StudyStart
-    from knee_tune.specs.estimate import Estimate
-    from knee_tune.specs.records import StudyRecord
-    from knee_tune.specs.ridge import Ridge
-    from knee_tune.tuning.listeners import Watcher
+    from knee_tune.commands.reproduce import Reproduction
+    from knee_tune.commands.run import StudyStart
+    from knee_tune.records.findings import Ridge
+    from knee_tune.records.study import StudyRecord
+    from knee_tune.records.values import Estimate
+    from knee_tune.study.events import Watcher
 
 
 def reproduce(
@@ -88,12 +89,12 @@ def reproduce(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Repeat a table of the paper and report. The same command again continues."""
-    from knee_tune.app.home import Home, Places
-    from knee_tune.app.reproduce import ReproductionRequest
-    from knee_tune.app.reproduce import reproduce as reproduced
-    from knee_tune.app.trunks import size_of_cache
     from knee_tune.cli.summary import print_start
     from knee_tune.cli.watch import watching
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.reproduce import ReproductionRequest
+    from knee_tune.commands.reproduce import reproduce as reproduced
 
     request = ReproductionRequest(
         table=table,
@@ -159,7 +160,7 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
 
 def _print_end(console: Console, found: "Reproduction") -> None:
     """What it cost, what is amiss, and where the report is."""
-    from knee_tune.reporting.shown import duration
+    from knee_tune.records.shown import duration
 
     record = found.record
     for line in record.steps.words:
@@ -203,7 +204,7 @@ def _answers(record: "StudyRecord", ridge: "Ridge") -> list[str | Text]:
 
     One seed LR says nothing about a relation.
     """
-    from knee_tune.reporting.answer import answer_of
+    from knee_tune.report.answer import answer_of
 
     lines: list[str | Text] = []
     answer = answer_of(record, ridge)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from knee_tune.cli.lines import PlainConsole, refuse_failures
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
@@ -19,6 +18,7 @@ from knee_tune.cli.options import (
     CompileOption,
     Device,
     HomeOption,
+    PlainConsole,
     Runner,
     ScaleOption,
     Schedule,
@@ -26,12 +26,13 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
+    refuse_failures,
 )
 from knee_tune.errors import UserError
 
 if TYPE_CHECKING:
-    from knee_tune.app.run import StudyStart
-    from knee_tune.tuning.listeners import Watcher
+    from knee_tune.commands.run import StudyStart
+    from knee_tune.study.events import Watcher
 
 
 def run(
@@ -139,14 +140,13 @@ def run(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Search a task's seed LR and explore fraction. The same command again continues."""
-    from knee_tune.app.baseline import run_baseline
-    from knee_tune.app.home import Home, Places
-    from knee_tune.app.placement import GroupOptions
-    from knee_tune.app.request import StudyRequest
-    from knee_tune.app.run import run_study
-    from knee_tune.app.trunks import size_of_cache
     from knee_tune.cli.summary import print_baseline, print_start, print_summary
     from knee_tune.cli.watch import PlainWatcher, watching
+    from knee_tune.commands.compute import GroupOptions
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.run import run_baseline, run_study
 
     request = StudyRequest(
         task=task,

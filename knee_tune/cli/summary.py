@@ -4,29 +4,188 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from knee_tune.cli.audit import audit_line
-from knee_tune.cli.comparison import print_comparison
-from knee_tune.cli.confirmation import print_confirmation, print_edges, print_registered
+from knee_tune.cli.options import PlainConsole
 from knee_tune.errors import one_line
-from knee_tune.specs.shown import learning_rate, percent
+from knee_tune.records.shown import learning_rate, percent, setting
 
 if TYPE_CHECKING:
-    from knee_tune.app.home import Places
-    from knee_tune.app.look import TaskInfo
-    from knee_tune.app.run import RunSummary, StudyStart
-    from knee_tune.app.upkeep import PreparedSet
-    from knee_tune.app.winner import Replay
-    from knee_tune.doctor import Check
-    from knee_tune.specs.records import BaselineRecord, StudyRecord
+    from collections.abc import Sequence
+
+    from knee_tune.commands.doctor import Check
+    from knee_tune.commands.home import Places
+    from knee_tune.commands.look import PreparedSet, TaskInfo
+    from knee_tune.commands.run import RunSummary, StudyStart
+    from knee_tune.commands.winner import Replay
+    from knee_tune.records.events import RegisteredModel
+    from knee_tune.records.findings import Confirmation
+    from knee_tune.records.study import BaselineRecord, StudyRecord
+    from knee_tune.records.values import Estimate
+    from knee_tune.stats.comparison import Comparison, Measured
+
+
+# What people see of a study that compares: the table's rows beside ours.
+
+
+def print_comparison(console: Console, record: "StudyRecord") -> None:
+    """How far it is, every row's numbers so far, and what went wrong."""
+    from knee_tune.stats.comparison import comparison_of
+
+    table, counts = record.spec.compare, record.run_counts
+    assert table is not None, "the study compares"
+    wanted = len(table.rows) * record.spec.replicates
+    count = record.spec.replicates
+    seeds = "1 random seed" if count == 1 else f"{count} random seeds"
+    scale = "" if record.spec.scale == 1 else f" at {record.spec.scale:g} times the epochs"
+    console.print(
+        Text.assemble(
+            (f"\n{table.table}", "bold"),
+            f" on {record.task}{scale}: {counts.complete} of {wanted} runs, {len(table.rows)} rows "
+            f"with {seeds}; {counts.pruned} diverged, {counts.failed} failed",
+        ),
+        soft_wrap=True,
+    )
+    if counts.complete:
+        rows = _rows(comparison_of(record), [row.shown for row in table.rows])
+        if not console.is_terminal:  # a log has room for long lines
+            roomy = console.options.update(max_width=1000)
+            whole = Measurement.get(console, roomy, rows).maximum
+            console = PlainConsole(file=console.file, width=max(console.width, whole))
+        console.print(rows)
+    for run in record.compared:
+        if run.reason:
+            console.print(
+                f"{table.rows[run.row].shown}, seed {run.seed}: {run.reason}",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _rows(found: "Comparison", settings: "Sequence[str]") -> Table:
+    """A row for every setting; of every metric the paper's number and our mean."""
+    analyses = (name for name in ("sharpness", "fisher") if name in found.metrics)
+    names = list(dict.fromkeys([*found.papers_metrics, found.metric, *analyses]))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("setting")
+    table.add_column("seeds", justify="right")
+    for name in names:
+        table.add_column(f"{name}: paper", justify="right", overflow="fold")
+        table.add_column("ours", justify="right", overflow="fold")
+    for shown, row in zip(settings, found.rows, strict=True):
+        cells = [part for name in names for part in _cells(row.metrics[name])]
+        table.add_row(shown, str(len(row.metrics[found.metric].values)), *cells)
+    return table
+
+
+def _cells(found: "Measured") -> tuple[str, str]:
+    """The paper's mean and standard deviation; our mean and its interval."""
+    from knee_tune.records.shown import NOTHING, rounded
+
+    paper = NOTHING if found.paper is None else f"{found.paper:.4g}"
+    if found.paper_std is not None:
+        paper += f" ± {found.paper_std:.2g}"
+    return paper, rounded(found.mean)
+
+
+# What is printed of a confirmation, of the winner's place, and of the model registered.
+
+HOW_TO_A_CHAMPION = {
+    "no": "it was not confirmed: knee-tune register --as champion makes it the champion anyhow",
+    "not tried": "knee-tune register makes it the champion; --confirm 3:5 tests it first",
+}
+
+"""What to type if a candidate is to be the champion, by how it was confirmed."""
+
+
+def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
+    """Every candidate's mean and difference with their intervals, and the verdict in one line."""
+    seeds, steps = confirmation.seeds, confirmation.steps
+    console.print(
+        f"\nconfirmation with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), "
+        f"{steps.trained:,} steps trained, {steps.reused:,} reused:",
+        soft_wrap=True,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("seed LR", justify="right")
+    table.add_column("explore", justify="right")
+    table.add_column(f"{confirmation.metric}, mean and interval", justify="right")
+    table.add_column("difference to the default", justify="right")
+    for index, candidate in enumerate(confirmation.candidates):
+        difference = "(the default)" if candidate.default else _shown(candidate.difference, "+")
+        table.add_row(
+            learning_rate(candidate.seed_lr),
+            percent(candidate.explore_fraction),
+            _shown(candidate.mean),
+            difference,
+            style="bold" if index == confirmation.winner else "",
+        )
+    console.print(table)
+    for candidate in confirmation.candidates:
+        for run in candidate.runs:
+            if run.value is None:
+                console.print(
+                    f"{setting(candidate.seed_lr, candidate.explore_fraction)} is out: "
+                    f"{run.reason or 'no value'} (seed {run.seed})",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    count = confirmation.comparisons
+    together = "" if count < 2 else f"; the {count} differences hold together (Bonferroni)"
+    console.print(f"(intervals of Student's t at 95 %{together})", soft_wrap=True)
+    style = "bold green" if confirmation.confirmed else "yellow"
+    console.print(confirmation.words, style=style, markup=False, soft_wrap=True)
+
+
+def print_edges(console: Console, record: "StudyRecord") -> None:
+    """If the winner lies on the edge of the search space: how to look beyond."""
+    from knee_tune.config.study import edges
+
+    winner = record.winner
+    if winner is None:
+        return
+    for edge in edges(
+        record.spec, seed_lr=winner.seed_lr, explore_fraction=winner.explore_fraction
+    ):
+        console.print(
+            f"on the edge of the search space ({edge.what}): a better one may lie beyond; the same "
+            f"command with more trials and --set '{edge.setting}' looks there",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_registered(console: Console, model: "RegisteredModel") -> None:
+    """Where the model is, what it is called, and how to load it."""
+    version = f"{model.name} version {model.version}"
+    if model.new:
+        said = f"registered {version} as {model.alias}"
+    else:
+        said = f"already registered: {version} is the {model.alias}"
+    console.print(said, soft_wrap=True)
+    if model.alias == "candidate" and model.confirmed in HOW_TO_A_CHAMPION:
+        console.print(f"  {HOW_TO_A_CHAMPION[model.confirmed]}", soft_wrap=True, markup=False)
+    console.print(f'  mlflow.pyfunc.load_model("{model.uri}")', soft_wrap=True, markup=False)
+
+
+def _shown(estimate: "Estimate | None", sign: str = "") -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.value:{sign}.4g} [{estimate.low:{sign}.4g}, {estimate.high:{sign}.4g}]"
+
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+
 """Colours of the states of trials."""
 
-
 SHOWN_BEST, SHOWN_NEWEST = 5, 10
+
 """Trials in the table of a study with many: a terminal has room for them and for the rest."""
 
 

@@ -12,12 +12,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from knee_tune.app.run import StudyStart
 from knee_tune.cli.summary import fate
-from knee_tune.distributed.protocol import Report
-from knee_tune.planning.plan import TrainPlan
-from knee_tune.specs.shown import learning_rate, percent, setting
-from knee_tune.tuning.listeners import End, Origin, Watcher
+from knee_tune.commands.run import StudyStart
+from knee_tune.plans.plan import TrainPlan
+from knee_tune.records.shown import learning_rate, percent, setting
+from knee_tune.study.events import End, Origin, Watcher
+from knee_tune.workers.protocol import Report
 
 SHOWN_TRIALS = 16
 """Rows of the live table; older trials scroll away."""

@@ -5,6 +5,7 @@
 vanish at any time: a run then starts from a lower checkpoint.
 """
 
+import math
 import os
 import shutil
 import uuid
@@ -13,15 +14,102 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
-from knee_tune.planning.plan import TrainPlan
-from knee_tune.runs.eviction import Knot, to_drop
+from knee_tune.config.recipe import Spec
+from knee_tune.plans.plan import TrainPlan, checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.runs.locks import file_lock, try_lock
-from knee_tune.runs.trunk_notes import StoreNote, TrunkNote, read_note, write_note
 from knee_tune.schedules import Exploring
+
+# What the trunk store writes down beside the checkpoints: small JSON files that may be lost.
+
+N = TypeVar("N", bound=Spec)
+
+
+class TrunkNote(Spec):
+    """What a trunk is, for people, and when it was used last."""
+
+    task: str
+    seed_lr: float
+    warmup_steps: int
+    seed: int
+    world_size: int
+    made: datetime
+    used: datetime
+    use: int
+    """The number, in the store, of the last run that used it."""
+
+
+class StoreNote(Spec):
+    """What the store knows as a whole."""
+
+    uses: int = 0
+    """Runs that used any trunk."""
+    limit: int | None = None
+    """In bytes, as the last run had it."""
+
+
+def read_note(path: Path, kind: type[N]) -> N | None:
+    """The note at ``path``; None if it is missing or damaged."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def write_note(path: Path, note: Spec) -> None:
+    """Write ``note``, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(note.model_dump_json())
+    draft.replace(path)
+
+
+# Which trunk checkpoints to drop when they take too much room: the rule "gap".
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knot:
+    """One checkpoint of a trunk."""
+
+    trunk: str
+    step: int
+    size: int
+    """In bytes."""
+    idle: int
+    """Runs of the store since the one that used this trunk last."""
+    in_use: bool = False
+    """Whether its trunk is being trained: then it stays."""
+
+
+def to_drop(knots: Iterable[Knot], *, limit: int) -> list[Knot]:
+    """The checkpoints to drop, in order, until what is left takes at most ``limit`` bytes.
+
+    First goes the one with the smallest distance to the next lower checkpoint of its trunk, which
+    is what a run has to train again, over ``sqrt(1 + idle)``. Sizes do not enter: where a
+    checkpoint is big, a step is dear, too.
+    """
+    kept = sorted(knots, key=lambda knot: (knot.trunk, knot.step))
+    scores = [_score(lower, knot) for lower, knot in zip([None, *kept], kept, strict=False)]
+    size = sum(knot.size for knot in kept)
+    dropped = []
+    while size > limit and (lowest := min(scores)) < math.inf:
+        index = scores.index(lowest)
+        dropped.append(kept.pop(index))
+        size -= dropped[-1].size
+        scores.pop(index)
+        if index < len(kept):  # the one above is further from its neighbour now
+            scores[index] = _score(kept[index - 1] if index else None, kept[index])
+    return dropped
+
+
+def _score(lower: Knot | None, knot: Knot) -> float:
+    if knot.in_use:
+        return math.inf
+    start = lower.step if lower is not None and lower.trunk == knot.trunk else 0
+    return (knot.step - start) / math.sqrt(1 + knot.idle)
 
 
 @dataclass(frozen=True, kw_only=True)

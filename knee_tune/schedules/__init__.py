@@ -7,16 +7,17 @@ too; torch is imported the first time that one of them is asked for.
 
 from typing import TYPE_CHECKING, Any
 
-from knee_tune.schedules.base import Schedule, learning_rates
-from knee_tune.schedules.baselines import (
+from knee_tune.schedules.schedule import (
     Constant,
     Cosine,
     InverseSquareRoot,
+    Knee,
     Linear,
     OneCycle,
+    Schedule,
     StepDecay,
+    learning_rates,
 )
-from knee_tune.schedules.knee import Knee
 
 Exploring = Knee | StepDecay | Constant
 """Schedules that hold their seed LR after the warmup, up to their ``knee_step``: they explore."""

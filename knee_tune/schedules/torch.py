@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from knee_tune.schedules.base import Schedule
-from knee_tune.schedules.baselines import (
+from knee_tune.schedules.schedule import (
     Constant,
     Cosine,
     InverseSquareRoot,
+    Knee,
     Linear,
     OneCycle,
+    Schedule,
     StepDecay,
 )
-from knee_tune.schedules.knee import Knee
 
 
 class ScheduleLR(LRScheduler):

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
-from knee_tune.specs.recipe import Recipe
+from knee_tune.config.recipe import Recipe
+from knee_tune.workers.group import Group
 
 Split = Literal["valid", "test"]
 R = TypeVar("R", bound=Recipe)

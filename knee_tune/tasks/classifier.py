@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from knee_tune.distributed.group import Group
+from knee_tune.workers.group import Group
 
 Examples = tuple[Tensor, Tensor]
 """Inputs (n, ...) as the model takes them, and labels (n,) int64."""

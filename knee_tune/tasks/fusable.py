@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
-from knee_tune.specs.recipe import Recipe
+from knee_tune.config.recipe import Recipe
 from knee_tune.tasks.base import Split, Task
+from knee_tune.workers.group import Group
 
 R = TypeVar("R", bound=Recipe)
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from knee_tune.config.recipe import DATA_NAME, Spec
 from knee_tune.errors import UserError
 from knee_tune.leftovers import claimed, sweep
-from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import DATA_NAME
 
 MANIFEST = "manifest.json"
 """Written last, so a folder without one was never finished."""

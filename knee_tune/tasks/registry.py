@@ -6,9 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.strict_yaml import nearest
 from knee_tune.errors import UserError
-from knee_tune.specs.problems import nearest
-from knee_tune.specs.recipe import Recipe
 
 if TYPE_CHECKING:
     from knee_tune.tasks.base import Task

@@ -1,10 +1,10 @@
 """Tracking in MLflow, which this package alone imports, and never when it is itself imported."""
 
-from knee_tune.tracking.provenance import provenance
 from knee_tune.tracking.sender import EXIT_PATIENCE
 from knee_tune.tracking.store import (
     experiment_name,
     local_store,
+    provenance,
     refuse_damaged,
     resolve_tracking_uri,
     ui_command,

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from knee_tune.errors import first_line
-from knee_tune.specs.tracking import Event, Recorded, StudyStarted
+from knee_tune.records.events import Event, Recorded, StudyStarted
 from knee_tune.tracking.store import is_server
 from knee_tune.urls import shown_url, sqlite_file
 

@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 from knee_tune import __version__
 from knee_tune.errors import MachineError, UserError, disk_trouble
 from knee_tune.leftovers import scratch_folder
-from knee_tune.specs.tracking import Alias, RegisteredModel, TrainedModel
+from knee_tune.records.events import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.sender import DeletedError
-from knee_tune.tracking.store import MAX_PATIENCE, connect, is_away, model_url, patience, trouble
+from knee_tune.tracking.store import (
+    MAX_PATIENCE,
+    connect,
+    follow_home,
+    is_away,
+    model_url,
+    patience,
+    trouble,
+)
 from knee_tune.tracking.tracker import send_leftovers
 from knee_tune.urls import shown_url
 

@@ -2,21 +2,24 @@
 
 Runs are found by a unique tag before they are created, metrics carry the time of their event, so
 delivering an event twice changes nothing. What opens and ends a run is in
-:mod:`knee_tune.tracking.states`.
+:mod:`knee_tune.tracking.runs`.
 """
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Run, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException, RestException
 
-from knee_tune.specs.tracking import (
+from knee_tune.leftovers import scratch_folder
+from knee_tune.records.events import (
     Attached,
     Recorded,
     RunLink,
@@ -26,15 +29,7 @@ from knee_tune.specs.tracking import (
     TrialReported,
     TrialStarted,
 )
-from knee_tune.tracking.entries import log_artifact, log_entries, mlflow_name
 from knee_tune.tracking.sender import DeletedError, RejectedError
-from knee_tune.tracking.states import (
-    STUDY_STATUS,
-    TRIAL_STATUS,
-    begin_run,
-    end_run,
-    is_outdated,
-)
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
     PATIENCE,
@@ -44,7 +39,134 @@ from knee_tune.tracking.store import (
     run_link,
 )
 
+# What goes into a run, cut to what MLflow takes: names, batches, artifacts.
+
+MAX_METRICS, MAX_TEXTS = 1000, 100
+
+"""Metrics, params and tags that one call of ``log_batch`` takes; 1000 entries in all."""
+
+MAX_VALUE = 5000
+
+"""Characters of a param or tag."""
+
+
+def log_entries(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    metrics: Sequence[Metric] = (),
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write everything, in as few calls as MLflow allows."""
+    all_params = [Param(mlflow_name(k), v[:MAX_VALUE]) for k, v in (params or {}).items()]
+    all_tags = [RunTag(mlflow_name(k), v[:MAX_VALUE]) for k, v in (tags or {}).items()]
+    for first in range(0, max(len(all_params), len(all_tags)), MAX_TEXTS):
+        part = slice(first, first + MAX_TEXTS)
+        client.log_batch(run_id, params=all_params[part], tags=all_tags[part], synchronous=True)
+    for first in range(0, len(metrics), MAX_METRICS):
+        part = slice(first, first + MAX_METRICS)
+        client.log_batch(run_id, metrics=metrics[part], synchronous=True)
+
+
+def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home: Path) -> None:
+    """Write one artifact; RejectedError if its file is gone, FileNotFoundError if ``home`` is."""
+    folder, _, name = artifact.name.rpartition("/")
+    with scratch_folder() as place:
+        path = place / name
+        if artifact.file is not None:
+            if not artifact.file.is_file():
+                raise RejectedError(f"{artifact.file} is gone")
+            path.symlink_to(artifact.file)
+        elif artifact.text is not None:
+            path.write_text(artifact.text, encoding="utf-8")
+        else:
+            import plotly.io  # slow to import
+
+            plotly.io.write_html(artifact.figure, path, include_plotlyjs=artifact.offline or "cdn")
+        home.stat()  # which MLflow would make anew
+        client.log_artifact(run_id, str(path), folder or None)
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``{"recipe.model.dropout": "0.3"}``; None is left out."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = f"{value}"
+    return flat
+
+
+def mlflow_name(name: str) -> str:
+    """MLflow allows letters, digits, ``_-./`` and spaces in names."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
+
+
+# When an MLflow run is open and when it is over, whatever order the events about it come in.
+#
+# Drivers that share a study each have an outbox, and that of a killed one may come when another
+# has long finished what it began. So a start or an end takes no effect on a run that began anew or
+# ended later: the newest word on a run counts.
+
+TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
+
+LAST_START = "knee.last_start"
+
+"""Tag with the time, in ms since 1970, at which the run last began: MLflow has only the first."""
+
+
+def begin_run(
+    client: MlflowClient,
+    run_id: str,
+    at: int,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> None:
+    """Make the run RUNNING; params are immutable, so only those it lacks are written.
+
+    So it is with the tags of an outdated start, which makes nothing RUNNING.
+    """
+    run = client.get_run(run_id)
+    tags = {**tags, LAST_START: f"{at}"}
+    if is_outdated(at, run):
+        tags = {k: v for k, v in tags.items() if k not in run.data.tags}
+    elif run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    new = {k: v for k, v in flatten(params).items() if k not in run.data.params}
+    log_entries(client, run_id, params=new, tags=tags)
+
+
+def end_run(
+    client: MlflowClient,
+    run_id: str,
+    at: int,
+    *,
+    status: str,
+    metrics: Sequence[Metric],
+    tags: Mapping[str, str],
+) -> None:
+    """End the run. Of an outdated end only the metrics are written, which have a time each."""
+    outdated = is_outdated(at, client.get_run(run_id))
+    log_entries(client, run_id, metrics=metrics, tags=None if outdated else tags)
+    if not outdated:
+        client.set_terminated(run_id, status, end_time=at)
+
+
+def is_outdated(at: int, run: Run) -> bool:
+    """Whether the run began anew or ended after ``at`` (ms since 1970).
+
+    A run that is open again still has its last end: MLflow keeps it.
+    """
+    return at < max(run.info.end_time or 0, int(run.data.tags.get(LAST_START, 0)))
+
+
 RUN_KEY = "knee.run_key"
+
 """Tag that a run is found again by: ``<study uid>`` or ``<study uid>/<trial key>``."""
 
 STUDY_UID = "knee.study_uid"

@@ -15,7 +15,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from knee_tune.errors import first_line
-from knee_tune.specs.tracking import (
+from knee_tune.records.events import (
     Event,
     Recorded,
     StudyFinished,

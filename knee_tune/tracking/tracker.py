@@ -2,15 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from knee_tune.specs.tracking import Event, RunLink, StudyStarted, TrialStarted
-from knee_tune.tracking.moved import follow_home
+from knee_tune.records.events import Event, RunLink, StudyStarted, TrialStarted
 from knee_tune.tracking.outbox import Outbox, outbox_root, study_folders
 from knee_tune.tracking.sender import Sender
-from knee_tune.tracking.store import connect, is_local
+from knee_tune.tracking.store import (
+    MAX_PATIENCE,
+    connect,
+    follow_home,
+    is_local,
+    patience,
+    run_link,
+)
 from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
@@ -172,3 +178,37 @@ def _connect_writer(uri: str, home: Path) -> "RunWriter":
     from knee_tune.tracking.runs import RunWriter
 
     return RunWriter(client, uri=uri, home=home)
+
+
+# What is measured of a run long after it ended: further metrics of an MLflow run there is.
+
+
+def add_metrics(
+    metrics: Mapping[str, float],
+    *,
+    tags: Mapping[str, str],
+    study_uid: str,
+    key: str,
+    experiment: str,
+    home: Path,
+    uri: str,
+) -> RunLink | None:
+    """Add ``metrics`` to the run of a trial, or of a row, ``key``; None if it has none there.
+
+    Raises what MLflow raises when it does not answer, DeletedError if the run was deleted.
+    """
+    with patience(MAX_PATIENCE):
+        send_leftovers(home=home, uri=uri)  # the run may still wait in an outbox
+        client = connect(uri)
+        from mlflow.entities import Metric
+
+        from knee_tune.tracking.runs import known_run, log_entries
+
+        run = known_run(client, uri=uri, experiment=experiment, study_uid=study_uid, key=key)
+        if run is None:
+            return None
+        run_id = str(run.info.run_id)
+        now = time.time_ns() // 1_000_000
+        measured = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        log_entries(client, run_id, metrics=measured, tags=tags)
+        return run_link(uri, experiment_id=run.info.experiment_id, run_id=run_id)

@@ -14,6 +14,7 @@ import pickle
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,22 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from knee_tune.distributed.out_of_memory import ran_out_of_memory
-from knee_tune.errors import FULL, first_line
-from knee_tune.planning.checkpoint_folder import (
+from knee_tune.errors import FULL, UserError, first_line
+from knee_tune.plans.identity import digest_of, measured_alike, run_identity
+from knee_tune.plans.plan import (
     DRAFT,
     KEPT_WEIGHTS,
+    TrainPlan,
+    TrunkPlan,
     checkpoint_path,
+    checkpoint_paths,
     checkpoint_step,
 )
-from knee_tune.planning.keys import digest_of, run_identity
-from knee_tune.planning.plan import TrainPlan
+from knee_tune.schedules import Exploring
+from knee_tune.workers.group import Group, ran_out_of_memory
 
 FORMAT = 3
+
 """Changes with what a state holds, so that no state of another version is loaded."""
 
 STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, "manifest.json"
@@ -68,7 +73,7 @@ class Checkpoint:
 def run_fingerprint(plan: TrainPlan) -> str:
     """Names the run whose states these are, and their format: only the same run goes on from one.
 
-    A run is what :func:`knee_tune.planning.keys.run_identity` says.
+    A run is what :func:`knee_tune.plans.identity.run_identity` says.
     """
     return digest_of(run_identity(plan) | {"format": FORMAT})
 
@@ -241,3 +246,107 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# A run's trunk: the knots that it may start from, and those that it leaves for other branches.
+#
+# A knot is a checkpoint of warmup and explore, which runs of every explore fraction and budget have
+# in common. Writing one never ends a run, and nothing about them must be right: what a run cannot
+# use it trains itself.
+
+ABANDONED_SECONDS = 3600.0
+
+"""Age from which a half-written knot is nobody's: runs of one trunk write one after the other."""
+
+
+class Trunk:
+    """The trunk of one run, as its rank 0 sees it; ``say`` tells the people who watch."""
+
+    def __init__(self, plan: TrainPlan, trunk: TrunkPlan, say: Callable[[str], None]) -> None:
+        self.key = trunk.key
+        self._plan, self._trunk, self._say = plan, trunk, say
+        self._told = False
+
+    def knots(self) -> list[Path]:
+        """Everything that the run may start from, the highest first, sound or not."""
+        sweep_drafts(self._trunk.folder, seconds=ABANDONED_SECONDS)
+        found = checkpoint_paths(self._trunk.folder)
+        return [knot for knot in found if self.reaches(checkpoint_step(knot))]
+
+    def reaches(self, step: int) -> bool:
+        """Whether the run is on its trunk at ``step``: a run of any budget would be the same."""
+        plan, schedule = self._plan, self._plan.schedule
+        on_trunk = isinstance(schedule, Exploring) and step <= schedule.knee_step
+        return on_trunk and measured_alike(
+            step, plan.evaluation_steps(), every=plan.steps_per_evaluation
+        )
+
+    def has_knot(self, step: int) -> bool:
+        """Whether the state at ``step`` is one to keep."""
+        return step in self._trunk.knots
+
+    def wants(self, step: int) -> bool:
+        """Whether the state at a knot is not there yet."""
+        return not self._path(step).is_dir()
+
+    def save(self, step: int, state: dict[str, Any], *, weights: Path | None) -> None:
+        """Keep the state at ``step``. A full disk costs a word to the people who watch, no more."""
+        try:
+            save_checkpoint(
+                self._trunk.folder,
+                run=self.key,
+                step=step,
+                state=state,
+                weights=weights,
+                durable=False,
+            )
+        except OSError as error:
+            if not self._told:
+                self._say(f"{self._path(step)}: not saved, other runs train it again: {error}")
+            self._told = True
+
+    def _path(self, step: int) -> Path:
+        return checkpoint_path(self._trunk.folder, step=step)
+
+
+# Where a run starts: at its own newest checkpoint or its trunk's highest knot, if one is sound.
+
+
+def find_start(
+    plan: TrainPlan, trunk: Trunk | None, group: Group, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The state to start from, the same on every rank; None: from scratch.
+
+    What is no good is named to the people who watch, and removed: the run is going to save that
+    step itself. What only could not be read stays where it is. UserError if the ranks do not see
+    the same files.
+    """
+    candidates = _candidates(plan, trunk) if group.leads else None
+    for folder, run in group.gather(candidates)[0] or []:
+        found, problem, readable = None, "", True
+        try:
+            found = load_checkpoint(folder, run=run, verify=group.leads)
+        except DamagedError as error:
+            problem, readable = str(error), not isinstance(error, UnreadableError)
+        problems = [text for text in group.gather(problem) if text]
+        if not problems:
+            return found
+        # Asked now that every rank has looked: another driver may have dropped it in between.
+        if group.agree(not problem and folder.is_dir()):
+            raise UserError(
+                f"{folder}: not every rank finds this checkpoint; "
+                "put it on a file system that all their machines share"
+            )
+        if group.leads:
+            say(f"{folder}: no good, starting from an earlier checkpoint: {problems[0]}")
+            if readable:
+                shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _candidates(plan: TrainPlan, trunk: Trunk | None) -> list[tuple[Path, str]]:
+    """Checkpoints and whose state they must be, the furthest first."""
+    sweep_drafts(plan.checkpoint_dir)
+    own = [(path, run_fingerprint(plan)) for path in checkpoint_paths(plan.checkpoint_dir)]
+    knots = [] if trunk is None else [(path, trunk.key) for path in trunk.knots()]
+    return sorted(own + knots, key=lambda found: checkpoint_step(found[0]), reverse=True)

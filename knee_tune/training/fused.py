@@ -4,6 +4,7 @@ Replicas of one random seed are one row of the batch for as long as their LRs ag
 is trained once, and a branch adds a row. Rows are spread over the ranks, each is trained by one.
 """
 
+import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +12,95 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from knee_tune.distributed.group import Group
-from knee_tune.planning.plan import TrainPlan
+from knee_tune.errors import first_line
+from knee_tune.plans.plan import Placement, TrainPlan
+from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
+from knee_tune.training.batched_model import (
+    Pack,
+    Rows,
+    cut,
+    fresh_rows,
+    join,
+    select,
+    stack_batches,
+)
 from knee_tune.training.checkpoint import save_weights
-from knee_tune.training.evaluation import named
-from knee_tune.training.learner import Finished
-from knee_tune.training.memory import keep_freed_memory
-from knee_tune.training.pack import Pack, Rows, cut, fresh_rows, join, select, stack_batches
+from knee_tune.training.learner import Finished, named
+from knee_tune.workers.group import Group
+
+# How the C library handles the memory of a step.
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+"""glibc's names for what ``mallopt`` sets."""
+
+_BLOCK = 1 << 30
+
+"""Bytes: smaller blocks are kept."""
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what the tensors of a step leave, for the next step.
+
+    It gives large blocks back to the system at once, and every page of the next ones is fetched
+    and zeroed again: a quarter of the time of a small model's step. Only glibc has this switch.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, _BLOCK)
+
+
+# Whether a task's models can train as replicas of one batched model, and if not, why.
+
+
+def why_unfusable(task: Task[Any]) -> str:
+    """The reason in a few words; empty if it can be fused."""
+    if not isinstance(task, FusableTask):
+        return "the task does not declare that its models can be batched"
+    if type(task).evaluate is not FusableTask.evaluate:
+        return "the task evaluates its models in a way of its own"
+    if reason := _reason_in(task.build_model()):
+        return reason
+    try:
+        _try(task)
+    except Exception as error:  # whatever torch.func says to a model that it cannot batch
+        return first_line(error)
+    return ""
+
+
+def _reason_in(model: nn.Module) -> str:
+    """What would come out otherwise than one by one."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return f"{kind} ({name}) would draw other masks than one by one"
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            return f"{kind} ({name}) keeps running statistics"
+    buffers = [name for name, _ in model.named_buffers()]
+    return f"the model has buffers ({', '.join(buffers)})" if buffers else ""
+
+
+def _try(task: FusableTask[Any]) -> None:
+    """Train two rows one step, and evaluate them."""
+    group = Group()
+    rows = fresh_rows(task, [task.seed, task.seed], group.device)
+    pack = Pack(task, rows, Placement())
+    micro_batches = next(iter(task.train_batches(0, group)))
+    twice = [stack_batches([batch, batch]) for batch in micro_batches]
+    pack.update(twice, torch.zeros(2))
+    pack.score([next(iter(task.eval_batches("valid", group)))])
+
 
 PACK_ROWS = 512
+
 """Rows of one pack at most: more of them gain nothing on a CPU, and cost memory."""
 
 PACK_ROWS_GPU = 4096
+
 """The same on a GPU."""
 
 _Table = np.ndarray[Any, np.dtype[np.float32]]

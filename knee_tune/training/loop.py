@@ -6,35 +6,36 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Done, ReplicaDone, Report
-from knee_tune.planning.checkpoint_folder import discard_checkpoints
-from knee_tune.planning.plan import TrainPlan
-from knee_tune.planning.step_note import StepNote
+from knee_tune.plans.plan import TrainPlan, discard_checkpoints
+from knee_tune.plans.step_note import StepNote
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
-from knee_tune.training.checkpoint import run_fingerprint, save_checkpoint
-from knee_tune.training.evaluation import columns, means, non_finite
+from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
 from knee_tune.training.fused import FusedModels
-from knee_tune.training.learner import Learner
+from knee_tune.training.learner import Learner, columns, means, non_finite
 from knee_tune.training.single import SingleModel
-from knee_tune.training.start import find_start
-from knee_tune.training.trunk import Trunk
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Done, ReplicaDone, Report
 
 KEPT = 2
+
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
 
 FINITE_CHECK_STEPS = 50
+
 """Steps between two looks at the loss: a look waits for the GPU."""
 
 CHECKPOINT_SECONDS = 10.0
+
 """Least time between two checkpoints of a run that goes on: training again for as long costs less
 than writing one after every evaluation of a small model."""
 
 CHECKPOINT_SHARE = 0.03
+
 """Of its time that a run spends on checkpoints, at most: many replicas make them large."""
 
 LOOK_SECONDS = 1.0
+
 """Between two looks of several ranks whether the driver was interrupted."""
 
 End = Literal["complete", "stopped", "diverged"]

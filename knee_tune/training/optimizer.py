@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from knee_tune.specs.recipe import Optimizer
+from knee_tune.config.recipe import Optimizer
 
 _ADAM_FAMILY: dict[str, type[optim.Adam | optim.AdamW | optim.RAdam]] = {
     "adam": optim.Adam,

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Done, Report
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Plan
+from knee_tune.plans.plan import Plan
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Done, Report
 
 EVENT_STEP = 3
 

@@ -15,18 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.protocol import (
-    Decision,
-    Done,
-    Failure,
-    GroupRunner,
-    Outcome,
-    Report,
-)
-from knee_tune.distributed.torchrun import TorchrunRunner
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import DescribePlan, Placement
+from knee_tune.plans.plan import DescribePlan, Placement
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.torchrun import TorchrunRunner
 from tests.waiting import awaited, main_thread_is_in
 
 ENTRY = "tests.contract.jobs:job"
@@ -355,10 +348,10 @@ def test_a_warm_process_that_dies_is_replaced_and_leaves_nothing_behind(
 DRIVER = """
 import sys
 from pathlib import Path
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.torchrun import TorchrunRunner
-from knee_tune.distributed.protocol import Decision
-from knee_tune.planning.plan import DescribePlan, Placement
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.torchrun import TorchrunRunner
+from knee_tune.workers.protocol import Decision
+from knee_tune.plans.plan import DescribePlan, Placement
 
 def on_report(report):
     print("report", report.step, flush=True)
@@ -406,7 +399,7 @@ def test_a_warm_process_ends_with_its_driver_also_amid_its_imports(tmp_path: Pat
     )
     script = (
         "import sys\n"
-        "from knee_tune.distributed.forkserver import ForkserverRunner\n"
+        "from knee_tune.workers.forkserver import ForkserverRunner\n"
         f"runner = ForkserverRunner('{ENTRY}', preload=['endless'])\n"
         "sys.stdin.read()\n"
     )

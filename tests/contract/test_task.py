@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Placement
+from knee_tune.plans.plan import Placement
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.fusable import FusableTask
 from knee_tune.tasks.registry import TASKS, task_entry
-from knee_tune.training.evaluation import evaluate
+from knee_tune.training.learner import evaluate
+from knee_tune.workers.group import Group
 from tests.generated_images import put_cifar10
 from tests.picture_folder import put_imagenet
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.specs.tracking import (
+from knee_tune.records.events import (
     Attached,
     Event,
     StudyFinished,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.reporting.compared_report import build_comparison_report
-from knee_tune.reporting.context import ReportContext
-from knee_tune.reporting.html import as_html
+from knee_tune.report.comparison import build_comparison_report
+from knee_tune.report.document import ReportContext, as_html
 from tests.browser import find_browser
 from tests.comparisons import EXPLORED, compared, series
 

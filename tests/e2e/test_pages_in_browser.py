@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from knee_tune.app.home import Home, Places
-from knee_tune.app.look import look_at
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.look import look_at
 from knee_tune.tracking.store import AS_TRAINING
 from tests.browser import Browser, find_browser
 from tests.command_line import knee_tune_here, running

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 
-from knee_tune.distributed.protocol import Decision, Done, Outcome, ReplicaDone, Report
-from knee_tune.planning.plan import Plan, Replica, TrainPlan
+from knee_tune.plans.plan import Plan, Replica, TrainPlan
 from knee_tune.schedules import Knee
+from knee_tune.workers.protocol import Decision, Done, Outcome, ReplicaDone, Report
 from tests.integration.workbench import Died, What
 
 Curve = Callable[[Replica, int], float]

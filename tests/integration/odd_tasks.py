@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Done
-from knee_tune.planning.plan import Plan
+from knee_tune import jobs
+from knee_tune.plans.plan import Plan
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Examples
 from knee_tune.tasks.digits.task import SIDE, DigitsTask
 from knee_tune.tasks.registry import TASKS, TaskEntry
-from knee_tune.worker import job
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Done
 
 KILL_AT = "kill-at"
 """A file in the data folder of the mortal task."""
@@ -110,4 +110,4 @@ def _steps_seen(model: nn.Module) -> float:
 def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
     """What every rank does."""
     TASKS.update(ENTRIES)  # type: ignore[attr-defined]
-    return job.run_job(plan, group, channel)
+    return jobs.run_job(plan, group, channel)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, equal
 
-from knee_tune.distributed.protocol import Channel, Decision, Done, Outcome, Report
+from knee_tune.workers.protocol import Channel, Decision, Done, Outcome, Report
 
 
 class Reports(list[Report], Channel):

@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from typer.testing import CliRunner, Result
 
 from knee_tune.analysis.minimum import analyse
-from knee_tune.app.home import Home, Places
-from knee_tune.app.look import look_at
 from knee_tune.cli.commands import app
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, GroupRunner, Outcome, Report
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.look import look_at
+from knee_tune.config.study import Analysis, Fisher, Sharpness
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import ENTRY, AnalysePlan, LRRangePlan, Placement, Plan, TrainPlan
+from knee_tune.plans.plan import ENTRY, AnalysePlan, LRRangePlan, Placement, Plan, TrainPlan
 from knee_tune.schedules import Constant
-from knee_tune.specs.analyses import Analysis, Fisher, Sharpness
 from knee_tune.tasks.registry import task_entry
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, GroupRunner, Outcome, Report
 from tests.integration.runs import done
 from tests.integration.toy_task import ToyRecipe, ToyTask
 from tests.ranks_here import RanksHere, ranks_here

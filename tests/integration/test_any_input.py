@@ -22,8 +22,8 @@ from typer.main import get_command
 
 from knee_tune.cli import main
 from knee_tune.cli.commands import app
-from knee_tune.specs.files import available
-from knee_tune.specs.study import StudySpec
+from knee_tune.config.strict_yaml import available
+from knee_tune.config.study import StudySpec
 from knee_tune.tasks.registry import TASKS, task_entry
 from tests.command_line import environment
 
@@ -193,11 +193,11 @@ def _nothing_is_made() -> Iterator[None]:
 
     places: dict[str, Any] = {
         "knee_tune.cli.commands.app": APP,  # built once: that takes longer than most answers
-        "knee_tune.app.home.Home.create": taken,
-        "knee_tune.app.workshop.ForkserverRunner": NoRunner,
-        "knee_tune.app.opened.preload": lambda **options: mock.Mock(),
-        "knee_tune.app.look.serve_dashboard": taken,
-        "knee_tune.app.upkeep.examine": lambda **places: (),
+        "knee_tune.commands.home.Home.create": taken,
+        "knee_tune.commands.compute.ForkserverRunner": NoRunner,
+        "knee_tune.commands.opened.preload": lambda **options: mock.Mock(),
+        "knee_tune.commands.look.serve_dashboard": taken,
+        "knee_tune.commands.look.examine": lambda **places: (),
         "knee_tune.tasks.translation.prepare.download": taken,
         "knee_tune.tasks.translation.prepare.new_folder": taken,
         "knee_tune.tasks.vision.cifar10.prepare.download": taken,

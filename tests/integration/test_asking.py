@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.tuning.asking import asking_lock
+from knee_tune.study.locks import asking_lock
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

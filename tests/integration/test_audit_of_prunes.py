@@ -10,22 +10,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from knee_tune.app.audit import AuditOptions, audit_study
-from knee_tune.app.home import Home, Places
-from knee_tune.app.look import look_at
-from knee_tune.app.opened import open_for_training
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import StudyStart, run_study
-from knee_tune.app.workshop import open_workshop
 from knee_tune.cli.audit import print_audit
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.distributed.protocol import Decision, Done
+from knee_tune.commands.audit import AuditOptions, audit_study
+from knee_tune.commands.compute import GroupOptions, open_workshop
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.look import look_at
+from knee_tune.commands.opened import StudyRequest, open_for_training
+from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.errors import UserError
-from knee_tune.planning.planner import knee_schedule
-from knee_tune.specs.records import StudyRecord, TrialRecord
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import load_study, study_record
+from knee_tune.plans.planner import knee_schedule
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import load_study, study_record
+from knee_tune.workers.protocol import Decision, Done
 from tests.command_line import knee_tune, knee_tune_here
 from tests.mlflow_stores import new_home
 from tests.ranks_here import ranks_here

@@ -10,16 +10,16 @@ import pytest
 from optuna.trial import TrialState
 
 from knee_tune.errors import MachineError, UserError
-from knee_tune.planning.plan import Replica
-from knee_tune.planning.step_note import StepNote, begin_note
-from knee_tune.runs.processes import process_id
-from knee_tune.runs.restarts import OWN_STARTS
-from knee_tune.specs.steps import StepCount
-from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
-from knee_tune.tuning import batches, scribe
-from knee_tune.tuning.batch_training import BatchTraining
-from knee_tune.tuning.patience import StorageGoneError
-from knee_tune.tuning.recovery import requeue_failed
+from knee_tune.plans.plan import Replica
+from knee_tune.plans.step_note import StepNote, begin_note
+from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.values import StepCount
+from knee_tune.runs.locks import process_id
+from knee_tune.runs.trainer import OWN_STARTS
+from knee_tune.study import batches
+from knee_tune.study.batches import BatchTraining
+from knee_tune.study.patience import StorageGoneError
+from knee_tune.study.recovery import requeue_failed
 from tests.integration.fused_ranks import FusedRanks, rising
 from tests.integration.workbench import BUDGET, Died, Workbench, at
 
@@ -223,7 +223,7 @@ def test_a_batch_of_a_killed_driver_is_the_same_batch_again(
     with monkeypatch.context() as patch:
         patch.setattr(BatchTraining, "_tell", killed)
         patch.setattr(BatchTraining, "_break_off", lambda *_, **__: None)
-        patch.setattr("knee_tune.tuning.driver.give_back", lambda *_, **__: None)
+        patch.setattr("knee_tune.study.driver.give_back", lambda *_, **__: None)
         with pytest.raises(SystemExit):
             drive(bench, runner)
     assert bench.states == ["complete"] * 2 + ["running"] * 4
@@ -296,7 +296,7 @@ def test_trials_of_a_batch_have_heartbeats(
         beat(storage, trial_id)
 
     monkeypatch.setattr(type(bench.storage), "record_heartbeat", record)
-    monkeypatch.setattr(scribe, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(batches, "HEARTBEAT_SECONDS", 0.01)
     drive(bench)
     assert {trial._trial_id for trial in bench.study.trials} <= set(beaten)
 
@@ -312,7 +312,7 @@ def test_a_batch_that_is_over_beats_no_more(
         assert training._over.wait(10)
 
     monkeypatch.setattr(type(bench.storage), "record_heartbeat", slow)
-    training = scribe.Scribe(bench.storage, range(256), lambda report: None)
+    training = batches.Scribe(bench.storage, range(256), lambda report: None)
     with training:
         assert begun.wait(10)
     assert beaten == [0]

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from knee_tune.app.budget import search_budget
-from knee_tune.app.budget_request import BudgetRequest
-from knee_tune.app.home import Home, Places
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
+from knee_tune.commands.budget import BudgetRequest, search_budget
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import StudyRequest
 from knee_tune.errors import UserError
-from knee_tune.specs.budget import BudgetRecord
+from knee_tune.records.budget import BudgetRecord
 from tests.command_line import complains, drive_here, knee_tune_here
 from tests.mlflow_stores import new_home
 from tests.ranks_here import ranks_here

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.tuning.claims import take_claim
+from knee_tune.study.locks import take_claim
 from tests.command_line import REPOSITORY, environment
 from tests.waiting import awaited
 
 HOLD = """\
 import sys, time
-from knee_tune.tuning.claims import take_claim
+from knee_tune.study.locks import take_claim
 with take_claim(*sys.argv[1:]):
     print("taken", flush=True)
     time.sleep(60)

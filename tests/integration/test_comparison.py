@@ -11,19 +11,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from knee_tune.app import opened, workshop
-from knee_tune.app.home import Home, Places
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import RunSummary, run_study
-from knee_tune.cli.comparison import print_comparison
+from knee_tune.cli.summary import print_comparison
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.distributed.protocol import Failure, Outcome
+from knee_tune.commands import compute, opened
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.run import RunSummary, run_study
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import AnalysePlan, Plan, TestPlan, TrainPlan
-from knee_tune.specs.compared import ComparedRun
-from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.tracking import StudyFinished, TrialFinished, TrialStarted
+from knee_tune.plans.plan import AnalysePlan, Plan, TestPlan, TrainPlan
+from knee_tune.records.events import StudyFinished, TrialFinished, TrialStarted
+from knee_tune.records.study import ComparedRun, StudyRecord
+from knee_tune.workers.protocol import Failure, Outcome
 from tests.ranks_here import RanksHere
 from tests.recording import Recording
 
@@ -83,7 +82,7 @@ class Bench:
     ) -> RunSummary:
         file = self.home.with_name("small.yaml")
         file.write_text(table)
-        self._monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: ranks)
+        self._monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: ranks)
         output = io.StringIO()
         console = Console(file=output, width=200)
         try:

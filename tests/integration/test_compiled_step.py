@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Done
-from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import Placement, TrainPlan
 from knee_tune.schedules import Knee
 from knee_tune.tasks.registry import TASKS
-from knee_tune.worker.job import run_job
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Done
 from tests.integration.odd_tasks import ENTRIES
 from tests.integration.runs import Reports, done, same
 

@@ -16,27 +16,26 @@ from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import save_model
 
-from knee_tune.app import workshop
-from knee_tune.app.home import Home, Places
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.report import study_report
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.run import RunSummary, run_study
-from knee_tune.app.winner import complete_trial, register_study
-from knee_tune.cli.confirmation import print_confirmation, print_registered
-from knee_tune.cli.lines import refuse_failures
-from knee_tune.cli.summary import print_status
+from knee_tune.cli.options import refuse_failures
+from knee_tune.cli.summary import print_confirmation, print_registered, print_status
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.commands import compute
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.report import study_report
+from knee_tune.commands.run import RunSummary, run_study
+from knee_tune.commands.winner import complete_trial, register_study
+from knee_tune.config.study import FRESH_SEEDS
 from knee_tune.errors import MachineError, UserError
-from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
-from knee_tune.reporting.note import study_note
-from knee_tune.reporting.report import StudyReport
-from knee_tune.specs.confirmation import Confirmation
-from knee_tune.specs.study import FRESH_SEEDS
+from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
+from knee_tune.records.findings import Confirmation
+from knee_tune.report.answer import study_note
+from knee_tune.report.report import StudyReport
 from knee_tune.tasks.registry import task_entry
 from knee_tune.tasks.tabular.classifier import TabularTask
 from knee_tune.tracking.store import connect, local_store
+from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 from tests.mlflow_stores import new_home
 
 DEFAULT, BETTER, WORSE = 0.05, 0.1, 0.2
@@ -155,7 +154,7 @@ class Bench:
         trials: int = 3,
         timeout: float | None = None,
     ) -> RunSummary:
-        self._monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: ranks)
+        self._monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: ranks)
         request = StudyRequest(
             task="digits",
             name="s",

@@ -19,17 +19,17 @@ from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from knee_tune.distributed.protocol import Done, Failure, Outcome
 from knee_tune.errors import HomeGoneError, MachineError, UserError
-from knee_tune.planning.step_note import StepNote, begin_note
-from knee_tune.runs.processes import _described, process_id
-from knee_tune.runs.restarts import MACHINE_STARTS
-from knee_tune.specs.steps import StepCount
-from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
-from knee_tune.tuning import driver as driving
-from knee_tune.tuning import storage as storages
-from knee_tune.tuning.patience import StorageGoneError
-from knee_tune.tuning.recovery import requeue_failed
+from knee_tune.plans.step_note import StepNote, begin_note
+from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.values import StepCount
+from knee_tune.runs.locks import _described, process_id
+from knee_tune.runs.trainer import MACHINE_STARTS
+from knee_tune.study import driver as driving
+from knee_tune.study import storage as storages
+from knee_tune.study.patience import StorageGoneError
+from knee_tune.study.recovery import requeue_failed
+from knee_tune.workers.protocol import Done, Failure, Outcome
 from tests.integration.workbench import (
     BUDGET,
     STEPS_PER_EPOCH,
@@ -517,6 +517,6 @@ def test_a_trial_asked_for_in_a_lost_turn_is_given_up_if_it_is_one_too_many(
         bench.study.add_trial(bench.study.trials[0])
         return True
 
-    monkeypatch.setattr("knee_tune.tuning.driver.retaken", retaken)
+    monkeypatch.setattr("knee_tune.study.driver.retaken", retaken)
     assert bench.drive(trials=2).plans == []
     assert bench.states == ["complete"] * 2

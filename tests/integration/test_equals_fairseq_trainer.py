@@ -15,13 +15,13 @@ import torch.multiprocessing as mp
 
 pytest.importorskip("fairseq", reason="needs the translation extra")
 
-from knee_tune.distributed.group import Group
-from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.plans.plan import Placement, TrainPlan
 from knee_tune.schedules import Constant
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training import single
+from knee_tune.workers.group import Group
 
 STEPS = 50
 LR = 0.01

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 
-from knee_tune.app import workshop
-from knee_tune.app.extra_runs import ExtraRun, train_extra_runs
-from knee_tune.app.home import Home, Places
-from knee_tune.app.opened import open_for_training
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.distributed.protocol import Outcome
-from knee_tune.planning.plan import Plan, TrainPlan
-from knee_tune.planning.planner import knee_schedule
-from knee_tune.specs.steps import StepCount
-from knee_tune.tuning.attributes import extra_steps
+from knee_tune.commands import compute
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import StudyRequest, open_for_training
+from knee_tune.plans.plan import Plan, TrainPlan
+from knee_tune.plans.planner import knee_schedule
+from knee_tune.records.values import StepCount
+from knee_tune.study.attributes import extra_steps
+from knee_tune.workers.protocol import Outcome
 from tests.ranks_here import RanksHere
 
 SOON = 20.0
@@ -47,7 +46,7 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
 ) -> None:
     """As two audits at a time do."""
     gate = Gate()
-    monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: gate)
+    monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: gate)
     spec, recipe = StudyRequest(task="digits", preset="quick").resolve()
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with (

@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Done, Report
-from knee_tune.planning.plan import ENTRY, Placement, Replica, Schedule, TrainPlan, TrunkPlan
+from knee_tune import jobs
+from knee_tune.plans.plan import ENTRY, Placement, Replica, Schedule, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
 from knee_tune.tasks.digits.recipe import DigitsRecipe
 from knee_tune.tasks.digits.task import DigitsTask
 from knee_tune.tasks.tabular.recipe import MlpSize
 from knee_tune.training import loop
-from knee_tune.training.fusable import why_unfusable
-from knee_tune.worker import job
+from knee_tune.training.fused import why_unfusable
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Done, Report
 from tests.integration.runs import done
 
 STEPS = 24
@@ -64,7 +64,7 @@ def train(
     plan: TrainPlan, decide: Callable[[Report], Decision] = go_on
 ) -> tuple[Done, list[Report]]:
     line = Line(decide)
-    return done(job.run_job(plan, Group(), line)), line.reports
+    return done(jobs.run_job(plan, Group(), line)), line.reports
 
 
 @pytest.fixture(autouse=True)

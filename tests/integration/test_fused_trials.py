@@ -12,12 +12,12 @@ from optuna.pruners import NopPruner, ThresholdPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.planning.plan import Replica
+from knee_tune.plans.plan import Replica
+from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.study import TrialRecord
+from knee_tune.records.values import StepCount
 from knee_tune.schedules import Knee
-from knee_tune.specs.records import TrialRecord
-from knee_tune.specs.steps import StepCount
-from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
-from knee_tune.tuning.pruners import KneePruner
+from knee_tune.study.pruners import KneePruner
 from tests.integration.fused_ranks import FusedRanks, rising
 from tests.integration.workbench import BUDGET, Died, Workbench, at
 

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 
 pytest.importorskip("torchvision", reason="needs the vision extra")
 
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, Report
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import ENTRY, Placement, TrainPlan, TrunkPlan
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import ENTRY, Placement, TrainPlan, TrunkPlan
 from knee_tune.schedules import Knee
 from knee_tune.tasks.vision.imagenet.prepare import PreparedIndex, prepare
 from knee_tune.tasks.vision.imagenet.recipe import ImageNetRecipe
 from knee_tune.tasks.vision.imagenet.task import ImageNetTask
 from knee_tune.training.checkpoint import WEIGHTS
-from knee_tune.worker.job import run_job
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Failure, Outcome, Report
 from tests.integration.runs import done, same
 from tests.picture_folder import CLASSES, make_pictures
 

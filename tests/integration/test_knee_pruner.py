@@ -13,8 +13,7 @@ from optuna.trial import TrialState
 
 from knee_tune.pruners import KneePruner
 from knee_tune.schedules import Knee
-from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.storage import open_storage
+from knee_tune.study.storage import open_storage, quiet_optuna
 
 
 def test_the_documented_study_runs_and_is_pruned(repository: Path) -> None:

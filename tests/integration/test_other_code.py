@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.specs.records import TrialRecord
+from knee_tune.records.study import TrialRecord
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import load_study, study_record
 from knee_tune.tasks.registry import TASKS, TaskEntry
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import load_study, study_record
 from tests.command_line import QUICK, knee_tune_here
 
 TASK = """

@@ -53,7 +53,7 @@ def test_it_carries_the_package_the_command_and_the_licence(wheel: Path) -> None
         scripts.read_string(archive.read(f"{info}/entry_points.txt").decode())
     assert {"knee_tune/cli.py", "knee_tune/cli/__init__.py"} & names
     assert "knee_tune/py.typed" in names
-    pages = {f"knee_tune/reporting/page/{name}" for name in ("report.html", "page.css", "page.js")}
+    pages = {f"knee_tune/report/page/{name}" for name in ("report.html", "page.css", "page.js")}
     assert pages <= names
     assert f"{info}/licenses/LICENSE" in names
     assert scripts["console_scripts"]["knee-tune"] == "knee_tune.cli:main"
@@ -65,7 +65,7 @@ def test_installed_elsewhere_it_finds_its_search_spaces_and_studies(
 ) -> None:
     program = (
         "import knee_tune\n"
-        "from knee_tune.specs.files import available\n"
+        "from knee_tune.config.strict_yaml import available\n"
         "print(knee_tune.__file__)\n"
         "for kind in ('search_spaces', 'studies'):\n"
         "    for name, path in available(kind).items():\n"

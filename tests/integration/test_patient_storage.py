@@ -16,13 +16,12 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import OperationalError
 
 from benchmarks.postgresql import PostgresServer
-from knee_tune.tuning import claims
-from knee_tune.tuning import storage as storages
-from knee_tune.tuning.asking import asking_lock, retaken
-from knee_tune.tuning.claims import take_claim
-from knee_tune.tuning.patience import patience_with
-from knee_tune.tuning.patient_storage import PatientStorage
-from knee_tune.tuning.storage import open_storage
+from knee_tune.study import locks
+from knee_tune.study import storage as storages
+from knee_tune.study.locks import asking_lock, retaken, take_claim
+from knee_tune.study.patience import patience_with
+from knee_tune.study.patient_storage import PatientStorage
+from knee_tune.study.storage import open_storage
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 
@@ -266,8 +265,8 @@ def test_a_lock_that_a_restart_freed_is_noticed_and_taken_again(
 def test_after_a_restart_a_claim_is_still_its_holders(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(claims, "PRECEDENCE_SECONDS", 4.0)
+    monkeypatch.setattr(locks, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "PRECEDENCE_SECONDS", 4.0)
     claimed = take_claim(postgres_server.url, "row-0-1")
     assert claimed is not None
     with claimed:

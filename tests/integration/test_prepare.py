@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.app.home import Home
-from knee_tune.app.request import StudyRequest
-from knee_tune.app.upkeep import training_command
+from knee_tune.commands.home import Home
+from knee_tune.commands.look import training_command
+from knee_tune.commands.opened import StudyRequest
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized

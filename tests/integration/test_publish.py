@@ -12,16 +12,15 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
-from knee_tune.app import publish as publishing
-from knee_tune.app.home import Home, Places
-from knee_tune.app.opened import OpenedStudy
-from knee_tune.app.publish import LivePages, publish, show_now
-from knee_tune.app.workshop import Workshop
-from knee_tune.specs.tracking import Attached, RunLink
-from knee_tune.tuning.artifacts import attach_weights
-from knee_tune.tuning.attributes import record_compared
-from knee_tune.tuning.dashboard import show_figures
-from knee_tune.tuning.study import open_study, study_record
+from knee_tune.commands import publish as publishing
+from knee_tune.commands.compute import Workshop
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import OpenedStudy
+from knee_tune.commands.publish import LivePages, publish, show_now
+from knee_tune.records.events import Attached, RunLink
+from knee_tune.study.attributes import record_compared
+from knee_tune.study.dashboard import attach_weights, show_figures
+from knee_tune.study.study import open_study, study_record
 from tests.comparisons import compared, series
 from tests.integration.workbench import Workbench, training_as_a_rank_does
 from tests.recording import Recording

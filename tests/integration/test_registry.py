@@ -19,7 +19,7 @@ from safetensors.torch import save_model
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
-from knee_tune.specs.tracking import (
+from knee_tune.records.events import (
     Alias,
     RegisteredModel,
     StudyStarted,

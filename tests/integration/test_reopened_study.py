@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
-from knee_tune.app import workshop
-from knee_tune.app.home import Home
-from knee_tune.app.opened import reopen_workshop
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.request import StudyRequest
-from knee_tune.distributed.protocol import Done, Outcome
+from knee_tune.commands import compute
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.home import Home
+from knee_tune.commands.opened import StudyRequest, reopen_workshop
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import TaskFacts
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import Study, open_study
+from knee_tune.plans.plan import TaskFacts
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import Study, open_study
+from knee_tune.workers.protocol import Done, Outcome
 
 Machine = Callable[[int, str], None]
 """Makes the machine one with so many GPUs and with data of that fingerprint."""
@@ -44,7 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
             examples={},
             gpus=gpus,
         )
-        monkeypatch.setattr(workshop, "ForkserverRunner", lambda *_, **__: Described(facts))
+        monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: Described(facts))
 
     return become
 

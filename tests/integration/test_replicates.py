@@ -13,13 +13,13 @@ from optuna.pruners import BasePruner, NopPruner, ThresholdPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.distributed.protocol import Decision, Done, Outcome, Report
-from knee_tune.planning.plan import Plan, TrainPlan
-from knee_tune.specs.records import ReplicateRecord, TrialRecord
-from knee_tune.specs.steps import StepCount
-from knee_tune.specs.tracking import TrialFinished, TrialReported, TrialStarted
-from knee_tune.tuning import replicates
-from knee_tune.tuning.trial import TrialRun
+from knee_tune.plans.plan import Plan, TrainPlan
+from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.study import ReplicateRecord, TrialRecord
+from knee_tune.records.values import StepCount
+from knee_tune.study import replicates
+from knee_tune.study.trial import TrialRun
+from knee_tune.workers.protocol import Decision, Done, Outcome, Report
 from tests.integration.workbench import (
     BUDGET,
     Died,

@@ -68,7 +68,7 @@ def test_a_grid_is_trained_once_by_all_drivers_together(tmp_path: Path) -> None:
 DRIVER = """
 import sys, threading, time, torch
 from pathlib import Path
-from knee_tune.tuning import driver
+from knee_tune.study import driver
 from tests.integration.workbench import InProcess, Workbench
 
 home, mine = Path(sys.argv[1]), sys.argv[2]

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Done
-from knee_tune.planning.plan import Placement, TrainPlan
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import Placement, TrainPlan
 from knee_tune.schedules import Knee
 from knee_tune.tasks.registry import TASKS
-from knee_tune.training import step_graph
-from knee_tune.training.step_graph import LAUNCHED_STEPS, StepGraph, replayed
-from knee_tune.worker.job import run_job
+from knee_tune.training import single
+from knee_tune.training.single import LAUNCHED_STEPS, StepGraph, replayed
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Done
 from tests.integration.odd_tasks import ENTRIES
 from tests.integration.runs import Reports, done
 
@@ -44,7 +44,7 @@ def trained(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *, launched: int, accumulate: int
 ) -> tuple[Done, list[dict[str, float]], dict[str, Tensor]]:
     """A network with BatchNorm and dropout, of which so many steps are launched."""
-    monkeypatch.setattr(step_graph, "LAUNCHED_STEPS", launched)
+    monkeypatch.setattr(single, "LAUNCHED_STEPS", launched)
     plan = TrainPlan(
         task="batchnorm",
         recipe={

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import event
 
 from knee_tune.errors import UserError, disk_trouble
-from knee_tune.tuning.patient_storage import PatientStorage
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import study_names
+from knee_tune.study.patient_storage import PatientStorage
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import study_names
 
 
 def test_sqlite_is_opened_in_wal_mode(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_whole_study_is_read_as_optuna_itself_reads_it(tmp_path: Path) -> None
 
 def test_processes_that_start_together_make_the_tables_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from knee_tune.tuning.storage import open_storage; print(flush=True); "
+        "import sys, time; from knee_tune.study.storage import open_storage; print(flush=True); "
         "sys.stdin.readline(); open_storage(sys.argv[1]).get_all_studies()"
     )
     processes = [
@@ -113,7 +113,7 @@ def test_a_storage_that_is_opened_on_a_full_disk_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"connect_args": {"factory": Full}}
-    monkeypatch.setattr("knee_tune.tuning.storage.engine_options", lambda url: options)
+    monkeypatch.setattr("knee_tune.study.storage.engine_options", lambda url: options)
     with pytest.raises(Exception, match="database or disk is full") as full:
         open_storage(f"sqlite:///{tmp_path}/optuna.db")
     assert disk_trouble(full.value) == f"{tmp_path}/optuna.db: No space left on device"

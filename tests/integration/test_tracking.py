@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
-from knee_tune.specs.tracking import (
+from knee_tune.records.events import (
     Attached,
     Event,
     StudyFinished,
@@ -26,15 +26,14 @@ from knee_tune.specs.tracking import (
 from knee_tune.tracking import (
     MlflowTracker,
     open_tracker,
-    provenance,
     resolve_tracking_uri,
     send_leftovers,
+    store,
     ui_command,
 )
-from knee_tune.tracking.moved import follow_home
 from knee_tune.tracking.outbox import Outbox, outbox_root
 from knee_tune.tracking.runs import RUN_KEY
-from knee_tune.tracking.store import connect, local_store
+from knee_tune.tracking.store import connect, follow_home, local_store
 from tests.mlflow_stores import new_home
 from tests.waiting import awaited
 
@@ -267,7 +266,7 @@ def test_a_killed_driver_leaves_nothing_running(home: Path, client: MlflowClient
     script = """
 import os, signal, sys
 from pathlib import Path
-from knee_tune.specs.tracking import StudyStarted, TrialStarted, TrialReported
+from knee_tune.records.events import StudyStarted, TrialStarted, TrialReported
 from knee_tune.tracking import open_tracker
 from knee_tune.tracking.store import local_store
 home = Path(sys.argv[1])
@@ -397,7 +396,7 @@ def test_drivers_that_start_together_create_one_store(tmp_path: Path) -> None:
 
 
 def test_provenance_names_commit_and_versions(repository: Path) -> None:
-    tags = provenance()
+    tags = store()
     assert tags["version.knee-tune"] == __version__
     assert tags["version.mlflow"] == mlflow.__version__
     if (repository / ".git").exists():

@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 from mlflow import MlflowClient
 
-from knee_tune.specs.tracking import (
+from knee_tune.records.events import (
     Attached,
     Event,
     StudyFinished,

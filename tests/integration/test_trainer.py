@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.distributed.protocol import Decision, Done, Failure, Report
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths
-from knee_tune.planning.plan import TrainPlan
-from knee_tune.planning.step_note import StepNote, begin_note, counted_elsewhere, read_note
-from knee_tune.runs import restarts, trainer
-from knee_tune.runs.ledger import RECORD
-from knee_tune.runs.restarts import MACHINE_STARTS, OWN_STARTS
-from knee_tune.runs.trainer import RunResult, Trainer
+from knee_tune.plans.plan import TrainPlan, checkpoint_path, checkpoint_paths
+from knee_tune.plans.step_note import StepNote, begin_note, counted_elsewhere, read_note
+from knee_tune.records.values import StepCount
+from knee_tune.runs import trainer
+from knee_tune.runs.run_cache import RECORD
+from knee_tune.runs.trainer import MACHINE_STARTS, OWN_STARTS, RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
-from knee_tune.specs.steps import StepCount
+from knee_tune.workers.protocol import Decision, Done, Failure, Report
 from tests.pretend_ranks import TOTAL, Died, PretendRanks, What, knee_plan, save_state
 
 PLENTY = 1_000_000
@@ -236,7 +234,7 @@ def test_every_pause_is_longer_and_an_interrupt_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited = list[float]()
-    monkeypatch.setattr(restarts, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(trainer, "FIRST_PAUSE", 1.0)
     monkeypatch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
     asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
     assert waited == [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -245,7 +243,7 @@ def test_every_pause_is_longer_and_an_interrupt_ends_it(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        restarts.wait(60.0, interrupt)
+        trainer.wait(60.0, interrupt)
 
 
 def test_what_people_must_put_right_is_not_tried_again(tmp_path: Path) -> None:

@@ -14,12 +14,9 @@ from safetensors.torch import load_file, load_model
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, Report
+from knee_tune import jobs
 from knee_tune.errors import UserError
-from knee_tune.planning.checkpoint_folder import checkpoint_paths
-from knee_tune.planning.plan import (
+from knee_tune.plans.plan import (
     ENTRY,
     DescribePlan,
     Placement,
@@ -28,13 +25,16 @@ from knee_tune.planning.plan import (
     TaskFacts,
     TestPlan,
     TrainPlan,
+    checkpoint_paths,
 )
 from knee_tune.schedules import Constant, Cosine, Knee, learning_rates
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training import loop
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
-from knee_tune.training.evaluation import evaluate
-from knee_tune.worker import job
+from knee_tune.training.learner import evaluate
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Failure, Outcome, Report
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 
@@ -111,7 +111,7 @@ def run(request: pytest.FixtureRequest) -> RunPlan:
             return on_report(report)
 
         if plan.placement.world_size == 1:
-            return job.run_job(plan, Group(), DirectLine(listen)), reports
+            return jobs.run_job(plan, Group(), DirectLine(listen)), reports
         runner: ForkserverRunner = request.getfixturevalue("forkserver")
         outcome = runner.run(
             plan,
@@ -232,7 +232,7 @@ def test_an_interrupted_run_loses_no_step(plan: MakePlan, run: RunPlan) -> None:
     whole, broken = plan("whole"), plan("broken")
     outcome, reports = run(whole)
 
-    first = job.run_job(broken, Group(), InterruptedLine(at=11))
+    first = jobs.run_job(broken, Group(), InterruptedLine(at=11))
     assert (first.state, first.step) == ("stopped", 11)  # in the midst between two evaluations
     second, told = run(broken)
 
@@ -298,7 +298,7 @@ def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> N
     (broken.checkpoint_dir / "step-00000016" / "manifest.json").write_text("")
 
     line = DirectLine(never)
-    outcome = job.run_job(broken, Group(), line)
+    outcome = jobs.run_job(broken, Group(), line)
 
     assert done(outcome).steps_trained == STEPS - 8
     (said,) = line.said
@@ -321,7 +321,7 @@ def test_a_checkpoint_that_could_not_be_read_costs_time_only(
 
     monkeypatch.setattr(torch, "load", stale)
     line = DirectLine(never)
-    outcome = job.run_job(broken, Group(), line)
+    outcome = jobs.run_job(broken, Group(), line)
     assert done(outcome).steps_trained == STEPS
     (said,) = line.said
     assert said.endswith("Stale file handle")
@@ -398,7 +398,7 @@ def test_ranks_must_see_the_same_checkpoints(plan: MakePlan, run: RunPlan) -> No
     run(plan(), stop_at(8))
 
     with pytest.raises(UserError, match="file system that all their machines share"):
-        job.run_job(plan(), Elsewhere(), DirectLine(never))
+        jobs.run_job(plan(), Elsewhere(), DirectLine(never))
 
 
 # The arithmetic of a step
@@ -540,7 +540,7 @@ def test_a_long_evaluation_is_no_stall(plan: MakePlan, run: RunPlan) -> None:
 def test_the_entry_is_the_job() -> None:
     module, _, function = ENTRY.partition(":")
 
-    assert getattr(importlib.import_module(module), function) is job.run_job
+    assert getattr(importlib.import_module(module), function) is jobs.run_job
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -17,17 +17,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from knee_tune.distributed.forkserver import ForkserverRunner
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, Report
-from knee_tune.planning.checkpoint_folder import checkpoint_path, checkpoint_paths, checkpoint_step
-from knee_tune.planning.plan import Placement, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import on_trunk, train_plan
+from knee_tune import jobs
+from knee_tune.config.recipe import Recipe
+from knee_tune.plans.plan import (
+    Placement,
+    TaskFacts,
+    TaskOrder,
+    TrainPlan,
+    checkpoint_path,
+    checkpoint_paths,
+    checkpoint_step,
+)
+from knee_tune.plans.planner import on_trunk, train_plan
 from knee_tune.schedules import Knee, StepDecay
-from knee_tune.specs.recipe import Recipe
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
-from knee_tune.worker import job
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Failure, Outcome, Report
 from tests.generated_images import put_cifar10
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
@@ -176,7 +183,7 @@ class Bench:
         """In this process for one rank; else in a real group."""
         line = Line(on_report)
         if self.ranks == 1 and self.task != "mortal":
-            return Ran(plan, job.run_job(plan, Group(), line), line.reports, line.lines)
+            return Ran(plan, jobs.run_job(plan, Group(), line), line.reports, line.lines)
         outcome = self.runner().run(
             plan, on_report=line.report, on_line=line.line, on_progress=line.progress
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.app.trunks import size_of_cache
+from knee_tune.commands.look import size_of_cache
 from knee_tune.errors import UserError
 from knee_tune.runs.trunks import TrunkStore
 from tests.command_line import knee_tune, knee_tune_here

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
-from knee_tune.specs.recipe import Optimizer, Recipe
+from knee_tune.config.recipe import Optimizer, Recipe
 from knee_tune.tasks.base import Split, Task
+from knee_tune.workers.group import Group
 
 
 class ToyRecipe(Recipe):

@@ -11,9 +11,26 @@ import torch
 from optuna.pruners import NopPruner
 from optuna.storages import RDBStorage
 
-from knee_tune.app.request import StudyRequest
-from knee_tune.distributed.group import Group
-from knee_tune.distributed.protocol import (
+from knee_tune.commands.opened import StudyRequest
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import Plan, Replica, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.runs.trainer import Trainer
+from knee_tune.runs.trunks import TrunkStore
+from knee_tune.schedules import Knee
+from knee_tune.study.driver import Driver
+from knee_tune.study.events import Origin
+from knee_tune.study.locks import asking_lock
+from knee_tune.study.patience import patience_with
+from knee_tune.study.recovery import stale_trial_callback
+from knee_tune.study.samplers import Axis, make_sampler
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import open_study, study_record
+from knee_tune.study.trial import Search
+from knee_tune.training import loop
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import (
     Channel,
     Decision,
     Done,
@@ -22,24 +39,6 @@ from knee_tune.distributed.protocol import (
     Outcome,
     Report,
 )
-from knee_tune.planning.plan import Plan, Replica, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
-from knee_tune.runs.trainer import Trainer
-from knee_tune.runs.trunks import TrunkStore
-from knee_tune.schedules import Knee
-from knee_tune.specs.records import StudyRecord, TrialRecord
-from knee_tune.training import loop
-from knee_tune.tuning.asking import asking_lock
-from knee_tune.tuning.driver import Driver
-from knee_tune.tuning.listeners import Origin
-from knee_tune.tuning.patience import patience_with
-from knee_tune.tuning.points import Axis
-from knee_tune.tuning.recovery import stale_trial_callback
-from knee_tune.tuning.samplers import make_sampler
-from knee_tune.tuning.storage import open_storage
-from knee_tune.tuning.study import open_study, study_record
-from knee_tune.tuning.trial import Search
-from knee_tune.worker.job import run_job
 from tests.recording import Recording
 
 EPOCHS, STEPS_PER_EPOCH = 3, 50

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from knee_tune.schedules import Knee
-from knee_tune.tuning.pruners import alignment
+from knee_tune.study import pruners
 
 INF, NAN = math.inf, math.nan
 
@@ -21,7 +21,7 @@ ENDLESS = Knee(seed_lr=0.8, total_steps=100, explore_steps=100)
     [(0, 0, 0), (1, 0, 1), (100, 0, 100), (101, 1, 1), (200, 1, 100), (250, 2, 50)],
 )
 def test_replicates_lie_behind_each_other(reported: int, replicate: int, step: int) -> None:
-    assert alignment.locate(reported, total_steps=100) == (replicate, step)
+    assert pruners.locate(reported, total_steps=100) == (replicate, step)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_replicates_lie_behind_each_other(reported: int, replicate: int, step: i
 def test_progress_and_step_are_each_others_inverse(
     schedule: Knee, step: int, progress: float
 ) -> None:
-    assert alignment.decay_progress(schedule, step) == progress
-    assert alignment.step_at_progress(schedule, progress) == step
+    assert pruners.decay_progress(schedule, step) == progress
+    assert pruners.step_at_progress(schedule, progress) == step
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_progress_and_step_are_each_others_inverse(
 def test_the_step_at_which_a_decay_has_come_down_to_an_lr(
     schedule: Knee, lr: float, step: float | None
 ) -> None:
-    assert alignment.step_at_lr(schedule, lr) == pytest.approx(step)
+    assert pruners.step_at_lr(schedule, lr) == pytest.approx(step)
 
 
 @pytest.mark.parametrize("total_steps", [7, 30, 97, 12_345])
 def test_a_run_is_at_its_own_step_at_its_own_lr_without_rounding(total_steps: int) -> None:
     schedule = Knee(seed_lr=0.1, total_steps=total_steps, explore_steps=total_steps // 3)
     for step in range(schedule.knee_step, total_steps + 1):
-        assert alignment.step_at_lr(schedule, schedule.lr(step)) == step
-        progress = alignment.decay_progress(schedule, step)
-        assert alignment.step_at_progress(schedule, progress) == step
+        assert pruners.step_at_lr(schedule, schedule.lr(step)) == step
+        progress = pruners.decay_progress(schedule, step)
+        assert pruners.step_at_progress(schedule, progress) == step
 
 
 REPORTS = {100: 1.0, 10: 8.0, 20: 4.0, 50: 1.0, 120: 3.0, 160: 5.0}
@@ -87,13 +87,13 @@ REPORTS = {100: 1.0, 10: 8.0, 20: 4.0, 50: 1.0, 120: 3.0, 160: 5.0}
 def test_a_value_between_two_reports_of_a_replicate(
     step: float, replicate: int, value: float | None
 ) -> None:
-    found = alignment.value_at(REPORTS, step, replicate=replicate, total_steps=100)
+    found = pruners.value_at(REPORTS, step, replicate=replicate, total_steps=100)
     assert found == pytest.approx(value)
 
 
 def test_the_next_replicate_is_no_neighbour() -> None:
-    assert alignment.value_at({50: 1.0, 150: 3.0}, 80, replicate=0, total_steps=100) is None
-    assert alignment.value_at({50: 1.0, 150: 3.0}, 20, replicate=1, total_steps=100) is None
+    assert pruners.value_at({50: 1.0, 150: 3.0}, 80, replicate=0, total_steps=100) is None
+    assert pruners.value_at({50: 1.0, 150: 3.0}, 20, replicate=1, total_steps=100) is None
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_the_next_replicate_is_no_neighbour() -> None:
 def test_a_value_beside_one_that_is_not_finite(
     left: float, right: float, between: float | None
 ) -> None:
-    assert alignment.value_at({10: left, 20: right}, 15, replicate=0, total_steps=100) == between
+    assert pruners.value_at({10: left, 20: right}, 15, replicate=0, total_steps=100) == between
 
 
 @pytest.mark.parametrize("value", [NAN, INF, 3.0])
 def test_a_value_at_a_report_is_the_reported_one(value: float) -> None:
-    found = alignment.value_at({5: 1.0, 10: value}, 10, replicate=0, total_steps=100)
+    found = pruners.value_at({5: 1.0, 10: value}, 10, replicate=0, total_steps=100)
     assert found == (None if math.isnan(value) else value)
 
 
@@ -131,15 +131,15 @@ def test_a_value_is_outside_when_it_misses_the_best_percent(
     value: float, percentile: float, outside: bool
 ) -> None:
     others = [5.0, 2.0, 1.0, 3.0, 4.0]
-    assert alignment.is_outside(value, others, percentile=percentile) is outside
+    assert pruners.is_outside(value, others, percentile=percentile) is outside
 
 
 def test_infinite_others_are_the_worst() -> None:
     others = [1.0, INF, INF, INF]
-    assert alignment.is_outside(2.0, others, percentile=0)
-    assert not alignment.is_outside(2.0, others, percentile=10)
-    assert not alignment.is_outside(INF, others, percentile=50)
+    assert pruners.is_outside(2.0, others, percentile=0)
+    assert not pruners.is_outside(2.0, others, percentile=10)
+    assert not pruners.is_outside(INF, others, percentile=50)
 
 
 def test_rounding_alone_puts_nothing_outside() -> None:
-    assert not alignment.is_outside(0.1 + 0.2, [0.3] * 4, percentile=10)
+    assert not pruners.is_outside(0.1 + 0.2, [0.3] * 4, percentile=10)

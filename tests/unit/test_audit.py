@@ -3,9 +3,9 @@
 import pytest
 from scipy.stats import binomtest
 
-from knee_tune.specs.audit import Audit, AuditedTrial, choose, verdict, wilson_interval
-from knee_tune.specs.recipe import Direction
-from knee_tune.specs.steps import StepCount
+from knee_tune.config.recipe import Direction
+from knee_tune.records.findings import Audit, AuditedTrial, choose, verdict, wilson_interval
+from knee_tune.records.values import StepCount
 
 COMPLETE = (90.0, 92.0, 94.0, 91.0, 93.0, 89.0, 88.0)
 """Accuracies of seven complete trials."""

@@ -9,7 +9,7 @@ from benchmarks.pruners import axes
 from benchmarks.replays import Asked, Layout, Replay, View, interval, replay
 from benchmarks.whole import COSTS, steps_at_equal_regret
 from knee_tune.schedules import Knee
-from knee_tune.tuning.samplers import make_sampler
+from knee_tune.study.samplers import make_sampler
 
 LRS, FRACTIONS, STEPS = (0.1, 0.2), (0.0, 0.5), (5, 10)
 

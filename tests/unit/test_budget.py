@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from knee_tune.config.recipe import Metric
 from knee_tune.errors import UserError
-from knee_tune.specs.budget import (
+from knee_tune.records.budget import (
     BudgetRecord,
     BudgetRun,
     SearchSteps,
@@ -14,7 +15,6 @@ from knee_tune.specs.budget import (
     check_distinct,
     read_target,
 )
-from knee_tune.specs.recipe import Metric
 
 ACCURACY = Metric(name="accuracy", direction="maximize", percent=True)
 PPL = Metric(name="ppl", direction="minimize")

@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from knee_tune.planning.checkpoint_folder import (
+from knee_tune.plans.plan import (
+    Placement,
+    TaskFacts,
+    TrainPlan,
     checkpoint_paths,
     checkpoint_step,
     discard_checkpoints,
 )
-from knee_tune.planning.plan import Placement, TaskFacts, TrainPlan
 from knee_tune.schedules import Cosine
 from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (

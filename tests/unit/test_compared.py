@@ -8,20 +8,19 @@ import plotly.graph_objects as go
 import pytest
 from scipy import stats
 
-from knee_tune.reporting.compared import Comparison, comparison_of
-from knee_tune.reporting.compared_figures import comparison_figures
-from knee_tune.reporting.compared_report import ComparisonReport, build_comparison_report
-from knee_tune.reporting.compared_sections import beside_section
-from knee_tune.reporting.compared_words import answer_words, comparison_note
-from knee_tune.reporting.context import ReportContext
-from knee_tune.reporting.explored import explored_in
-from knee_tune.reporting.html import as_html
-from knee_tune.reporting.intervals import mean_estimate
-from knee_tune.reporting.markdown import as_markdown
-from knee_tune.reporting.tables import compared_table
-from knee_tune.reporting.trends import slope, two_sided_p
-from knee_tune.specs.records import StudyRecord
-from knee_tune.specs.study import ReferenceRow
+from knee_tune.config.study import ReferenceRow
+from knee_tune.records.study import StudyRecord
+from knee_tune.report.comparison import (
+    ComparisonReport,
+    answer_words,
+    beside_section,
+    build_comparison_report,
+    comparison_note,
+)
+from knee_tune.report.comparison_figures import comparison_figures
+from knee_tune.report.document import ReportContext, as_html, as_markdown, compared_table
+from knee_tune.stats.comparison import Comparison, comparison_of, explored_in, slope, two_sided_p
+from knee_tune.stats.estimates import mean_estimate
 from tests.comparisons import EXPLORED, compared, schedules, series, stepped
 
 EVIL = "</script><img src=x onerror=alert(1)>|`*_"

@@ -8,14 +8,12 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from knee_tune.app.report import text_of
 from knee_tune.cli import main
-from knee_tune.cli.lines import ConsoleLines, PlainConsole
+from knee_tune.cli.options import ConsoleLines, PlainConsole
 from knee_tune.cli.summary import fate
-from knee_tune.distributed.protocol import Done, Failure, Line
-from knee_tune.reporting.document import Report, Section
-from knee_tune.reporting.html import as_html
-from knee_tune.reporting.markdown import as_markdown
+from knee_tune.commands.report import text_of
+from knee_tune.report.document import Report, Section, as_html, as_markdown
+from knee_tune.workers.protocol import Done, Failure, Line
 
 NASTY = "\x1b[2J[bold]x[/] [/] :smile: \u202eevil\x07 <b>|"
 SEEN = "[bold]x[/] [/] :smile: evil <b>|"

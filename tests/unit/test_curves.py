@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from knee_tune.reporting.curves import POINTS, curves_figure
+from knee_tune.records.study import RunRecord
+from knee_tune.report.run_figures import POINTS, curves_figure
 from knee_tune.schedules import Constant, Knee, Linear, Schedule, StepDecay, learning_rates
-from knee_tune.specs.records import RunRecord
 
 
 def drawn(schedule: Schedule) -> tuple[list[int], list[float]]:

@@ -10,11 +10,10 @@ import requests
 import sqlalchemy
 from mlflow.exceptions import MlflowException
 
-from knee_tune.app.home import Home
-from knee_tune.app.searches import known_search
+from knee_tune.commands.budget import known_search
+from knee_tune.commands.home import Home
+from knee_tune.config.strict_yaml import find, read_document
 from knee_tune.errors import MachineError, UserError, disk_trouble
-from knee_tune.specs.files import find
-from knee_tune.specs.strict_yaml import read_document
 from knee_tune.tasks.archive import unpacked
 from knee_tune.tasks.translation.corpus import read_lines
 from knee_tune.tasks.translation.download import Archive, download

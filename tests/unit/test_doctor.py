@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from knee_tune.doctor import Check, examine, places, software
+from knee_tune.commands import doctor
+from knee_tune.commands.doctor import Check, examine
 
 
 def by_name(home: Path, **changes: object) -> dict[str, Check]:
@@ -87,7 +88,7 @@ def test_missing_libraries_are_findings_not_errors(
 def test_a_version_outside_the_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=2.11", "optuna>=5.0"])
     monkeypatch.setattr(metadata, "version", lambda name: "2.3.0")
-    checks = {check.name: check for check in software.check_libraries()}
+    checks = {check.name: check for check in doctor.check_libraries()}
     assert not checks["torch"].ok
     assert "torch>=2.11" in checks["torch"].advice
     assert checks["mlflow"].ok, "no requirement, no complaint"
@@ -129,17 +130,17 @@ def test_an_existing_storage_file(tmp_path: Path, content: bytes | None, ok: boo
     ["nonsense", "postgresql://user:secret@127.0.0.1:1/db", "unknowndb://host/db"],
 )
 def test_a_storage_that_does_not_answer(url: str) -> None:
-    check = places.check_storage(url)
+    check = doctor.check_storage(url)
     assert not check.ok
     assert "secret" not in check.detail + check.advice
 
 
 def test_a_tracking_server_that_answers(server: str) -> None:
-    assert places.check_tracking(server) == Check("tracking", True, f"{server} answers")
+    assert doctor.check_tracking(server) == Check("tracking", True, f"{server} answers")
 
 
 def test_a_tracking_server_that_is_away() -> None:
-    check = places.check_tracking("http://user:secret@127.0.0.1:1")
+    check = doctor.check_tracking("http://user:secret@127.0.0.1:1")
     assert not check.ok
     assert "secret" not in check.detail
     assert "--tracking-uri" in check.advice
@@ -153,12 +154,12 @@ def test_bytecode_that_is_not_written_hurts_where_there_is_none(
     spec.cached = str(tmp_path if there else tmp_path / "missing.pyc")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert software.check_bytecode().ok is there
+    assert doctor.check_bytecode().ok is there
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    assert software.check_bytecode().ok
+    assert doctor.check_bytecode().ok
 
 
 def test_prepared_data_is_listed(tmp_path: Path) -> None:
     (tmp_path / "demo.de-en").mkdir()
     (tmp_path / "demo.de-en" / "manifest.json").write_text("{}")
-    assert "demo.de-en" in places.check_data(tmp_path).detail
+    assert "demo.de-en" in doctor.check_data(tmp_path).detail

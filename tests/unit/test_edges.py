@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from knee_tune.specs.edges import edges
-from knee_tune.specs.overrides import parse_override
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.study import StudySpec
+from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.resolve import parse_override
+from knee_tune.config.study import StudySpec, edges
 
 RANGE = {"low": 0.01, "high": 1.0, "per_decade": 2}
 STEPS = {"low": 0.1, "high": 0.8, "step": 0.1}

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from knee_tune.app.ending import told_end
-from knee_tune.specs.tracking import Event, StudyFinished, StudyState
+from knee_tune.commands.opened import told_end
+from knee_tune.records.events import Event, StudyFinished, StudyState
 from knee_tune.tracking.tracker import NullTracker
 
 

@@ -5,10 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from knee_tune.analysis.fisher import FisherMatrix, drawn_labels
-from knee_tune.analysis.lanczos import largest_eigenvalue
-from knee_tune.analysis.training_loss import flat
-from knee_tune.distributed.group import Group
+from knee_tune.analysis.minimum import FisherMatrix, drawn_labels, flat, largest_eigenvalue
+from knee_tune.workers.group import Group
 
 CLASSES = 4
 

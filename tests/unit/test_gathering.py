@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from knee_tune.distributed.gathering import Gathering
+from knee_tune.workers.rendezvous import Gathering
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_thousands_of_callers_keep_no_rank_out(gathering: Gathering) -> None:
 def test_who_says_nothing_is_hung_up_on_after_a_while(
     gathering: Gathering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("knee_tune.distributed.gathering._PATIENCE", 0.1)
+    monkeypatch.setattr("knee_tune.workers.rendezvous._PATIENCE", 0.1)
     with call(gathering) as silent:
         silent.sendall(b"{")
         assert hung_up(silent, gathering)

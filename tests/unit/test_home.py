@@ -10,13 +10,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from knee_tune.app.home import Home
-from knee_tune.distributed.torchrun import SCRATCH
+from knee_tune.commands.home import Home
 from knee_tune.errors import HomeGoneError, UserError
 from knee_tune.leftovers import scratch, scratch_folder
 from knee_tune.runs.locks import file_lock
+from knee_tune.study.dashboard import attach_to_study
 from knee_tune.tracking.store import _create_database
-from knee_tune.tuning.artifacts import attach_to_study
+from knee_tune.workers.torchrun import SCRATCH
 
 
 def logs_of(home: Home) -> Path:

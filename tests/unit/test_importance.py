@@ -4,8 +4,7 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
-from knee_tune.tuning import importance
-from knee_tune.tuning.importance import importances_of
+from knee_tune.study.study import importances_of
 
 
 def study(trials: int) -> optuna.Study:
@@ -28,7 +27,7 @@ def study(trials: int) -> optuna.Study:
 
 def test_thousands_of_trials_are_judged_by_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trees of a forest take minutes for thousands."""
-    monkeypatch.setattr(importance, "MOST_TRIALS", 30)
+    monkeypatch.setattr("knee_tune.study.study.MOST_TRIALS", 30)
     found = importances_of(study(100), seed=1)
     assert found is not None
     assert found.trials == 30

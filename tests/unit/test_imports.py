@@ -18,24 +18,26 @@ LAYERS = (
     {"urls"},
     {"errors", "leftovers"},
     {"schedules"},
-    {"specs"},
-    {"planning"},
-    {"distributed"},
+    {"config"},
+    {"records"},
+    {"plans"},
+    {"workers"},
     {"tasks"},
     {"training"},
     {"analysis"},
-    {"worker"},
+    {"jobs"},
     {"runs"},
-    {"tuning", "tracking", "reporting"},
-    {"doctor", "pruners"},
-    {"app"},
+    {"stats"},
+    {"study", "tracking", "report"},
+    {"pruners"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
 """From the bottom up. A room may import lower rooms, never one beside it or above."""
 
 ROOM_OF = {
-    "optuna": "tuning",
+    "optuna": "study",
     "mlflow": "tracking",
     "fairseq": "tasks/translation",
     "torchvision": "tasks/vision",
@@ -49,7 +51,7 @@ def level(room: str) -> int:
 
 
 def room_of(module: str) -> str:
-    """``knee_tune.specs.recipe`` -> ``specs``; the package itself has no room."""
+    """``knee_tune.config.recipe`` -> ``config``; the package itself has no room."""
     return [*module.split("."), ""][1]
 
 
@@ -106,7 +108,7 @@ def test_only_the_registry_names_concrete_tasks() -> None:
         for path in MODULES
         if "tasks" not in path.relative_to(PACKAGE).parts
         and any(".".join(name.split(".")[:3]) in concrete for name in imports(path))
-        and room_of(name_of(path)) not in ("app", "doctor")
+        and room_of(name_of(path)) != "commands"
     ]
     assert not offenders
 
@@ -132,7 +134,7 @@ def test_any_module_can_be_imported_first() -> None:
 
 def test_ranks_warm_up_before_a_command_imports_big_libraries() -> None:
     """What ``run`` imports before it starts the process that ranks are forked from."""
-    program = "import sys, knee_tune.app.baseline, knee_tune.app.run; print(*sys.modules)"
+    program = "import sys, knee_tune.commands.run; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from knee_tune.reporting.intervals import mean_estimate, paired_estimate
-from knee_tune.specs.estimate import Estimate
+from knee_tune.records.values import Estimate
+from knee_tune.stats.estimates import mean_estimate, paired_estimate
 
 SAMPLES = np.random.default_rng(7).normal(92.0, 0.5, size=(2, 6)).tolist()
 

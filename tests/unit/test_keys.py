@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from knee_tune.planning.keys import digest_of, run_identity, run_key, shared_knots, trunk_key
-from knee_tune.planning.plan import Placement, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.identity import digest_of, run_identity, run_key, shared_knots, trunk_key
+from knee_tune.plans.plan import Placement, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.schedules import Cosine, Knee
 
 ORDER = TaskOrder(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.distributed.protocol import Done, ReplicaDone, Report
-from knee_tune.planning.plan import Placement, TaskFacts, TrainPlan
-from knee_tune.runs.ledger import RECORD, FinishedRun, read_record, write_record
+from knee_tune.plans.plan import Placement, TaskFacts, TrainPlan
+from knee_tune.runs.run_cache import RECORD, FinishedRun, read_record, write_record
 from knee_tune.schedules import Knee
+from knee_tune.workers.protocol import Done, ReplicaDone, Report
 from tests.pretend_ranks import knee_plan
 
 REPORTS = [

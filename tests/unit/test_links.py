@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.app.home import Home, Places
+from knee_tune.commands.home import Home, Places
 from knee_tune.tracking.store import model_url, run_link, ui_command
 
 SERVER = "http://ann:secret@mlflow:5000"

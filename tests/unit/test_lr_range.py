@@ -5,9 +5,9 @@ import math
 import pytest
 
 from knee_tune.analysis.range_curve import HALF_WINDOW, exploded, read_off, smoothed
-from knee_tune.reporting.lr_range_figure import as_page, lr_range_figure
+from knee_tune.report.run_figures import as_page, lr_range_figure
 from knee_tune.schedules import learning_rates
-from knee_tune.schedules.lr_range import LRRange
+from knee_tune.schedules.schedule import LRRange
 
 LRS = [10 ** (-4 + index / 20) for index in range(100)]
 VALLEY = [2.3 - math.exp(-((math.log10(lr) + 1) ** 2)) for lr in LRS]

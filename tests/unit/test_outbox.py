@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from knee_tune.specs.tracking import Event, Recorded, StudyStarted, TrialReported
+from knee_tune.records.events import Event, Recorded, StudyStarted, TrialReported
 from knee_tune.tracking.outbox import Outbox, another_driver_lives, outbox_root, study_folder
 
 STUDY = StudyStarted(uid="u", name="a/study", task="digits", experiment="e")
@@ -29,7 +29,7 @@ def test_a_killed_driver_leaves_everything_to_the_next_one(tmp_path: Path) -> No
     script = """
 import os, signal, sys
 from pathlib import Path
-from knee_tune.specs.tracking import StudyStarted, TrialReported
+from knee_tune.records.events import StudyStarted, TrialReported
 from knee_tune.tracking.outbox import Outbox
 study = StudyStarted(uid="u", name="a/study", task="digits", experiment="e")
 outbox = Outbox.create(Path(sys.argv[1]), study)
@@ -119,7 +119,7 @@ def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
 
 
 def test_a_line_longer_than_a_block_is_read_whole(tmp_path: Path) -> None:
-    from knee_tune.specs.tracking import Attached
+    from knee_tune.records.events import Attached
 
     outbox = Outbox.create(tmp_path, STUDY)
     long = Attached(name="log.txt", text="x" * 3_000_000)

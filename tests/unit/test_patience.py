@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Pending
 
 from knee_tune.errors import UserError
 from knee_tune.runs.slots import Slots
-from knee_tune.tuning.patience import Patience, StorageGoneError, is_outage, storage_timeout
+from knee_tune.study.patience import Patience, StorageGoneError, is_outage, storage_timeout
 from tests.waiting import awaited, main_thread_is_in
 
 URL = "postgresql+psycopg://ann:secret@host/db"
@@ -102,7 +102,7 @@ def away(times: int, *, then: Callable[[], int] = lambda: 7) -> Callable[[], int
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Patience:
-    monkeypatch.setattr("knee_tune.tuning.patience.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("knee_tune.study.patience.LONGEST_PAUSE", 0.01)
     caplog.set_level(logging.WARNING)
     return Patience(URL)
 

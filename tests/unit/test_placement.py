@@ -5,17 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from knee_tune.app import placement
-from knee_tune.app.home import HeldHome, Home
-from knee_tune.app.placement import GroupOptions
-from knee_tune.app.workshop import Workshop
-from knee_tune.distributed import rank
+from knee_tune.commands import compute
+from knee_tune.commands.compute import GroupOptions, Workshop
+from knee_tune.commands.home import HeldHome, Home
+from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Placement, TaskFacts
+from knee_tune.plans.plan import Placement, TaskFacts
 from knee_tune.runs.trainer import Trainer
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.study import StudySpec
 from knee_tune.tasks.registry import task_entry
+from knee_tune.workers import rank
 from tests.pretend_ranks import PretendRanks
 
 
@@ -149,7 +148,7 @@ def test_compiling_is_said_to_the_ranks() -> None:
 
 @pytest.fixture
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "usable_cores", lambda: 2)
+    monkeypatch.setattr(compute, "usable_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("_two_cores")
@@ -191,7 +190,7 @@ def test_other_counts_are_left_to_who_asks_for_them(options: GroupOptions) -> No
 
 
 def test_many_cores_take_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "usable_cores", lambda: 100)
+    monkeypatch.setattr(compute, "usable_cores", lambda: 100)
     GroupOptions(nproc=100, slots=4, device="cpu").check()
     with pytest.raises(UserError, match="100 cores"):
         GroupOptions(nproc=401, device="cpu").check()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import TaskFacts, TaskOrder, TrainPlan
-from knee_tune.planning.planner import (
+from knee_tune.plans.plan import TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.planner import (
     BASELINES,
     baseline_schedule,
     budget_steps,

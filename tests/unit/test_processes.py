@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from knee_tune.runs import processes
-from knee_tune.runs.processes import _described, lives, process_id
+from knee_tune.runs import locks
+from knee_tune.runs.locks import _described, lives, process_id
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def another() -> Iterator["subprocess.Popen[bytes]"]:
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A system without /proc, as macOS is."""
-    monkeypatch.setattr(processes, "PROC", tmp_path_factory.mktemp("proc"))
-    monkeypatch.setattr(processes, "_described", processes._described.__wrapped__)
-    monkeypatch.setattr(processes, "_boot", processes._boot.__wrapped__)
+    monkeypatch.setattr(locks, "PROC", tmp_path_factory.mktemp("proc"))
+    monkeypatch.setattr(locks, "_described", locks._described.__wrapped__)
+    monkeypatch.setattr(locks, "_boot", locks._boot.__wrapped__)
 
 
 def sysctl(monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:

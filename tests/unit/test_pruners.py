@@ -18,11 +18,9 @@ from optuna.trial import TrialState
 
 from knee_tune.pruners import KneePruner
 from knee_tune.schedules import Knee
-from knee_tune.tuning.points import Axis
-from knee_tune.tuning.pruners import make_pruner, raw_step_warning
-from knee_tune.tuning.pruners.named import PruningBrackets
-from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.samplers import make_sampler
+from knee_tune.study.pruners import PruningBrackets, make_pruner, raw_step_warning
+from knee_tune.study.samplers import Axis, make_sampler
+from knee_tune.study.storage import quiet_optuna
 
 TOTAL, EVERY = 100, 10
 MAX_LR = 0.8

@@ -8,10 +8,9 @@ import pytest
 from rich.console import Console
 
 from knee_tune.cli.summary import print_status
-from knee_tune.specs.recipe import Direction
-from knee_tune.specs.records import StudyRecord, TrialRecord, TrialState
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.study import StudySpec
+from knee_tune.config.recipe import Direction, ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.study import StudySpec
+from knee_tune.records.study import StudyRecord, TrialRecord, TrialState
 
 SPEC = StudySpec(
     name="knee-toy-1ep",

@@ -8,25 +8,30 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from knee_tune.reporting.context import ReportContext
-from knee_tune.reporting.document import Table
-from knee_tune.reporting.figures import study_figures
-from knee_tune.reporting.html import as_html, script_json
-from knee_tune.reporting.markdown import as_markdown
-from knee_tune.reporting.report import StudyReport, build_report
-from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun
-from knee_tune.specs.estimate import Estimate
-from knee_tune.specs.importances import Importances
-from knee_tune.specs.records import (
+from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.study import ReferenceRow, ReferenceTable, StudySpec
+from knee_tune.records.findings import (
+    Candidate,
+    Confirmation,
+    Crossover,
+    FreshRun,
+    Importances,
+    Optimum,
+    Recommendation,
+    Ridge,
+    Surface,
+)
+from knee_tune.records.study import (
     BaselineRecord,
     Evaluation,
     ReplicateRecord,
     StudyRecord,
     TrialRecord,
 )
-from knee_tune.specs.ridge import Crossover, Optimum, Recommendation, Ridge, Surface
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.study import ReferenceRow, ReferenceTable, StudySpec
+from knee_tune.records.values import Estimate
+from knee_tune.report.document import ReportContext, Table, as_html, as_markdown, script_json
+from knee_tune.report.report import StudyReport, build_report
+from knee_tune.report.run_figures import study_figures
 
 LRS = (1.5e-4, 3e-4, 6e-4)
 FRACTIONS = (0.0, 0.5, 0.9)

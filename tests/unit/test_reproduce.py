@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from knee_tune.app import reproduce
-from knee_tune.app.reproduce import Reproduction, ReproductionRequest, designs
-from knee_tune.specs.records import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.commands import reproduce
+from knee_tune.commands.reproduce import Reproduction, ReproductionRequest, designs
+from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
 
 
 @pytest.fixture(autouse=True)

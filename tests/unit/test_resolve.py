@@ -6,12 +6,11 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
+from knee_tune.config.recipe import Metric, Optimizer, Recipe, Spec
+from knee_tune.config.resolve import resolve_study
+from knee_tune.config.strict_yaml import Document, read_document
+from knee_tune.config.study import Confirm, StudySpec
 from knee_tune.errors import UserError
-from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Metric, Optimizer, Recipe
-from knee_tune.specs.resolve import resolve_study
-from knee_tune.specs.strict_yaml import Document, read_document
-from knee_tune.specs.study import Confirm, StudySpec
 
 SPACE = """\
 task: toy

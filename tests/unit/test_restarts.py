@@ -6,12 +6,12 @@ from typing import get_args
 
 import pytest
 
-from knee_tune.app.workshop import _facts
-from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.commands.compute import _facts
 from knee_tune.errors import MachineError, UserError
-from knee_tune.planning.plan import DescribePlan, Plan, TaskFacts
-from knee_tune.runs.restarts import JOB_STARTS, error_of, run_job
+from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts
+from knee_tune.runs.trainer import JOB_STARTS, error_of, run_job
 from knee_tune.tasks.registry import TASKS, TaskEntry
+from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 
 OURS = "digits"
 THEIRS = "a task of somebody's own"

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.ridge_surfaces import FRACTIONS, SEED_LRS, Truth, always_long, flat
-from knee_tune.reporting import smoothers
-from knee_tune.reporting.ridge import ridge_of
-from knee_tune.reporting.scores import Floats, scores_of
-from knee_tune.reporting.smoothers import gp_smoother
-from knee_tune.specs.recipe import Direction
-from knee_tune.specs.records import ReplicateRecord, StudyRecord, TrialRecord
-from knee_tune.specs.ridge import Ridge
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.study import StudySpec
+from knee_tune.config.recipe import Direction, ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.study import StudySpec
+from knee_tune.records.findings import Ridge
+from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.stats.estimates import Floats, scores_of
+from knee_tune.stats.ridge import gp_smoother, ridge_of
 
 LRS = tuple(SEED_LRS.tolist())
 SHARES = tuple(FRACTIONS.tolist())
@@ -232,7 +229,7 @@ def test_a_gaussian_process_through_some_of_many_points_finds_the_same_ridge(
     scores = scores_of(record(FALLING.accuracies[None]))
     assert scores is not None
     whole = gp_smoother(scores)
-    monkeypatch.setattr(smoothers, "MOST_POINTS", 60)
+    monkeypatch.setattr("knee_tune.stats.ridge.MOST_POINTS", 60)
     part = gp_smoother(scores)
     assert whole is not None
     assert part is not None

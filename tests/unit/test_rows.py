@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from knee_tune.config.study import ReferenceRow
 from knee_tune.errors import UserError
-from knee_tune.planning.plan import Schedule, TaskFacts
-from knee_tune.planning.rows import in_order, row_schedule
+from knee_tune.plans.plan import Schedule, TaskFacts
+from knee_tune.plans.planner import in_order, row_schedule
 from knee_tune.schedules import Cosine, Knee, OneCycle, StepDecay, learning_rates
-from knee_tune.specs.study import ReferenceRow
 from knee_tune.tasks.digits.recipe import DigitsRecipe
 
 

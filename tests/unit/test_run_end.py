@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from knee_tune.app import run
+from knee_tune.commands import run
 from knee_tune.errors import MachineError, UserError
-from knee_tune.tuning.patience import StorageGoneError
+from knee_tune.study.patience import StorageGoneError
 
 
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> str:

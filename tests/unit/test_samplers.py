@@ -15,11 +15,16 @@ from optuna.samplers import (
 )
 from optuna.trial import TrialState
 
-from knee_tune.tuning.gp import PrunedAsBadGPSampler
-from knee_tune.tuning.points import Axis, untried, wanted
-from knee_tune.tuning.quiet import quiet_optuna
-from knee_tune.tuning.recovery import requeue, requeue_failed
-from knee_tune.tuning.samplers import GridSnappingSampler, make_sampler
+from knee_tune.study.recovery import requeue, requeue_failed
+from knee_tune.study.samplers import (
+    Axis,
+    GridSnappingSampler,
+    PrunedAsBadGPSampler,
+    make_sampler,
+    untried,
+    wanted,
+)
+from knee_tune.study.storage import quiet_optuna
 
 AXES = {
     "seed_lr": Axis((0.001, 0.003, 0.01, 0.03, 0.1), log=True),

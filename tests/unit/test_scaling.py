@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from knee_tune.app.request import StudyRequest
+from knee_tune.commands.opened import StudyRequest
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError
-from knee_tune.specs.recipe import Recipe
-from knee_tune.specs.study import SEARCHING, StudySpec
 
 SEARCH = """\
 name: my-search

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from knee_tune.planning import plan
+from knee_tune.plans import plan
 from knee_tune.schedules import (
     Constant,
     Cosine,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.specs.tracking import (
+from knee_tune.records.events import (
     Event,
     Recorded,
     StudyFinished,

@@ -10,11 +10,10 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from knee_tune.analysis.sharpness import sharpness
-from knee_tune.analysis.training_loss import TrainingLoss, flat, full_precision, parts
-from knee_tune.distributed.group import Group
-from knee_tune.specs.analyses import Sharpness
+from knee_tune.analysis.minimum import TrainingLoss, flat, full_precision, parts, sharpness
+from knee_tune.config.study import Sharpness
 from knee_tune.tasks.classifier import Examples
+from knee_tune.workers.group import Group
 
 SHIFT = torch.tensor([0.5, -2.0])
 

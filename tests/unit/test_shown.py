@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from knee_tune.cli.summary import print_status
-from knee_tune.specs.records import StudyRecord, TrialRecord
-from knee_tune.specs.shown import percent, setting
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.specs.study import StudySpec
+from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.study import StudySpec
+from knee_tune.records.shown import percent, setting
+from knee_tune.records.study import StudyRecord, TrialRecord
 
 CLOSE = (0.666667, 0.67)
 """100 of 150 epochs, as in the paper's Table 16, and what it is rounded to."""

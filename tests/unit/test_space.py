@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from knee_tune.specs.space import ExploreFractionSpace, SearchSpace, SeedLRSpace
+from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
 
 
 def test_the_seed_lr_grid_by_value() -> None:

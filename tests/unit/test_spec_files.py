@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from knee_tune.config import strict_yaml
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.resolve import read_space, resolve_study
+from knee_tune.config.strict_yaml import available, find, read_files
 from knee_tune.errors import UserError
-from knee_tune.specs import files
-from knee_tune.specs.files import available, find, read_files
-from knee_tune.specs.recipe import Recipe
-from knee_tune.specs.resolve import read_space, resolve_study
 from knee_tune.tasks.registry import TASKS, task_entry
 
 
@@ -42,7 +42,7 @@ def test_shipped_search_spaces_are_valid(task: str) -> None:
         assert study.subject == task
 
 
-@pytest.mark.parametrize("name", files.available("studies"))
+@pytest.mark.parametrize("name", strict_yaml.available("studies"))
 @pytest.mark.usefixtures("elsewhere")
 def test_shipped_studies_are_valid(name: str) -> None:
     space_file, study_file = read_files(task=None, study=name)
@@ -96,7 +96,7 @@ def test_an_installed_package_brings_its_own_files(
     """In a wheel the folders lie inside the package; in a source checkout beside it."""
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "packaged.yaml").touch()
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(strict_yaml, "_PACKAGE", tmp_path)
     assert "packaged" in available("studies")
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
-from knee_tune.training.checkpoint import run_fingerprint, save_checkpoint
-from knee_tune.training.start import find_start
+from knee_tune.training.checkpoint import find_start, run_fingerprint, save_checkpoint
+from knee_tune.workers.group import Group
 from tests.pretend_ranks import knee_plan
 
 

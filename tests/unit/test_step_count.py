@@ -1,6 +1,6 @@
 """Steps are counted once, whoever trained them."""
 
-from knee_tune.specs.steps import StepCount
+from knee_tune.records.values import StepCount
 
 
 def test_a_run_from_scratch_reuses_nothing() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from knee_tune.config.strict_yaml import Document, parse_value, read_document
 from knee_tune.errors import UserError
-from knee_tune.specs.strict_yaml import Document, parse_value, read_document
 
 
 def read(folder: Path, text: str) -> Document:

@@ -10,23 +10,15 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.app.request import StudyRequest
+from knee_tune.commands.opened import StudyRequest
 from knee_tune.errors import UserError
-from knee_tune.runs.processes import process_id
-from knee_tune.specs.records import BaselineRecord, Evaluation, ReplicateRecord
-from knee_tune.specs.steps import StepCount
-from knee_tune.specs.tracking import TrialFinished
-from knee_tune.tuning.recovery import (
-    LEFT,
-    current,
-    give_back,
-    key_of,
-    put_back,
-    recover,
-    requeue,
-)
-from knee_tune.tuning.replicate_notes import fused_attr, replicate_attr, run_of
-from knee_tune.tuning.study import (
+from knee_tune.records.events import TrialFinished
+from knee_tune.records.study import BaselineRecord, Evaluation, ReplicateRecord
+from knee_tune.records.values import StepCount
+from knee_tune.runs.locks import process_id
+from knee_tune.study.attributes import fused_attr, replicate_attr, run_of
+from knee_tune.study.recovery import LEFT, current, give_back, key_of, put_back, recover, requeue
+from knee_tune.study.study import (
     load_study,
     open_study,
     record_baseline,

@@ -8,11 +8,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from knee_tune.distributed import supervisor
-from knee_tune.distributed.protocol import Decision, Done, Failure, Outcome, Progress, Report
-from knee_tune.distributed.supervisor import Callbacks, Supervisor
-from knee_tune.distributed.wire import Exit, Inquiry, Ready, Whereabouts, Wire
-from knee_tune.specs.base import Spec
+from knee_tune.config.recipe import Spec
+from knee_tune.workers import supervisor
+from knee_tune.workers.protocol import (
+    Decision,
+    Done,
+    Exit,
+    Failure,
+    Inquiry,
+    Outcome,
+    Progress,
+    Ready,
+    Report,
+    Whereabouts,
+    Wire,
+)
+from knee_tune.workers.supervisor import Callbacks, Supervisor
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.app.request import StudyRequest
-from knee_tune.specs.files import available
-from knee_tune.specs.study import ReferenceTable, StudySpec
+from knee_tune.commands.opened import StudyRequest
+from knee_tune.config.strict_yaml import available
+from knee_tune.config.study import ReferenceTable, StudySpec
 
 TABLE_16 = [name for name in available("studies") if name.startswith("table16-")]
 TABLE_15 = [name for name in available("studies") if name.startswith("table15-")]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.planning.checkpoint_folder import checkpoint_path
-from knee_tune.runs.eviction import Knot, to_drop
-from knee_tune.runs.trunks import TrunkStore
+from knee_tune.plans.plan import checkpoint_path
+from knee_tune.runs.trunks import Knot, TrunkStore, to_drop
 from tests.pretend_ranks import knee_plan, save_state
 
 HUGE = 1_000_000

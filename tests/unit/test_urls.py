@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 
-from knee_tune.app.home import Home, Places
+from knee_tune.commands.home import Home, Places
 from knee_tune.errors import UserError, first_line, one_line
+from knee_tune.study.storage import check_storage_url
 from knee_tune.tracking import resolve_tracking_uri
 from knee_tune.tracking.store import local_store
-from knee_tune.tuning.storage import check_storage_url
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file, sqlite_url, without_secrets
 
 NAMES = (

@@ -3,9 +3,9 @@
 import pytest
 from scipy import stats
 
-from knee_tune.reporting.verdict import judge
-from knee_tune.specs.confirmation import Candidate, Confirmation, FreshRun
-from knee_tune.specs.recipe import Direction
+from knee_tune.config.recipe import Direction
+from knee_tune.records.findings import Candidate, Confirmation, FreshRun
+from knee_tune.stats.estimates import judge
 
 DEFAULT = (70.0, 72.0, 71.0, 69.0, 73.0)
 BETTER = (73.1, 74.9, 74.2, 72.0, 75.8)

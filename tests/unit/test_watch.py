@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from knee_tune.app.run import StudyStart
 from knee_tune.cli.summary import print_start
 from knee_tune.cli.watch import LiveWatcher, PlainWatcher
-from knee_tune.distributed.protocol import Report
-from knee_tune.planning.plan import Replica, TrainPlan
+from knee_tune.commands.run import StudyStart
+from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.schedules import Knee
+from knee_tune.workers.protocol import Report
 
 START = StudyStart(
     name="mine",

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from knee_tune.distributed.group import Group
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Classifier, Examples
 from knee_tune.tasks.epochs import epochs_after
@@ -20,6 +19,7 @@ from knee_tune.tasks.fusable import FusableTask
 from knee_tune.tasks.label_noise import with_noise
 from knee_tune.tasks.seeding import generator
 from knee_tune.tasks.tabular.recipe import TabularRecipe
+from knee_tune.workers.group import Group
 
 T = TypeVar("T", bound=TabularRecipe)
 

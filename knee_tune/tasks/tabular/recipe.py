@@ -4,9 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import Epochs, Metric, Optimizer, Recipe
-from knee_tune.specs.space import PositiveLR
+from knee_tune.config.recipe import Epochs, Metric, Optimizer, PositiveLR, Recipe, Spec
 
 
 class MlpSize(Spec):

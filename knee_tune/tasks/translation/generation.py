@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from sacrebleu import corpus_bleu
 
-from knee_tune.distributed.group import Group
 from knee_tune.tasks.translation import fairseq_bridge as bridge
+from knee_tune.workers.group import Group
 
 
 def on_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from knee_tune.specs.base import Spec
+from knee_tune.config.recipe import Spec
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, check_files
 

@@ -16,20 +16,9 @@ from typing import Any
 from knee_tune.errors import UserError
 from knee_tune.tasks.archive import unpacked
 from knee_tune.tasks.prepared_folder import checksum, new_folder, set_folder
-from knee_tune.tasks.translation.assemble import (
-    Text,
-    copy_binarized,
-    finished,
-    write_text,
-)
+from knee_tune.tasks.translation.assemble import Text, copy_binarized, finished, write_text
 from knee_tune.tasks.translation.bpe import Bpe
-from knee_tune.tasks.translation.corpus import (
-    Corpus,
-    Kind,
-    find_corpus,
-    read_split,
-    split_off,
-)
+from knee_tune.tasks.translation.corpus import Corpus, Kind, find_corpus, read_split, split_off
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download
 from knee_tune.tasks.translation.manifest import Manifest
 from knee_tune.tasks.translation.text import MOST_TOKENS, Progress, is_clean, silent, tokenize_lines

@@ -4,9 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knee_tune.specs.base import Spec
-from knee_tune.specs.recipe import DATA_NAME, Epochs, Metric, Optimizer, Recipe
-from knee_tune.specs.space import PositiveLR
+from knee_tune.config.recipe import DATA_NAME, Epochs, Metric, Optimizer, PositiveLR, Recipe, Spec
 
 
 class TransformerSize(Spec):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.epochs import epochs_after
@@ -23,6 +22,7 @@ from knee_tune.tasks.translation.generation import on_device, tokenised_bleu, tr
 from knee_tune.tasks.translation.manifest import Manifest, asset_names, read_manifest
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
+from knee_tune.workers.group import Group
 
 GENERATED_TOGETHER = 128
 """Most sentences of one beam search."""

@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
-from knee_tune.distributed.cores import usable_cores
 from knee_tune.errors import UserError
+from knee_tune.workers.cores import usable_cores
 
 Progress = Callable[[str, float], None]
 """Told what is being done and which fraction of it (0 to 1) is done."""

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from knee_tune.distributed.group import Group
-from knee_tune.specs.recipe import Recipe
+from knee_tune.config.recipe import Recipe
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.classifier import Classifier, Examples
+from knee_tune.workers.group import Group
 
 T = TypeVar("T", bound=Recipe)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from knee_tune.specs.base import Spec
+from knee_tune.config.recipe import Spec
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import (
     FileRecord,

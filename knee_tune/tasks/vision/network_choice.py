@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knee_tune.specs.base import Spec
+from knee_tune.config.recipe import Spec
 
 Stem = Literal["cifar", "imagenet"]
 

@@ -7,12 +7,7 @@ from pathlib import Path
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import set_folder
 from knee_tune.tasks.vision.cifar10.sources import download, read_source
-from knee_tune.tasks.vision.images import (
-    ImageManifest,
-    map_images,
-    read_manifest,
-    write_images,
-)
+from knee_tune.tasks.vision.images import ImageManifest, map_images, read_manifest, write_images
 from knee_tune.tasks.vision.prepared import PreparedImages
 
 PUBLISHED = "https://www.cs.toronto.edu/~kriz/cifar.html"

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Examples
@@ -21,6 +20,7 @@ from knee_tune.tasks.vision.cifar10.recipe import Cifar10Recipe
 from knee_tune.tasks.vision.image_classifier import ImageClassifier, class_scores
 from knee_tune.tasks.vision.images import ImageManifest, map_images, read_manifest
 from knee_tune.tasks.vision.models import build_network
+from knee_tune.workers.group import Group
 
 CLASSES = 10
 SIDE = 32

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
-from knee_tune.specs.base import Spec
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import FileRecord, check_files, record_files, write_manifest
 

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from knee_tune.distributed.cores import usable_cores
-from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.classifier import Examples
 from knee_tune.tasks.seeding import generator
@@ -33,6 +31,8 @@ from knee_tune.tasks.vision.imagenet.pictures import (
     read,
     training_view,
 )
+from knee_tune.workers.cores import usable_cores
+from knee_tune.workers.group import Group
 
 _PREFETCHED = 2
 """Batches that every worker has ready."""

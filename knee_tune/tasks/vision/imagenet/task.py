@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split
 from knee_tune.tasks.classifier import Examples
@@ -27,14 +26,10 @@ from knee_tune.tasks.vision.imagenet.index import (
     read_manifest,
 )
 from knee_tune.tasks.vision.imagenet.loader import Reader, Request, load
-from knee_tune.tasks.vision.imagenet.pictures import (
-    as_picture,
-    evaluation_view,
-    normalised,
-    read,
-)
+from knee_tune.tasks.vision.imagenet.pictures import as_picture, evaluation_view, normalised, read
 from knee_tune.tasks.vision.imagenet.recipe import ImageNetRecipe
 from knee_tune.tasks.vision.models import build_network
+from knee_tune.workers.group import Group
 
 SPLIT_SEED = 2012
 """Of the shuffle that cuts the valid split from train/; the study's seed never moves an image."""

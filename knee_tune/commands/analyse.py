@@ -1,0 +1,283 @@
+"""``knee-tune analyse``: how sharp the minimum is that a trial, a row or any weights ended in."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from knee_tune.analysis.range_curve import RangeReading, read_off
+from knee_tune.commands.comparison import key_of
+from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
+from knee_tune.commands.extra_runs import Lines
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.opened import StudyRequest, interruptible, reopen_workshop
+from knee_tune.commands.winner import complete_trial
+from knee_tune.config.study import Analysis, Sharpness, StudySpec
+from knee_tune.errors import UserError, disk_trouble, first_line
+from knee_tune.plans.plan import KEPT_WEIGHTS, AnalysePlan, LRRangePlan
+from knee_tune.records.events import RunLink
+from knee_tune.records.study import StudyRecord
+from knee_tune.report.run_figures import as_page, lr_range_figure
+from knee_tune.study.storage import open_storage, refuse_missing
+from knee_tune.study.study import Study, load_study, spec_of, study_record, trial_attrs
+from knee_tune.tracking import experiment_name
+from knee_tune.tracking.tracker import add_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Finished weights that are to be analysed."""
+
+    name: str
+    """What people read."""
+    weights: Path
+    seed: int
+    """That they were trained with: it may be part of the training data (noisy labels)."""
+    key: str | None = None
+    """Of their MLflow run in the study; None: they are of no study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysed:
+    """What was found of them."""
+
+    subject: Subject
+    metrics: dict[str, float]
+    """``sharpness`` and the ``loss`` it starts from, or ``fisher``."""
+    run: RunLink | None = None
+    """The MLflow run that has the metric now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Whom an analysis is shown to while it works."""
+
+    lines: Lines
+    on_look: Callable[[int], None]
+    """Called about once a second with the looks at the whole sample so far, see :func:`looks`."""
+
+
+def looks(analysis: Analysis) -> int:
+    """How often an analysis looks at its whole sample, at most."""
+    return analysis.iterations + isinstance(analysis, Sharpness)
+
+
+def analyse_study(
+    places: Places,
+    name: str,
+    analysis: Analysis,
+    *,
+    number: int | None = None,
+    row: int | None = None,
+    options: GroupOptions,
+    watched: Watched,
+) -> list[Analysed]:
+    """Analyse a study's winner, or its trial of that number; of a comparison every run of a row.
+
+    Rows are counted from 1. What is found joins the MLflow run of the trial; where MLflow does not
+    answer, that is a line. UserError if there is no such trial or row, or its weights are gone.
+    """
+    refuse_missing(places.storage_url)
+    study = load_study(open_storage(places.storage_url), name)
+    spec = spec_of(study)
+    subjects = list(_subjects(places.home, study, spec, number=number, row=row))
+    with reopen_workshop(places.home, study, options) as workshop, interruptible():
+        analysed = []
+        for subject in subjects:
+            found = _analyse(workshop, subject, analysis, watched)
+            run = _tracked(places, study, found, analysis, watched.lines)
+            analysed.append(replace(found, run=run))
+        return analysed
+
+
+def analyse_weights(
+    places: Places,
+    request: StudyRequest,
+    weights: Path,
+    analysis: Analysis,
+    *,
+    options: GroupOptions,
+    watched: Watched,
+) -> Analysed:
+    """Analyse a file of weights, trained with the task, recipe and random seed of ``request``.
+
+    UserError if there is no such file, or it does not fit the task's model.
+    """
+    if not weights.is_file():
+        raise UserError(f"--weights {weights}: no such file; name a weights.safetensors")
+    spec, recipe = request.resolve()
+    subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
+    with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
+        return _analyse(workshop, subject, analysis, watched)
+
+
+def _subjects(
+    home: Home, study: Study, spec: StudySpec, *, number: int | None, row: int | None
+) -> Iterator[Subject]:
+    """What is to be analysed; UserError if it is not there."""
+    record = study_record(study)
+    if spec.compare is None and row is not None:
+        raise UserError(f"--row {row}: study {record.name} compares no rows; leave it out")
+    if spec.compare is None:
+        yield _trial(home, study, record, number)
+        return
+    if number is not None:
+        raise UserError(f"--trial {number}: study {record.name} compares rows; name one with --row")
+    rows = spec.compare.rows
+    if row is None or row > len(rows):
+        listed = "; ".join(f"{index}: {each.shown}" for index, each in enumerate(rows, start=1))
+        asked = "name a row with --row" if row is None else f"--row {row}: not there"
+        raise UserError(f"study {record.name}: {asked}; its rows are {listed}")
+    runs = [run for run in record.compared if run.row == row - 1 and run.state == "complete"]
+    if not runs:
+        raise UserError(f"study {record.name}: no run of row {row} is complete yet")
+    for run in runs:
+        yield _there(
+            Subject(
+                name=f"{rows[row - 1].shown}, seed {run.seed}",
+                weights=home.weights(f"{run.checkpoint}/{KEPT_WEIGHTS}"),
+                seed=run.seed,
+                key=key_of(run.row, run.seed),
+            )
+        )
+
+
+def _trial(home: Home, study: Study, record: StudyRecord, number: int | None) -> Subject:
+    trial = complete_trial(record, number)
+    return _there(
+        Subject(
+            name=f"trial {trial.number} of {record.name}",
+            weights=home.weights(trial_attrs(study, trial.number)["weights"]),
+            seed=record.spec.seed,
+            key=trial.key,
+        )
+    )
+
+
+def _there(subject: Subject) -> Subject:
+    if not subject.weights.is_file():
+        raise UserError(f"{subject.name}: its weights are gone ({subject.weights})")
+    return subject
+
+
+def _analyse(
+    workshop: Workshop, subject: Subject, analysis: Analysis, watched: Watched
+) -> Analysed:
+    order = workshop.order(f"analyse-{analysis.name}", seed=subject.seed)
+    plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
+    watched.lines.line(f"{analysis.name} of {subject.name}")
+    done = workshop.run(plan, on_line=watched.lines.line, on_progress=watched.on_look)
+    return Analysed(subject=subject, metrics=done.result["metrics"])
+
+
+def _tracked(
+    places: Places, study: Study, found: Analysed, analysis: Analysis, lines: Lines
+) -> RunLink | None:
+    """The MLflow run that has the metric now, if there is one."""
+    if places.tracking_uri is None or found.subject.key is None:
+        return None
+    try:
+        run = add_metrics(
+            {analysis.name: found.metrics[analysis.name]},
+            tags={f"knee.{analysis.name}": analysis.model_dump_json(exclude={"name"})},
+            study_uid=f"{study.study_name}-{study.user_attrs['key']}",
+            key=found.subject.key,
+            experiment=experiment_name(spec_of(study).subject),
+            home=places.home.root,
+            uri=places.tracking_uri,
+        )
+    except Exception as error:  # the analysis is sound, and may have taken an hour
+        reason = first_line(error)
+        lines.line(f"MLflow: not recorded ({type(error).__name__}: {reason})")
+        return None
+    if run is None:
+        lines.line(f"MLflow: not recorded, it has no run of {found.subject.name}")
+    return run
+
+
+# ``knee-tune analyse lr-range``: Smith's test, and the page that shows it.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeRequest:
+    """An LR range test as options name it."""
+
+    study: StudyRequest
+    """Task, preset, settings, random seed."""
+    low: float
+    high: float
+    steps: int
+
+    def check(self) -> None:
+        """UserError for a range that is none."""
+        if not (math.isfinite(self.high) and 0 < self.low < self.high):
+            raise UserError(
+                f"--low {self.low:g} --high {self.high:g}: the LR grows from low to high; as in "
+                "--low 1e-5 --high 10"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeTest:
+    """A finished test."""
+
+    task: str
+    lrs: list[float]
+    losses: list[float]
+    """Mean training loss of every step."""
+    reading: RangeReading
+    exploded: bool
+    """It ended before its last step."""
+    page: Path
+
+
+def lr_range_test(
+    home: Home,
+    request: RangeRequest,
+    *,
+    out: Path | None,
+    options: GroupOptions,
+    lines: Lines,
+    on_step: Callable[[int], None],
+) -> RangeTest:
+    """Train with growing LRs, read the curve off, and write it to ``out`` as one HTML file.
+
+    ``out``: in the home if None. UserError if the range is none, the page cannot be written, or the
+    loss is lost at the very first step.
+    """
+    request.check()
+    spec, recipe = request.study.resolve()
+    page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist; make it or name another")
+    with open_workshop(home, spec, recipe, options) as workshop, interruptible():
+        plan = LRRangePlan(
+            **dict(workshop.order("lr-range")),
+            low=request.low,
+            high=request.high,
+            steps=request.steps,
+        )
+        lines.line(
+            f"LR range test of {spec.task}: {request.steps} steps, LR {request.low:g} to "
+            f"{request.high:g}"
+        )
+        done = workshop.run(plan, on_line=lines.line, on_progress=on_step)
+    lrs, losses = done.result["lrs"], done.result["losses"]
+    if not losses:
+        raise UserError(f"--low {request.low:g}: the loss is lost at the first step; start lower")
+    reading = read_off(lrs, losses)
+    figure = lr_range_figure(lrs, losses, reading=reading, title=f"LR range test of {spec.task}")
+    try:
+        page.write_text(as_page(figure), encoding="utf-8")
+    except OSError as error:
+        if disk_trouble(error):
+            raise
+        raise UserError(f"--out {page}: {error.strerror}; name another file") from error
+    return RangeTest(
+        task=spec.task,
+        lrs=lrs,
+        losses=losses,
+        reading=reading,
+        exploded=len(lrs) < request.steps,
+        page=page,
+    )

@@ -1,0 +1,401 @@
+"""A workshop: a task with its recipe, and the worker groups that can train it."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from knee_tune.commands.home import HeldHome, Home
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.study import Analysis, StudySpec
+from knee_tune.errors import UserError
+from knee_tune.plans.identity import run_key
+from knee_tune.plans.plan import (
+    ENTRY,
+    AnalysePlan,
+    DescribePlan,
+    Placement,
+    Plan,
+    Replica,
+    Schedule,
+    TaskFacts,
+    TaskOrder,
+    TestPlan,
+    TrainPlan,
+)
+from knee_tune.plans.planner import (
+    budget_steps,
+    on_trunk,
+    row_schedule,
+    steps_per_evaluation,
+    train_plan,
+)
+from knee_tune.runs.trainer import Trainer, run_job
+from knee_tune.runs.trunks import TrunkStore
+from knee_tune.tasks.registry import TaskEntry, task_entry
+from knee_tune.training.fingerprint import TrainingCode
+from knee_tune.workers.cores import usable_cores
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.protocol import Decision, Done, GroupRunner, Report
+from knee_tune.workers.rendezvous import own_address
+from knee_tune.workers.torchrun import TorchrunRunner
+
+# How worker groups are made, and where a slot of a study trains: its devices, its arithmetic.
+
+Device = Literal["auto", "cpu", "cuda"]
+
+PROCESSES_PER_CORE, FEW_PROCESSES = 4, 64
+
+"""Processes on one machine's CPUs that may be asked for: so many per core, or so many in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """How worker groups are made: the same for every trial of a command."""
+
+    nproc: int = 1
+    nproc_asked: bool = True
+    """False: a preset's choice, which may move to the CPU where there are too few GPUs."""
+    slots: int = 1
+    runner: Literal["forkserver", "torchrun"] = "forkserver"
+    nnodes: int = 1
+    address: str | None = None
+    """Of this machine, where the ranks of other machines reach it; None: its host name's."""
+    launcher: Sequence[str] = ("torchrun",)
+    device: Device = "auto"
+    trials_per_gpu: int = 1
+    """Slots that share a GPU: for models that do not fill one."""
+    amp: bool | None = None
+    """bf16 autocast; None: as the recipe says, where there is a GPU."""
+    compile: bool = False
+    stall_timeout: float = 600.0
+    trunk_cache: int = 20_000_000_000
+    """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
+
+    @classmethod
+    def as_placed(cls, placement: Placement) -> "GroupOptions":
+        """Groups as one was placed before, for runs that are to have its bits."""
+        return cls(
+            nproc=placement.world_size,
+            device=placement.device,
+            amp=placement.amp,
+            compile=placement.compile,
+            stall_timeout=placement.stall_timeout,
+            nproc_asked=False,  # the record says how many
+        )
+
+    def check(self) -> None:
+        """UserError for options that contradict each other, or that this machine cannot serve.
+
+        Starts nothing and makes nothing.
+        """
+        if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):
+            raise UserError("--nnodes, --launcher: only --runner torchrun spans machines; add it")
+        if self.nnodes > 1 and tuple(self.launcher) == ("torchrun",):
+            raise UserError(
+                f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
+                "does, as in --launcher 'srun torchrun'"
+            )
+        if self.nnodes > 1:
+            own_address(self.address)
+        elif self.address is not None:
+            raise UserError(
+                f"--address {self.address}: the ranks of one machine need none; leave it out, or "
+                "add --nnodes"
+            )
+        if self.runner == "forkserver":
+            self._refuse_a_crowd()
+        if self.nproc % self.nnodes:
+            raise UserError(
+                f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
+                "the ranks of all machines"
+            )
+        if self.trials_per_gpu > self.slots:
+            raise UserError(
+                f"--trials-per-gpu {self.trials_per_gpu}: there are never so many trials at the "
+                f"same time; add --concurrency {self.trials_per_gpu}, or more for several GPUs"
+            )
+        if self.trials_per_gpu > 1 and self.nproc > 1:
+            raise UserError(
+                f"--trials-per-gpu {self.trials_per_gpu}: only trials of one rank share a GPU, a "
+                f"trial of --nproc {self.nproc} needs one for each of its ranks; leave one of them "
+                "out"
+            )
+
+    def _refuse_a_crowd(self) -> None:
+        """UserError for far more processes than this machine has cores; GPUs bring their own bound.
+
+        What a preset, a study or a record says is not concerned. Trials may share a GPU, the ranks
+        of one trial never do.
+        """
+        ranks = self.nproc if self.nproc_asked else 1
+        count = ranks if has_gpu(self.device) else ranks * self.slots
+        cores = usable_cores()
+        most = max(PROCESSES_PER_CORE * cores, FEW_PROCESSES)
+        if count > most:
+            asked = f"--nproc {self.nproc} " if self.nproc_asked else ""
+            raise UserError(
+                f"{asked}--concurrency {self.slots}: {count:,} processes are too "
+                f"many for this machine, which has {cores} cores ({most} at most); lower one of "
+                "them, or use more machines with --runner torchrun --nnodes"
+            )
+
+
+def has_gpu(device: Device) -> bool:
+    """Whether a GPU is going to train, told from the device files: torch takes seconds to load."""
+    if device == "auto":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        files = (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"))  # dxg: under WSL
+        return not hidden and bool(files)
+    return device == "cuda"
+
+
+def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
+    """The devices of a slot; ``amp`` is what the recipe wants where there is a GPU.
+
+    UserError if this machine has fewer GPUs than were asked for, or none for what needs one.
+    """
+    device = options.device
+    local, shared = options.nproc // options.nnodes, options.trials_per_gpu
+    needed = local * math.ceil(options.slots / shared)
+    if device == "auto":
+        enough = local <= facts.gpus
+        device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
+    devices = None  # all that a rank sees; on other machines their names may differ
+    if device == "cuda":
+        if needed > facts.gpus:
+            raise UserError(
+                f"--nproc {options.nproc} --concurrency {options.slots}: needs {needed} GPUs on "
+                f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
+                "one with --trials-per-gpu, or --device cpu"
+            )
+        if options.nnodes == 1 or options.slots > 1:
+            named = os.environ.get("CUDA_VISIBLE_DEVICES")
+            every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
+            first = slot // shared * local
+            devices = ",".join(every[first : first + local])
+    elif options.amp:
+        raise UserError("--amp: bf16 training needs a GPU; leave it out on a CPU")
+    elif shared > 1:
+        raise UserError(
+            f"--trials-per-gpu {shared}: there is no GPU to share on a CPU; leave it out, "
+            "--concurrency alone says how many trials train at the same time"
+        )
+    return Placement(
+        world_size=options.nproc,
+        device=device,
+        visible_devices=devices,
+        amp=device == "cuda" and (amp if options.amp is None else options.amp),
+        compile=options.compile,
+        stall_timeout=options.stall_timeout,
+    )
+
+
+log = logging.getLogger(__name__)
+
+OnLife = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Everything a plan needs besides its schedule."""
+
+    held: HeldHome
+    spec: StudySpec
+    recipe: Recipe
+    options: GroupOptions
+    runner: GroupRunner
+    trainer: Trainer
+    facts: TaskFacts = field(repr=False)
+    rows: Sequence[Schedule] = ()
+    """What a comparison trains: its table's rows in order; empty for a search."""
+    remarks: tuple[str, ...] = ()
+    """What people should know of how the recipe was read."""
+
+    @property
+    def home(self) -> Home:
+        """Where everything is kept."""
+        return self.held.home
+
+    def placement(self, slot: int = 0) -> Placement:
+        """The devices of a slot."""
+        return placed(self.options, self.facts, slot, amp=self.recipe.amp)
+
+    def train_plan(
+        self,
+        schedule: Schedule,
+        *,
+        log_key: str,
+        seed: int | None = None,
+        slot: int = 0,
+        replicas: Sequence[Replica] = (),
+    ) -> TrainPlan:
+        """The order for one run of this task, a branch of its trunk where it has one.
+
+        Its checkpoints lie under its :func:`run_key`: the same run, asked for by any trial, study
+        or command of this home, is found again. ``seed``: the study's own if None. With
+        ``replicas`` it is a fused run of them, ``schedule`` and ``seed`` being the first one's.
+        """
+        order = self.order(log_key, seed=seed, slot=slot)
+        every = steps_per_evaluation(self.recipe, self.facts)
+        key = run_key(
+            order, self.facts, schedule=schedule, replicas=replicas, steps_per_evaluation=every
+        )
+        plan = train_plan(
+            order,
+            self.recipe,
+            self.facts,
+            schedule=schedule,
+            replicas=replicas,
+            checkpoint_dir=self.home.checkpoints / key,
+        )
+        if not self.options.trunk_cache:
+            return plan
+        return on_trunk(
+            plan,
+            self.recipe,
+            self.facts,
+            trunks=self.home.trunks,
+            explore_fractions=() if self.rows else self.spec.explore_fractions,
+            others=self.rows,
+        )
+
+    def solitary_plan(self, schedule: Schedule, *, log_key: str, checkpoint_dir: Path) -> TrainPlan:
+        """The order for one run that shares nothing with any other."""
+        return train_plan(
+            self.order(log_key),
+            self.recipe,
+            self.facts,
+            schedule=schedule,
+            checkpoint_dir=checkpoint_dir,
+        )
+
+    def order(self, log_key: str, *, seed: int | None = None, slot: int = 0) -> TaskOrder:
+        """What every plan of this task needs; ``seed``: the study's own if None."""
+        return _order(self.home, self.spec, self.placement(slot), log_key, seed=seed)
+
+    def test(
+        self, weights: Path, *, key: str, slot: int = 0, on_life: OnLife = lambda: None
+    ) -> dict[str, float]:
+        """Metrics of finished weights on the test split; an error as of ``run`` if it fails."""
+        plan = TestPlan(**dict(self.order(key, slot=slot)), weights=weights)
+        done = self.run(plan, on_progress=lambda step: on_life())
+        return dict(done.result["metrics"])
+
+    def analyse(
+        self,
+        weights: Path,
+        analysis: Analysis,
+        *,
+        key: str,
+        seed: int,
+        slot: int = 0,
+        on_line: Callable[[str], None],
+        on_life: OnLife = lambda: None,
+    ) -> dict[str, float]:
+        """What an analysis finds of weights trained with that seed; an error as of ``run``.
+
+        The seed may be part of the training data, as where labels are noisy. ``on_line`` is told
+        where what was found is less than what was asked for.
+        """
+        order = self.order(key, seed=seed, slot=slot)
+        plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
+        done = self.run(plan, on_line=on_line, on_progress=lambda step: on_life())
+        return dict(done.result["metrics"])
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        on_report: Callable[[Report], Decision] = lambda report: Decision(stop=False),
+        on_line: Callable[[str], None] = lambda text: None,
+        on_progress: Callable[[int], None] = lambda step: None,
+    ) -> Done:
+        """Run a plan that is no run of a study, as :func:`run_job` does, while there is a home."""
+
+        def progressed(step: int) -> None:
+            self.held.raise_if_gone()
+            on_progress(step)
+
+        return run_job(
+            self.runner, plan, on_report=on_report, on_line=on_line, on_progress=progressed
+        )
+
+
+@contextmanager
+def open_workshop(
+    home: Home, spec: StudySpec, recipe: Recipe, options: GroupOptions
+) -> Iterator[Workshop]:
+    """Make the home if need be, start the runner, look at the task's data; end the runner at last.
+
+    UserError if the home cannot be made, the task's data or libraries are missing, or there are too
+    few devices; MachineError if it keeps ending the group that looks. What becomes of the home then
+    says :meth:`Home.held`.
+    """
+    options.check()
+    entry = task_entry(spec.task)
+    module = entry.task.partition(":")[0]
+    runner: GroupRunner
+    if options.runner == "torchrun":
+        runner = TorchrunRunner(
+            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
+        )
+    else:
+        runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
+    order = _order(home, spec, Placement(world_size=options.nproc), "describe")
+    with closing(runner), home.held(logs=order.log_dir) as held:
+        home.sweep()  # while the runner warms up
+        facts = _facts(runner, DescribePlan(**dict(order)), entry)
+        limit = options.trunk_cache
+        table = spec.compare.rows if spec.compare else ()
+        budget, of = budget_steps(recipe, facts), "the budget"
+        if table:  # before its scale, which a row has for its warmup too
+            budget = min(row.epochs for row in table) * facts.steps_per_epoch
+            of = "the smallest budget of its rows, which share trunks"
+        settled = recipe.with_warmup_of(budget)
+        remark = f"warmup: {recipe.warmup} of {of} ({budget:,} steps): {settled.warmup_steps} steps"
+        yield Workshop(
+            held=held,
+            spec=spec.model_copy(update={"recipe": settled.model_dump(mode="json")}),
+            recipe=settled,
+            remarks=(remark,) if recipe.warmup else (),
+            options=options,
+            runner=runner,
+            trainer=Trainer(
+                runner,
+                trunks=TrunkStore(home.trunks, limit=limit) if limit else None,
+                on_life=held.raise_if_gone,
+            ),
+            facts=facts,
+            rows=[row_schedule(row, settled, facts, scale=spec.scale) for row in table],
+        )
+
+
+def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFacts:
+    """What the ranks find, with the fingerprint of the code, which is read while they start."""
+    task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(TrainingCode, task, recipe)
+        done = run_job(runner, plan, on_line=lambda text: log.warning("%s", text))
+        facts = TaskFacts.model_validate(done.result)
+    code = reading.result()
+    code.follow(facts.modules)
+    return facts.model_copy(update={"code": code.fingerprint})
+
+
+def _order(
+    home: Home, spec: StudySpec, placement: Placement, log_key: str, *, seed: int | None = None
+) -> TaskOrder:
+    return TaskOrder(
+        task=spec.task,
+        recipe=spec.recipe,
+        seed=spec.seed if seed is None else seed,
+        data_dir=home.data,
+        placement=placement,
+        log_dir=home.logs(spec.name) / log_key,
+    )

@@ -1,0 +1,287 @@
+"""Runs outside the search: baselines, confirmation, audit, budgets. No trials, but on record."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from knee_tune.commands.compute import Workshop
+from knee_tune.errors import MachineError, UserError
+from knee_tune.plans.plan import Schedule, TrainPlan
+from knee_tune.records.events import Attached
+from knee_tune.records.study import Evaluation, RunRecord
+from knee_tune.records.values import StepCount
+from knee_tune.report.run_figures import curves_figure
+from knee_tune.runs.slots import Slots
+from knee_tune.runs.trainer import error_of
+from knee_tune.study.attributes import Attributes, extra_steps, note_extra_steps
+from knee_tune.study.events import Ending, Recorder, RunEvents
+from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
+
+LINES = 4
+
+"""Evaluations that are worth a line each, where one run of many is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraRun:
+    """One run to train, never pruned."""
+
+    key: str
+    """Unique in its study. The same key is the same run, in MLflow too."""
+    name: str
+    """What people read, in lines and in MLflow's list of runs."""
+    schedule: Schedule
+    seed: int
+    label: str
+    """The schedule's name, or what the run is for: by it MLflow tells such runs apart."""
+    explore_fraction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedRun:
+    """A run that has just ended, in the slot that trained it."""
+
+    run: ExtraRun
+    record: RunRecord
+    steps: StepCount
+    answered: bool
+    """From its record: nothing was trained."""
+    weights: Path | None
+    """None: it is not complete."""
+    slot: int
+    task: str
+    on_life: Callable[[], None]
+    """To be called at every sign of life of what is done with it: an interrupt comes through."""
+    failure: Failure | None = None
+    """What its group died of, if that is how it ended."""
+
+    def error(self, said: str) -> UserError | MachineError:
+        """The error that says ``said`` of its failure."""
+        assert self.failure is not None, "it has failed"
+        return error_of(self.failure, task=self.task, said=said)
+
+
+class Follow(Protocol):
+    """What is done with a run when it has ended, before the next one begins in its slot."""
+
+    def __call__(self, ended: EndedRun) -> Mapping[str, float]:
+        """Further metrics of the run, for its record in MLflow."""
+        ...
+
+
+def _nothing(ended: EndedRun) -> Mapping[str, float]:
+    return {}
+
+
+class Choose(Protocol):
+    """Which run is begun next, where a slot is free. One slot at a time asks."""
+
+    def __call__(self, waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
+        """Take it from ``waiting``, and all that is not to be begun any more; None: begin none.
+
+        What is put on ``claim`` ends with the run.
+        """
+        ...
+
+
+def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
+    return waiting.pop(0) if waiting else None
+
+
+class Lines(Protocol):
+    """Who shows lines to people. Called from the thread of every slot."""
+
+    def line(self, text: str) -> None:
+        """Anything worth a line."""
+        ...
+
+
+class TrainingFor(Protocol):
+    """Whom extra runs are trained for: a study that is open, or a budget search."""
+
+    @property
+    def workshop(self) -> Workshop:
+        """What they are trained with."""
+        ...
+
+    @property
+    def study(self) -> Attributes:
+        """Where their steps are counted."""
+        ...
+
+    @property
+    def tracker(self) -> Recorder:
+        """Where they are recorded."""
+        ...
+
+    @property
+    def on_interrupt(self) -> Callable[[], None]:
+        """To be called when Ctrl-C comes (see ``Slots``)."""
+        ...
+
+
+def train_extra_runs(
+    opened: TrainingFor,
+    watcher: Lines,
+    runs: Sequence[ExtraRun],
+    *,
+    choose: Choose = _first,
+    follow: Follow = _nothing,
+    timeout: float | None = None,
+) -> list[EndedRun]:
+    """Train ``runs``, as many at a time as there are slots; how they ended, in the same order.
+
+    One that was finished before, or is the same training as another, is answered from its record.
+    One that cannot be trained has the state "failed", one that diverges "pruned". ``choose`` picks
+    the next one, or none; ``follow`` is called for every one, in the thread of its slot. After
+    ``timeout`` seconds none is begun, and there are ends of those that were.
+    KeyboardInterrupt ends all that train; the same call goes on from their checkpoints.
+    """
+    waiting, choosing = list(runs), threading.Lock()
+    ends: dict[int, EndedRun] = {}
+    slots = Slots(
+        min(opened.workshop.options.slots, max(1, len(runs))), on_interrupt=opened.on_interrupt
+    )
+    until = float("inf") if timeout is None else time.monotonic() + timeout
+
+    def work(slot: int) -> None:
+        while not slots.stopped and time.monotonic() < until:
+            with ExitStack() as claim:
+                with choosing:
+                    run = choose(waiting, claim)
+                if run is None:
+                    return
+                place = runs.index(run)
+                shown = run.name if len(runs) == 1 else f"{run.name} ({place + 1} of {len(runs)})"
+                training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
+                ends[place] = training.run_in(slot, follow)
+
+    slots.run(work)
+    return [ends[place] for place in sorted(ends)]
+
+
+class _Training:
+    """One run on its way: trained, shown, tracked."""
+
+    def __init__(
+        self,
+        opened: TrainingFor,
+        watcher: Lines,
+        run: ExtraRun,
+        slots: Slots,
+        *,
+        shown: str,
+        brief: bool,
+    ) -> None:
+        self._opened, self._watcher, self._run, self._slots = opened, watcher, run, slots
+        self._shown, self._brief = shown, brief
+        self._events = RunEvents(opened.tracker, run.key)
+        self._curve: dict[int, Evaluation] = {}
+        """By step: a run that goes on reports its past again."""
+        self._metric = f"valid_{opened.workshop.recipe.objective}"
+        self._watched = f"valid_{opened.workshop.recipe.watched}"
+
+    def run_in(self, slot: int, follow: Follow) -> EndedRun:
+        """Train in that slot; whatever happens, the tracking learns how it ended."""
+        opened, run = self._opened, self._run
+        plan = opened.workshop.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
+        started = time.time()
+        self._events.started(
+            plan,
+            name=run.name,
+            schedule=run.label,
+            seed_lr=run.schedule.seed_lr,
+            explore_fraction=run.explore_fraction,
+        )
+        self._watcher.line(
+            f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps"
+        )
+        try:
+            result = opened.workshop.trainer.train(
+                plan,
+                steps=lambda: extra_steps(opened.study, run.key),
+                on_report=self._on_report,
+                on_line=self._watcher.line,
+                on_progress=lambda step: self._slots.raise_if_stopped(),
+                on_steps=lambda steps: note_extra_steps(opened.study, run.key, steps),
+            )
+            ending = Ending.of(result.outcome)
+            record = self._record(plan, ending, result.steps, started=started)
+            self._attach_curves(record)
+            self._show_end(record, answered=result.answered)
+            ended = EndedRun(
+                run=run,
+                record=record,
+                steps=result.steps,
+                answered=result.answered,
+                weights=_weights(result.outcome) if ending.end == "complete" else None,
+                slot=slot,
+                task=plan.task,
+                on_life=self._slots.raise_if_stopped,
+                failure=ending.failure,
+            )
+            more = follow(ended)
+        except BaseException as error:
+            self._events.finished(Ending.of_exception(error))
+            raise
+        self._events.finished(ending, **more)
+        return ended
+
+    def _record(
+        self, plan: TrainPlan, ending: Ending, steps: StepCount, *, started: float
+    ) -> RunRecord:
+        return RunRecord(
+            seed_lr=plan.schedule.seed_lr,
+            state=ending.end,
+            value=ending.metrics.get(self._metric),
+            metrics=dict(ending.metrics),
+            curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),
+            steps_trained=steps.trained,
+            steps_reused=steps.reused,
+            steps_budget=plan.total_steps,
+            reason=ending.reason,
+            started=started,
+            seconds=time.time() - started,
+            checkpoint=str(plan.checkpoint_dir),
+            seed=plan.seed,
+            code=plan.facts.code if plan.facts else "",
+        )
+
+    def _on_report(self, report: Report) -> Decision:
+        self._slots.raise_if_stopped()
+        metrics = self._events.reported(report)
+        last = max(self._curve, default=0)
+        self._curve[report.step] = Evaluation(step=report.step, metrics=metrics)
+        part = 1 if not self._brief else report.total_steps / LINES
+        if last // part < report.step // part:
+            self._watcher.line(
+                f"{self._shown}: step {report.step}/{report.total_steps}, "
+                f"{self._watched} {metrics[self._watched]:.4g}"
+            )
+        return Decision(stop=False)
+
+    def _attach_curves(self, record: RunRecord) -> None:
+        figure = curves_figure(
+            record,
+            title=f"{self._run.name}: seed LR {record.seed_lr:g}",
+            schedule=self._run.schedule,
+        )
+        attached = Attached(key=self._run.key, name="plots/curves.html", figure=figure)
+        self._opened.tracker.record(attached)
+
+    def _show_end(self, record: RunRecord, *, answered: bool) -> None:
+        value = "" if record.value is None else f", {self._metric} {record.value:.4g}"
+        reason = f": {record.reason}" if record.reason else ""
+        before = " (trained before)" if answered else ""
+        state = "failed" if record.state == "failed" else "done"
+        self._watcher.line(f"{self._shown}: {state}{value}{reason}{before}")
+
+
+def _weights(outcome: Outcome) -> Path | None:
+    """Where a complete run left its weights."""
+    name = outcome.result.get("weights") if isinstance(outcome, Done) else None
+    return None if name is None else Path(name)

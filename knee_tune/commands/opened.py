@@ -1,0 +1,309 @@
+"""A study that is open for training: its workshop, its Optuna study, its tracker."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
+from knee_tune.commands.home import Home, Places
+from knee_tune.config.recipe import ExploreFractionSpace, Recipe
+from knee_tune.config.resolve import parse_override, resolve_study
+from knee_tune.config.strict_yaml import read_files
+from knee_tune.config.study import StudySpec
+from knee_tune.errors import UserError
+from knee_tune.plans.plan import Placement
+from knee_tune.plans.planner import budget_steps, check_warmup, distinct_fractions, twins_in_words
+from knee_tune.records.events import StudyFinished, StudyStarted, StudyState
+from knee_tune.study.patience import patience_with
+from knee_tune.study.pruners import make_pruner
+from knee_tune.study.recovery import stale_trial_callback
+from knee_tune.study.samplers import Axis, make_sampler
+from knee_tune.study.storage import check_storage_url, open_storage, preload
+from knee_tune.study.study import Study, open_study, spec_of
+from knee_tune.tasks.registry import task_entry
+from knee_tune.tracking import (
+    EXIT_PATIENCE,
+    Tracker,
+    experiment_name,
+    open_tracker,
+    store,
+    unsent_notice,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedStudy:
+    """What training for a study needs."""
+
+    places: Places
+    workshop: Workshop
+    study: Study
+    tracker: Tracker
+    axes: dict[str, Axis]
+
+    @property
+    def uid(self) -> str:
+        """Unique for ever, also when a study of the same name is made anew."""
+        return f"{self.study.study_name}-{self.study.user_attrs['key']}"
+
+    @property
+    def on_interrupt(self) -> Callable[[], None]:
+        """To be called when Ctrl-C comes: nothing waits for the storage any more."""
+        return patience_with(self.places.storage_url).interrupt
+
+    @property
+    def unfused(self) -> str:
+        """Why replicates train one by one; empty if as one batched model."""
+        return _unfused(self.study, self.workshop)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the replicates of a trial train as one batched model."""
+        return self.workshop.spec.replicates > 1 and not self.unfused
+
+    @property
+    def batched(self) -> bool:
+        """Whether all trials that are left do: a grid in which nothing is pruned."""
+        spec = self.workshop.spec
+        return spec.sampler == "grid" and spec.acting_pruner == "none" and not self.unfused
+
+
+@contextmanager
+def open_for_training(
+    spec: StudySpec,
+    recipe: Recipe,
+    places: Places,
+    options: GroupOptions,
+    *,
+    beside: bool = False,
+) -> Iterator[OpenedStudy]:
+    """Open everything, the study last: until its task's data is seen to be there, nothing is made.
+
+    ``beside``: what is trained lies outside the search, so a study that is there keeps the one that
+    it was asked for. The tracker is left to the caller to close, who can say what it could not
+    send. UserError if this machine or this study cannot train what is asked for.
+    """
+    check_storage_url(places.storage_url)
+    preloading = preload(sampler=spec.sampler)
+    with open_workshop(places.home, spec, recipe, options) as workshop:
+        workshop = _without_twins(workshop)
+        spec, recipe = workshop.spec, workshop.recipe
+        preloading.join()
+        placement = workshop.placement()  # before a study is made: the machine may be too small
+        axes = {
+            "seed_lr": Axis(spec.seed_lrs, log=True),
+            "explore_fraction": Axis(spec.explore_fractions),
+        }
+        tracker = open_tracker(
+            home=places.home.root, uri=places.tracking_uri, gone=lambda: workshop.held.gone
+        )
+        storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
+        study = open_study(
+            storage,
+            spec,
+            recipe=recipe,
+            data_fingerprint=workshop.facts.data_fingerprint,
+            amp=placement.amp,
+            beside=beside,
+        )
+        study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
+        total_steps = budget_steps(recipe, workshop.facts)
+        study.pruner = make_pruner(
+            spec.acting_pruner,
+            total_steps=total_steps,
+            replicates=spec.replicates if _unfused(study, workshop) else 1,
+        )
+        opened = OpenedStudy(
+            places=places,
+            workshop=workshop,
+            study=study,
+            tracker=tracker,
+            axes=axes,
+        )
+        opened.tracker.record(_study_started(opened, placement))
+        yield opened
+
+
+@contextmanager
+def reopen_workshop(
+    home: Home, study: Study, options: GroupOptions, *, amp: bool | None = None
+) -> Iterator[Workshop]:
+    """The workshop of a study, to look once more at what it trained.
+
+    ``amp``: bf16 autocast where there is a GPU; as the recipe says if None. UserError if the data
+    has changed since: every number would be another one.
+    """
+    spec = spec_of(study)
+    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+    if amp is not None:
+        recipe = recipe.model_copy(update={"amp": amp})
+    with open_workshop(home, spec, recipe, options) as workshop:
+        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
+            raise UserError(
+                f"study {spec.name}: its data has changed since, so its numbers do not come again; "
+                "put the old data back"
+            )
+        yield workshop
+
+
+def _without_twins(workshop: Workshop) -> Workshop:
+    """``workshop`` with explore fractions that all differ in their schedule.
+
+    UserError where the warmup takes the whole budget.
+    """
+    spec, recipe, facts = workshop.spec, workshop.recipe, workshop.facts
+    if spec.compare is not None:
+        return workshop
+    check_warmup(recipe, facts)
+    distinct = distinct_fractions(recipe, facts, spec.explore_fractions)
+    if len(distinct) == len(spec.explore_fractions):
+        return workshop
+    space = ExploreFractionSpace(values=tuple(sorted(distinct)))
+    return replace(
+        workshop,
+        spec=spec.model_copy(
+            update={"space": spec.space.model_copy(update={"explore_fraction": space})}
+        ),
+        remarks=(
+            *workshop.remarks,
+            *twins_in_words(recipe, facts, spec.explore_fractions),
+        ),
+    )
+
+
+def _unfused(study: Study, workshop: Workshop) -> str:
+    if not spec_of(study).fuse:
+        return "this study was begun with --no-fuse"
+    return workshop.facts.unfusable
+
+
+def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
+    workshop, spec = opened.workshop, spec_of(opened.study)
+    return StudyStarted(
+        uid=opened.uid,
+        name=workshop.spec.name,
+        task=workshop.spec.task,
+        experiment=experiment_name(spec.subject),
+        description=workshop.spec.description,
+        params={
+            "recipe": workshop.spec.recipe,
+            "space": workshop.spec.space.model_dump(mode="json", exclude_none=True),
+            "seed": workshop.spec.seed,
+            "steps_per_epoch": workshop.facts.steps_per_epoch,
+            "parameters": workshop.facts.parameters,
+            "examples": workshop.facts.examples,
+        },
+        tags={
+            **store(),
+            "knee.preset": workshop.spec.preset,
+            "knee.data_fingerprint": workshop.facts.data_fingerprint,
+            "knee.device": placement.device,
+            "knee.world_size": str(placement.world_size),
+        },
+    )
+
+
+# Which study a person asks for, and what it comes to once files and options are merged.
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """A study as files and options name it; None leaves the choice to the files."""
+
+    task: str | None = None
+    study: str | None = None
+    """A file from ``studies/`` by name, or a path."""
+    preset: str | None = None
+    name: str | None = None
+    trials: int | None = None
+    sampler: str | None = None
+    pruner: str | None = None
+    goal: str | None = None
+    seed: int | None = None
+    replicates: int | None = None
+    fuse: bool | None = None
+    confirm: str | None = None
+    nproc: int | None = None
+    scale: float | None = None
+    """Of all epochs: a fifth of the paper's budget is 0.2."""
+    settings: tuple[str, ...] = ()
+
+    @property
+    def nproc_asked(self) -> bool:
+        """Whether an option says how many ranks there are, not the files."""
+        overrides = map(parse_override, self.settings)
+        return self.nproc is not None or any(each.path == ("nproc",) for each in overrides)
+
+    def resolve(self) -> tuple[StudySpec, Recipe]:
+        """The validated study and its typed recipe; UserError otherwise. Creates nothing."""
+        if self.task is not None:
+            task_entry(self.task)  # an unknown task is refused before its file is looked for
+        space_file, study_file = read_files(task=self.task, study=self.study)
+        return resolve_study(
+            space_file=space_file,
+            study_file=study_file,
+            recipe_type=lambda name: task_entry(name).recipe_type(),
+            preset=self.preset,
+            settings=self.settings,
+            name=self.name,
+            trials=self.trials,
+            sampler=self.sampler,
+            pruner=self.pruner,
+            goal=self.goal,
+            seed=self.seed,
+            replicates=self.replicates,
+            fuse=self.fuse,
+            confirm=self.confirm,
+            nproc=self.nproc,
+            scale=self.scale,
+        )
+
+
+# How a command that trains comes to its end: cleanly, and told to MLflow and to people.
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM (from a scheduler that preempts) ends a command as cleanly as Ctrl-C."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def told_end(
+    tracker: Tracker,
+    *,
+    uri: str | None,
+    finished: Callable[[StudyState], StudyFinished],
+    on_line: Callable[[str], None],
+) -> Iterator[None]:
+    """Whatever happens inside, ``tracker`` records what ``finished`` makes of it and is closed.
+
+    Ctrl-C and SIGTERM raise KeyboardInterrupt inside. ``on_line`` gets the line about what could
+    not be sent to ``uri`` (None: nothing is tracked), also where an exception ends it all.
+    """
+    state: StudyState = "FAIL"
+    try:
+        with interruptible():
+            yield
+        state = "COMPLETE"
+    except KeyboardInterrupt:
+        state = "INTERRUPTED"
+        raise
+    finally:
+        try:
+            tracker.record(finished(state))
+        finally:
+            # who interrupts does not wait for a slow store: what remains is in the outbox
+            remaining = tracker.close(None if state == "COMPLETE" else EXIT_PATIENCE)
+            if notice := unsent_notice(remaining, uri or ""):
+                on_line(notice)

@@ -1,0 +1,189 @@
+"""``knee-tune report``: a study's records, statistics and surroundings as one document."""
+
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from knee_tune.commands.home import Places
+from knee_tune.commands.look import find_study
+from knee_tune.commands.winner import TEST_PREFIX
+from knee_tune.config.study import SEARCHING, StudySpec
+from knee_tune.errors import UserError, disk_trouble
+from knee_tune.records.findings import Ridge
+from knee_tune.records.study import StudyRecord
+from knee_tune.report.comparison import ComparisonReport, build_comparison_report
+from knee_tune.report.document import Command, Report, ReportContext, as_html, as_markdown
+from knee_tune.report.report import StudyReport, build_report
+from knee_tune.study.study import Study, importances_of, study_record
+from knee_tune.tracking import store
+
+Format = Literal["html", "md", "json"]
+
+
+def study_report(places: Places, name: str | None) -> Report:
+    """The report of that study, whatever it did; without a name, of the only one there is.
+
+    UserError if there is none, or if none of its trials (of a comparison: its runs) is complete.
+    """
+    from knee_tune.stats.ridge import ridge_of  # slow
+
+    study = find_study(places, name)
+    record = study_record(study)
+    if record.spec.compare is not None:
+        return comparison_report_of(study, places, record=record)
+    return report_of(study, places, record=record, ridge=ridge_of(record))
+
+
+def report_of(
+    study: Study, places: Places, *, record: StudyRecord, ridge: Ridge | None
+) -> StudyReport:
+    """The report of a study whose record and statistics are at hand."""
+    if record.best is None:
+        raise UserError(
+            f"study {record.name}: no trial is complete yet, so there is nothing to report"
+        )
+    noted = study.user_attrs  # a query of the storage each time it is asked for
+    test = {
+        trial.number: noted[f"{TEST_PREFIX}{trial.key}"]
+        for trial in record.trials
+        if f"{TEST_PREFIX}{trial.key}" in noted
+    }
+    context = ReportContext(
+        written=time.time(),
+        importances=importances_of(study, seed=record.spec.seed),
+        environment=_environment(study, record),
+        replay=_replay(places, record, tested=test),
+        study_file=_study_file(record.spec),
+        test=test,
+    )
+    return build_report(record, ridge=ridge, context=context)
+
+
+def comparison_report_of(study: Study, places: Places, *, record: StudyRecord) -> ComparisonReport:
+    """The report of a study that trains a table, whose record is at hand.
+
+    UserError if none of its runs is complete.
+    """
+    if not any(run.state == "complete" for run in record.compared):
+        raise UserError(
+            f"study {record.name}: no run is complete yet, so there is nothing to report"
+        )
+    context = ReportContext(
+        written=time.time(),
+        environment=_environment(study, record),
+        replay=(
+            Command(what="Write this report anew", text=places.command("report", record.name)),
+        ),
+        study_file=_study_file(record.spec),
+    )
+    return build_comparison_report(record, context=context)
+
+
+def text_of(report: Report, form: Format) -> str:
+    """The report as a file of that format."""
+    match form:
+        case "html":
+            return as_html(report)
+        case "md":
+            return as_markdown(report)
+        case "json":
+            # In ASCII: it is printed too, and steers no terminal.
+            return json.dumps(json.loads(report.model_dump_json()), indent=2) + "\n"
+
+
+def write_report(report: Report, path: Path, form: Format) -> Path:
+    """Write it, the whole of it or nothing; UserError if the file cannot be written there."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text_of(report, form), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        if disk_trouble(error):
+            raise
+        raise UserError(
+            f"report {path}: cannot be written ({error.strerror}); name a file elsewhere"
+        ) from error
+    return path
+
+
+def usual_path(places: Places, study: str, form: Format) -> Path:
+    """``<home>/reports/<study>.<format>``."""
+    return places.home.root / "reports" / f"{study}.{form}"
+
+
+def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
+    """Where it was trained, as its newest plan says, and the versions that read it now."""
+    plans = (trial.user_attrs.get("plan") for trial in reversed(study.get_trials(deepcopy=False)))
+    plan = next((plan for plan in plans if plan), None)
+    facts = {"task": record.task, "preset": record.spec.preset}
+    if plan is not None:
+        placement = plan["placement"]
+        facts["device"] = placement["device"] + (", bf16" if placement["amp"] else "")
+        facts["ranks"] = str(placement["world_size"])
+        if noted := plan.get("facts"):  # not by versions before
+            counts = noted["examples"].items()
+            facts["examples"] = ", ".join(f"{count:,} {split}" for split, count in counts)
+    seeds = record.spec.replicate_seeds
+    facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    if record.spec.compare is None:
+        facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
+    codes = {code or "not noted": what for code, what in record.codes.items()}
+    facts |= {f"code {code}": what for code, what in codes.items()}
+    facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
+    tags = store()
+    versions = {
+        name.removeprefix("version."): value
+        for name, value in tags.items()
+        if not name.startswith("mlflow.")
+    }
+    commit = tags.get("mlflow.source.git.commit")
+    return facts | versions | ({"git commit": commit} if commit else {})
+
+
+def _replay(
+    places: Places, record: StudyRecord, *, tested: dict[int, dict[str, float]]
+) -> tuple[Command, ...]:
+    winner = record.winner
+    trial = winner.trial if winner else None
+    commands = [
+        *(
+            [
+                Command(
+                    what=f"Train trial {trial.number}, the best one, again from its recorded plan "
+                    "and compare",
+                    text=places.command("replay", record.name, "--trial", str(trial.number)),
+                )
+            ]
+            if trial is not None
+            else []
+        ),
+        Command(what="Write this report anew", text=places.command("report", record.name)),
+        Command(what="List every trial", text=places.command("status", record.name, "--all")),
+        Command(
+            what="Look at every trial in Optuna Dashboard",
+            text=places.command("dashboard", record.name),
+        ),
+    ]
+    if trial is not None and not tested:
+        commands.append(
+            Command(
+                what="Test the winner once and put it into the model registry",
+                text=places.command("register", record.name),
+            )
+        )
+    return tuple(commands)
+
+
+def _study_file(spec: StudySpec) -> str:
+    """The resolved settings as a study file; the paper's tables are no settings.
+
+    The budget of a search is scaled already.
+    """
+    left_out = {"reference", *(SEARCHING if spec.compare else ("scale", "analyses"))}
+    settings = spec.model_dump(mode="json", exclude_none=True, exclude=left_out)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

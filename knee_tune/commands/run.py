@@ -1,0 +1,468 @@
+"""``knee-tune run``: drive a study to its number of trials and register its best model."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from knee_tune.commands.comparison import compare_rows
+from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands.extra_runs import EndedRun, ExtraRun, train_extra_runs
+from knee_tune.commands.home import Places
+from knee_tune.commands.opened import OpenedStudy, StudyRequest, open_for_training, told_end
+from knee_tune.commands.publish import LivePages, Published, publish, show_now
+from knee_tune.commands.winner import register_study
+from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION
+from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
+from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
+from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
+from knee_tune.records.findings import Candidate, FreshRun, Ridge
+from knee_tune.records.shown import percent, setting
+from knee_tune.records.study import BaselineRecord, RunRecord, StudyRecord, TrialRecord
+from knee_tune.records.values import StepCount
+from knee_tune.report.run_figures import curves_figure
+from knee_tune.schedules import Knee
+from knee_tune.stats.estimates import judge
+from knee_tune.study.attributes import record_confirmation
+from knee_tune.study.driver import Driver
+from knee_tune.study.events import Watcher
+from knee_tune.study.locks import asking_lock
+from knee_tune.study.patience import StorageGoneError
+from knee_tune.study.pruners import raw_step_warning
+from knee_tune.study.recovery import requeue_failed
+from knee_tune.study.samplers import wanted
+from knee_tune.study.study import record_baseline, study_record
+from knee_tune.study.trial import Search
+from knee_tune.tracking import unsent_notice
+
+# ``--confirm K:S``: the best trials and the paper's default once more, with fresh seeds.
+
+
+def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None = None) -> bool:
+    """Train the candidates with the fresh seeds that the study asks for, judge, and keep it.
+
+    Numbers are of the validation split only. Runs that were trained before (an interrupted
+    confirmation, one with fewer seeds) are answered from their records. After ``timeout`` seconds
+    none is begun, and False is returned if any is left. There is nothing to do where the study
+    asks for no confirmation, or has no complete trial.
+    """
+    confirm, record = opened.workshop.spec.confirm, study_record(opened.study)
+    if confirm is None or record.best is None:
+        return True
+    recipe = opened.workshop.recipe
+    default = (recipe.seed_lr, DEFAULT_EXPLORE_FRACTION)
+    candidates = chosen(record, count=confirm.candidates, default=default)
+    trained = _train(opened, watcher, candidates, timeout=timeout)
+    if trained is None:
+        return False
+    confirmation = judge(trained, metric=record.metric, direction=record.direction)
+    confirmation = confirmation.bounded(percent=record.in_percent(record.metric))
+    record_confirmation(opened.study, confirmation)
+    text = confirmation.model_dump_json(indent=2)
+    opened.tracker.record(Attached(name="confirmation.json", text=text))
+    watcher.line(confirmation.words)
+    return True
+
+
+def chosen(record: StudyRecord, *, count: int, default: tuple[float, float]) -> list[Candidate]:
+    """The ``count`` best points of the search, best first, and the default point, each once."""
+    best: dict[tuple[float, float], TrialRecord] = {}
+    for trial in record.ranked:
+        best.setdefault(trial.point, trial)
+    points = list(dict.fromkeys([*list(best)[:count], default]))
+    return [
+        Candidate(
+            seed_lr=seed_lr,
+            explore_fraction=fraction,
+            trial=best[seed_lr, fraction].number if (seed_lr, fraction) in best else None,
+            default=(seed_lr, fraction) == default,
+        )
+        for seed_lr, fraction in points
+    ]
+
+
+def _train(
+    opened: OpenedStudy, watcher: Watcher, candidates: list[Candidate], *, timeout: float | None
+) -> list[Candidate] | None:
+    """The candidates with their runs, one for every fresh seed; None if there was no time."""
+    seeds = opened.workshop.spec.confirmation_seeds
+    runs = [_fresh_run(opened, candidate, seed) for candidate in candidates for seed in seeds]
+    watcher.line(
+        f"confirming: {len(runs)} runs, {len(candidates)} x {len(seeds)} (points x fresh seeds)"
+    )
+    trained = train_extra_runs(opened, watcher, runs, timeout=timeout)
+    if len(trained) < len(runs):
+        return None
+    records = iter(ended.record for ended in trained)
+    return [
+        candidate.model_copy(update={"runs": tuple(_told(next(records), seed) for seed in seeds)})
+        for candidate in candidates
+    ]
+
+
+def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun:
+    seed_lr, fraction = candidate.point
+    return ExtraRun(
+        key=f"confirm-{seed_lr:g}-{fraction:g}-{seed}",
+        name=f"confirm {seed_lr:g}, explore {percent(fraction)}, seed {seed}",
+        schedule=knee_schedule(
+            opened.workshop.recipe,
+            opened.workshop.facts,
+            seed_lr=seed_lr,
+            explore_fraction=fraction,
+        ),
+        seed=seed,
+        label="confirmation",
+        explore_fraction=fraction,
+    )
+
+
+def _told(record: RunRecord, seed: int) -> FreshRun:
+    steps = StepCount(trained=record.steps_trained, reused=record.steps_reused)
+    return FreshRun(
+        seed=seed,
+        value=record.value,
+        reason=record.reason,
+        failed=record.state == "failed",
+        steps=steps,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStart:
+    """What is known when the first trial is about to begin."""
+
+    name: str
+    task: str
+    preset: str
+    metric: str
+    watched: str
+    trials: int
+    finished: int
+    total_steps: int
+    parameters: int
+    device: str
+    world_size: int
+    slots: int
+    gpus: int
+    """On this machine that could have been chosen, used or not."""
+    validated: int = 0
+    """Examples that every metric of the validation split is taken over."""
+    replicates: int = 1
+    fused: bool = False
+    """Whether they train together, as one batched model."""
+    compares: bool = False
+    """A comparison has no trials: runs of a table's rows are counted instead."""
+    remarks: tuple[str, ...] = ()
+    """What people should know about how this study prunes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run leaves behind."""
+
+    record: StudyRecord
+    ridge: Ridge | None
+    report: Path | None
+    """The HTML file."""
+
+    registered: RegisteredModel | None
+    unregistered: str = ""
+    """Why the best model is not registered, if it was to be."""
+
+
+Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
+
+
+def run_study(
+    request: StudyRequest,
+    places: Places,
+    options: GroupOptions,
+    *,
+    timeout: float | None,
+    register: bool,
+    watch: Watch,
+) -> RunSummary:
+    """Drive the study; the same call continues it.
+
+    After ``timeout`` seconds no trial and no other run is begun. The winner is tested and
+    registered once it is known. KeyboardInterrupt (Ctrl-C or SIGTERM) is raised on after every
+    running trial was told.
+    """
+    spec, recipe = request.resolve()
+    with (
+        open_for_training(spec, recipe, places, options) as opened,
+        watch(study_start(opened)) as watcher,
+    ):
+        published = Published()
+        began = time.monotonic()
+
+        def left() -> float | None:
+            return None if timeout is None else timeout - (time.monotonic() - began)
+
+        def finished(state: StudyState) -> StudyFinished:
+            if state != "COMPLETE":
+                show_now(opened, on_line=watcher.line)
+            return _finished(study_record(opened.study), state, published)
+
+        registered, unregistered = None, ""
+        uri = places.tracking_uri
+        with told_end(opened.tracker, uri=uri, finished=finished, on_line=watcher.line):
+            with LivePages(opened, on_line=watcher.line) as pages:
+                if spec.compare is not None:
+                    compare_rows(opened, watcher, timeout=left(), on_change=pages.changed)
+                    cut_off = ""
+                else:
+                    _drive(opened, watcher, timeout=left(), pages=pages)
+                    cut_off = _cut_off(opened, timeout) or _confirm(opened, watcher, left())
+                    if cut_off and spec.confirm is not None:
+                        watcher.line(
+                            f"not confirmed yet: {cut_off}; the same command again goes on"
+                        )
+            if register and uri and study_record(opened.study).best:
+                registered, unregistered = _try_to_register(opened, watcher, cut_off)
+            published = publish(opened, on_line=watcher.line)
+        return RunSummary(
+            record=study_record(opened.study),
+            ridge=published.ridge,
+            report=published.report,
+            registered=registered,
+            unregistered=unregistered,
+        )
+
+
+def _drive(
+    opened: OpenedStudy, watcher: Watcher, *, timeout: float | None, pages: LivePages
+) -> None:
+    workshop, study = opened.workshop, opened.study
+
+    def schedule(seed_lr: float, explore_fraction: float) -> Knee:
+        return knee_schedule(
+            workshop.recipe, workshop.facts, seed_lr=seed_lr, explore_fraction=explore_fraction
+        )
+
+    def after_trial(trial: TrialRecord) -> None:
+        knee = schedule(trial.seed_lr, trial.explore_fraction)
+        title = f"Trial {trial.number}: {setting(trial.seed_lr, trial.explore_fraction)}"
+        figure = curves_figure(trial, title=title, schedule=knee)
+        opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
+        pages.changed()
+
+    asking = asking_lock(opened.places.storage_url, study=study.study_name)
+    with asking:
+        requeue_failed(study)
+    Driver(
+        Search(
+            study=study,
+            recipe=workshop.recipe,
+            axes=opened.axes,
+            seeds=workshop.spec.replicate_seeds,
+            schedule=schedule,
+            plan=workshop.train_plan,
+            code=workshop.facts.code,
+            parameters=workshop.facts.parameters,
+            fused=opened.fused,
+            batched=opened.batched,
+            asking=asking,
+        ),
+        trainer=workshop.trainer,
+        slots=workshop.options.slots,
+        tracker=opened.tracker,
+        watcher=watcher,
+        after_trial=after_trial,
+        on_interrupt=opened.on_interrupt,
+    ).run(trials=workshop.spec.limit, timeout=timeout)
+
+
+def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
+    """Why the winner is not known yet; empty if it is."""
+    if wanted(opened.study, opened.axes, trials=opened.workshop.spec.limit):
+        by_us = timeout is not None
+        what = "--timeout ended the search" if by_us else "another driver gave a trial back"
+        return f"{what} before its last trial"
+    if study_record(opened.study).counts.running:
+        return "another driver still trains trials of this study"
+    return ""
+
+
+def _confirm(opened: OpenedStudy, watcher: Watcher, timeout: float | None) -> str:
+    """Confirm the winner, if that is asked for; why that was cut off, empty if it was not."""
+    done = confirm_winner(opened, watcher, timeout=timeout)
+    return "" if done else "--timeout ended the confirmation before its last run"
+
+
+def _try_to_register(
+    opened: OpenedStudy, watcher: Watcher, cut_off: str
+) -> tuple[RegisteredModel | None, str]:
+    """The registered winner, or why there is none: the study is done either way.
+
+    StorageGoneError is raised on: whatever else reads the study would wait for it again.
+    """
+    try:
+        return _register(opened, watcher, cut_off), ""
+    except StorageGoneError:
+        raise
+    except (UserError, MachineError) as error:
+        return None, f"not registered: {error}"
+    except Exception as error:  # of the task's code, the store's, or a disk's
+        if trouble := disk_trouble(error):
+            return None, f"not registered: {trouble}"
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return None, f"not registered ({what}); knee-tune register shows where"
+
+
+def _register(opened: OpenedStudy, watcher: Watcher, cut_off: str) -> RegisteredModel:
+    """Test and register the winner; UserError if that cannot be done now.
+
+    Not one that the next trial may beat: the test split is looked at once, not at every call.
+    """
+    if cut_off:
+        raise UserError(
+            f"{cut_off}; the same command again goes on, knee-tune register takes the best so far"
+        )
+    if notice := unsent_notice(opened.tracker.flush(), opened.places.tracking_uri or ""):
+        raise UserError(f"{notice}, and knee-tune register registers the model")
+    return register_study(
+        opened.places,
+        opened.study.study_name,
+        number=None,
+        on_line=watcher.line,
+        workshop=opened.workshop,
+    )
+
+
+def study_start(opened: OpenedStudy) -> StudyStart:
+    """What a watcher is told of an opened study."""
+    workshop, spec = opened.workshop, opened.workshop.spec
+    record = study_record(opened.study)
+    counts = record.counts
+    finished = counts.complete + counts.pruned + counts.failed
+    trials = min(spec.trials, spec.size)
+    if spec.compare is not None:
+        runs = record.run_counts
+        finished = runs.complete + runs.pruned
+        trials = len(spec.compare.rows) * spec.replicates
+    placement = workshop.placement()
+    return StudyStart(
+        name=workshop.spec.name,
+        task=workshop.spec.task,
+        preset=workshop.spec.preset,
+        metric=f"valid_{workshop.recipe.objective}",
+        watched=f"valid_{workshop.recipe.watched}",
+        trials=trials,
+        finished=finished,
+        total_steps=budget_steps(workshop.recipe, workshop.facts),
+        parameters=workshop.facts.parameters,
+        device=placement.device,
+        world_size=placement.world_size,
+        slots=workshop.options.slots,
+        validated=workshop.facts.examples.get("valid", 0),
+        gpus=workshop.facts.gpus if workshop.options.device == "auto" else 0,
+        replicates=1 if spec.compare else spec.replicates,
+        fused=opened.fused or opened.batched,
+        compares=spec.compare is not None,
+        remarks=tuple(_remarks(opened)),
+    )
+
+
+def _remarks(opened: OpenedStudy) -> Iterator[str]:
+    spec = opened.workshop.spec
+    yield from opened.workshop.remarks
+    if others := study_record(opened.study).by_other_code(opened.workshop.facts.code):
+        yield f"{others}; the report says which is which"
+    if spec.compare is not None:
+        yield f"every row of {spec.compare.table} is trained; nothing is searched"
+        return
+    if spec.trials >= spec.size:
+        yield f"{spec.size} trials are every point of the search space; the study ends with them"
+    if spec.goal == "ridge":
+        yield (
+            "pruning is off: this study looks for the ridge, the best explore fraction of every "
+            "seed LR, and pruning would bias it"
+        )
+    elif warning := raw_step_warning(spec.acting_pruner):
+        yield warning
+    if opened.workshop.options.compile and (opened.batched or opened.fused):
+        yield "--compile: a batched model is not compiled; with --no-fuse every one is"
+    if opened.batched:
+        points = min(spec.limit or spec.size, spec.size)
+        yield f"{points * spec.replicates:,} replicas train as one batched model"
+    elif opened.fused:
+        yield f"{spec.replicates} replicas train as one batched model"
+    elif spec.replicates > 1:
+        yield f"replicates train one by one: {opened.unfused}"
+
+
+def _finished(
+    record: StudyRecord,
+    ended: StudyState,
+    published: Published,
+) -> StudyFinished:
+    winner = record.winner
+    metrics = {f"steps_{name}": float(count) for name, count in record.steps}
+    metrics |= published.metrics
+    if winner is None or winner.value is None:
+        return StudyFinished(state=ended, metrics=metrics, tags=dict(published.tags))
+    metrics[f"best_{record.metric}"] = winner.value
+    return StudyFinished(
+        state=ended,
+        metrics=metrics,
+        tags={
+            **published.tags,
+            "knee.best_trial": str(winner.trial.number) if winner.trial else "none",
+            "knee.best_seed_lr": f"{winner.seed_lr:g}",
+            "knee.best_explore_fraction": f"{winner.explore_fraction:g}",
+            "knee.best_confirmed": winner.confirmed,
+        },
+    )
+
+
+# ``knee-tune run --schedule NAME``: a schedule of the paper's baselines, outside the search.
+
+
+def run_baseline(
+    request: StudyRequest,
+    places: Places,
+    options: GroupOptions,
+    *,
+    schedule_name: str,
+    seed_lr: float | None,
+    watch: Watch,
+) -> BaselineRecord:
+    """Train one schedule at ``seed_lr`` (the recipe's own if None) and keep it with the study.
+
+    It is no trial: the search never sees it. UserError or MachineError if the training fails.
+    """
+    spec, recipe = request.resolve()
+    with (
+        open_for_training(spec, recipe, places, options, beside=True) as opened,
+        watch(study_start(opened)) as watcher,
+        told_end(
+            opened.tracker,
+            uri=places.tracking_uri,
+            finished=lambda _: StudyFinished(),  # what its search came to is another matter
+            on_line=watcher.line,
+        ),
+    ):
+        ended = _train_baseline(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
+        record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
+        record_baseline(opened.study, record)
+    if ended.failure is not None:
+        raise ended.error(f"--schedule {schedule_name}: {record.reason}")
+    return record
+
+
+def _train_baseline(
+    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float
+) -> EndedRun:
+    workshop = opened.workshop
+    run = ExtraRun(
+        key=f"baseline-{schedule_name}-{seed_lr:g}",
+        name=f"{schedule_name} {seed_lr:g}",
+        schedule=baseline_schedule(schedule_name, workshop.recipe, workshop.facts, seed_lr=seed_lr),
+        seed=workshop.spec.seed,
+        label=schedule_name,
+    )
+    (ended,) = train_extra_runs(opened, watcher, [run])
+    return ended

@@ -1,0 +1,304 @@
+"""A recipe: the fixed training settings of a task (budget, batch, optimizer, warmup)."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# The base of every value that crosses a boundary: frozen, typed, unknown keys refused.
+
+
+class Spec(BaseModel):
+    """A frozen pydantic model that refuses unknown keys and non-finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# The search space: which seed LRs and which explore fractions a study may try.
+#
+# Both are grids, because a point must recur: two trials share a trunk only if their seed LR is the
+# same number.
+
+DEFAULT_EXPLORE_FRACTION = 0.5
+
+"""The paper's fixed choice when nothing is tuned (section 5.2, table 5)."""
+
+DEFAULT_PER_DECADE = 8
+
+MOST_POINTS = 10_000
+
+"""Of a search space: samplers and reports look at every one of them."""
+
+SMALLEST_LR, LARGEST_LR = 1e-12, 1e12
+
+"""Between them, products and ratios of LRs are finite; nothing learns beyond."""
+
+
+def _not_tiny(lr: float) -> float:
+    if lr < SMALLEST_LR:
+        raise ValueError(f"must be {SMALLEST_LR:g} or more")
+    return lr
+
+
+PositiveLR = Annotated[float, Field(gt=0, le=LARGEST_LR), AfterValidator(_not_tiny)]
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SeedLRSpace(Spec):
+    """Seed LRs, either ``{low, high, per_decade}`` or ``{values}``."""
+
+    low: PositiveLR | None = Field(default=None, description="smallest seed LR")
+    high: PositiveLR | None = Field(default=None, description="largest seed LR")
+    per_decade: int | None = Field(
+        default=None, ge=1, le=50, description="points per factor of ten (8 if not given)"
+    )
+    values: tuple[PositiveLR, ...] | None = Field(
+        default=None, min_length=1, description="the very seed LRs"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        _check_form(
+            self.values, low=self.low, high=self.high, extra={"per_decade": self.per_decade}
+        )
+        return self
+
+    def points(self, anchor: float) -> tuple[float, ...]:
+        """The seed LRs, ascending.
+
+        The log grid is anchored at ``anchor`` (the recipe's own seed LR): its points are
+        ``anchor * 10 ** (i / per_decade)`` within low..high, rounded to three significant digits so
+        that they can be read and typed again. So the bounds themselves are points only where they
+        lie on that grid. ValueError if none lies between them.
+        """
+        if self.values is not None:
+            return self.values
+        assert self.low is not None, "_one_form has seen to it"
+        assert self.high is not None
+        per_decade = self.per_decade or DEFAULT_PER_DECADE
+        first = math.floor(per_decade * math.log10(self.low / anchor))
+        last = math.ceil(per_decade * math.log10(self.high / anchor))
+        grid = (
+            float(f"{anchor * 10 ** (i / per_decade):.3g}") if i else anchor
+            for i in range(first, last + 1)
+        )
+        points = sorted({lr for lr in grid if self.low <= lr <= self.high})
+        if not points:
+            raise ValueError(
+                f"no point of the grid lies between low and high; with per_decade={per_decade} "
+                f"its points are {anchor:g} * 10 ** (i / {per_decade})"
+            )
+        return tuple(points)
+
+
+class ExploreFractionSpace(Spec):
+    """Explore fractions, either ``{low, high, step}`` or ``{values}``."""
+
+    low: Fraction | None = Field(default=None, description="smallest explore fraction")
+    high: Fraction | None = Field(default=None, description="largest explore fraction")
+    step: float | None = Field(default=None, gt=0, lt=1, description="distance of two points")
+    values: tuple[Fraction, ...] | None = Field(
+        default=None, min_length=1, description="the very explore fractions"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        _check_form(self.values, low=self.low, high=self.high, step=self.step)
+        return self
+
+    def points(self) -> tuple[float, ...]:
+        """The explore fractions, ascending."""
+        if self.values is not None:
+            return self.values
+        assert self.low is not None, "_one_form has seen to it"
+        assert self.step is not None
+        return tuple(round(self.low + i * self.step, 6) for i in range(self.count))
+
+    @property
+    def count(self) -> int:
+        """How many :meth:`points` there are, told without making them."""
+        if self.values is not None:
+            return len(self.values)
+        assert self.low is not None, "_one_form has seen to it"
+        assert self.high is not None
+        assert self.step is not None
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+
+class SearchSpace(Spec):
+    """Seed LR x explore fraction."""
+
+    seed_lr: SeedLRSpace
+    explore_fraction: ExploreFractionSpace
+
+    def problems(self, anchor: float, *, with_default: bool) -> Iterator[tuple[str, str]]:
+        """What keeps the space from being searched: the field, and what is wrong with it.
+
+        It needs points, :data:`MOST_POINTS` at most, and points that differ: one schedule under two
+        names would be searched twice. ``anchor`` is the recipe's own seed LR; ``with_default``: the
+        paper's default is a point besides the space's own. Studies that are kept are not asked.
+        """
+        try:
+            seed_lrs = self.seed_lr.points(anchor)
+        except ValueError as error:
+            yield "seed_lr", str(error)
+            return
+        count = self.explore_fraction.count
+        if len(seed_lrs) * count > MOST_POINTS:
+            yield (
+                "seed_lr" if len(seed_lrs) > count else "explore_fraction",
+                f"{len(seed_lrs):,} seed LRs x {count:,} explore fractions are more than "
+                f"{MOST_POINTS:,} points; use fewer values or a larger distance",
+            )
+            return
+        fractions = self.explore_fraction.points()
+        if alike := alike_points([*seed_lrs, *([anchor] if with_default else [])]):
+            yield "seed_lr", alike
+        if alike := alike_points(
+            [*fractions, *([DEFAULT_EXPLORE_FRACTION] if with_default else [])]
+        ):
+            yield "explore_fraction", alike
+
+
+def alike_points(points: Iterable[float]) -> str:
+    """Which two points differ by less than a schedule can show; empty if none do."""
+    for left, right in pairwise(sorted({*points})):
+        if math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-15):
+            return f"{left!r} and {right!r} are the same point; give one of them"
+    return ""
+
+
+def _check_form(
+    values: tuple[float, ...] | None,
+    *,
+    extra: dict[str, float | None] | None = None,
+    **required: float | None,
+) -> None:
+    """ValueError unless the points are given in exactly one of the two forms."""
+    names = [*required, *(extra or {})]
+    given = [name for name, number in {**required, **(extra or {})}.items() if number is not None]
+    if values is not None:
+        if given:
+            raise ValueError(f"give either values or {', '.join(names)}, not both")
+        if any(left >= right for left, right in zip(values, values[1:], strict=False)):
+            raise ValueError("values must ascend, each one once")
+        return
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing; give {', '.join(names)}, or values")
+    low, high = required["low"], required["high"]
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"low must be less than high, got low={low:g}, high={high:g}")
+
+
+Direction = Literal["minimize", "maximize"]
+
+MOST_EVALUATIONS = 1_000_000
+
+"""Of a run, and so the most epochs: plans and records list every one of them."""
+
+Epochs = Annotated[int, Field(gt=0, le=MOST_EVALUATIONS, description="training budget, in epochs")]
+
+DATA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+"""What a prepared set may be called: it names folders, studies and models."""
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Metric(Spec):
+    """A named number of an evaluation and the direction in which it improves."""
+
+    name: str
+    direction: Direction
+    percent: bool = Field(default=False, description="measured in percent, 0 to 100")
+
+    def better(self, new: float, old: float) -> bool:
+        """Whether ``new`` is strictly better than ``old``."""
+        return new < old if self.direction == "minimize" else new > old
+
+
+class Optimizer(Spec):
+    """A ``torch.optim`` optimizer; its LR is written by the training loop at every step."""
+
+    name: Literal["sgd", "adam", "adamw", "radam"]
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam family only")
+    eps: float = Field(default=1e-8, gt=0, description="Adam family only")
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Recipe(Spec):
+    """What every task's recipe has; a task adds its model and data settings in a subclass.
+
+    ``metrics`` names every number the task's evaluations return. ``watched`` is the metric of
+    the learning curve: trials are pruned on it and the best checkpoint is chosen by it. The study
+    optimises ``objective``, which may be a dearer metric of the final evaluation.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    watched: ClassVar[str] = ""
+
+    epochs: Epochs
+    seed_lr: PositiveLR = Field(description="the paper's default seed LR for this task")
+    warmup_steps: int = Field(default=0, ge=0, description="linear warmup, in steps")
+    # Never stored: whoever opens a study makes steps of it, and from then on there are only those.
+    warmup: str | None = Field(
+        default=None,
+        exclude=True,
+        description="linear warmup as a share of the budget, as in 5%; instead of warmup_steps",
+    )
+    optimizer: Optimizer
+    clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
+    amp: bool = Field(default=False, description="bf16 autocast on a GPU; a CPU stays in float32")
+    evaluations_per_epoch: int = Field(default=1, gt=0)
+    keep: Literal["best", "last"] = Field(
+        default="last", description="which weights a trial is judged by and registered with"
+    )
+    objective: str = Field(description="the metric that the study optimises")
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_is_a_share(cls, warmup: str | None) -> str | None:
+        if warmup is not None and not re.fullmatch(r"\d{1,2}(\.\d+)?%", warmup):
+            raise ValueError("must be a share of the budget below 100%, as in 5%")
+        return warmup
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Recipe":
+        if self.warmup is not None and self.warmup_steps:
+            raise ValueError("warmup and warmup_steps: give one of them, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_is_a_metric(self) -> "Recipe":
+        names = [metric.name for metric in self.metrics]
+        if self.metrics and self.objective not in names:
+            raise ValueError(f"objective must be one of {', '.join(names)}")
+        return self
+
+    def with_warmup_of(self, budget: int) -> Self:
+        """This recipe with its warmup counted in steps, should it be a share of a ``budget``."""
+        if self.warmup is None:
+            return self
+        share = float(self.warmup.removesuffix("%")) / 100
+        steps = max(1, round(share * budget)) if share else 0
+        return self.model_copy(update={"warmup": None, "warmup_steps": steps})
+
+    @model_validator(mode="after")
+    def _evaluations_can_be_listed(self) -> "Recipe":
+        if self.epochs * self.evaluations_per_epoch > MOST_EVALUATIONS:
+            raise ValueError(
+                f"epochs={self.epochs} times evaluations_per_epoch={self.evaluations_per_epoch} "
+                f"are more than {MOST_EVALUATIONS:,} evaluations; use fewer"
+            )
+        return self
+
+    def metric(self, name: str) -> Metric:
+        """The metric called ``name``; KeyError if the task has none of that name."""
+        return {metric.name: metric for metric in self.metrics}[name]

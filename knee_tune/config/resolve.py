@@ -1,0 +1,357 @@
+"""From files and options to one validated study.
+
+Later wins: recipe class defaults < preset < study file < ``--set`` < flags. Every layer is
+validated as it is laid on, so a mistake is reported where it was made.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from pydantic_core import to_jsonable_python
+
+from knee_tune.config.recipe import DATA_NAME, Recipe, SearchSpace, Spec
+from knee_tune.config.strict_yaml import (
+    DEEPEST,
+    Document,
+    FieldPath,
+    Place,
+    Problem,
+    check,
+    dotted,
+    parse_value,
+    refuse,
+)
+from knee_tune.config.study import SEARCHING, StudySpec
+from knee_tune.errors import UserError
+
+# Studies at a fraction of their budget (``--scale``), and what a comparison leaves no room for.
+
+
+def scaled(study: StudySpec, recipe: Recipe, *, name: str) -> tuple[StudySpec, Recipe]:
+    """A study that was just read, called ``name``, with the budget that it trains.
+
+    A search: epochs and warmup times the study's ``scale``. A comparison: the longest row times
+    it; its rows, and its warmup with them, are scaled when they are planned
+    (:func:`knee_tune.plans.planner.row_schedule`), so that its table stays the published one.
+    """
+    table, scale = study.compare, study.scale
+    if table is not None:
+        longest = max(row.epochs for row in table.rows)
+        budget = {"epochs": max(1, round(longest * scale))}
+    else:
+        warmup = round(recipe.warmup_steps * scale)
+        budget = {"epochs": max(1, round(recipe.epochs * scale)), "warmup_steps": warmup}
+    recipe = recipe.model_copy(update=budget)
+    changes = {"name": name, "recipe": recipe.model_dump(mode="json")}
+    return study.model_copy(update=changes), recipe
+
+
+def scaled_name(name: str, scale: float) -> str:
+    """What a study is called at another scale: budgets are never mixed."""
+    return f"{name}-scale{scale:g}"
+
+
+def refuse_searching(
+    layer: Mapping[str, Any], place: Callable[[FieldPath], Place], *, recipe: Sequence[str] = ()
+) -> None:
+    """UserError for settings of a search, and these of the recipe, in a study with ``compare``."""
+    settings = layer.get("recipe", {})
+    fields: list[FieldPath] = [(name,) for name in SEARCHING if name in layer]
+    fields += [("recipe", name) for name in recipe if name in settings]
+    if fields:
+        what = "this study trains the rows of its table, which have their own budgets (--scale)"
+        if fields[0][0] != "recipe":
+            what = "this study trains the rows of its table and searches nothing; leave it out"
+        refuse([Problem(path=field, what=what) for field in fields], place)
+
+
+# Settings from the command line, and how one layer of settings is laid over another.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """One field set from outside the files."""
+
+    label: str
+    """The option as it was typed, for messages: ``--set recipe.epochs=4``."""
+    path: tuple[str, ...]
+    value: Any
+
+
+def parse_override(text: str) -> Override:
+    """``recipe.epochs=4`` as an override; the value is read as YAML. UserError if it is not one."""
+    label = f"--set {text}"
+    field, equals, value = text.partition("=")
+    path = tuple(field.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(f"{label}: expected FIELD=VALUE, as in --set recipe.epochs=4")
+    if len(path) > DEEPEST:
+        raise UserError(f"{label}: no field lies {len(path)} levels deep")
+    try:
+        return Override(label=label, path=path, value=parse_value(value))
+    except ValueError as error:
+        raise UserError(f"{label}: the value is no YAML: {error}") from None
+
+
+def layer_of(overrides: Iterable[Override]) -> dict[str, Any]:
+    """The overrides as one nested mapping; a later one wins. UserError where two contradict."""
+    layer: dict[str, Any] = {}
+    for override in overrides:
+        at = layer
+        for depth, key in enumerate(override.path[:-1], start=1):
+            at = at.setdefault(key, {})
+            if not isinstance(at, dict):
+                field = dotted(override.path[:depth])
+                raise UserError(f"{override.label}: {field} was already set to a single value")
+        at[override.path[-1]] = override.value
+    return layer
+
+
+def origin_of(overrides: Iterable[Override], path: FieldPath) -> Place:
+    """The override that a problem at ``path`` comes from: the last that sets the nearest field."""
+    best = max(enumerate(overrides), key=lambda each: (_shared(each[1].path, path), each[0]))[1]
+    return Place(best.label, shows=best.path)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``: mappings are merged key by key, anything else is replaced.
+
+    In ``space`` the two forms of a grid are never mixed: ``values`` replaces low, high and the
+    distance, and the other way round.
+    """
+    return _merged(base, over, ())
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], path: FieldPath) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and not (path == ("space",) and _form(old) != _form(value))
+        ):
+            result[key] = _merged(old, value, (*path, key))
+        else:
+            result[key] = value
+    return result
+
+
+def _form(grid: Mapping[str, Any]) -> bool:
+    """Whether a grid is given as values."""
+    return grid.get("values") is not None
+
+
+def _shared(left: FieldPath, right: FieldPath) -> int:
+    """How many keys two paths have in common from their start."""
+    pairs = zip(left, right, strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+class Preset(Spec):
+    """A named variant of a task: a budget, a size, a data set."""
+
+    description: str
+    recipe: dict[str, Any] = Field(default_factory=dict, description="over the class's defaults")
+    space: dict[str, Any] = Field(default_factory=dict, description="over the file's ``space``")
+    trials: int = Field(default=20, gt=0, le=1_000_000)
+    nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
+
+
+class SpaceFile(Spec):
+    """What ``search_spaces/<task>.yaml`` says."""
+
+    task: str
+    description: str
+    default_preset: str
+    space: SearchSpace
+    presets: dict[str, Preset] = Field(min_length=1)
+
+
+def resolve_study(
+    *,
+    space_file: Document,
+    study_file: Document | None = None,
+    recipe_type: Callable[[str], type[Recipe]],
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    name: str | None = None,
+    trials: int | None = None,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    goal: str | None = None,
+    seed: int | None = None,
+    replicates: int | None = None,
+    fuse: bool | None = None,
+    confirm: str | None = None,
+    nproc: int | None = None,
+    scale: float | None = None,
+) -> tuple[StudySpec, Recipe]:
+    """The study that files and options describe, and its typed recipe.
+
+    ``recipe_type`` maps a task's name to its recipe class; ``settings`` are the ``--set`` options
+    (``recipe.epochs=4``). UserError, one line, for the first thing that is wrong.
+    """
+    flags = {
+        "--preset": ("preset", preset),
+        "--study-name": ("name", name),
+        "--trials": ("trials", trials),
+        "--sampler": ("sampler", sampler),
+        "--pruner": ("pruner", pruner),
+        "--goal": ("goal", goal),
+        "--seed": ("seed", seed),
+        "--replicates": ("replicates", replicates),
+        "--fuse": ("fuse", fuse),
+        "--confirm": ("confirm", confirm),
+        "--nproc": ("nproc", nproc),
+        "--scale": ("scale", scale),
+    }
+    overrides = [parse_override(text) for text in settings] + [
+        Override(label=f"{flag} {value}", path=(field,), value=value)
+        for flag, (field, value) in flags.items()
+        if value is not None
+    ]
+
+    def in_options(path: FieldPath) -> Place:
+        return origin_of(overrides, path)
+
+    space = read_space(space_file, recipe_type)
+    recipes = recipe_type(space.task)
+    in_study = _in_file(study_file) if study_file else in_options
+    written = study_file.data if study_file else {}
+    asked = layer_of(overrides)
+    chosen = space.default_preset
+    for layer, place in ((written, in_study), (asked, in_options)):
+        if "preset" in layer:
+            chosen = layer["preset"]
+            _check_preset(chosen, ("preset",), space, place)
+    base = _settings_of(space, space_file.data, chosen, recipes)
+    described = merge(base, written)
+    if study_file is not None:
+        _validated(described, recipes, space, in_study)
+    study, recipe = _validated(merge(described, asked), recipes, space, in_options)
+    if study.compare is not None:
+        refuse_searching(written, in_study)
+        refuse_searching(asked, in_options, recipe=("epochs",))
+    elif study.sampler == "grid" and "trials" not in {**written, **asked}:
+        study = study.model_copy(update={"trials": study.size})
+    named = "name" in asked or study.scale == described.get("scale", 1.0)
+    return scaled(study, recipe, name=study.name if named else scaled_name(study.name, study.scale))
+
+
+def read_space(file: Document, recipe_type: Callable[[str], type[Recipe]]) -> SpaceFile:
+    """A search-space file with every preset of it validated, used or not; UserError otherwise."""
+    place = _in_file(file)
+    space, problems = check(SpaceFile, file.data)
+    if space is None:
+        refuse(problems, place)
+    _check_preset(space.default_preset, ("default_preset",), space, place)
+    recipes = recipe_type(space.task)
+    for name in space.presets:
+        _validated(
+            _settings_of(space, file.data, name, recipes),
+            recipes,
+            space,
+            place,
+            prefix=("presets", name),
+        )
+    return space
+
+
+def _in_file(file: Document) -> Callable[[FieldPath], Place]:
+    return lambda path: Place(file.label, line=file.line(path))
+
+
+def _check_preset(
+    name: object, path: FieldPath, space: SpaceFile, place: Callable[[FieldPath], Place]
+) -> None:
+    """Refuse a preset that the search space does not have."""
+    if name not in list(space.presets):
+        problem = Problem(
+            path=path,
+            what=f"task {space.task} has no such preset",
+            value=name,
+            allowed=tuple(space.presets),
+            asked=str(name),
+        )
+        refuse([problem], place)
+
+
+def _settings_of(
+    space: SpaceFile, file: Mapping[str, Any], preset: str, recipe_type: type[Recipe]
+) -> dict[str, Any]:
+    """The settings of a preset over the recipe's own: the lowest layer of a study."""
+    chosen = space.presets[preset]
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in recipe_type.model_fields.items()
+        if not field.is_required()
+    }
+    return merge(
+        {
+            "task": space.task,
+            "preset": preset,
+            "recipe": to_jsonable_python(defaults),
+            "space": file["space"],
+        },
+        {
+            "recipe": chosen.recipe,
+            "space": chosen.space,
+            "trials": chosen.trials,
+            "nproc": chosen.nproc,
+        },
+    )
+
+
+def _validated(
+    settings: Mapping[str, Any],
+    recipe_type: type[Recipe],
+    space: SpaceFile,
+    place: Callable[[FieldPath], Place],
+    prefix: FieldPath = (),
+) -> tuple[StudySpec, Recipe]:
+    """The study of these settings; UserError with ``prefix`` before the field otherwise."""
+    recipe, problems = check(recipe_type, settings["recipe"], (*prefix, "recipe"))
+    label = _budget_name(settings["preset"], recipe, recipe_type, space) if recipe else "unnamed"
+    dumped = recipe.model_dump(mode="json") if recipe else {}
+    named = {"name": label, "own_data": _own_data(dumped, recipe_type, space)}
+    study, more = check(StudySpec, {**named, **settings, "recipe": dumped}, prefix)
+    if study and study.task != space.task:
+        problem = Problem(path=(*prefix, "task"), what=f"the search space is of task {space.task}")
+        refuse([problem], place)
+    if recipe is None or study is None:
+        refuse([*problems, *more], place)
+    unsearchable = [
+        Problem(path=(*prefix, "space", field), what=what)
+        for field, what in study.space.problems(recipe.seed_lr, with_default=study.tries_default)
+    ]
+    if unsearchable:
+        refuse(unsearchable, place)
+    return study, recipe
+
+
+def _budget_name(preset: str, recipe: Recipe, recipe_type: type[Recipe], space: SpaceFile) -> str:
+    """``knee-<task>-<budget>``: the preset's name unless it is the default, the epochs if needed.
+
+    Studies of different budgets must not share a name, or their trials would be mixed. Data of
+    one's own stand in place of the task.
+    """
+    epochs = f"{recipe.epochs}ep"
+    subject = _own_data(recipe.model_dump(mode="json"), recipe_type, space) or space.task
+    if preset == space.default_preset:
+        return f"knee-{subject}-{epochs}"
+    usual, _ = check(recipe_type, space.presets[preset].recipe)
+    changed = usual is None or usual.epochs != recipe.epochs
+    return f"knee-{subject}-{preset}" + (f"-{epochs}" if changed else "")
+
+
+def _own_data(recipe: Mapping[str, Any], recipe_type: type[Recipe], space: SpaceFile) -> str | None:
+    """The recipe's data set, unless a preset or the recipe's own default names it too."""
+    known = {preset.recipe.get("data") for preset in space.presets.values()}
+    known |= {field.default for name, field in recipe_type.model_fields.items() if name == "data"}
+    data = recipe.get("data")
+    named = isinstance(data, str) and re.fullmatch(DATA_NAME, data)
+    return data if named and data not in known else None

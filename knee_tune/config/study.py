@@ -1,0 +1,365 @@
+"""The resolved description of one study: everything that decides what it searches and trains."""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from knee_tune.config.recipe import (
+    DATA_NAME,
+    DEFAULT_EXPLORE_FRACTION,
+    Epochs,
+    PositiveLR,
+    SearchSpace,
+    Spec,
+)
+
+# What can be asked of a finished model: how sharp its minimum is, by two measures of the paper.
+
+
+class Sharpness(Spec):
+    """Keskar's sharpness (equation 1), by projected gradient ascent (section 3.2.1)."""
+
+    name: Literal["sharpness"] = "sharpness"
+    epsilon: float = Field(
+        default=1e-4, gt=0, description="half the box's side is epsilon * (|weight| + 1)"
+    )
+    lr: float = Field(default=1e-3, gt=0, description="of the ascent, in the gradient's direction")
+    iterations: int = Field(default=1000, gt=0, description="ascent steps")
+    examples: int | None = Field(
+        default=None, gt=0, description="of the training split, the first ones; None: all of it"
+    )
+
+
+class Fisher(Spec):
+    """The largest eigenvalue of the true Fisher information matrix (section 3.2.2)."""
+
+    name: Literal["fisher"] = "fisher"
+    samples: int = Field(default=10, gt=0, description="labels drawn from the model per example")
+    iterations: int = Field(default=100, gt=0, description="matrix-vector products at most")
+    tolerance: float = Field(default=1e-3, gt=0, description="relative error bound that ends them")
+    examples: int | None = Field(
+        default=None, gt=0, description="of the training split, the first ones; None: all of it"
+    )
+    seed: int = Field(default=1, ge=0, description="of the labels and the first vector")
+
+
+Analysis = Annotated[Sharpness | Fisher, Field(discriminator="name")]
+
+Sampler = Literal["gp", "tpe", "grid", "random"]
+
+Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
+
+Goal = Literal["best", "ridge"]
+
+SEARCHING = ("trials", "sampler", "pruner", "goal", "confirm", "space")
+
+"""Settings of a search, which a study with ``compare`` does not make."""
+
+FRESH_SEEDS = 1_000_000
+
+"""Distance from a study's seed to those that confirm its winner: never used in a search."""
+
+StudyName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="letters, digits, dots, dashes, underscores: it names folders and runs too",
+    ),
+]
+
+
+class ReferenceRow(Spec):
+    """One row of a published table: a setting and the numbers reported for it."""
+
+    schedule: Literal["knee", "step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"]
+    epochs: Epochs
+    seed_lr: PositiveLR | None = None
+    label: str = Field(default="", description="what people read; empty: made from the setting")
+    explore_epochs: int | None = Field(default=None, ge=0, description="knee only")
+    boundaries: tuple[Epochs, ...] = Field(
+        default=(), description="step only: epochs after which the LR is a tenth; ascending"
+    )
+    metrics: dict[str, float] = Field(description="mean values by name and split, as in test_bleu")
+    std: dict[str, float] = Field(
+        default_factory=dict, description="standard deviations over the runs, same names"
+    )
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.explore_epochs is not None:
+            if self.schedule != "knee":
+                raise ValueError(f"explore_epochs: only knee has them, this is {self.schedule}")
+            if self.explore_epochs > self.epochs:
+                raise ValueError(f"explore_epochs must not exceed epochs={self.epochs}")
+        if self.boundaries:
+            if self.schedule != "step":
+                raise ValueError(f"boundaries: only step has them, this is {self.schedule}")
+            bounds = (*self.boundaries, self.epochs)
+            if any(left >= right for left, right in pairwise(bounds)):
+                raise ValueError(f"boundaries must ascend and lie below epochs={self.epochs}")
+        unknown = self.std.keys() - self.metrics.keys()
+        if unknown:
+            raise ValueError(f"std without a mean in metrics: {', '.join(sorted(unknown))}")
+        return self
+
+    @property
+    def setting(self) -> str:
+        """``step 0.1, boundaries 100, 150 of 200 epochs``, in the table's own epochs."""
+        lr = "" if self.seed_lr is None else f" {self.seed_lr:g}"
+        phases = ""
+        if self.explore_epochs is not None:
+            phases = f"explore {self.explore_epochs} of "
+        elif self.boundaries:
+            phases = f"boundaries {', '.join(map(str, self.boundaries))} of "
+        return f"{self.schedule}{lr}, {phases}{self.epochs} epochs"
+
+    @property
+    def shown(self) -> str:
+        """What people read: its label, or else its setting."""
+        return self.label or self.setting
+
+    @property
+    def untrainable(self) -> str:
+        """What is missing before it could be trained; empty if nothing is."""
+        needed = {"seed_lr": self.seed_lr is None}
+        needed["explore_epochs"] = self.schedule == "knee" and self.explore_epochs is None
+        needed["boundaries"] = self.schedule == "step" and not self.boundaries
+        return " and ".join(name for name, missing in needed.items() if missing)
+
+
+class ReferenceTable(Spec):
+    """A published table that the study's report shows beside its own numbers."""
+
+    table: str = Field(description="as in 'Table 15'")
+    section: str = Field(description="as in '5.4'")
+    page: int | None = Field(default=None, gt=0)
+    runs: int | None = Field(default=None, gt=0, description="runs that each value is a mean over")
+    note: str = Field(default="", description="what differs from how knee-tune measures")
+    rows: tuple[ReferenceRow, ...] = Field(min_length=1)
+
+
+class Confirm(Spec):
+    """How the winner of a search is confirmed: the top candidates, and the paper's default, are
+    trained again with random seeds that the search did not use."""
+
+    candidates: int = Field(gt=0, le=1000)
+    seeds: int = Field(gt=1, le=1000, description="an interval needs two")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """``3:5`` is three candidates with five seeds."""
+        if not isinstance(value, str):
+            return value
+        candidates, colon, seeds = value.partition(":")
+        if not (colon and candidates.isdecimal() and seeds.isdecimal()):
+            raise ValueError("must be CANDIDATES:SEEDS, as in 3:5")
+        return {"candidates": int(candidates), "seeds": int(seeds)}
+
+
+class StudySpec(Spec):
+    """One study, resolved: presets, study file, ``--set`` and flags are already merged.
+
+    ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
+    typed recipe travels beside this value (see :func:`knee_tune.config.resolve.resolve_study`).
+    """
+
+    name: StudyName
+    description: str = ""
+    source: str = Field(default="", description="where the settings are from: paper and section")
+    task: str
+    preset: str
+    own_data: str | None = Field(
+        default=None,
+        pattern=DATA_NAME,
+        description="data that no preset knows: they name experiment and model, not the task",
+    )
+    recipe: dict[str, Any]
+    space: SearchSpace
+    trials: int = Field(
+        default=20,
+        gt=0,
+        le=1_000_000,
+        description="of the whole study; a grid has all its points unless told",
+    )
+    sampler: Sampler = "gp"
+    goal: Goal = Field(
+        default="best",
+        description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
+    )
+    pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
+    seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
+    replicates: int = Field(default=1, gt=0, le=1000, description="random seeds of every trial")
+    fuse: bool = Field(
+        default=True,
+        description="replicates train as one batched model if the task can; an unpruned grid whole",
+    )
+    confirm: Confirm | None = Field(default=None, description="after the search")
+    nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
+    scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="of all epochs: the budget's, warmup's and boundaries'",
+    )
+    compare: ReferenceTable | None = Field(
+        default=None,
+        description="a table whose every row is trained, instead of a search: ours beside theirs",
+    )
+    analyses: tuple[Analysis, ...] = Field(
+        default=(), description="made of every run of ``compare``"
+    )
+    reference: tuple[ReferenceTable, ...] = Field(
+        default=(), description="published numbers shown beside the study's own"
+    )
+
+    @field_validator("pruner")
+    @classmethod
+    def _ridges_are_not_pruned(cls, pruner: Pruner | None, info: ValidationInfo) -> Pruner | None:
+        if info.data.get("goal") == "ridge" and pruner not in (None, "none"):
+            raise ValueError("pruning would bias the ridge: use none with goal ridge")
+        return pruner
+
+    @field_validator("compare")
+    @classmethod
+    def _rows_can_be_trained(cls, table: ReferenceTable | None) -> ReferenceTable | None:
+        for number, row in enumerate(table.rows if table else (), start=1):
+            if row.untrainable:
+                raise ValueError(
+                    f"row {number} ({row.shown}) has no {row.untrainable}: it cannot be trained"
+                )
+        return table
+
+    @field_validator("analyses")
+    @classmethod
+    def _of_compared_runs(
+        cls, analyses: tuple[Analysis, ...], info: ValidationInfo
+    ) -> tuple[Analysis, ...]:
+        if analyses and info.data.get("compare") is None:
+            raise ValueError("they are made of the runs of compare, and this study has none")
+        if len({each.name for each in analyses}) < len(analyses):
+            raise ValueError("each can be made once: one is named twice")
+        return analyses
+
+    @property
+    def subject(self) -> str:
+        """What is studied, as experiment and registered model are named: the data, or the task."""
+        return self.own_data or self.task
+
+    @property
+    def acting_pruner(self) -> Pruner:
+        """The pruner that was chosen, or the goal's own; a comparison prunes nothing."""
+        if self.compare is not None:
+            return "none"
+        return self.pruner or ("none" if self.goal == "ridge" else "knee")
+
+    @property
+    def replicate_seeds(self) -> tuple[int, ...]:
+        """The random seeds that every trial of the search is trained with."""
+        return tuple(range(self.seed, self.seed + self.replicates))
+
+    @property
+    def confirmation_seeds(self) -> tuple[int, ...]:
+        """The random seeds that confirm the winner; empty if none were asked for."""
+        first = self.seed + FRESH_SEEDS
+        return tuple(range(first, first + (self.confirm.seeds if self.confirm else 0)))
+
+    @property
+    def tries_default(self) -> bool:
+        """Whether the paper's default is a point of the search, and its first trial.
+
+        A grid is exactly the search space's own, and a comparison has no trials.
+        """
+        return self.sampler != "grid" and self.compare is None
+
+    @property
+    def seed_lrs(self) -> tuple[float, ...]:
+        """The seed LRs that may be tried, ascending.
+
+        ValueError if the search space has none between its bounds.
+        """
+        default = float(self.recipe["seed_lr"])
+        points = self.space.seed_lr.points(default)
+        return tuple(sorted({*points, default})) if self.tries_default else points
+
+    @property
+    def explore_fractions(self) -> tuple[float, ...]:
+        """The explore fractions that may be tried, ascending."""
+        points = self.space.explore_fraction.points()
+        default = DEFAULT_EXPLORE_FRACTION
+        return tuple(sorted({*points, default})) if self.tries_default else points
+
+    @property
+    def size(self) -> int:
+        """How many different trials there are."""
+        return len(self.seed_lrs) * len(self.explore_fractions)
+
+    @property
+    def limit(self) -> int | None:
+        """Trials after which the search ends; None where it ends with the last point of a grid."""
+        return None if self.sampler == "grid" and self.trials >= self.size else self.trials
+
+
+# Is a point on the edge of the search space, so that a better one may lie beyond?
+
+WIDER = 10**0.5
+
+"""Factor by which a bound of the seed LR moves: half a decade, some points of the grid."""
+
+
+class Edge(Spec):
+    """One parameter at the end of its range."""
+
+    what: str
+    """As in ``largest seed LR``."""
+    setting: str
+    """What to give to ``--set`` to look beyond, as in ``space.seed_lr.high=0.4``."""
+
+
+def edges(spec: StudySpec, *, seed_lr: float, explore_fraction: float) -> tuple[Edge, ...]:
+    """The edges of the study's space that the point lies on.
+
+    Where nothing lies beyond there is no edge: at an explore fraction of 0, or with less than
+    a step left to 1. A parameter with a single value was fixed, so it has no edge either.
+    """
+    found = []
+    ends = _ends(seed_lr, spec.seed_lrs)
+    if ends is not None:
+        end, inner = ends
+        factor = WIDER if end > inner else 1 / WIDER
+        listed = spec.space.seed_lr.values and spec.seed_lrs
+        beyond = float(f"{end * (end / inner if listed else factor):.3g}")
+        found.append(_edge("seed LR", end, inner, beyond, listed))
+    ends = _ends(explore_fraction, spec.explore_fractions)
+    if ends is not None:
+        end, inner = ends
+        listed = spec.space.explore_fraction.values and spec.explore_fractions
+        step = spec.space.explore_fraction.step or abs(end - inner)
+        beyond = round(max(0.0, end + step if end > inner else end - step), 6)
+        if end > 0 and beyond < 1:
+            found.append(_edge("explore fraction", end, inner, beyond, listed))
+    return tuple(found)
+
+
+def _ends(value: float, points: tuple[float, ...]) -> tuple[float, float] | None:
+    """The end of the range that ``value`` is, and the point beside it; None if it is none."""
+    if len(points) > 1 and value == points[0]:
+        return points[0], points[1]
+    if len(points) > 1 and value == points[-1]:
+        return points[-1], points[-2]
+    return None
+
+
+def _edge(
+    name: str, end: float, inner: float, beyond: float, listed: tuple[float, ...] | None
+) -> Edge:
+    """Of a range the bound is moved, to a list the point is added."""
+    upwards = end > inner
+    field = f"space.{name.lower().replace(' ', '_')}"
+    if listed is None:
+        setting = f"{field}.{'high' if upwards else 'low'}={beyond:g}"
+    else:
+        points = sorted({*listed, beyond})
+        setting = f"{field}.values=[{', '.join(f'{point:g}' for point in points)}]"
+    return Edge(what=f"{'largest' if upwards else 'smallest'} {name}", setting=setting)

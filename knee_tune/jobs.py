@@ -1,0 +1,93 @@
+"""The entry of every rank: one plan in, one job done."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
+
+from knee_tune.analysis.lr_range import lr_range
+from knee_tune.analysis.minimum import analyse
+from knee_tune.errors import UserError, disk_trouble
+from knee_tune.plans.plan import (
+    AnalysePlan,
+    DescribePlan,
+    LRRangePlan,
+    Plan,
+    TaskFacts,
+    TestPlan,
+    TrainPlan,
+)
+from knee_tune.tasks.base import Task
+from knee_tune.tasks.registry import task_entry
+from knee_tune.training.fused import why_unfusable
+from knee_tune.training.learner import evaluate, non_finite
+from knee_tune.training.loop import TrainingRun
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Done
+
+
+def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
+    """Do the plan's job on this rank; the answer of rank 0 becomes the group's outcome."""
+    task = task_entry(plan.task).build(plan.recipe, data_dir=plan.data_dir, seed=plan.seed)
+    watched = replace(group, alive=lambda: channel.progress(0))
+    match plan:
+        case TrainPlan():
+            return TrainingRun(task, plan, group, channel).run()
+        case TestPlan():
+            model = _finished_model(task, plan.weights, group)
+            metrics = evaluate(
+                task, model, watched, placement=plan.placement, split="test", final=True
+            )
+            if lost := non_finite(metrics):
+                raise UserError(
+                    f"{plan.weights}: non-finite {lost} with these weights; choose another trial"
+                )
+            return Done(state="complete", result={"metrics": metrics})
+        case AnalysePlan():
+            model = _finished_model(task, plan.weights, group)
+            measured = analyse(task, plan, model, group, channel)
+            if lost := non_finite(measured):
+                raise UserError(
+                    f"{plan.weights}: non-finite {lost} with these weights; choose others"
+                )
+            return Done(state="complete", result={"metrics": measured})
+        case LRRangePlan():
+            lrs, losses = lr_range(task, plan, group, on_step=channel.progress)
+            return Done(state="complete", step=len(losses), result={"lrs": lrs, "losses": losses})
+        case DescribePlan():
+            fingerprint, examples = task.describe()
+            model = task.build_model()
+            kinds = {type(task), type(task.recipe), *map(type, model.modules())}
+            modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+            facts = TaskFacts(
+                steps_per_epoch=task.steps_per_epoch(group),
+                data_fingerprint=fingerprint,
+                parameters=sum(p.numel() for p in model.parameters()),
+                examples=examples,
+                modules=tuple(sorted(modules)),
+                cpu=torch.backends.cpu.get_cpu_capability(),
+                threads=torch.get_num_threads(),
+                unfusable=why_unfusable(task),
+                gpus=torch.cuda.device_count(),
+            )
+            return Done(state="complete", result=facts.model_dump())
+
+
+def _finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:
+    """The task's model with these weights; UserError if it cannot have them."""
+    model = task.build_model().to(group.device)
+    try:
+        load_model(model, weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if disk_trouble(error):
+            raise
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise UserError(
+            f"{weights}: no weights of this task's model ({reason}); "
+            "give a file of the same task and recipe"
+        ) from error
+    return model

@@ -1,0 +1,145 @@
+"""What makes two training runs, or the trunks of two runs, the same.
+
+:func:`run_identity` is the one list of what decides the bits of a result. Keys, checkpoints and
+records all go by it, so what was trained under a key is never trained again. A trunk's key leaves
+out the budget, the explore fraction and the kind of decay: warmup and explore do not depend on
+them, so one trunk serves every fraction and every budget, and step schedules too.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.schedules import Exploring
+
+_DECIDED_ELSEWHERE = ("epochs", "seed_lr", "warmup_steps", "amp")
+
+"""Fields of a recipe that training reads from its schedule, and from its placement."""
+
+
+def run_identity(plan: TrainPlan) -> dict[str, Any]:
+    """Everything that decides the bits of this run, as JSON has it: equal ones, equal results.
+
+    Not in it: where data, logs and checkpoints are, and which of several devices train it.
+    """
+    identity = _identity(
+        plan,
+        plan.facts,
+        schedule=plan.schedule,
+        replicas=plan.replicas,
+        steps_per_evaluation=plan.steps_per_evaluation,
+    )
+    read_back: dict[str, Any] = json.loads(json.dumps(identity))
+    return read_back
+
+
+def run_key(
+    order: TaskOrder,
+    facts: TaskFacts,
+    *,
+    schedule: Schedule,
+    replicas: Sequence[Replica] = (),
+    steps_per_evaluation: int,
+) -> str:
+    """Names a training run by its identity, before there is a plan of it."""
+    identity = _identity(
+        order,
+        facts,
+        schedule=schedule,
+        replicas=replicas,
+        steps_per_evaluation=steps_per_evaluation,
+    )
+    return f"{order.task}-{digest_of(identity)}"
+
+
+def trunk_key(
+    order: TaskOrder,
+    facts: TaskFacts,
+    *,
+    schedule: Exploring,
+    replicas: Sequence[Replica] = (),
+    steps_per_evaluation: int,
+) -> str:
+    """Names a trunk: runs of equal keys have the same state at every step up to their knees.
+
+    The ``replicas`` of a fused run that has one all follow its schedule.
+    """
+    parts = _parts(order, facts, steps_per_evaluation) | {
+        "seed_lr": schedule.seed_lr,
+        "warmup_steps": schedule.warmup_steps,
+    }
+    if replicas:
+        parts["seeds"] = [each.seed for each in replicas]
+    return f"{order.task}-{digest_of(parts)}"
+
+
+def shared_knots(
+    schedule: Exploring, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
+) -> tuple[int, ...]:
+    """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same."""
+    measured = list(evaluation_steps)
+    own = schedule.knee_step
+    return tuple(
+        knot
+        for knot in sorted({*knees, own})
+        if 0 < knot <= own and measured_alike(knot, measured, every=every)
+    )
+
+
+def measured_alike(knot: int, evaluation_steps: Iterable[int], *, every: int) -> bool:
+    """Whether these evaluations are those of every budget up to the step ``knot``.
+
+    Near its end a budget shifts its evaluations (see ``TrainPlan.evaluation_steps``), and what is
+    measured and kept is part of a run's state.
+    """
+    return [step for step in evaluation_steps if step <= knot] == [*range(every, knot + 1, every)]
+
+
+def digest_of(parts: dict[str, Any]) -> str:
+    """A short name for what JSON can hold: another one for anything else."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(
+    order: TaskOrder,
+    facts: TaskFacts | None,
+    *,
+    schedule: Schedule,
+    replicas: Sequence[Replica],
+    steps_per_evaluation: int,
+) -> dict[str, Any]:
+    parts = _parts(order, facts, steps_per_evaluation) | {"schedule": _dumped(schedule)}
+    if replicas:
+        parts["replicas"] = [[each.seed, _dumped(each.schedule)] for each in replicas]
+    return parts
+
+
+def _parts(order: TaskOrder, facts: TaskFacts | None, steps_per_evaluation: int) -> dict[str, Any]:
+    """What is in the identity of a run and of its trunk."""
+    recipe = {name: value for name, value in order.recipe.items() if name not in _DECIDED_ELSEWHERE}
+    placement = order.placement
+    parts = {
+        "task": order.task,
+        "recipe": recipe,
+        "seed": order.seed,
+        "world_size": placement.world_size,
+        "device": placement.device,
+        "amp": placement.amp,
+        "compile": placement.compile,
+        "steps_per_evaluation": steps_per_evaluation,
+    }
+    if facts is not None:
+        parts |= {
+            "code": facts.code,
+            "cpu": facts.cpu if placement.device == "cpu" else "",
+            "threads": facts.threads,
+            "data": facts.data_fingerprint,
+            "steps_per_epoch": facts.steps_per_epoch,
+        }
+    return parts
+
+
+def _dumped(schedule: Schedule) -> dict[str, Any]:
+    return {name: getattr(schedule, name) for name in schedule.__dataclass_fields__}

@@ -1,0 +1,373 @@
+"""What training a study's best points again, with fresh random seeds, has shown."""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Literal, Self
+
+from pydantic import Field
+
+from knee_tune.config.recipe import Direction, Spec
+from knee_tune.records.values import Estimate, StepCount
+
+Confirmed = Literal["yes", "no", "not tried"]
+
+"""Whether fresh seeds have confirmed a point."""
+
+CLAIMING_SEEDS = 5
+
+"""Seeds from which on a difference may be claimed (design rule; fewer are good for a look)."""
+
+
+class FreshRun(Spec):
+    """One run of a candidate, with a random seed that the search did not use."""
+
+    seed: int
+    value: float | None = Field(description="the study's metric; None: failed or diverged")
+    reason: str = Field(default="", description="why there is no value")
+    failed: bool = Field(default=False, description="it has not diverged: it may be tried again")
+    steps: StepCount = StepCount()
+
+
+class Candidate(Spec):
+    """A point that was trained again."""
+
+    seed_lr: float
+    explore_fraction: float
+    trial: int | None = Field(description="its complete trial in the search; None: it has none")
+    default: bool = Field(description="whether it is the paper's default")
+    runs: tuple[FreshRun, ...] = ()
+    mean: Estimate | None = Field(
+        default=None, description="over the seeds; None: a run has no value"
+    )
+    difference: Estimate | None = Field(
+        default=None, description="to the paper's default, seed by seed; None: nothing to compare"
+    )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values there are, in the order of the seeds."""
+        return tuple(run.value for run in self.runs if run.value is not None)
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Seed LR and explore fraction."""
+        return self.seed_lr, self.explore_fraction
+
+
+class Confirmation(Spec):
+    """The winner over fresh seeds, and whether it is better than the paper's default."""
+
+    metric: str
+    direction: Direction
+    candidates: tuple[Candidate, ...] = Field(
+        description="as the search ranked them; the default last unless it is among the best"
+    )
+    comparisons: int = Field(ge=0, description="differences that are judged together")
+    winner: int | None = Field(description="index of the best mean; None: no candidate has one")
+    confirmed: bool
+    words: str = Field(description="the verdict in one line")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The random seeds that every candidate was trained with."""
+        return tuple(run.seed for run in self.candidates[0].runs)
+
+    @property
+    def steps(self) -> StepCount:
+        """What all of it cost."""
+        runs = (run for candidate in self.candidates for run in candidate.runs)
+        return sum((run.steps for run in runs), StepCount())
+
+    @property
+    def failed(self) -> int:
+        """Runs that failed."""
+        return sum(run.failed for candidate in self.candidates for run in candidate.runs)
+
+    @property
+    def best(self) -> Candidate | None:
+        """The candidate with the best mean."""
+        return None if self.winner is None else self.candidates[self.winner]
+
+    def bounded(self, *, percent: bool) -> Self:
+        """Itself, the intervals of its means within what a metric in ``percent`` can be."""
+        candidates = (
+            each.model_copy(update={"mean": each.mean and each.mean.bounded(percent=percent)})
+            for each in self.candidates
+        )
+        return self.model_copy(update={"candidates": tuple(candidates)})
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that it has confirmed."""
+        return self.best if self.confirmed else None
+
+    def says(self, point: tuple[float, float]) -> Confirmed:
+        """What it has found out about a point (seed LR, explore fraction)."""
+        if all(candidate.point != point for candidate in self.candidates):
+            return "not tried"
+        return "yes" if self.chosen and self.chosen.point == point else "no"
+
+
+# The audit of a study's pruning: pruned trials trained to their end, and what that says.
+
+TOP = 3
+
+"""Places that people look at when they choose among trials by hand."""
+
+CONFIDENCE = 0.95
+
+
+class AuditedTrial(Spec):
+    """A pruned trial that was trained to its end. The trial itself stays as it is."""
+
+    number: int = Field(ge=0)
+    values: tuple[float | None, ...] = Field(
+        min_length=1, description="one per replicate; None: it diverged after all"
+    )
+    steps: StepCount = Field(default=StepCount(), description="what finishing it cost")
+
+    @property
+    def value(self) -> float | None:
+        """What it would have been told as: the mean over its replicates, None if one diverged."""
+        finite = [value for value in self.values if value is not None]
+        return statistics.fmean(finite) if len(finite) == len(self.values) else None
+
+
+class PruningVerdict(Spec):
+    """What the pruning of one audited trial comes to, beside the study's complete trials."""
+
+    number: int
+    value: float | None
+    rank: int | None = Field(description="1: it would have been the best; None: it diverged")
+    wrong: bool = Field(description="better than every complete trial")
+    top: bool = Field(description=f"would have been among the best {TOP}")
+    top_quarter: bool = Field(description="would have been in the best quarter")
+
+
+class Rate(Spec):
+    """A share of the audited trials, with its 95 % interval (Wilson)."""
+
+    count: int
+    of: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.count / self.of
+
+    @property
+    def words(self) -> str:
+        """``1 of 3 (33%, 95% interval 6% to 79%)``."""
+        return (
+            f"{self.count} of {self.of} ({self.share:.0%}, 95% interval {self.low:.0%} to "
+            f"{self.high:.0%})"
+        )
+
+
+class AuditReport(Spec):
+    """What an audit found out about a study as it is now."""
+
+    verdicts: tuple[PruningVerdict, ...]
+    pruned: int = Field(description="trials of the study that were pruned, not diverged")
+    wrong: Rate
+    top: Rate
+    top_quarter: Rate
+    steps_trained: int = Field(description="what the audit cost")
+    steps_saved: int = Field(description="what pruning saved in the whole study")
+
+
+class Audit(Spec):
+    """The audited trials of a study, in the order of their numbers."""
+
+    trials: tuple[AuditedTrial, ...] = ()
+
+    @property
+    def steps(self) -> StepCount:
+        """What finishing all of them cost."""
+        return sum((trial.steps for trial in self.trials), StepCount())
+
+    def report(
+        self, complete: Sequence[float], *, direction: Direction, pruned: int, steps_saved: int
+    ) -> AuditReport:
+        """The audit beside ``complete``, the values of the study's complete trials.
+
+        ValueError if nothing was audited.
+        """
+        verdicts = tuple(
+            verdict(trial.number, trial.value, complete, direction=direction)
+            for trial in self.trials
+        )
+        return AuditReport(
+            verdicts=verdicts,
+            pruned=pruned,
+            wrong=_rate(each.wrong for each in verdicts),
+            top=_rate(each.top for each in verdicts),
+            top_quarter=_rate(each.top_quarter for each in verdicts),
+            steps_trained=self.steps.trained,
+            steps_saved=steps_saved,
+        )
+
+
+def verdict(
+    number: int, value: float | None, complete: Sequence[float], *, direction: Direction
+) -> PruningVerdict:
+    """Where ``value`` would stand among ``complete`` values and itself; equals do not push it down.
+
+    The prune was wrong only if it is better than all of them: equal to the best loses nothing.
+    """
+    if value is None:
+        return PruningVerdict(
+            number=number, value=None, rank=None, wrong=False, top=False, top_quarter=False
+        )
+    sign = 1 if direction == "minimize" else -1
+    rank = 1 + sum(sign * other < sign * value for other in complete)
+    return PruningVerdict(
+        number=number,
+        value=value,
+        rank=rank,
+        wrong=all(sign * value < sign * other for other in complete),
+        top=rank <= TOP,
+        top_quarter=rank <= math.ceil((len(complete) + 1) / 4),
+    )
+
+
+def choose(
+    candidates: Iterable[int], *, audited: Iterable[int], finish: int, seed: int
+) -> list[int]:
+    """The pruned trials to finish so that ``finish`` of them are audited, ``audited`` counted.
+
+    Random, but the order of ``seed`` is the same at every call: three now and two more later are
+    the five that one call would have chosen. Fewer than asked if there are no more.
+    """
+    done = set(audited)
+
+    def place(number: int) -> str:
+        return hashlib.sha256(f"{seed}:{number}".encode()).hexdigest()
+
+    left = sorted(set(candidates) - done, key=place)
+    return left[: max(0, finish - len(done))]
+
+
+def wilson_interval(count: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's score method; sound for few trials and for 0 or all.
+
+    ValueError unless ``0 <= count <= of`` and ``of > 0``.
+    """
+    if not 0 <= count <= of or of < 1:
+        raise ValueError(f"{count} of {of} is no share")
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _rate(hits: Iterable[bool]) -> Rate:
+    found = list(hits)
+    low, high = wilson_interval(sum(found), len(found))
+    return Rate(count=sum(found), of=len(found), low=low, high=high)
+
+
+# The ridge of a study: the best explore fraction at every seed LR, and how sure that is.
+
+Verdict = Literal["inverse relation", "no inverse relation", "undecided"]
+
+"""Whether the best explore fraction falls as the seed LR rises (the paper's Table 16)."""
+
+
+class Surface(Spec):
+    """The study's metric over seed LR x explore fraction, means over random seeds.
+
+    Rows are seed LRs, columns explore fractions, both ascending; None where nothing is complete.
+    """
+
+    metric: str = Field(description="with its split, as in valid_accuracy")
+    direction: Direction
+    seed_lrs: tuple[float, ...]
+    explore_fractions: tuple[float, ...]
+    means: tuple[tuple[float | None, ...], ...]
+    errors: tuple[tuple[float | None, ...], ...] = Field(
+        description="standard errors of the means; None with fewer than two seeds"
+    )
+    seeds: int = Field(description="random seeds that every complete point has")
+
+    def cell(self, point: tuple[float, float]) -> tuple[int, int] | None:
+        """Row and column of a point (seed LR, explore fraction); None without a mean there."""
+        seed_lr, fraction = point
+        if seed_lr not in self.seed_lrs or fraction not in self.explore_fractions:
+            return None
+        row, column = self.seed_lrs.index(seed_lr), self.explore_fractions.index(fraction)
+        return None if self.means[row][column] is None else (row, column)
+
+
+class Optimum(Spec):
+    """The best explore fraction at one seed LR, found three ways; None where one cannot be."""
+
+    seed_lr: float
+    raw: Estimate | None = Field(description="of the mean over seeds, the best fraction tried")
+    gp: Estimate | None = Field(description="of a Gaussian process fitted to the surface")
+    cubic: Estimate | None = Field(description="of a cubic surface in log seed LR and fraction")
+    metric: Estimate | None = Field(description="the mean metric at the raw optimum")
+
+
+class Crossover(Spec):
+    """The crossover test: per random seed, long exploring (fractions .6 to .9) minus short (<= .3).
+
+    ``low_lrs`` and ``high_lrs`` are that difference, in units in which larger is better, at the
+    lowest and the highest third of the seed LRs. Two one-sided t-tests over seeds; p is the larger.
+    """
+
+    p: float
+    lowest: tuple[float, ...] = Field(description="the lowest third of the seed LRs compared")
+    highest: tuple[float, ...] = Field(description="the highest third of them")
+    low_lrs: Estimate
+    high_lrs: Estimate
+
+
+class Recommendation(Spec):
+    """The search's best setting, and what to expect of it."""
+
+    seed_lr: float
+    explore_fraction: float
+    expected: Estimate = Field(
+        description="mean of its metric over new random seeds: leave-one-seed-out, not the best one"
+    )
+    default: Estimate | None = Field(
+        default=None, description="the paper's default, the recipe's own seed LR with 50 % explore"
+    )
+    difference: Estimate | None = Field(
+        default=None, description="to the default, seed by seed, leave-one-seed-out"
+    )
+
+
+class Ridge(Spec):
+    """What a study says about seed LR and explore fraction together."""
+
+    surface: Surface
+    optimal: tuple[Optimum, ...]
+    spearman: Estimate | None = Field(
+        description="rank correlation of seed LR and raw optimum: description, not evidence"
+    )
+    crossover: Crossover | None = Field(description="the evidence; None: too few points or seeds")
+    verdict: Verdict
+    words: str = Field(description="the verdict, in a sentence or two for a practitioner")
+    recommended: Recommendation | None
+
+
+# How much each hyperparameter of a study matters, and by whose account.
+
+
+class Importances(Spec):
+    """Shares of importance, which add up to 1. Evaluators disagree, so the one used is named."""
+
+    evaluator: str = Field(description="as in fANOVA")
+    measures: str = Field(description="what a share is a share of, in words")
+    values: dict[str, float] = Field(description="by hyperparameter, the largest first")
+    dashboard: dict[str, float] = Field(
+        default_factory=dict,
+        description="the same of PED-ANOVA, the evaluator of Optuna Dashboard's own chart",
+    )
+    trials: int = Field(description="complete trials that it is computed from")

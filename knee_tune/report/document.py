@@ -1,0 +1,321 @@
+"""What a report is made of, whatever it is written as: sections of words, figures and tables."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from knee_tune.config.recipe import Direction, Spec
+from knee_tune.errors import printable
+from knee_tune.records.findings import Importances, Optimum, Ridge, Surface
+from knee_tune.records.study import StudyRecord
+from knee_tune.records.values import Estimate
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_NUMBER = re.compile(r"[-+–]?[\d.,]*(\d|–)")
+
+
+class Table(Spec):
+    """Cells as they are shown. Every row is as long as ``columns``."""
+
+    caption: str = Field(description="what the numbers are, and of which split")
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: int | None = Field(default=None, description="index of the row that stands out")
+    folded: bool = Field(default=False, description="long: HTML opens it on a click")
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """By column, whether all its cells begin with a number: such columns are set right."""
+        return tuple(
+            all(_NUMBER.match(row[column]) for row in self.rows)
+            for column in range(len(self.columns))
+        )
+
+
+class Command(Spec):
+    """Something to type."""
+
+    what: str
+    text: str
+
+
+class Section(Spec):
+    """One heading and what stands below it, in this order: words, figures, tables, commands."""
+
+    key: str = Field(description="its anchor")
+    title: str
+    words: tuple[str, ...] = ()
+    figures: tuple[str, ...] = Field(default=(), description="names; left out where there is none")
+    tables: tuple[Table, ...] = ()
+    commands: tuple[Command, ...] = ()
+    wide: bool = Field(default=False, description="figures need all the width: tables go below")
+
+
+class Tile(Spec):
+    """One number of the answer, to be read from a distance."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+class Report(Spec):
+    """What every report says, whatever its study did. Dumped without ``tiles``, ``sections`` and
+    ``figures``, which say the same to people."""
+
+    explains_search: ClassVar[bool] = False
+    """Whether a page says what is searched: seed LR and explore fraction of a Knee schedule."""
+
+    study: str
+    task: str
+    preset: str
+    description: str
+    written: str = Field(description="ISO 8601, UTC")
+    metric: str = Field(description="of all values, with its split, as in valid_accuracy")
+    direction: Direction
+    environment: dict[str, str]
+    replay: tuple[Command, ...]
+    left_out: tuple[str, ...] = Field(description="what the report has nothing to show of, and why")
+    tiles: tuple[Tile, ...] = Field(exclude=True)
+    sections: tuple[Section, ...] = Field(exclude=True, description="the answer first")
+    figures: dict[str, dict[str, Any]] = Field(exclude=True, description="plotly figures, by name")
+
+
+# The numbers of a study as CSV, for spreadsheets, pandas and MLflow's artifact view.
+
+TRIAL_COLUMNS = (
+    *("number", "seed_lr", "explore_fraction", "state", "value", "spread", "steps_trained"),
+    *("steps_reused", "steps_pruned", "steps_budget", "seconds", "reason", "checkpoint", "run_url"),
+)
+
+WAYS = ("raw", "gp", "cubic")
+
+"""How an optimum is found."""
+
+
+def trials_table(record: StudyRecord) -> str:
+    """A row per trial; ``value`` is the mean of the study's metric over its replicates."""
+    rows = ([getattr(trial, name) for name in TRIAL_COLUMNS] for trial in record.trials)
+    return _csv(TRIAL_COLUMNS, rows)
+
+
+def replicates_table(record: StudyRecord) -> str:
+    """A row per training run: the raw numbers that every statistic comes from."""
+    rows = (
+        (trial.number, trial.seed_lr, trial.explore_fraction, run.seed, run.state, run.value)
+        for trial in record.trials
+        for run in trial.replicates
+    )
+    return _csv(("number", "seed_lr", "explore_fraction", "seed", "state", "value"), rows)
+
+
+def compared_table(record: StudyRecord) -> str:
+    """A row per run of a comparison, with all that was measured of it."""
+    table = record.spec.compare
+    names = sorted({name for run in record.compared for name in run.metrics})
+    rows = (
+        (
+            *(run.row, table.rows[run.row].shown if table else "", run.seed, run.state),
+            *(run.metrics.get(name) for name in names),
+            *(run.steps.trained, run.steps.reused, run.seconds, run.reason, run.checkpoint),
+        )
+        for run in record.compared
+    )
+    after = ("steps_trained", "steps_reused", "seconds", "reason", "checkpoint")
+    return _csv(("row", "label", "seed", "state", *names, *after), rows)
+
+
+def surface_table(surface: Surface) -> str:
+    """A row per point that has a mean."""
+    rows = (
+        (seed_lr, fraction, mean, error)
+        for seed_lr, means, errors in zip(
+            surface.seed_lrs, surface.means, surface.errors, strict=True
+        )
+        for fraction, mean, error in zip(surface.explore_fractions, means, errors, strict=True)
+        if mean is not None
+    )
+    return _csv(("seed_lr", "explore_fraction", surface.metric, "standard_error"), rows)
+
+
+def optimal_table(ridge: Ridge) -> str:
+    """A row per seed LR: the best explore fraction found in every way, with its interval."""
+    header = ["seed_lr", *(f"{way}{part}" for way in WAYS for part in ("", "_low", "_high"))]
+    return _csv(header, ([each.seed_lr, *_numbers(each)] for each in ridge.optimal))
+
+
+def _numbers(optimum: Optimum) -> Iterable[float | None]:
+    for estimate in (optimum.raw, optimum.gp, optimum.cubic):
+        known: Estimate | None = estimate
+        yield from (None,) * 3 if known is None else (known.value, known.low, known.high)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+# A report as one HTML file that needs nothing else: no network, no server, no other file.
+
+_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def as_html(report: Report) -> str:
+    """The page, with the figures and the library that draws them inside; some 5 MB."""
+    from plotly.offline import get_plotlyjs  # slow
+
+    return _template().render(
+        report=report,
+        figures=script_json({name: _undressed(each) for name, each in report.figures.items()}),
+        plotly_js=get_plotlyjs() if report.figures else "",
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand in a ``<script>``: nothing in it can end the element or open another."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for character, escaped in _UNSAFE.items():
+        text = text.replace(character, escaped)
+    return text
+
+
+def _undressed(figure: dict[str, Any]) -> dict[str, Any]:
+    """Without plotly's template: the page dresses its figures itself, for light and for dark."""
+    layout = {name: value for name, value in figure["layout"].items() if name != "template"}
+    return {"data": figure["data"], "layout": layout}
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # slow
+
+    environment = Environment(
+        loader=PackageLoader("knee_tune.report", "page"),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
+
+
+# A report as Markdown, as GitHub, MLflow and Optuna Dashboard render it.
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
+
+
+def as_markdown(report: Report) -> str:
+    """Every section with its words and tables; figures are in the HTML alone."""
+    return "\n\n".join(_blocks(report)) + "\n"
+
+
+def _blocks(report: Report) -> Iterator[str]:
+    yield f"# {_text(report.study)}"
+    if report.description:
+        yield _text(report.description)
+    head = " | ".join(_text(tile.label) for tile in report.tiles)
+    values = " | ".join(f"**{_text(tile.value)}**" for tile in report.tiles)
+    notes = " | ".join(_text(tile.note) for tile in report.tiles)
+    yield f"| {head} |\n|{' --- |' * len(report.tiles)}\n| {values} |\n| {notes} |"
+    for section in report.sections:
+        yield from _section(section)
+    if report.left_out:
+        yield "## Not in this report"
+        yield "\n".join(f"- {_text(reason)}" for reason in report.left_out)
+    yield f"Written by knee-tune, {_text(report.written)}."
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {_text(section.title)}"
+    yield from map(_text, section.words)
+    for table in section.tables:
+        yield f"**{_text(table.caption)}**"
+        yield _table(table)
+    for command in section.commands:
+        yield f"{_text(command.what)}:"
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command.text)), default=0))
+        yield f"{fence}\n{command.text.rstrip()}\n{fence}"
+
+
+def _table(table: Table) -> str:
+    lines = [
+        "| " + " | ".join(map(_text, table.columns)) + " |",
+        "|" + "".join(" ---: |" if right else " --- |" for right in table.numeric),
+    ]
+    for index, row in enumerate(table.rows):
+        mark = "**" if index == table.marked else ""
+        lines.append("| " + " | ".join(f"{mark}{_text(cell)}{mark}" for cell in row) + " |")
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    """On one line, with nothing in it that Markdown or HTML would take for their own."""
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
+
+
+# What a report shows that is not in the record of its study: when, where, and how to go on.
+
+
+class ReportContext(Spec):
+    """What a report shows that the record of its study does not hold."""
+
+    written: float = Field(description="seconds since 1970, UTC")
+    importances: Importances | None = None
+    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, data")
+    replay: tuple[Command, ...] = ()
+    study_file: str = Field(default="", description="YAML with which the study can be run again")
+    test: dict[int, dict[str, float]] = Field(
+        default_factory=dict, description="metrics on the test split, by trial, where measured"
+    )
+
+
+def written_at(context: ReportContext) -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.fromtimestamp(context.written, UTC).isoformat(timespec="seconds")
+
+
+def again_section(context: ReportContext, *, unit: str) -> Section:
+    """Environment, versions, and how to get these numbers again; ``unit`` is a trial or a run."""
+    return Section(
+        key="again",
+        title="Environment, and how to replay",
+        words=(
+            "Training is deterministic: with the same versions on the same kind of machine a "
+            f"{unit} comes out the same, to the bit if its runs were trained one by one, up to "
+            "rounding if they were trained together as one batched model.",
+        ),
+        tables=(
+            Table(
+                caption="Where the study was trained, and the versions that wrote this report",
+                columns=("what", "which"),
+                rows=tuple(context.environment.items()),
+            ),
+        )
+        if context.environment
+        else (),
+        commands=context.replay
+        + (
+            (
+                Command(
+                    what="The whole study, with its settings: save this as study.yaml and type "
+                    "knee-tune run --study study.yaml",
+                    text=context.study_file,
+                ),
+            )
+            if context.study_file
+            else ()
+        ),
+    )

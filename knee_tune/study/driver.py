@@ -1,0 +1,294 @@
+"""The driver: asks Optuna for trials, has worker groups train them, and tells every one's fate.
+
+It is the only writer of the study and of the tracking. Whatever happens to a rank, its trial is
+told once: complete, pruned or failed, with the reason.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.errors import HomeGoneError
+from knee_tune.records.study import TrialRecord
+from knee_tune.runs.slots import Slots
+from knee_tune.runs.trainer import Trainer, error_of
+from knee_tune.study.batches import BatchCrew, BatchTraining, take_batch
+from knee_tune.study.dashboard import record_end, write_trial_note
+from knee_tune.study.events import (
+    INTERRUPTED,
+    NO_FAULT_OF_ITS_OWN,
+    TAKEN_OVER,
+    Ending,
+    Recorder,
+    RefusedError,
+    RunEvents,
+    Watcher,
+)
+from knee_tune.study.locks import retaken
+from knee_tune.study.patience import StorageGoneError
+from knee_tune.study.recovery import current, give_back, params_of, put_back, recover
+from knee_tune.study.replicates import Crew, train_fused, train_replicates
+from knee_tune.study.samplers import wanted
+from knee_tune.study.storage import quiet_optuna
+from knee_tune.study.study import trial_record
+from knee_tune.study.trial import FusedTrial, Search, TrialRun
+from knee_tune.workers.protocol import Failure
+
+FAILURES_IN_A_ROW = 3
+
+"""Failed trials after which the driver stops: the next one would most likely fail too."""
+
+MANY = 8
+
+"""Trials of a killed driver up to which each is worth a line: a batch has hundreds."""
+
+
+class TrialFailedError(Exception):
+    """A trial could not be trained; the study goes on."""
+
+
+class _LeftError(BaseException):
+    """A trial has no end yet: it is in the queue again, or another driver has it.
+
+    Of any usual exception Optuna tells the trial, and that is its end for good. ``__cause__`` says
+    what has happened.
+    """
+
+
+class TurnLostError(Exception):
+    """The study got all its trials while the storage was away and this driver asked for one."""
+
+
+class Driver:
+    """Drives one study: ``slots`` trials at a time, each with a worker group of its own."""
+
+    def __init__(
+        self,
+        search: Search,
+        *,
+        trainer: Trainer,
+        slots: int,
+        tracker: Recorder,
+        watcher: Watcher,
+        after_trial: Callable[[TrialRecord], None],
+        on_interrupt: Callable[[], None],
+    ) -> None:
+        self._search, self._study = search, search.study
+        self._trainer, self._slots = trainer, Slots(slots, on_interrupt=on_interrupt)
+        self._tracker, self._watcher, self._after_trial = tracker, watcher, after_trial
+        self._asking = threading.Lock()
+        self._failures_in_a_row = 0
+
+    def run(self, *, trials: int | None, timeout: float | None = None) -> None:
+        """Train until the study has ``trials`` trials, or every point of its search space if None.
+
+        It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
+
+        Raises KeyboardInterrupt after every running trial was told and put back into the queue,
+        UserError or MachineError when trial after trial fails, or when one does for what people
+        must put right: then it is in the queue again, too.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with quiet_optuna():
+            with self._search.asking:
+                locked = not isinstance(self._search.asking, nullcontext)
+                dead = recover(self._study, self._tracker, locked=locked)
+            if len(dead) > MANY:
+                self._watcher.line(f"{len(dead)} trials: their driver was killed")
+            else:
+                for trial in dead:
+                    self._watcher.line(f"trial {trial.number}: its driver was killed")
+            try:
+                self._slots.run(lambda slot: self._drive(slot, trials, deadline))
+            finally:
+                give_back(self._study, reason=INTERRUPTED)
+        if not wanted(self._study, self._search.axes, trials=None):
+            failed = [each for each in current(self._study.trials) if each.state == TrialState.FAIL]
+            but = f"; {len(failed)} of them failed" if failed else ""
+            self._watcher.line(f"every point of the search space was tried{but}")
+
+    def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
+        """One slot's life: one trial after another until there is nothing left to do.
+
+        A batch takes whatever is left, so there is work for one slot alone.
+        """
+        if self._search.batched:
+            while slot == 0 and time.monotonic() < deadline and self._drive_batch(trials):
+                pass
+            return
+        while time.monotonic() < deadline and self._drive_one(slot, trials):
+            pass
+
+    def _drive_one(self, slot: int, trials: int | None) -> bool:
+        """Drive one more trial to its end; False if none is wanted.
+
+        One slot asks at a time, until its trial has its parameters: so each one counts, and
+        samples beside, the trials of the others.
+        """
+        with ExitStack() as asking:
+            asking.enter_context(self._asking)
+            asking.enter_context(self._search.asking)
+            if self._slots.stopped or not wanted(self._study, self._search.axes, trials=trials):
+                return False
+
+            def objective(trial: optuna.Trial) -> float:
+                try:
+                    self._give_way(trial, trials)
+                    kind = FusedTrial if self._search.fused else TrialRun
+                    run = kind(trial, self._search)
+                    asking.close()
+                    return self._objective(run, slot)
+                except NO_FAULT_OF_ITS_OWN as why:
+                    reason = Ending.of_exception(why).reason
+                    try:
+                        put_back(self._study, trial._trial_id, reason=reason)
+                    except UpdateFinishedTrialError:
+                        self._watcher.line(TAKEN_OVER)
+                    except (StorageGoneError, StorageInternalError):
+                        pass  # whoever goes on finds that its driver is gone
+                    except KeyboardInterrupt as interrupt:
+                        raise _LeftError from interrupt
+                    raise _LeftError from why
+                except UpdateFinishedTrialError as why:
+                    self._watcher.line(TAKEN_OVER)
+                    raise _LeftError from why
+
+            try:
+                self._study.optimize(
+                    objective,
+                    n_trials=1,
+                    catch=(TrialFailedError,),
+                    callbacks=[lambda study, trial: self._after_trial(trial_record(study, trial))],
+                )
+            except _LeftError as left:
+                match left.__cause__:
+                    case RefusedError(error=error):
+                        raise error from None
+                    case (
+                        KeyboardInterrupt()
+                        | HomeGoneError()
+                        | StorageGoneError()
+                        | StorageInternalError() as why
+                    ):
+                        raise why from None
+            except TurnLostError:
+                pass
+            except UnboundLocalError as error:  # Optuna, where it cannot see how its trial was told
+                raise error.__context__ or error from None
+        return True
+
+    def _give_way(self, trial: optuna.Trial, trials: int | None) -> None:
+        """TurnLostError if our turn to ask was lost before the trial, and others took the last one.
+
+        Nothing is left of a trial without parameters; one from the queue goes back to it.
+        """
+        if not retaken(self._search.asking):
+            return
+        if wanted(self._study, self._search.axes, trials=trials, besides=trial.number):
+            return
+        if params_of(self._study.get_trials(deepcopy=False)[trial.number]):
+            put_back(self._study, trial._trial_id, reason="")
+            raise _LeftError
+        raise TurnLostError
+
+    def _drive_batch(self, trials: int | None) -> bool:
+        """Drive all trials that are left, or as many as make a batch; False if none is wanted."""
+        with self._asking, self._search.asking:
+            if not wanted(self._study, self._search.axes, trials=trials):
+                return False
+            batch = take_batch(self._search, slot=0, trials=trials)
+        if batch is None:
+            return False
+        if not batch.trials:
+            return True
+        crew = BatchCrew(
+            study=self._study,
+            trainer=self._trainer,
+            tracker=self._tracker,
+            watcher=self._watcher,
+            raise_if_stopped=self._slots.raise_if_stopped,
+            after_trial=self._after_trial,
+        )
+        try:
+            BatchTraining(batch, crew).run()
+        except UpdateFinishedTrialError:
+            self._watcher.line(TAKEN_OVER)
+        return True
+
+    def _objective(self, run: TrialRun, slot: int) -> float:
+        twin = run.finished_twin()
+        if twin is not None:
+            return self._repeat(run, twin)
+        plans = [run.plan_for(slot)] if isinstance(run, FusedTrial) else run.plans_for(slot)
+        events = RunEvents(self._tracker, run.key)
+        crew = Crew(
+            trainer=self._trainer,
+            events=events,
+            watcher=self._watcher,
+            raise_if_stopped=self._slots.raise_if_stopped,
+        )
+        try:
+            events.started(
+                plans[0],
+                name=f"trial {run.number}",
+                number=run.number,
+                seed_lr=run.seed_lr,
+                explore_fraction=run.explore_fraction,
+                replicates=len(run.replicates),
+            )
+            self._watcher.trial_started(
+                run.number,
+                plans[0],
+                explore_fraction=run.explore_fraction,
+                replicates=len(plans),
+            )
+            if isinstance(run, FusedTrial):
+                ending = train_fused(run, plans[0], crew)
+            else:
+                ending = train_replicates(run, plans, crew)
+        except BaseException as error:
+            broken = Ending.of_exception(error)
+            record_end(run, broken, events=events, watcher=self._watcher)
+            raise
+        record_end(run, ending, events=events, watcher=self._watcher)
+        if ending.failure is not None:
+            raise self._failed(run, ending.failure, task=plans[0].task, reason=ending.reason)
+        self._failures_in_a_row = 0
+        if ending.end == "pruned":
+            raise optuna.TrialPruned(ending.reason)
+        return ending.metrics[run.metric]
+
+    def _failed(self, run: TrialRun, failure: Failure, *, task: str, reason: str) -> Exception:
+        """The exception by which Optuna, or whoever gave the command, is told of it."""
+        study = self._study.study_name
+        if failure.for_all:
+            said = f"study {study}: trial {run.number}: {reason}"
+            return RefusedError(error_of(failure, task=task, said=said))
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row < FAILURES_IN_A_ROW:
+            return TrialFailedError(reason)
+        return error_of(
+            failure,
+            task=task,
+            said=f"study {study}: {FAILURES_IN_A_ROW} trials in a row failed, the last one with: "
+            f"{reason}; see {run.log_dir}",
+        )
+
+    def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
+        """The same training was done before, and would end the same way."""
+        reason = f"same as trial {twin.number}"
+        run.copy(twin, reason=reason)
+        pruned = twin.state == TrialState.PRUNED
+        value = None if pruned else twin.value
+        ending = Ending(end="pruned" if pruned else "complete", reason=reason)
+        write_trial_note(run, ending)
+        self._watcher.trial_finished(run.number, ending.end, value=value, reason=reason)
+        if value is None:
+            raise optuna.TrialPruned(reason)
+        return value

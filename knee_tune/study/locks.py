@@ -1,0 +1,202 @@
+"""One driver at a time asks a study for its next trial."""
+
+import hashlib
+import threading
+import zlib
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy
+from filelock import FileLock
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from knee_tune.runs.locks import file_lock, try_lock
+from knee_tune.study.patience import patience_with
+from knee_tune.study.patient_storage import UPTIME
+from knee_tune.study.storage import engine_options
+from knee_tune.urls import sqlite_file
+
+
+def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:
+    """Held while a driver asks for a trial, until the trial has its parameters.
+
+    So each driver counts the trials of the others and samples beside them: the number of trials is
+    exact, and no point is tried twice. Optuna sees to neither, and SQLite ignores the
+    SELECT ... FOR UPDATE by which it takes a queued trial. Drivers meet at a file beside an SQLite
+    database, and at an advisory lock in PostgreSQL; on any other server nobody waits.
+    """
+    file = sqlite_file(url)
+    if file is not None:
+        return FileLock(f"{file}.asking")
+    if make_url(url).get_backend_name() == "postgresql":
+        return _AdvisoryLock(url, name=study)
+    return nullcontext()
+
+
+def retaken(lock: AbstractContextManager[object]) -> bool:
+    """Whether a lock that we hold had got lost meanwhile; then it is ours again.
+
+    A PostgreSQL that restarts frees its locks: what was read under one may no longer be so.
+    """
+    return isinstance(lock, _AdvisoryLock) and lock.retaken()
+
+
+class _AdvisoryLock:
+    """A transaction that holds PostgreSQL's lock of one name; it ends with the driver as well."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, **engine_options(url))
+        self._patience = patience_with(url)
+        self._key = zlib.crc32(f"knee-tune asks {name}".encode())
+        self._connection: sqlalchemy.Connection | None = None
+
+    def __enter__(self) -> None:
+        self._connection = self._patience.outlast(self._take)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):  # of a connection that is no more: nor is its lock
+                connection.close()
+
+    def _take(self) -> sqlalchemy.Connection:
+        connection = self._engine.connect()
+        try:
+            lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
+            connection.execute(lock, {"key": self._key})
+        except BaseException:
+            with suppress(SQLAlchemyError):
+                connection.close()
+            raise
+        return connection
+
+    def retaken(self) -> bool:
+        assert self._connection is not None, "it was taken"
+        try:
+            self._connection.exec_driver_sql("SELECT 1")
+        except SQLAlchemyError:
+            self.__exit__(None, None, None)
+            self.__enter__()
+            return True
+        return False
+
+
+# Claims on runs outside the search: of several drivers of a study one alone trains each.
+
+_TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
+
+LOOK_SECONDS = 2.0
+
+"""Between two looks at whether a claim still stands."""
+
+PRECEDENCE_SECONDS = 10.0
+
+"""From a restart of the server: meanwhile only those who held a claim before may take it."""
+
+_NOTICE_A_LOST_MACHINE = (
+    "SET tcp_keepalives_idle = 30",
+    "SET tcp_keepalives_interval = 10",
+    "SET tcp_keepalives_count = 3",
+)
+
+"""The server asks after the driver, and drops what it held when a minute goes by in silence."""
+
+
+def take_claim(url: str, name: str) -> AbstractContextManager[object] | None:
+    """A claim on what ``name`` says, against every driver of this storage; None if it is taken.
+
+    It lasts until its context ends. A driver that dies leaves none: it is a lock on a file beside
+    an SQLite database, which the system frees, and an advisory lock of a connection to PostgreSQL,
+    which the server frees. A connection that is lost is made anew, and the claim taken again before
+    another driver may have it; only where a network fails can it be lost, which costs a run that is
+    trained twice. On any other server nothing is ever taken.
+    """
+    file = sqlite_file(url)
+    if file is not None:
+        lock = file_lock(Path(f"{file}.claims") / f"{name}.lock")
+        if not try_lock(lock):
+            return None
+        claim = ExitStack()
+        claim.callback(lock.release)
+        return claim
+    if make_url(url).get_backend_name() == "postgresql":
+        advisory = _AdvisoryClaim(url, name)
+        return advisory if patience_with(url).outlast(advisory.take) else None
+    return nullcontext()
+
+
+class _AdvisoryClaim:
+    """PostgreSQL's lock of one name, and a thread that takes it again after a restart."""
+
+    def __init__(self, url: str, name: str) -> None:
+        # For hours: not in a transaction, which a server may limit and must keep.
+        self._engine = sqlalchemy.create_engine(
+            url, poolclass=NullPool, isolation_level="AUTOCOMMIT", **engine_options(url)
+        )
+        self._key = _key(name)
+        self._connection: sqlalchemy.Connection | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
+
+    def take(self) -> bool:
+        """Whether it is ours, which it stays until the context ends."""
+        if not self._try():
+            return False
+        self._thread.start()
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._close()
+
+    def _try(self, *, again: bool = False) -> bool:
+        """Take the lock if nobody has it; after a restart those who had it before come first."""
+        self._connection = self._engine.connect()
+        try:
+            for setting in _NOTICE_A_LOST_MACHINE:
+                self._connection.exec_driver_sql(setting)
+            uptime = float(self._connection.scalar(UPTIME))
+            if not again and uptime < PRECEDENCE_SECONDS:
+                self._over.wait(PRECEDENCE_SECONDS - uptime)
+            taken = bool(self._connection.scalar(_TRY, {"key": self._key}))
+        except BaseException:
+            self._close()
+            raise
+        if not taken:
+            self._close()
+        return taken
+
+    def _keep(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            try:
+                if self._connection is None:
+                    self._try(again=True)
+                else:
+                    self._connection.exec_driver_sql("SELECT 1")
+            except SQLAlchemyError:
+                self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):  # it may be no more, and its lock neither
+                connection.close()
+
+
+def _key(name: str) -> int:
+    """PostgreSQL's locks have numbers of 64 bits for names."""
+    digest = hashlib.blake2b(f"knee-tune trains {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)

@@ -1,0 +1,421 @@
+"""KneePruner: prunes a trial by comparing it with others where their schedules agree."""
+
+import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+)
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.schedules import Knee
+
+# Where runs of different Knee schedules can be compared, and when one of them is worse.
+#
+# At the same step one run still explores while another already decays, and a decaying run always
+# looks better. So the decays are laid over each other, by LR or by their progress. No Optuna here.
+
+
+def locate(reported: int, *, total_steps: int) -> tuple[int, int]:
+    """Replicate (from 0) and step within it of what was reported at step ``reported``.
+
+    Replicates lie behind each other: replicate r at step t is reported at r * total_steps + t,
+    t = 1..total_steps.
+    """
+    replicate = max(0, reported - 1) // total_steps
+    return replicate, reported - replicate * total_steps
+
+
+def decay_progress(schedule: Knee, step: int) -> float:
+    """The share of its decay that a run has behind it: 0 at the knee, 1 at the last step.
+
+    For steps from the knee on, of a schedule that does decay.
+    """
+    knee = schedule.knee_step
+    return (step - knee) / (schedule.total_steps - knee)
+
+
+def step_at_progress(schedule: Knee, progress: float) -> float | None:
+    """The step at which the decay has come this far (0..1); None without a decay."""
+    decay_steps = schedule.total_steps - schedule.knee_step
+    if decay_steps == 0:
+        return None
+    return _whole(schedule.knee_step + progress * decay_steps)
+
+
+def step_at_lr(schedule: Knee, lr: float) -> float | None:
+    """The step at which the decay has come down to this LR; None if it never does.
+
+    The knee itself counts: its LR is the seed LR.
+    """
+    step = step_at_progress(schedule, 1 - lr / schedule.seed_lr)
+    return None if step is None or step < schedule.knee_step else step
+
+
+def value_at(
+    reports: Mapping[int, float], step: float, *, replicate: int, total_steps: int
+) -> float | None:
+    """What a run has at ``step`` of a replicate: reported there, or on the line between neighbours.
+
+    None before the replicate's first report, after its last one, and where a value is NaN.
+    """
+    before, last = replicate * total_steps, (replicate + 1) * total_steps
+    at = before + step
+    known = sorted(reports)
+    above = bisect_left(known, at)
+    if above == len(known) or known[above] > last:
+        return None
+    below = above if known[above] == at else above - 1
+    if below < 0 or known[below] <= before:
+        return None
+    left, right = known[below], known[above]
+    share = (at - left) / (right - left) if left < right else 0.0
+    value = _between(reports[left], reports[right], share)
+    return None if math.isnan(value) else value
+
+
+def is_outside(value: float, others: Sequence[float], *, percentile: float) -> bool:
+    """Whether ``value`` misses the best ``percentile`` % of ``others``; smaller is better.
+
+    The bound is their percentile as NumPy has it by default (linear between two of them). A value
+    that equals it, up to rounding, does not miss it.
+    """
+    bound = _percentile(others, percentile)
+    return value > bound and not math.isclose(value, bound, rel_tol=1e-9)
+
+
+def _percentile(values: Iterable[float], percentile: float) -> float:
+    ranked = sorted(values)
+    rank = percentile / 100 * (len(ranked) - 1)
+    low = math.floor(rank)
+    return _between(ranked[low], ranked[math.ceil(rank)], rank - low)
+
+
+def _between(left: float, right: float, share: float) -> float:
+    """On the line from left (share 0) to right (1); an infinite right must not reach share 0."""
+    return left if share == 0 else (1 - share) * left + share * right
+
+
+def _whole(step: float) -> float:
+    """Without the rounding error that would carry a step past the last report."""
+    nearest = round(step)
+    return nearest if abs(step - nearest) < 1e-6 else step
+
+
+SCHEDULE = "schedule"
+
+"""The trial's user attribute with the four numbers of its Knee schedule."""
+
+REPLICATES = "replicates"
+
+"""The trial's user attribute with its number of replicates; one if it has none."""
+
+_NUMBERS = ("seed_lr", "total_steps", "warmup_steps", "explore_steps")
+
+
+class KneePruner(BasePruner):
+    """Prunes trials of Knee schedules, never for exploring longer than others.
+
+    A trial is pruned when, at ``patience`` evaluations in a row, its value misses the best
+    ``percentile`` % of what complete trials had
+
+    - ``align="step"``: at the same step, those alone whose LR was not below this trial's there. At
+      a higher LR values are noisier and have more to gain from the decay, so whoever is worse than
+      them lags behind; one that explores is never compared with one of its own or a lower seed LR
+      that decays already. It acts from the end of the warmup on.
+    - ``align="lr"``: when their LR had come down to the same value. It acts in the decay, once the
+      LR is at most ``max_lr_fraction`` of ``max_seed_lr``, and compares with trials whose seed LR
+      is not below the current LR.
+    - ``align="progress"``: when they had the same share of their decay behind them. It acts in the
+      decay, once that share is ``min_progress``.
+
+    A value between two evaluations of a comparator is interpolated. Compared are trials of the same
+    budget and number of replicates, and means over the same replicates. Warmup and last evaluation
+    are never pruned for being worse. A NaN prunes, wherever it is reported but at the end. Failed,
+    running and pruned trials are no comparators.
+
+    It must know each trial's schedule: see :meth:`describe`. A trial without one is never pruned,
+    and warns.
+
+    ``percentile`` has the meaning of :class:`optuna.pruners.PercentilePruner`: 10 keeps the best
+    10 %, 50 keeps the better half, 100 prunes only what is worse than all. Nothing is pruned before
+    ``n_startup_trials`` comparable trials are complete, and where fewer than ``n_min_trials`` of
+    them have a value to compare with.
+
+    ``max_seed_lr`` is the largest seed LR that the study may try. Without it, it is the upper bound
+    of the trial's parameter ``param`` if that is the schedule's seed LR, otherwise the largest seed
+    LR among the complete trials and this one.
+    """
+
+    def __init__(
+        self,
+        *,
+        align: Literal["step", "lr", "progress"] = "step",
+        percentile: float = 50.0,
+        patience: int = 3,
+        n_startup_trials: int = 6,
+        n_min_trials: int = 4,
+        max_lr_fraction: float = 0.25,
+        min_progress: float = 0.3,
+        max_seed_lr: float | None = None,
+        param: str = "seed_lr",
+    ) -> None:
+        _check(align in ("step", "lr", "progress"), "align", align, "'step', 'lr' or 'progress'")
+        _check(0 <= percentile <= 100, "percentile", percentile, "between 0 and 100")
+        _check(patience >= 1, "patience", patience, "at least 1")
+        _check(n_startup_trials >= 0, "n_startup_trials", n_startup_trials, "at least 0")
+        _check(n_min_trials >= 1, "n_min_trials", n_min_trials, "at least 1")
+        _check(0 < max_lr_fraction <= 1, "max_lr_fraction", max_lr_fraction, "in (0, 1]")
+        _check(0 <= min_progress < 1, "min_progress", min_progress, "in [0, 1)")
+        usable = max_seed_lr is None or 0 < max_seed_lr < math.inf
+        _check(usable, "max_seed_lr", max_seed_lr, "positive and finite, or None")
+        self._align, self._percentile, self._patience = align, percentile, patience
+        self._n_startup_trials, self._n_min_trials = n_startup_trials, n_min_trials
+        self._max_lr_fraction, self._min_progress = max_lr_fraction, min_progress
+        self._max_seed_lr, self._param = max_seed_lr, param
+
+    @staticmethod
+    def describe(trial: optuna.Trial, schedule: Knee, *, replicates: int = 1) -> None:
+        """Tell the pruner a trial's schedule, before the trial's first report.
+
+        Report at the schedule's own steps 1..total_steps. With ``replicates`` > 1, report replicate
+        r = 0, 1, .. at step r * total_steps + step, the mean over replicates 0..r at that step.
+        """
+        _check(replicates >= 1, "replicates", replicates, "at least 1")
+        trial.set_user_attr(SCHEDULE, {name: getattr(schedule, name) for name in _NUMBERS})
+        trial.set_user_attr(REPLICATES, replicates)
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial should end here; Optuna asks, by ``trial.should_prune()``."""
+        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+        at = trial.last_step
+        if at is None:
+            return False
+        described = _describe(trial)
+        if described is None:
+            warnings.warn(
+                f"trial {trial.number} is never pruned: KneePruner does not know its schedule; "
+                "call KneePruner.describe(trial, schedule) before the first report",
+                stacklevel=3,
+            )
+            return False
+        schedule, replicates = described
+        value = sign * trial.intermediate_values[at]
+        if at >= replicates * schedule.total_steps:
+            return False  # it is over anyway
+        if math.isnan(value):
+            return True
+        peers = _peers(study, described)
+        if len(peers) < self._n_startup_trials:
+            return False
+        replicate, _ = locate(at, total_steps=schedule.total_steps)
+        first = replicate * schedule.total_steps + 1
+        recent = sorted(step for step in trial.intermediate_values if first <= step <= at)
+        return len(recent) >= self._patience and all(
+            self._misses(trial, schedule, step, peers, sign=sign)
+            for step in recent[: -self._patience - 1 : -1]
+        )
+
+    def _misses(
+        self,
+        trial: FrozenTrial,
+        schedule: Knee,
+        reported: int,
+        peers: Sequence["_Peer"],
+        *,
+        sign: int,
+    ) -> bool:
+        """Whether what the trial reported there is not among the best."""
+        replicate, step = locate(reported, total_steps=schedule.total_steps)
+        if not self._acts(trial, schedule, step, peers):
+            return False
+        others = [
+            sign * other
+            for peer in peers
+            if (other := self._value_of(peer, schedule, replicate, step)) is not None
+        ]
+        value = sign * trial.intermediate_values[reported]
+        return len(others) >= self._n_min_trials and is_outside(
+            value, others, percentile=self._percentile
+        )
+
+    def _acts(
+        self, trial: FrozenTrial, schedule: Knee, step: int, peers: Sequence["_Peer"]
+    ) -> bool:
+        if self._align == "step":
+            return step > schedule.warmup_steps
+        if step <= schedule.knee_step:
+            return False
+        if self._align == "progress":
+            return decay_progress(schedule, step) >= self._min_progress
+        highest = (
+            self._max_seed_lr
+            or _upper_bound(trial, self._param, schedule.seed_lr)
+            or max([schedule.seed_lr, *(peer.schedule.seed_lr for peer in peers)])
+        )
+        return schedule.lr(step) <= self._max_lr_fraction * highest
+
+    def _value_of(self, peer: "_Peer", schedule: Knee, replicate: int, step: int) -> float | None:
+        """A peer's value where it can be compared with this trial's; None if it never can."""
+        same: float | None
+        if self._align == "step":
+            lr = schedule.lr(step)
+            at_least = peer.schedule.lr(step) >= lr or math.isclose(peer.schedule.lr(step), lr)
+            same = step if at_least else None
+        elif self._align == "progress":
+            progress = decay_progress(schedule, step)
+            same = step_at_progress(peer.schedule, progress)
+        else:
+            same = step_at_lr(peer.schedule, schedule.lr(step))
+        if same is None:
+            return None
+        return value_at(peer.reports, same, replicate=replicate, total_steps=schedule.total_steps)
+
+
+class _Described(NamedTuple):
+    schedule: Knee
+    replicates: int
+
+
+class _Peer(NamedTuple):
+    """A complete trial of the same budget and replicates."""
+
+    schedule: Knee
+    reports: Mapping[int, float]
+
+
+def _describe(trial: FrozenTrial) -> _Described | None:
+    """The trial's schedule and replicates; None if its attributes do not give them."""
+    numbers: Any = trial.user_attrs.get(SCHEDULE)
+    replicates = trial.user_attrs.get(REPLICATES, 1)
+    try:
+        schedule = _knee(*itemgetter(*_NUMBERS)(numbers))
+    except (KeyError, TypeError, ValueError):  # another schedule's, or somebody's own attribute
+        return None
+    return _Described(schedule, replicates) if isinstance(replicates, int) else None
+
+
+@lru_cache(maxsize=4096)  # every trial of a study is looked at in every evaluation of another
+def _knee(seed_lr: float, total_steps: int, warmup_steps: int, explore_steps: int) -> Knee:
+    return Knee(
+        seed_lr=seed_lr,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        explore_steps=explore_steps,
+    )
+
+
+def _peers(study: optuna.Study, described: _Described) -> list[_Peer]:
+    known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [
+        _Peer(other.schedule, trial.intermediate_values)
+        for trial in known
+        if (other := _describe(trial)) is not None
+        and other.schedule.total_steps == described.schedule.total_steps
+        and other.replicates == described.replicates
+    ]
+
+
+def _upper_bound(trial: FrozenTrial, param: str, seed_lr: float) -> float | None:
+    """The largest seed LR that may be tried; None if the parameter is not the seed LR."""
+    value = trial.params.get(param)
+    if not isinstance(value, int | float) or not math.isclose(value, seed_lr):
+        return None
+    match trial.distributions[param]:
+        case FloatDistribution(high=high) | IntDistribution(high=high):
+            return float(high)
+        case CategoricalDistribution(choices=choices):
+            return max(float(choice) for choice in choices if isinstance(choice, int | float))
+        case _:
+            return None
+
+
+def _check(right: bool, name: str, value: Any, wanted: str) -> None:
+    if not right:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+# Pruners by name.
+
+STARTUP_TRIALS = 4
+
+"""Complete trials before a raw-step pruner acts: enough for a median, few for a short study."""
+
+KEPT_PERCENTILE = 25.0
+
+"""What PercentilePruner keeps."""
+
+REDUCTION = 3
+
+BRACKETS = 4
+
+"""Hyperband's: the first rung of its greediest bracket is 1/27 of the budget."""
+
+_RAW_STEP = ("median", "percentile", "hyperband")
+
+
+class PruningBrackets(BasePruner):
+    """Hyperband whose brackets are the pruner's alone.
+
+    Optuna shows a sampler only the trials of one bracket if it sees that the study's pruner is a
+    HyperbandPruner. A search of grid points would try points again that another bracket has.
+    """
+
+    def __init__(self, hyperband: HyperbandPruner) -> None:
+        self._hyperband = hyperband
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """As Hyperband does."""
+        return self._hyperband.prune(study, trial)
+
+
+def make_pruner(name: str, *, total_steps: int, replicates: int = 1) -> BasePruner:
+    """The pruner called ``name`` for trials of ``replicates`` runs of ``total_steps``.
+
+    Replicates are reported behind each other, so the steps of a trial run to their product. Median
+    and percentile stay out of the first half of the first run: there a trial that already decays
+    always looks better. (In later runs they judge the best so far, which the first run has set.)
+    """
+    match name:
+        case "knee":
+            return KneePruner()
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=total_steps // 2)
+        case "percentile":
+            return PercentilePruner(
+                KEPT_PERCENTILE, n_startup_trials=STARTUP_TRIALS, n_warmup_steps=total_steps // 2
+            )
+        case "hyperband":
+            longest = replicates * total_steps
+            return PruningBrackets(
+                HyperbandPruner(
+                    min_resource=max(1, longest // REDUCTION ** (BRACKETS - 1)),
+                    max_resource=longest,
+                    reduction_factor=REDUCTION,
+                )
+            )
+    raise ValueError(f"pruner must be knee, {', '.join(_RAW_STEP)} or none, got {name!r}")
+
+
+def raw_step_warning(name: str) -> str | None:
+    """One line on what is unfair about a pruner that compares at equal steps; None for others."""
+    if name not in _RAW_STEP:
+        return None
+    return (
+        f"pruner {name} compares trials at equal steps, where one that already decays looks better "
+        "than one that still explores: it prunes long exploration too often (knee does not)"
+    )

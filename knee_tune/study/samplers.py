@@ -1,0 +1,295 @@
+"""Samplers that propose points of the search space's grid."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.study.recovery import current, params_of, place_of
+
+# A Gaussian process that learns from pruned trials too.
+
+BAD_TENTH = 0.1
+
+"""A pruned trial counts as worse than all complete ones but this share of them."""
+
+_TELLING = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+
+class PrunedAsBadGPSampler(GPSampler):
+    """Optuna's GPSampler, told of every pruned trial that its value is one of the worst.
+
+    By itself it learns from complete trials only, so it goes on proposing points beside those that
+    were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
+    LRs diverge, 15 trials diverged, against 8 this way. A pruned trial has no value, but it was
+    seen to be bad: it gets that of the worst tenth of the complete ones. Nothing of this is stored.
+    """
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """GPSampler's proposal for the study as it is told."""
+        known = study.get_trials(deepcopy=False)
+        values = [other.values[0] for other in known if other.state == TrialState.COMPLETE]
+        if not values:
+            return {}
+        minimize = study.direction == StudyDirection.MINIMIZE
+        bad = float(np.quantile(values, 1 - BAD_TENTH if minimize else BAD_TENTH))
+        told = optuna.create_study(direction=study.direction, sampler=self)
+        told.add_trials(
+            _as_bad(other, bad)
+            for other in known
+            if other.state in _TELLING and other.number != trial.number
+        )
+        asked = told.ask()
+        return super().sample_relative(told, told.get_trials()[asked.number], search_space)
+
+
+def _as_bad(trial: FrozenTrial, value: float) -> FrozenTrial:
+    """A pruned trial as a complete one with this value; any other as it is."""
+    if trial.state != TrialState.PRUNED:
+        return trial
+    return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+
+
+# The points of a search: which there are, which were tried, whether another trial is wanted.
+
+Point = tuple[float, ...]
+
+"""One value for each axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One parameter's grid: the points that may be tried, ascending."""
+
+    points: tuple[float, ...]
+    log: bool = False
+
+    def distribution(self) -> FloatDistribution:
+        """The range the points span, as samplers and viewers see it."""
+        return FloatDistribution(self.points[0], self.points[-1], log=self.log)
+
+    def position(self, value: float) -> float:
+        """Where ``value`` lies between the first point (0) and the last (1), by ratio if log."""
+        first, last = self.points[0], self.points[-1]
+        if first == last:
+            return 0.0
+        if self.log:
+            return math.log(value / first) / math.log(last / first)
+        return (value - first) / (last - first)
+
+    def snap(self, value: float) -> float:
+        """The point nearest to ``value``, by ratio on a log axis."""
+        return min(self.points, key=lambda point: abs(self.position(point) - self.position(value)))
+
+
+class PointSampler(BaseSampler):
+    """A sampler that proposes points of ``axes``."""
+
+    def __init__(self, *, axes: Mapping[str, Axis]) -> None:
+        self._axes = axes
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Every axis: a point is always proposed as a whole."""
+        return {name: axis.distribution() for name, axis in self._axes.items()}
+
+
+def untried(trials: Iterable[FrozenTrial], axes: Mapping[str, Axis]) -> list[Point]:
+    """The points of the grid, in its order, where no trial ran, runs, waits or failed."""
+    tried = {tuple(params_of(trial).get(name) for name in axes) for trial in trials}
+    grid = product(*(axis.points for axis in axes.values()))
+    return [point for point in grid if point not in tried]
+
+
+def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
+    """The longest explore fraction that any trial has, by seed LR: how far its trunk reaches."""
+    longest: dict[float, float] = {}
+    for trial in trials:
+        if "seed_lr" in trial.params:
+            lr, fraction = trial.params["seed_lr"], trial.params.get("explore_fraction", 0.0)
+            longest[lr] = max(fraction, longest.get(lr, 0.0))
+    return longest
+
+
+def wanted(
+    study: optuna.Study,
+    axes: Mapping[str, Axis],
+    *,
+    trials: int | None,
+    besides: int | None = None,
+) -> bool:
+    """Whether the study wants another trial: it has fewer than ``trials``, and a point is left.
+
+    Trials that any driver asked for count, and one that lives on under another number counts once.
+    None for ``trials`` means every point. ``besides`` is the number of a trial to leave out.
+    """
+    known = [trial for trial in study.get_trials(deepcopy=False) if trial.number != besides]
+    states = [trial.state for trial in current(known)]
+    queued = states.count(TrialState.WAITING)
+    if trials is not None and len(states) - queued >= trials:
+        return False
+    return queued > 0 or bool(untried(known, axes))
+
+
+# The full grid, in the order in which trunks are shared best.
+
+
+class TrunkOrderedGridSampler(PointSampler):
+    """Every point of the grid once, seed LR by seed LR, the longest explore phase first.
+
+    The first trial of a seed LR trains its whole trunk and leaves every knot; the others branch
+    from it. They have to wait for it, so whoever asks while a trial of that seed LR is running
+    takes the next seed LR that nobody trains. Only when every seed LR with points left is being
+    trained does it join one, the one with the fewest running trials.
+
+    Stateless: the next point depends on the study's trials alone, so a continued grid goes on with
+    the points that are missing. The last point comes again once none is left
+    (see :func:`knee_tune.study.samplers.wanted`).
+    """
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next point."""
+        trials = study.get_trials(deepcopy=False)
+        left = [dict(zip(self._axes, point, strict=True)) for point in untried(trials, self._axes)]
+        running = Counter(
+            other.params.get("seed_lr") for other in trials if other.state == TrialState.RUNNING
+        )
+        last = {name: axis.points[-1] for name, axis in self._axes.items()}
+        return min(
+            left or [last],
+            key=lambda point: (
+                running[point["seed_lr"]],
+                point["seed_lr"],
+                -point["explore_fraction"],
+            ),
+        )
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """No parameter of the search comes this way: the grid knows no other."""
+        raise KeyError(param_name)
+
+
+STARTUP_TRIALS = 6
+
+"""Random trials before a model of the surface is trusted."""
+
+REACH = 2.0
+
+"""How many times as far from a proposal as the nearest untried point another one may be."""
+
+
+def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampler:
+    """The sampler called ``name``, proposing points of ``axes`` only."""
+    if name == "grid":
+        return TrunkOrderedGridSampler(axes=axes)
+    samplers: dict[str, Callable[[int], BaseSampler]] = {
+        "gp": lambda seed: PrunedAsBadGPSampler(
+            seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+        ),
+        "tpe": lambda seed: TPESampler(
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+            multivariate=True,
+            constant_liar=True,
+        ),
+        "random": lambda seed: RandomSampler(seed=seed),
+    }
+    return GridSnappingSampler(samplers[name], seed=seed, axes=axes)
+
+
+class GridSnappingSampler(PointSampler):
+    """Any Optuna sampler, its proposals moved to a near grid point not yet tried.
+
+    What is stored is the grid point, so every viewer shows the LR that was trained, and seed LRs
+    recur. A point is tried twice only when none is left: the same training would come out the
+    same.
+
+    The nearest untried point is as good as any other about as near, so of those at most
+    :data:`REACH` times as far away the one is taken that branches off its trunk the latest. In
+    simulated searches that trained 2 % fewer steps in 40 trials and 15 % fewer in 100, for the same
+    best point (``benchmarks/trunk_savings.py``).
+
+    Randomness is stateless: a proposal depends on the seed, the trial's place among those that were
+    asked for and the trials so far. So a study that continues does not draw its first points again,
+    drivers that start together draw different ones, and one that was killed draws as any other.
+    """
+
+    def __init__(
+        self, make: Callable[[int], BaseSampler], *, seed: int, axes: Mapping[str, Axis]
+    ) -> None:
+        super().__init__(axes=axes)
+        self._make, self._seed = make, seed
+        self._grid = untried((), axes)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The wrapped sampler's proposal, moved to a grid point not yet tried."""
+        sampler = self._sampler_for(study, trial)
+        # Our own space, not the one all trials so far have in common: that shrinks when a study
+        # continues with a wider one.
+        proposal = sampler.sample_relative(study, trial, search_space)
+        for name, distribution in search_space.items():
+            if name not in proposal:
+                proposal[name] = sampler.sample_independent(study, trial, name, distribution)
+        return dict(zip(self._axes, self._near_untried(study, trial, proposal), strict=True))
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """The wrapped sampler's; no parameter of the search itself comes this way."""
+        return self._sampler_for(study, trial).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def _sampler_for(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
+        place = place_of(trial, study.get_trials(deepcopy=False))
+        seed = np.random.SeedSequence([place, self._seed]).generate_state(1)
+        return self._make(int(seed[0]))
+
+    def _near_untried(
+        self, study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, float]
+    ) -> Point:
+        known = study.get_trials(deepcopy=False)
+        others = [other for other in known if other.number != trial.number]
+        trunks = longest_explored(others)
+
+        def distance(point: Point) -> float:
+            return math.dist(
+                [axis.position(at) for axis, at in zip(self._axes.values(), point, strict=True)],
+                [axis.position(proposal[name]) for name, axis in self._axes.items()],
+            )
+
+        def shared(point: Point) -> float:
+            """How much of its training, as a share of the budget, its trunk has already done."""
+            at = dict(zip(self._axes, point, strict=True))
+            return min(at["explore_fraction"], trunks.get(at["seed_lr"], 0.0))
+
+        free = untried(others, self._axes) or self._grid
+        reach = REACH * min(map(distance, free))
+        near = [point for point in free if distance(point) <= reach]
+        return min(near, key=lambda point: (-shared(point), distance(point)))

@@ -1,0 +1,400 @@
+"""One Optuna study as knee-tune keeps it: what is stored where, and what a trial's end means."""
+
+import json
+import math
+import random
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, Recipe
+from knee_tune.config.study import StudySpec
+from knee_tune.errors import UserError
+from knee_tune.records import study
+from knee_tune.records.findings import Importances
+from knee_tune.records.study import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.study.attributes import (
+    known_audit,
+    known_compared,
+    known_confirmation,
+    replicates_of,
+    runs_of,
+)
+from knee_tune.study.pruners import locate
+from knee_tune.study.recovery import KILLED, current, key_of
+from knee_tune.study.storage import quiet_optuna
+from knee_tune.tasks.registry import task_entry
+
+Study = optuna.Study
+
+"""What the rest of knee-tune passes around without importing Optuna."""
+
+MAKER_PATIENCE = 10.0
+
+"""Seconds for another driver to furnish a study it has just made."""
+
+FIXED_FIELDS = (
+    *("task", "recipe", "seed", "nproc", "replicates", "fuse"),
+    *("scale", "compare", "analyses"),
+)
+
+"""What may not change while a study lives: its trials would no longer be comparable."""
+
+LONGEST_DIFFERENCE = 120
+
+"""Characters of two values that one line has room for; a table's rows are longer."""
+
+PARAMETERS = ("seed_lr", "explore_fraction")
+
+"""What is searched."""
+
+CODE = "code"
+
+"""Trial attribute with the fingerprint of the code that trained it; earlier versions noted none."""
+
+BASELINE_PREFIX = "baseline:"
+
+"""Study attributes that hold the runs of other schedules."""
+
+_STATES: Mapping[TrialState, study.TrialState] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def open_study(
+    storage: BaseStorage,
+    spec: StudySpec,
+    *,
+    recipe: Recipe,
+    data_fingerprint: str,
+    amp: bool = False,
+    beside: bool = False,
+) -> optuna.Study:
+    """The study of that name, made on first use with the paper's default as its first trial.
+
+    A grid has no such trial: it is exactly the search space's. ``amp``: whether it is trained in
+    bf16. ``beside``: a study that is there keeps its search as it was asked for, see ``spec``.
+
+    UserError if a study of that name was made with another of the fields of ``FIXED_FIELDS``, other
+    data or other arithmetic.
+    """
+    with quiet_optuna():
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=spec.name,
+                direction=recipe.metric(recipe.objective).direction,
+            )
+        except DuplicatedStudyError:
+            study = optuna.load_study(study_name=spec.name, storage=storage)
+            _await_maker(study)
+        unknown = set[str]()
+        if "spec" in study.user_attrs:
+            if "fuse" not in study.user_attrs["spec"]:
+                unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
+            # Its runs are in the experiment that was named when it was made.
+            named = study.user_attrs["spec"].get("own_data")
+            spec = spec.model_copy(update={"own_data": named})
+            _refuse_changes(spec_of(study), spec)
+            _refuse_other_data(study, data_fingerprint)
+            _refuse_other_arithmetic(study, amp=amp)
+            if beside:
+                return study
+        else:
+            _furnish(study, spec, recipe, data_fingerprint)
+        study.set_user_attr("amp", amp)
+        study.set_user_attr("spec", spec.model_dump(mode="json", exclude=unknown))
+        return study
+
+
+def _furnish(study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerprint: str) -> None:
+    study.set_user_attr("key", uuid.uuid4().hex[:8])
+    study.set_user_attr("data_fingerprint", data_fingerprint)
+    study.set_user_attr("metric", f"valid_{recipe.objective}")
+    study.set_user_attr("watched", f"valid_{recipe.watched}")
+    study.set_user_attr("reported_sign", reported_sign(recipe))
+    study.set_user_attr("percent", [each.name for each in recipe.metrics if each.percent])
+    study.set_metric_names([f"valid_{recipe.objective}"])
+    if spec.tries_default:
+        default = {"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION}
+        study.enqueue_trial(default, skip_if_exists=True)
+
+
+def _await_maker(study: optuna.Study) -> None:
+    """Drivers may start together: the one that made the study furnishes it, the others wait.
+
+    If it was killed in between, one that waited in vain does it.
+    """
+    deadline = time.monotonic() + MAKER_PATIENCE
+    while "spec" not in study.user_attrs and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def reported_sign(recipe: Recipe) -> int:
+    """-1 where the watched metric improves in the other direction than the objective.
+
+    Optuna's pruners compare what is reported in the study's own direction, so a study of BLEU is
+    told the negative perplexity.
+    """
+    objective, watched = recipe.metric(recipe.objective), recipe.metric(recipe.watched)
+    return 1 if objective.direction == watched.direction else -1
+
+
+def load_study(storage: BaseStorage, name: str) -> optuna.Study:
+    """An existing study; UserError naming the studies there are if it does not exist."""
+    with quiet_optuna():
+        try:
+            return optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            known = ", ".join(sorted(study_names(storage))) or "none yet"
+            raise UserError(f"study {name}: not in this storage; there are: {known}") from None
+
+
+def study_names(storage: BaseStorage) -> list[str]:
+    """Every study in the storage, in the order of their making."""
+    return [study.study_name for study in storage.get_all_studies()]
+
+
+def spec_of(study: optuna.Study) -> StudySpec:
+    """The specification the study was last run with; UserError for a study not made by us.
+
+    One that was made before replicates could be fused goes on without.
+    """
+    if "spec" not in study.user_attrs:
+        raise UserError(f"study {study.study_name}: it was not made by knee-tune")
+    return StudySpec.model_validate({"fuse": False} | study.user_attrs["spec"])
+
+
+def study_record(study: optuna.Study) -> StudyRecord:
+    """The study and its trials as reports read them; a continued trial appears once."""
+    spec, attrs = spec_of(study), study.user_attrs
+    percent = _in_percent(spec, attrs)
+    confirmation = known_confirmation(study)
+    if confirmation is not None:
+        of_percent = attrs["metric"].partition("_")[2] in percent
+        confirmation = confirmation.bounded(percent=of_percent)
+    return StudyRecord(
+        name=study.study_name,
+        task=spec.task,
+        metric=attrs["metric"],
+        direction="minimize" if study.direction == StudyDirection.MINIMIZE else "maximize",
+        trials=tuple(
+            _trial_record(trial, attrs)
+            for trial in current(study.get_trials(deepcopy=False))
+            if len(trial.params) == len(PARAMETERS)
+        ),
+        spec=spec,
+        baselines=tuple(
+            BaselineRecord.model_validate(value)
+            for name, value in attrs.items()
+            if name.startswith(BASELINE_PREFIX)
+        ),
+        compared=known_compared(study),
+        confirmation=confirmation,
+        audit=known_audit(study),
+        percent=percent,
+    )
+
+
+def _in_percent(spec: StudySpec, attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Metrics in percent; studies of earlier versions do not say, but their tasks do."""
+    if "percent" in attrs:
+        return tuple(attrs["percent"])
+    try:
+        metrics = task_entry(spec.task).recipe_type().metrics
+    except UserError:  # a task that this machine does not have
+        return ()
+    return tuple(each.name for each in metrics if each.percent)
+
+
+def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
+    """A trial as reports read it."""
+    return _trial_record(trial, study.user_attrs)
+
+
+def trial_attrs(study: optuna.Study, number: int) -> Mapping[str, Any]:
+    """What is noted with a trial; to be read only, for a copy of a large study takes seconds."""
+    return study.get_trials(deepcopy=False)[number].user_attrs
+
+
+def record_baseline(study: optuna.Study, record: BaselineRecord) -> None:
+    """Keep a run of another schedule with the study, one per schedule and seed LR."""
+    name = f"{BASELINE_PREFIX}{record.schedule}:{record.seed_lr:g}"
+    study.set_user_attr(name, record.model_dump(mode="json"))
+
+
+def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRecord:
+    attrs = trial.user_attrs
+    plan, replicates = attrs.get("plan"), replicates_of(attrs)
+    total_steps = plan["schedule"]["total_steps"] if plan else 0
+    started, ended = trial.datetime_start, trial.datetime_complete
+    state = _STATES[trial.state]
+    silent_death = KILLED if state == "failed" else ""  # Optuna takes no reason for a stale trial
+    return TrialRecord(
+        key=key_of(trial),
+        code=attrs.get(CODE, ""),
+        number=trial.number,
+        seed_lr=trial.params["seed_lr"],
+        explore_fraction=trial.params["explore_fraction"],
+        state=state,
+        value=trial.value if state == "complete" else None,
+        metrics=attrs.get("metrics", {}),
+        spread=attrs.get("spread"),
+        curve=_curve(trial, study_attrs, total_steps),
+        steps_trained=attrs.get("steps_trained", 0),
+        steps_reused=attrs.get("steps_reused", 0),
+        steps_recorded=attrs.get("steps_recorded", 0),
+        steps_pruned=attrs.get("steps_pruned", 0),
+        steps_budget=runs_of(attrs) * total_steps,
+        reason=attrs.get("reason") or silent_death,
+        started=started.timestamp() if started else None,
+        seconds=(ended - started).total_seconds() if started and ended else None,
+        run_id=attrs.get("mlflow_run_id"),
+        run_url=attrs.get("mlflow_run_url"),
+        checkpoint=attrs.get("checkpoint"),
+        seed=plan["seed"] if plan else None,
+        replicates=replicates,
+    )
+
+
+def _curve(
+    trial: FrozenTrial, study_attrs: Mapping[str, Any], total_steps: int
+) -> tuple[Evaluation, ...]:
+    """At every step, what the last replicate to reach it reported: the mean up to itself.
+
+    NaN stands where only other code has reported.
+    """
+    watched, sign = study_attrs["watched"], study_attrs["reported_sign"]
+    means: dict[int, float] = {}
+    for reported, mean in sorted(trial.intermediate_values.items()):
+        if math.isnan(mean):
+            continue
+        _, step = locate(reported, total_steps=total_steps) if total_steps else (0, reported)
+        means[step] = sign * mean
+    return tuple(
+        Evaluation(step=step, metrics={watched: mean}) for step, mean in sorted(means.items())
+    )
+
+
+def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    for field in FIXED_FIELDS:
+        for path, was, now in _differences(field, before[field], after[field]):
+            differs = f"{path}={json.dumps(was)}, not {json.dumps(now)}"
+            if len(differs) > LONGEST_DIFFERENCE:
+                differs = f"other {path}"
+            raise UserError(
+                f"study {new.name}: it was made with {differs}; choose another --study-name"
+            )
+
+
+def _refuse_other_data(study: optuna.Study, fingerprint: str) -> None:
+    known = study.user_attrs["data_fingerprint"]
+    if known != fingerprint:
+        raise UserError(
+            f"study {study.study_name}: its trials were trained on other data (fingerprint "
+            f"{known[:12]}, now {fingerprint[:12]}); choose another --study-name"
+        )
+
+
+def _refuse_other_arithmetic(study: optuna.Study, *, amp: bool) -> None:
+    before = study.user_attrs.get("amp", amp)  # which studies of earlier versions do not say
+    if amp == before:
+        return
+    way, trained, now = (
+        ("leave --no-amp out, on a machine with a GPU", "bf16", "float32")
+        if before
+        else ("add --no-amp", "float32", "bf16")
+    )
+    raise UserError(
+        f"study {study.study_name}: its trials were trained in {trained}, these would be in {now}; "
+        f"{way}, or choose another --study-name"
+    )
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield path, old, new
+
+
+# Which hyperparameter matters how much, by an evaluator that is named.
+
+HYPERPARAMETERS = ("seed_lr", "explore_fraction")
+
+FEWEST_TRIALS = 4
+
+"""A forest grown on fewer points says nothing."""
+
+MOST_TRIALS = 500
+
+"""A forest takes seconds for so many, and minutes for thousands; its shares hardly move by then."""
+
+
+def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
+    """By fANOVA; None unless both hyperparameters and the values of enough trials vary.
+
+    fANOVA, because its share is of the variance over the whole search space, which is what the
+    heat map shows. Of more than ``MOST_TRIALS`` it takes as many, drawn by lot.
+    Optuna's default, PED-ANOVA, asks what sets the best trials apart, and on few points it changes
+    with every trial; its numbers are told too, for Optuna Dashboard shows them.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    varied = (
+        {trial.value for trial in complete},
+        *({trial.params[name] for trial in complete} for name in HYPERPARAMETERS),
+    )
+    if len(complete) < FEWEST_TRIALS or any(len(values) < 2 for values in varied):
+        return None
+    from optuna.importance import (  # slow
+        FanovaImportanceEvaluator,
+        PedAnovaImportanceEvaluator,
+        get_param_importances,
+    )
+
+    chosen = random.Random(seed).sample(complete, min(len(complete), MOST_TRIALS))
+    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+
+    def target(trial: FrozenTrial) -> float:  # as the dashboard calls it
+        assert trial.value is not None, "it is complete"
+        return sign * trial.value
+
+    with quiet_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of targets that are to be small, which this one is
+        values = get_param_importances(
+            _of(chosen, study), evaluator=FanovaImportanceEvaluator(seed=seed)
+        )
+        theirs = get_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(), target=target
+        )
+    return Importances(
+        evaluator="fANOVA",
+        measures=(
+            "the part of the metric's variance over the search space that the hyperparameter "
+            "explains alone, scaled so that the shares add up to 100%"
+        ),
+        values={name: float(value) for name, value in values.items()},
+        dashboard={name: float(value) for name, value in theirs.items()},
+        trials=len(chosen),
+    )
+
+
+def _of(trials: Sequence[FrozenTrial], study: optuna.Study) -> optuna.Study:
+    """A study in memory of these trials alone."""
+    part = optuna.create_study(direction=study.direction)
+    part.add_trials(trials)
+    return part
