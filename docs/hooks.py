@@ -4,13 +4,14 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from typer.cli import get_docs_for_click
 
@@ -43,7 +44,9 @@ def command_line() -> str:
     """Every command with its arguments and options, as Typer itself writes them in Markdown."""
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="knee-tune")
-    return get_docs_for_click(obj=command, ctx=context, name="knee-tune", indent=1)
+    written = get_docs_for_click(obj=command, ctx=context, name="knee-tune", indent=1)
+    # Its lists of commands cut every text in the middle, and the page lists its headings anyway.
+    return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", written)
 
 
 def search_space() -> str:
@@ -103,7 +106,7 @@ def code(language: str, text: str) -> str:
     return f"```{language}\n{text.strip()}\n```"
 
 
-GENERATED = {
+GENERATED: Mapping[str, Callable[[], str]] = {
     "command line": command_line,
     "search space": search_space,
     "study": study,
@@ -121,7 +124,11 @@ GENERATED = {
 @cache
 def schemas() -> Mapping[str, Mapping[str, Any]]:
     """The JSON schema of every value that a YAML file may hold, by its class's name."""
-    models = [SpaceFile, StudySpec, *(entry.recipe_type() for entry in TASKS.values())]
+    models: list[type[BaseModel]] = [
+        SpaceFile,
+        StudySpec,
+        *(entry.recipe_type() for entry in TASKS.values()),
+    ]
     _, together = models_json_schema([(model, "validation") for model in models])
     return dict(together["$defs"])
 

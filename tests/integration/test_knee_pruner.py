@@ -1,4 +1,4 @@
-"""KneePruner in a study of one's own, as docs/concepts/pruner.md shows it, and on a real storage."""
+"""KneePruner in a study of one's own, as docs/concepts/pruner.md shows it, and on a storage."""
 
 import math
 import re
