@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint benchmarks constraints clean
+.PHONY: help setup run test lint docs benchmarks constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile | expand -t 20
@@ -31,12 +31,15 @@ lint: setup ## style and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmarks: setup ## measure the figures of the README again
+docs: setup ## the documentation, into site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+benchmarks: setup ## measure the figures of docs/benchmarks.md again
 	$(BIN)/python -m benchmarks
 
 constraints: setup ## pin anew what pyproject.toml asks for; UPGRADE=--upgrade takes newer versions
 	.ci/pin.sh $(UPGRADE)
 
 clean: ## remove the environment and every cache, but no study
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

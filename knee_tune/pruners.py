@@ -1,4 +1,4 @@
-"""KneePruner for one's own Optuna studies: see docs/knee-pruner.md."""
+"""KneePruner for one's own Optuna studies: see docs/concepts/pruner.md."""
 
 from knee_tune.study.pruners import KneePruner
 

@@ -47,7 +47,7 @@ from knee_tune.records.budget import (
 )
 from knee_tune.records.events import Attached, StudyFinished, StudyStarted, StudyState
 from knee_tune.records.shown import percent
-from knee_tune.tracking import Tracker, experiment_name, open_tracker, store
+from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
 # Which budget search a person asks for, and what it comes to once files and options are merged.
 
@@ -444,7 +444,7 @@ def _started(opened: OpenedSearch, search: Search) -> StudyStarted:
             "seed": spec.seed,
         },
         tags={
-            **store(),
+            **provenance(),
             "knee.kind": "budget",
             "knee.budgets": ",".join(map(str, record.budgets)),
             "knee.preset": spec.preset,

@@ -268,7 +268,7 @@ def check_fairseq_extensions() -> Check:
         name,
         built,
         "compiled" if built else f"not compiled in {folder}",
-        "install fairseq-fixed again without build isolation, with a C++ compiler (README)",
+        "install fairseq-fixed again without build isolation, with a C++ compiler (docs: Install)",
     )
 
 

@@ -28,7 +28,7 @@ from knee_tune.tracking import (
     Tracker,
     experiment_name,
     open_tracker,
-    store,
+    provenance,
     unsent_notice,
 )
 
@@ -196,7 +196,7 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
             "examples": workshop.facts.examples,
         },
         tags={
-            **store(),
+            **provenance(),
             "knee.preset": workshop.spec.preset,
             "knee.data_fingerprint": workshop.facts.data_fingerprint,
             "knee.device": placement.device,

@@ -18,7 +18,7 @@ from knee_tune.report.comparison import ComparisonReport, build_comparison_repor
 from knee_tune.report.document import Command, Report, ReportContext, as_html, as_markdown
 from knee_tune.report.report import StudyReport, build_report
 from knee_tune.study.study import Study, importances_of, study_record
-from knee_tune.tracking import store
+from knee_tune.tracking import provenance
 
 Format = Literal["html", "md", "json"]
 
@@ -135,7 +135,7 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
     codes = {code or "not noted": what for code, what in record.codes.items()}
     facts |= {f"code {code}": what for code, what in codes.items()}
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))
-    tags = store()
+    tags = provenance()
     versions = {
         name.removeprefix("version."): value
         for name, value in tags.items()

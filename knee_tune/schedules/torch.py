@@ -91,7 +91,7 @@ def _rewriter(scheduler: ScheduleLR) -> Callable[[Optimizer], None]:
 
 
 class KneeLR(ScheduleLR):
-    """:class:`Knee` as a torch scheduler; ``step()`` after every update."""
+    """``Knee`` as a torch scheduler; ``step()`` after every update."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class KneeLR(ScheduleLR):
 
 
 class StepDecayLR(ScheduleLR):
-    """:class:`StepDecay` as a torch scheduler; ``step()`` after every update."""
+    """``StepDecay`` as a torch scheduler; ``step()`` after every update."""
 
     def __init__(
         self,
@@ -149,31 +149,31 @@ class _WarmupOnly(ScheduleLR):
 
 
 class LinearLR(_WarmupOnly):
-    """:class:`Linear` as a torch scheduler; ``step()`` after every update."""
+    """``Linear`` as a torch scheduler; ``step()`` after every update."""
 
     _type = Linear
 
 
 class CosineLR(_WarmupOnly):
-    """:class:`Cosine` as a torch scheduler; ``step()`` after every update."""
+    """``Cosine`` as a torch scheduler; ``step()`` after every update."""
 
     _type = Cosine
 
 
 class InverseSquareRootLR(_WarmupOnly):
-    """:class:`InverseSquareRoot` as a torch scheduler; ``step()`` after every update."""
+    """``InverseSquareRoot`` as a torch scheduler; ``step()`` after every update."""
 
     _type = InverseSquareRoot
 
 
 class ConstantLR(_WarmupOnly):
-    """:class:`Constant` as a torch scheduler; ``step()`` after every update."""
+    """``Constant`` as a torch scheduler; ``step()`` after every update."""
 
     _type = Constant
 
 
 class OneCycleLR(ScheduleLR):
-    """:class:`OneCycle` as a torch scheduler; ``step()`` after every update."""
+    """``OneCycle`` as a torch scheduler; ``step()`` after every update."""
 
     def __init__(self, optimizer: Optimizer, *, total_steps: int, last_epoch: int = -1) -> None:
         super().__init__(optimizer, partial(OneCycle, total_steps=total_steps), last_epoch)

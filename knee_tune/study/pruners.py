@@ -146,10 +146,10 @@ class KneePruner(BasePruner):
     are never pruned for being worse. A NaN prunes, wherever it is reported but at the end. Failed,
     running and pruned trials are no comparators.
 
-    It must know each trial's schedule: see :meth:`describe`. A trial without one is never pruned,
+    It must know each trial's schedule: see ``describe``. A trial without one is never pruned,
     and warns.
 
-    ``percentile`` has the meaning of :class:`optuna.pruners.PercentilePruner`: 10 keeps the best
+    ``percentile`` has the meaning of Optuna's ``PercentilePruner``: 10 keeps the best
     10 %, 50 keeps the better half, 100 prunes only what is worse than all. Nothing is pruned before
     ``n_startup_trials`` comparable trials are complete, and where fewer than ``n_min_trials`` of
     them have a value to compare with.

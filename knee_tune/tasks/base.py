@@ -19,7 +19,7 @@ class Task(ABC, Generic[R]):
     """A workload. Constructing one is cheap; data is read when it is first needed.
 
     Randomness is stateless. ``train_batches`` draws order and augmentation from generators of its
-    own, started anew for every epoch (see :mod:`seeding`); what ``build_model`` and ``loss`` draw
+    own, started anew for every epoch (see ``seeding``); what ``build_model`` and ``loss`` draw
     (weights, dropout) comes from torch's global generators, which the loop seeds anew for every
     step. So model + optimizer + step is the whole state.
     """

@@ -1,4 +1,4 @@
-"""KneePruner in a study of one's own, as docs/knee-pruner.md shows it, and on a real storage."""
+"""KneePruner in a study of one's own, as docs/concepts/pruner.md shows it, and on a storage."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from knee_tune.study.storage import open_storage, quiet_optuna
 
 
 def test_the_documented_study_runs_and_is_pruned(repository: Path) -> None:
-    text = (repository / "docs" / "knee-pruner.md").read_text(encoding="utf-8")
+    text = (repository / "docs" / "concepts" / "pruner.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     space: dict[str, Any] = {}
     with quiet_optuna():

@@ -26,9 +26,9 @@ from knee_tune.records.events import (
 from knee_tune.tracking import (
     MlflowTracker,
     open_tracker,
+    provenance,
     resolve_tracking_uri,
     send_leftovers,
-    store,
     ui_command,
 )
 from knee_tune.tracking.outbox import Outbox, outbox_root
@@ -396,7 +396,7 @@ def test_drivers_that_start_together_create_one_store(tmp_path: Path) -> None:
 
 
 def test_provenance_names_commit_and_versions(repository: Path) -> None:
-    tags = store()
+    tags = provenance()
     assert tags["version.knee-tune"] == __version__
     assert tags["version.mlflow"] == mlflow.__version__
     if (repository / ".git").exists():

@@ -224,7 +224,9 @@ def test_what_every_run_rests_on_counts(source: str, package: Path) -> None:
     assert of_digits().fingerprint != before
 
 
-@pytest.mark.parametrize("source", ["tasks/translation/task.py", "report/document.py", "pruners.py"])
+@pytest.mark.parametrize(
+    "source", ["tasks/translation/task.py", "report/document.py", "pruners.py"]
+)
 def test_what_no_run_of_the_task_rests_on_does_not_count(source: str, package: Path) -> None:
     before = of_digits().fingerprint
     with (package / source).open("a") as file:
