@@ -20,8 +20,11 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line; what is nobody's bug gets one line and the exit code of its error."""
     _collect_seldom()
+    from typer import rich_utils
+
     from knee_tune.cli.commands import app
 
+    rich_utils.RANGE_STRING = ""  # 80 columns of help have no room for it; an error tells it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show

@@ -7,20 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from knee_tune.cli.console import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
+    COMPUTE,
     DEFAULT_HOME,
     LARGEST,
     MOST,
     MOST_SEED,
+    SEARCH,
     SMALLEST,
-    ConsoleLines,
     Device,
+    DeviceOption,
     HomeOption,
     JsonOption,
-    PlainConsole,
+    PresetOption,
+    SeedOption,
+    SettingsOption,
     StorageOption,
     StudyArgument,
+    TaskOption,
     TrackingOption,
+    TrialOption,
     path_of,
 )
 
@@ -32,42 +39,34 @@ analyse_app = typer.Typer(
     help="How sharp a minimum is (sharpness, Fisher score); LR range test.", no_args_is_help=True
 )
 
-TrialOption = Annotated[
-    int | None,
-    typer.Option(
-        "--trial", min=0, max=MOST_SEED, help="Number of the trial; the winner if left out."
-    ),
-]
 RowOption = Annotated[
     int | None,
-    typer.Option("--row", min=1, max=MOST, help="Of a comparison: its row, counted from 1."),
+    typer.Option(min=1, max=MOST, metavar="N", help="Of a comparison: its row, counted from 1."),
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--weights", parser=path_of, metavar="FILE", help="A safetensors file instead of a study."
-    ),
-]
-TaskOption = Annotated[str | None, typer.Option("--task", help="What --weights are of.")]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="Variant of the task.")]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any field: --set recipe.batch_size=64"),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, max=MOST_SEED, help="Random seed of the training run."),
+    typer.Option(parser=path_of, metavar="FILE", help="A safetensors file instead of a study."),
 ]
 ExamplesOption = Annotated[
     int | None,
     typer.Option(
-        "--examples", min=1, max=MOST_SEED, help="Training examples, the first ones. (default: all)"
+        min=1,
+        max=MOST_SEED,
+        metavar="N",
+        help="Training examples, the first ones. (default: all)",
     ),
 ]
-NprocOption = Annotated[
-    int, typer.Option("--nproc", min=1, max=MOST, help="Ranks that share the work.")
+RanksOption = Annotated[
+    int,
+    typer.Option(
+        "--nproc",
+        min=1,
+        max=MOST,
+        metavar="N",
+        help="Ranks that share the work.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
-DeviceOption = Annotated[Device, typer.Option("--device", help="What computes.")]
 
 
 @analyse_app.command()
@@ -83,13 +82,20 @@ def sharpness(
     epsilon: Annotated[
         float,
         typer.Option(
-            min=SMALLEST, max=LARGEST, help="The box: epsilon * (|weight| + 1) to either side."
+            min=SMALLEST,
+            metavar="X",
+            max=LARGEST,
+            help="The box: epsilon * (|weight| + 1) to either side.",
         ),
     ] = 1e-4,
-    lr: Annotated[float, typer.Option(min=SMALLEST, max=LARGEST, help="Of the ascent.")] = 1e-3,
-    iterations: Annotated[int, typer.Option(min=1, max=MOST, help="Steps of the ascent.")] = 1000,
+    lr: Annotated[
+        float, typer.Option(min=SMALLEST, metavar="X", max=LARGEST, help="Of the ascent.")
+    ] = 1e-3,
+    iterations: Annotated[
+        int, typer.Option(min=1, max=MOST, metavar="N", help="Steps of the ascent.")
+    ] = 1000,
     examples: ExamplesOption = None,
-    nproc: NprocOption = 1,
+    nproc: RanksOption = 1,
     device: DeviceOption = Device.AUTO,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -121,19 +127,23 @@ def fisher(
     settings: SettingsOption = None,
     seed: SeedOption = None,
     samples: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Labels drawn from the model for every example.")
+        int,
+        typer.Option(
+            min=1, max=MOST, metavar="N", help="Labels drawn from the model for every example."
+        ),
     ] = 10,
     iterations: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Products with the matrix, at most.")
+        int, typer.Option(min=1, max=MOST, metavar="N", help="Products with the matrix, at most.")
     ] = 100,
     tolerance: Annotated[
-        float, typer.Option(min=1e-9, max=1, help="Relative error bound that ends them.")
+        float,
+        typer.Option(min=1e-9, metavar="X", max=1, help="Relative error bound that ends them."),
     ] = 1e-3,
     label_seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Random seed of the labels.")
+        int, typer.Option(min=0, max=MOST_SEED, metavar="N", help="Random seed of the labels.")
     ] = 1,
     examples: ExamplesOption = None,
-    nproc: NprocOption = 1,
+    nproc: RanksOption = 1,
     device: DeviceOption = Device.AUTO,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -159,18 +169,23 @@ def fisher(
 
 @analyse_app.command(name="lr-range")
 def lr_range(
-    task: Annotated[str, typer.Option("--task", help="What to train; see knee-tune tasks.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What to train; see knee-tune tasks.", rich_help_panel=SEARCH
+        ),
+    ],
     preset: PresetOption = None,
     settings: SettingsOption = None,
     seed: SeedOption = None,
     low: Annotated[
-        float, typer.Option(min=SMALLEST, max=LARGEST, help="LR of the first step.")
+        float, typer.Option(min=SMALLEST, metavar="X", max=LARGEST, help="LR of the first step.")
     ] = 1e-5,
     high: Annotated[
-        float, typer.Option(min=SMALLEST, max=LARGEST, help="LR of the last step.")
+        float, typer.Option(min=SMALLEST, metavar="X", max=LARGEST, help="LR of the last step.")
     ] = 10.0,
     steps: Annotated[
-        int, typer.Option(min=2, max=MOST, help="Steps from the one to the other.")
+        int, typer.Option(min=2, max=MOST, metavar="N", help="Steps from the one to the other.")
     ] = 200,
     out: Annotated[
         Path | None,
@@ -178,7 +193,7 @@ def lr_range(
             parser=path_of, metavar="FILE", help="The plot, an HTML file. (default: in HOME)"
         ),
     ] = None,
-    nproc: NprocOption = 1,
+    nproc: RanksOption = 1,
     device: DeviceOption = Device.AUTO,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,

@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from knee_tune.cli.console import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     MOST,
     MOST_SEED,
-    ConsoleLines,
     HomeOption,
     JsonOption,
-    PlainConsole,
+    SlotsOption,
     StorageOption,
     StudyArgument,
     TrackingOption,
@@ -34,15 +34,19 @@ def audit(
     finish: Annotated[
         int,
         typer.Option(
-            min=1, max=MOST, help="Pruned trials to have finished, by earlier audits too."
+            min=1,
+            max=MOST,
+            metavar="N",
+            help="Pruned trials to have finished, by earlier audits too.",
         ),
     ] = 3,
     seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Random seed of the choice among them.")
+        int,
+        typer.Option(
+            min=0, max=MOST_SEED, metavar="N", help="Random seed of the choice among them."
+        ),
     ] = 1,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Runs trained at the same time.")
-    ] = 1,
+    slots: SlotsOption = 1,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
@@ -62,7 +66,7 @@ def audit(
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     name = find_search(places, study).study_name
     options = AuditOptions(
-        finish=finish, seed=seed, slots=concurrency, trunk_cache=size_of_cache(trunk_cache)
+        finish=finish, seed=seed, slots=slots, trunk_cache=size_of_cache(trunk_cache)
     )
     lines = ConsoleLines(PlainConsole(stderr=json))
     record = audit_study(places, name, options, lines)

@@ -9,18 +9,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from knee_tune.cli.console import ConsoleLines, PlainConsole
 from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
-    MOST,
-    MOST_SEED,
+    SEARCH,
     AmpOption,
     CompileOption,
-    ConsoleLines,
     Device,
+    DeviceOption,
     HomeOption,
     JsonOption,
-    PlainConsole,
+    NprocOption,
+    PresetOption,
+    ReplicatesOption,
+    SeedOption,
+    SettingsOption,
+    SlotsOption,
+    TaskOption,
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
@@ -35,57 +41,62 @@ T = TypeVar("T")
 
 
 def budget(
-    task: Annotated[
+    task: TaskOption = None,
+    preset: PresetOption = None,
+    name: Annotated[
         str | None,
-        typer.Option(help="What to train. Without it, a search that is kept is shown again."),
+        typer.Option(
+            metavar="NAME",
+            help="Name to keep it under. (default: budget-TASK-PRESET-TARGET) Without --task: the "
+            "kept search to show again.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
+            metavar="VALUE",
             help="Value of the objective on the validation split, in its own units. Accuracy and "
-            "BLEU are in percent: 95, 95% and 0.95 mean the same."
+            "BLEU are in percent: 95, 95% and 0.95 mean the same.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     budgets: Annotated[
-        str | None, typer.Option(metavar="EPOCHS,...", help="Ascending, as in 10,20,30.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Variant of the task.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name to keep it under. (default: budget-TASK-PRESET-TARGET)")
+        str | None,
+        typer.Option(
+            metavar="EPOCHS,...", help="Ascending, as in 10,20,30.", rich_help_panel=SEARCH
+        ),
     ] = None,
     schedules: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="What is compared. (default: knee and all baselines)"
+            metavar="NAME,...",
+            help="What is compared. (default: knee and all baselines)",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     seed_lrs: Annotated[
         str | None,
         typer.Option(
-            metavar="LR,...", help="Tried with every schedule. (default: the recipe's own)"
+            metavar="LR,...",
+            help="Tried with every schedule. (default: the recipe's own)",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     explore_fractions: Annotated[
-        str | None, typer.Option(metavar="FRACTION,...", help="Tried with knee. (default: 0.5)")
+        str | None,
+        typer.Option(
+            metavar="FRACTION,...",
+            help="Tried with knee. (default: 0.5)",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
-    replicates: Annotated[
-        int | None,
-        typer.Option(min=1, max=1000, help="Random seeds of every setting: their mean counts."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=MOST_SEED, help="The first random seed.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field but recipe.epochs."),
-    ] = None,
-    nproc: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Ranks that train one run.")
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Runs trained at the same time.")
-    ] = 1,
-    device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
+    replicates: ReplicatesOption = None,
+    seed: SeedOption = None,
+    settings: SettingsOption = None,
+    nproc: NprocOption = None,
+    slots: SlotsOption = 1,
+    device: DeviceOption = Device.AUTO,
     trials_per_gpu: TrialsPerGpuOption = 1,
     amp: AmpOption = None,
     compile_: CompileOption = False,
@@ -134,7 +145,7 @@ def budget(
     options = GroupOptions(
         nproc=search.spec.nproc,
         nproc_asked=study.nproc_asked,
-        slots=concurrency,
+        slots=slots,
         device=device.value,
         trials_per_gpu=trials_per_gpu,
         amp=amp,

@@ -1,21 +1,15 @@
-"""Options that several commands share, each written once, and how far their numbers go."""
+"""Options that several commands share, each written once, and how far their numbers go.
+
+An option's parameter is called as the field of the library is that it sets.
+"""
 
 import errno
 import os
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
-
-from knee_tune.errors import MachineError, printable
-
-if TYPE_CHECKING:
-    from knee_tune.records.study import StudyRecord
 
 MOST, MOST_SEED = 1_000_000, 2**31 - 1
 
@@ -41,99 +35,6 @@ def path_of(text: str | Path) -> Path:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise typer.BadParameter(f"{error.strerror}") from None
     return Path(text)
-
-
-HomeOption = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        parser=path_of,
-        metavar="DIR",
-        envvar="KNEE_TUNE_HOME",
-        help="Folder that keeps everything.",
-    ),
-]
-
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="OPTUNA_STORAGE", help="Optuna storage, an SQLAlchemy URL. (default: HOME/optuna.db)"
-    ),
-]
-
-TrackingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow server or database; 'none' tracks nothing. (default: HOME/mlflow.db)",
-    ),
-]
-
-StudyArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[STUDY]", help="Name of the study; the only one if left out."),
-]
-
-TrialOption = Annotated[
-    int | None,
-    typer.Option(
-        "--trial", min=0, max=MOST_SEED, help="Number of the trial; the winner if left out."
-    ),
-]
-
-TrunkCacheOption = Annotated[
-    str,
-    typer.Option(
-        "--trunk-cache",
-        metavar="SIZE",
-        envvar="KNEE_TUNE_TRUNK_CACHE",
-        help="Room for trunk checkpoints in HOME/trunks, as in 500MB; 0 shares no trunks.",
-    ),
-]
-
-TrialsPerGpuOption = Annotated[
-    int,
-    typer.Option(
-        "--trials-per-gpu",
-        min=1,
-        max=MOST,
-        metavar="K",
-        help="Trials of --concurrency that share a GPU: for small models, one rank each.",
-    ),
-]
-
-AmpOption = Annotated[
-    bool | None,
-    typer.Option("--amp/--no-amp", help="bf16 autocast on a GPU. (default: as the recipe says)"),
-]
-
-CompileOption = Annotated[
-    bool,
-    typer.Option(
-        "--compile/--no-compile",
-        help="torch.compile, on a GPU with CUDA graphs. Every trial waits for the compiler before "
-        "its first step, up to a minute where its cache is cold: for long trials.",
-    ),
-]
-
-ScaleOption = Annotated[
-    float | None,
-    typer.Option(
-        "--scale",
-        min=0.0001,
-        max=10,
-        metavar="S",
-        help="All epochs times S: the budget's, the warmup's and the boundaries'; as a study of "
-        "its own.",
-    ),
-]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-DEFAULT_HOME = Path("knee-runs")
-
-DEFAULT_TRUNK_CACHE = "20GB"
 
 
 class Runner(StrEnum):
@@ -177,65 +78,179 @@ class TextKind(StrEnum):
     BPE = "bpe"
 
 
-# The consoles of all commands, and plain lines for those that need no table while they work.
+SEARCH, COMPUTE, PLACES = "Search", "Compute", "Places"
 
+"""Panels of ``--help``."""
 
-class PlainConsole(Console):
-    """Takes no order from what it prints: no markup unless asked for, and nothing that steers."""
+DEFAULT_HOME = Path("knee-runs")
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False} | options)
+DEFAULT_TRUNK_CACHE = "20GB"
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Every string passes here, in cells of tables too."""
-        return super().render_str(printable(text), **options)
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[STUDY]", help="Name of the study; the only one if left out."),
+]
 
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        """And here every text that has styles already."""
-        if isinstance(renderable, Text) and not renderable.plain.isprintable():
-            renderable = _printable(renderable)
-        return super().render(renderable, options)
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="What to train; see knee-tune tasks.", rich_help_panel=SEARCH
+    ),
+]
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Variant of the task.", rich_help_panel=SEARCH),
+]
 
-def _printable(text: Text) -> Text:
-    edges = {edge for span in text.spans for edge in (span.start, span.end)}
-    pieces = text.divide(sorted(edge for edge in edges if 0 < edge < len(text)))
-    for piece in pieces:  # of one style each
-        piece.plain = printable(piece.plain)
-    return text.blank_copy().join(pieces)
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=MOST_SEED,
+        metavar="N",
+        help="Random seed, of the sampler and of the first training run.",
+        rich_help_panel=SEARCH,
+    ),
+]
 
+ReplicatesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1000,
+        metavar="N",
+        help="Random seeds of every setting: 1 to explore, 3 to rank.",
+        rich_help_panel=SEARCH,
+    ),
+]
 
-class ConsoleLines:
-    """One line per event, as it is, without wrapping."""
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any field: --set recipe.epochs=4",
+        rich_help_panel=SEARCH,
+    ),
+]
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+ScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0001,
+        max=10,
+        metavar="S",
+        help="All epochs times S: the budget's, the warmup's and the boundaries'; as a study of "
+        "its own.",
+        rich_help_panel=SEARCH,
+    ),
+]
 
-    def line(self, text: str) -> None:
-        """Print it."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+TrialOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=MOST_SEED, metavar="N", help="Number of the trial; the winner if left out."
+    ),
+]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-def refuse_failures(record: "StudyRecord") -> None:
-    """MachineError if trials or runs of a study failed: what is missing is said last."""
-    confirmation = record.confirmation
-    failed = (
-        (record.counts.failed, "trial", ""),
-        (record.run_counts.failed, "run", ""),
-        (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
-    )
-    said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
-    if said:
-        raise MachineError(
-            f"study {record.name}: {' and '.join(said)} failed; the same command tries again"
-        )
+NprocOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST,
+        metavar="N",
+        help="Ranks that train one model. (default: the study's)",
+        rich_help_panel=COMPUTE,
+    ),
+]
 
+SlotsOption = Annotated[
+    int,
+    typer.Option(
+        "--concurrency",
+        min=1,
+        max=MOST,
+        metavar="N",
+        help="Trials or runs trained at the same time.",
+        rich_help_panel=COMPUTE,
+    ),
+]
 
-def open_in_browser(path: Path) -> None:
-    """Open a file in the browser there is; a line on standard error if there is none."""
-    import webbrowser
+DeviceOption = Annotated[
+    Device,
+    typer.Option(metavar="NAME", help="auto, cpu or cuda.", rich_help_panel=COMPUTE),
+]
 
-    if not webbrowser.open(path.absolute().as_uri()):
-        typer.echo("--open: no browser was found; open the file yourself", err=True)
+TrialsPerGpuOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST,
+        metavar="K",
+        help="Trials of --concurrency that share a GPU: for small models, one rank each.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
+AmpOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--amp/--no-amp",
+        help="bf16 autocast on a GPU. (default: as the recipe says)",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="torch.compile, on a GPU with CUDA graphs. Every trial waits for the compiler before "
+        "its first step, up to a minute where its cache is cold: for long trials.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
+TrunkCacheOption = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        envvar="KNEE_TUNE_TRUNK_CACHE",
+        help="Room for trunk checkpoints in HOME/trunks, as in 500MB; 0 shares no trunks.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        parser=path_of,
+        metavar="DIR",
+        envvar="KNEE_TUNE_HOME",
+        help="Folder that keeps everything.",
+        rich_help_panel=PLACES,
+    ),
+]
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="OPTUNA_STORAGE",
+        help="Optuna storage, an SQLAlchemy URL. (default: HOME/optuna.db)",
+        rich_help_panel=PLACES,
+    ),
+]
+
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server or database; 'none' tracks nothing. (default: HOME/mlflow.db)",
+        rich_help_panel=PLACES,
+    ),
+]

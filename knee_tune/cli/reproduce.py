@@ -9,25 +9,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from knee_tune.cli.console import PlainConsole, open_in_browser
 from knee_tune.cli.options import (
+    COMPUTE,
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     MOST,
+    SEARCH,
     AmpOption,
     CompileOption,
     Device,
+    DeviceOption,
     HomeOption,
     JsonOption,
-    PlainConsole,
+    PresetOption,
     ScaleOption,
+    SettingsOption,
     StorageOption,
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
-    open_in_browser,
-    refuse_failures,
 )
-from knee_tune.cli.summary import print_comparison, print_confirmation
+from knee_tune.cli.summary import print_comparison, print_confirmation, refuse_failures
 from knee_tune.records.shown import learning_rate, percent
 
 if TYPE_CHECKING:
@@ -41,45 +44,64 @@ if TYPE_CHECKING:
 
 def reproduce(
     table: Annotated[str, typer.Argument(help="A table of the paper, as in table16.")],
-    task: Annotated[str, typer.Option(help="On which task, as in digits.")],
-    preset: Annotated[
-        str | None, typer.Option(help="Another size of it, as in demo for table15 on iwslt.")
+    task: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="On which task, as in digits.", rich_help_panel=SEARCH),
+    ],
+    preset: PresetOption = None,
+    study_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name to keep the study under. (default: its file's)",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Random seeds. (default: the study's)")
-    ] = None,
-    fuse: Annotated[
-        bool,
-        typer.Option(
-            "--fuse/--no-fuse", help="Train as one batched model, or every run by itself."
-        ),
-    ] = True,
-    scale: ScaleOption = None,
-    nproc: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MOST, help="Ranks. (default: the study's, else one for every CPU core)"
+            min=1,
+            max=1000,
+            metavar="N",
+            help="Random seeds. (default: the study's)",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
-    concurrency: Annotated[
+    scale: ScaleOption = None,
+    settings: SettingsOption = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    json: JsonOption = False,
+    nproc: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=MOST,
-            help="Runs trained at the same time. (default: one for every CPU core, where they are "
-            "not fused and no GPU trains them)",
+            metavar="N",
+            help="Ranks. (default: the study's, else one for every CPU core)",
+            rich_help_panel=COMPUTE,
         ),
     ] = None,
-    study_name: Annotated[
-        str | None, typer.Option(help="Name to keep the study under. (default: its file's)")
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            min=1,
+            max=MOST,
+            metavar="N",
+            help="Runs trained at the same time. (default: one for every CPU core, where they are "
+            "not fused and no GPU trains them)",
+            rich_help_panel=COMPUTE,
+        ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field: --set recipe.epochs=4"),
-    ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
-    json: JsonOption = False,
-    device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse/--no-fuse",
+            help="Train as one batched model, or every run by itself.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = True,
+    device: DeviceOption = Device.AUTO,
     trials_per_gpu: TrialsPerGpuOption = 1,
     amp: AmpOption = None,
     compile_: CompileOption = False,
@@ -105,7 +127,7 @@ def reproduce(
         fuse=fuse,
         scale=scale,
         nproc=nproc,
-        concurrency=concurrency,
+        slots=slots,
         device=device.value,
         trials_per_gpu=trials_per_gpu,
         amp=amp,

@@ -7,26 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from knee_tune.cli.console import PlainConsole
 from knee_tune.cli.options import (
+    COMPUTE,
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     LARGEST,
     MOST,
-    MOST_SEED,
+    PLACES,
+    SEARCH,
     SMALLEST,
     AmpOption,
     CompileOption,
     Device,
+    DeviceOption,
     HomeOption,
-    PlainConsole,
+    NprocOption,
+    PresetOption,
+    ReplicatesOption,
     Runner,
     ScaleOption,
     Schedule,
+    SeedOption,
+    SettingsOption,
+    SlotsOption,
     StorageOption,
+    TaskOption,
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
-    refuse_failures,
 )
 from knee_tune.errors import UserError
 
@@ -35,112 +44,181 @@ if TYPE_CHECKING:
     from knee_tune.study.events import Watcher
 
 
+BASELINE = "A baseline instead"
+
+"""Panel of ``--help``."""
+
+
 def run(
-    task: Annotated[str | None, typer.Option(help="What to train; see knee-tune tasks.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Variant of the task.")] = None,
+    task: TaskOption = None,
+    preset: PresetOption = None,
     study: Annotated[
-        str | None, typer.Option(help="A study from studies/ by name, or a path to a YAML file.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A study from studies/ by name, or a path to a YAML file.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     study_name: Annotated[
-        str | None, typer.Option(help="Name to keep it under. (default: knee-TASK-BUDGET)")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name to keep it under. (default: knee-TASK-BUDGET)",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="Trials of the whole study, finished ones included."),
+        typer.Option(
+            min=1,
+            max=MOST,
+            metavar="N",
+            help="Trials of the whole study, finished ones included.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
-            min=0, max=LARGEST, help="Start no trial, and confirm nothing, after this many seconds."
+            min=0,
+            max=LARGEST,
+            metavar="SECONDS",
+            help="Start no trial, and confirm nothing, after so long.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
-    replicates: Annotated[
-        int | None,
-        typer.Option(min=1, max=1000, help="Random seeds of every trial: 1 to explore, 3 to rank."),
+    sampler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="gp, tpe, grid or random.", rich_help_panel=SEARCH),
     ] = None,
-    fuse: Annotated[
-        bool | None,
+    pruner: Annotated[
+        str | None,
         typer.Option(
-            "--fuse/--no-fuse",
-            help="Train replicates, and an unpruned grid, as one batched model. (default: if the "
-            "task can)",
+            metavar="NAME",
+            help="knee, median, percentile, hyperband or none.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="best|ridge",
+            help="The best point, or the best fraction of every seed LR.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    replicates: ReplicatesOption = None,
     confirm: Annotated[
         str | None,
         typer.Option(
             metavar="K:S",
             help="After the search, train the best K trials and the paper's default with S fresh "
             "random seeds; a winner that they confirm becomes the champion.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
+    seed: SeedOption = None,
     scale: ScaleOption = None,
-    nproc: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Ranks that train one trial.")
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Trials trained at the same time.")
-    ] = 1,
-    sampler: Annotated[str | None, typer.Option(help="gp, tpe, grid or random.")] = None,
-    pruner: Annotated[
-        str | None, typer.Option(help="knee, median, percentile, hyperband or none.")
-    ] = None,
-    goal: Annotated[
-        str | None,
-        typer.Option(help="best: the best point; ridge: the best fraction of every seed LR."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=MOST_SEED, help="Random seed of the sampler and of every trial."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field: --set recipe.epochs=4"),
-    ] = None,
+    settings: SettingsOption = None,
     schedule: Annotated[
         Schedule | None,
-        typer.Option(help="Train this baseline once, outside the search, and stop."),
+        typer.Option(
+            metavar="NAME",
+            help=f"Train this baseline once, outside the search, and stop: {', '.join(Schedule)}.",
+            rich_help_panel=BASELINE,
+        ),
     ] = None,
     seed_lr: Annotated[
         float | None,
         typer.Option(
-            min=SMALLEST, max=LARGEST, help="Seed LR of --schedule. (default: the recipe's)"
+            min=SMALLEST,
+            max=LARGEST,
+            metavar="LR",
+            help="Seed LR of --schedule. (default: the recipe's)",
+            rich_help_panel=BASELINE,
         ),
     ] = None,
-    device: Annotated[Device, typer.Option(help="What trains.")] = Device.AUTO,
+    nproc: NprocOption = None,
+    slots: SlotsOption = 1,
+    device: DeviceOption = Device.AUTO,
     trials_per_gpu: TrialsPerGpuOption = 1,
+    fuse: Annotated[
+        bool | None,
+        typer.Option(
+            "--fuse/--no-fuse",
+            help="Train replicates, and an unpruned grid, as one batched model. (default: if the "
+            "task can)",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
     amp: AmpOption = None,
     compile_: CompileOption = False,
     runner: Annotated[
-        Runner, typer.Option(help="How worker groups are started.")
+        Runner,
+        typer.Option(
+            metavar="NAME",
+            help="What starts worker groups: forkserver or torchrun.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = Runner.FORKSERVER,
     nnodes: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Machines per trial (torchrun).")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST,
+            metavar="N",
+            help="Machines per trial (torchrun).",
+            rich_help_panel=COMPUTE,
+        ),
     ] = 1,
     address: Annotated[
         str | None,
         typer.Option(
+            metavar="HOST",
             help="With --nnodes: this machine's address for the other ones, where it listens. "
-            "(default: what its host name stands for)"
+            "(default: what its host name stands for)",
+            rich_help_panel=COMPUTE,
         ),
     ] = None,
     launcher: Annotated[
-        str, typer.Option(help="Command that starts torchrun, as in 'srun torchrun'.")
+        str,
+        typer.Option(
+            metavar="COMMAND",
+            help="Command that starts torchrun, as in 'srun torchrun'.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = "torchrun",
     stall_timeout: Annotated[
         float,
-        typer.Option(min=1, max=1e7, help="Seconds without a sign of life before a rank is hung."),
+        typer.Option(
+            min=1,
+            max=1e7,
+            metavar="SECONDS",
+            help="How long without a sign of life before a rank is hung.",
+            rich_help_panel=COMPUTE,
+        ),
     ] = 600,
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
-    register: Annotated[
-        bool, typer.Option(help="Register the winner in MLflow at the end.")
-    ] = True,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
     tracking_uri: TrackingOption = None,
+    register: Annotated[
+        bool,
+        typer.Option(
+            "--register/--no-register",
+            help="Register the winner in MLflow at the end.",
+            rich_help_panel=PLACES,
+        ),
+    ] = True,
 ) -> None:
     """Search a task's seed LR and explore fraction. The same command again continues."""
-    from knee_tune.cli.summary import print_baseline, print_start, print_summary
+    from knee_tune.cli.summary import (
+        print_baseline,
+        print_start,
+        print_summary,
+        refuse_failures,
+    )
     from knee_tune.cli.watch import PlainWatcher, watching
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
@@ -172,7 +250,7 @@ def run(
     options = GroupOptions(
         nproc=spec.nproc,
         nproc_asked=request.nproc_asked,
-        slots=concurrency,
+        slots=slots,
         runner=runner.value,
         nnodes=nnodes,
         address=address,

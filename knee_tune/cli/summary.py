@@ -9,18 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from knee_tune.cli.audit import audit_line
-from knee_tune.cli.options import PlainConsole
-from knee_tune.errors import one_line
+from knee_tune.cli.console import PlainConsole
+from knee_tune.errors import MachineError, one_line
 from knee_tune.records.shown import learning_rate, percent, setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from knee_tune.commands.doctor import Check
     from knee_tune.commands.home import Places
-    from knee_tune.commands.look import PreparedSet, TaskInfo
     from knee_tune.commands.run import RunSummary, StudyStart
-    from knee_tune.commands.winner import Replay
     from knee_tune.records.events import RegisteredModel
     from knee_tune.records.findings import Confirmation
     from knee_tune.records.study import BaselineRecord, StudyRecord
@@ -312,43 +309,16 @@ def print_baseline(console: Console, record: "BaselineRecord", *, study: str, me
     console.print(f"{record.schedule}, seed LR {record.seed_lr:g}: {value} (kept with {study})")
 
 
-def print_replay(console: Console, replay: "Replay") -> None:
-    """Then and now, metric by metric."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("metric", "recorded", "replayed"):
-        table.add_column(column, justify="right")
-    for name, value in replay.metrics.items():
-        then = replay.trial.kept_metrics.get(name)
-        table.add_row(name, "" if then is None else f"{then:.6g}", f"{value:.6g}")
-    console.print(table)
-    same = "the same, bit for bit" if replay.same else "not the same bits"
-    console.print(f"trial {replay.trial.number} replayed: {same}")
-
-
-def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
-    """Every task with its presets, the default one marked."""
-    for task in tasks:
-        console.print(Text.assemble((task.name, "bold"), f"  {task.description}"))
-        for preset, description in task.presets.items():
-            default = " (default)" if preset == task.default_preset else ""
-            console.print(f"  {preset}{default}: {description}")
-
-
-def print_prepared(console: Console, prepared: "PreparedSet", *, command: str) -> None:
-    """What the set holds, and the command that trains on it."""
-    done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
-    console.print(Text.assemble((prepared.name, "bold"), f" {done}: {prepared.contents()}"))
-    for warning in prepared.warnings:
-        console.print(warning, style="yellow", markup=False, soft_wrap=True)
-    console.print(f"in {prepared.folder}", soft_wrap=True)
-    console.print(f"train on it: {command}", soft_wrap=True, markup=False)
-
-
-def print_checks(console: Console, checks: "Sequence[Check]") -> None:
-    """One line per finding; advice below what is amiss."""
-    for check in checks:
-        mark = ("ok  ", "green") if check.ok else ("no  ", "red")
-        found = Text.assemble(mark, (check.name, "bold"), f": {one_line(check.detail)}")
-        console.print(found, soft_wrap=True)
-        if not check.ok and check.advice:
-            console.print(f"      {check.advice}", markup=False, soft_wrap=True)
+def refuse_failures(record: "StudyRecord") -> None:
+    """MachineError if trials or runs of a study failed: what is missing is said last."""
+    confirmation = record.confirmation
+    failed = (
+        (record.counts.failed, "trial", ""),
+        (record.run_counts.failed, "run", ""),
+        (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
+    )
+    said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
+    if said:
+        raise MachineError(
+            f"study {record.name}: {' and '.join(said)} failed; the same command tries again"
+        )

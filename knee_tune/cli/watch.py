@@ -22,8 +22,8 @@ from knee_tune.workers.protocol import Report
 SHOWN_TRIALS = 16
 """Rows of the live table; older trials scroll away."""
 
-ETA_SECONDS = 3.0
-"""How long to watch before an end is predicted."""
+PACE_SECONDS = 3.0
+"""How long to watch before a pace is told, and with it an end."""
 
 
 @contextmanager
@@ -133,7 +133,7 @@ class _Row:
 
 
 class LiveWatcher:
-    """A table of trials and a progress bar, redrawn in place."""
+    """A table of trials and a bar with the pace and the time left, redrawn in place."""
 
     def __init__(self, console: Console, start: StudyStart) -> None:
         self._console, self._start = console, start
@@ -147,10 +147,10 @@ class LiveWatcher:
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[eta]}"),
+            TextColumn("{task.fields[pace]}", markup=False),
             expand=True,
         )
-        self._bar = self._progress.add_task(start.name, total=1.0, eta="")
+        self._bar = self._progress.add_task(start.name, total=1.0, pace="")
 
     def trial_started(
         self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
@@ -225,22 +225,25 @@ class LiveWatcher:
             self._bar,
             completed=min(1.0, (before + here) / max(1, self._start.trials)),
             description=f"{self._start.name}  {before + len(ended)}/{self._start.trials} trials",
-            eta=self._eta(ended, running),
+            pace=self._pace(ended, running),
         )
 
-    def _eta(self, ended: list[_Row], running: list[_Row]) -> str:
-        """From the steps trained so far; a trial to come costs what the ended ones did on average.
+    def _pace(self, ended: list[_Row], running: list[_Row]) -> str:
+        """Steps per second, and the time that is left at that pace.
 
-        What they reused or had pruned, others will too.
+        A trial to come costs what the ended ones did on average: what they reused or had pruned,
+        others will too. rich's own pace would take steps that were reused for trained ones.
         """
         elapsed = time.monotonic() - self._began
         trained = sum(row.trained for row in self._rows.values())
-        if elapsed < ETA_SECONDS or trained == 0:
+        if elapsed < PACE_SECONDS or trained == 0:
             return ""
         usual = fmean(row.trained for row in ended) if ended else running[0].total_steps
         to_come = max(0, self._wanted - len(self._rows)) * usual
         left = to_come + sum(row.total_steps - row.step for row in running)
-        return f"about {_duration(elapsed / trained * left)} left"
+        rate = trained / elapsed
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{shown} steps/s, about {_duration(left / rate)} left"
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False, expand=False)

@@ -103,7 +103,7 @@ class ReproductionRequest:
     scale: float | None = None
     fuse: bool = True
     nproc: int | None = None
-    concurrency: int | None = None
+    slots: int | None = None
     """Runs at a time."""
     device: Device = "auto"
     trials_per_gpu: int = 1
@@ -150,7 +150,7 @@ class ReproductionRequest:
         options = GroupOptions(
             nproc=nproc,
             nproc_asked=self.nproc is not None,
-            slots=self.concurrency or (1 if fuse else cores),
+            slots=self.slots or (1 if fuse else cores),
             device=self.device,
             trials_per_gpu=self.trials_per_gpu,
             amp=self.amp,

@@ -16,8 +16,12 @@ from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import save_model
 
-from knee_tune.cli.options import refuse_failures
-from knee_tune.cli.summary import print_confirmation, print_registered, print_status
+from knee_tune.cli.summary import (
+    print_confirmation,
+    print_registered,
+    print_status,
+    refuse_failures,
+)
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest

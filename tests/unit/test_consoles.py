@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knee_tune.cli import main
-from knee_tune.cli.options import ConsoleLines, PlainConsole
+from knee_tune.cli.console import ConsoleLines, PlainConsole
 from knee_tune.cli.summary import fate
 from knee_tune.commands.report import text_of
 from knee_tune.report.document import Report, Section, as_html, as_markdown

@@ -57,7 +57,7 @@ def test_rows_of_a_table_train_one_on_every_core() -> None:
     assert (study.name, study.scale) == ("table1-cifar10-scale0.2", 0.2)
     assert (study.nproc, options.nproc, options.slots) == (1, 1, 4)
     assert replace(table, device="cuda").resolve()[1].slots == 1
-    assert replace(table, concurrency=2).resolve()[1].slots == 2
+    assert replace(table, slots=2).resolve()[1].slots == 2
     assert replace(table, scale=None, fuse=False, seeds=2).resolve()[0].name == (
         "table1-cifar10-2-seeds"
     )

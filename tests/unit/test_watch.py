@@ -99,7 +99,7 @@ def test_the_time_that_is_left_follows_from_what_was_trained_not_from_what_was_r
     watcher.trial_progressed(1, 100)
     now += 6
     left = 100 + 2 * 200  # of this trial, and of two that will cost what the first did
-    assert f"about 0:{left * 0.1:.0f} left" in shown(watcher)
+    assert f"10 steps/s, about 0:{left * 0.1:.0f} left" in shown(watcher)
 
 
 def test_steps_run_on_over_the_replicates() -> None:

@@ -1,0 +1,202 @@
+"""Commands that look: at a study, its report, Optuna Dashboard, the tasks, the machine."""
+
+import json as json_module
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from knee_tune.cli.console import ConsoleLines, PlainConsole, open_in_browser
+from knee_tune.cli.options import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    StudyArgument,
+    TrackingOption,
+    path_of,
+)
+from knee_tune.errors import UserError, one_line, printable
+
+if TYPE_CHECKING:
+    from knee_tune.commands.doctor import Check
+    from knee_tune.commands.look import TaskInfo
+
+
+def status(
+    study: StudyArgument = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every trial, not only the best and the newest.")
+    ] = False,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+) -> None:
+    """How a study stands: trials, the winner, steps trained.
+
+    The winner is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
+    from knee_tune.cli.summary import print_status
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import look_at
+
+    record = look_at(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
+    if json:
+        typer.echo(json_module.dumps(record.status_as_json()))
+    else:
+        print_status(PlainConsole(), record, every=every)
+
+
+def best(
+    study: StudyArgument = None,
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+) -> None:
+    """The winner so far: the seed LR and explore fraction to use.
+
+    It is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import look_at_search
+
+    record = look_at_search(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
+    winner = record.winner
+    if winner is None:
+        raise UserError(f"study {record.name}: no trial is complete yet")
+    if json:
+        typer.echo(json_module.dumps(record.best_as_json()))
+    else:
+        typer.echo(
+            f"{winner.setting}: {record.metric} {winner.value:.4g} "
+            f"({winner.evidence} of {record.name})"
+        )
+
+
+class Format(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MD = "md"
+    JSON = "json"
+
+
+def report(
+    study: StudyArgument = None,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="html: one file with figures. md: text. json: all numbers."),
+    ] = Format.HTML,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=path_of,
+            metavar="PATH",
+            help="File to write, or - to print. (default: HOME/reports/STUDY.FORMAT)",
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+) -> None:
+    """Write what a study has found out: the setting to use, how sure that is, what it cost.
+
+    The setting is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
+    """
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.report import study_report, text_of, usual_path, write_report
+
+    printed = out == Path("-")
+    if show and printed:
+        raise UserError("--open: needs a file; leave out --out -")
+    places = Places.of(Home(home), storage=storage, tracking_uri=None)
+    found = study_report(places, study)
+    if printed:
+        typer.echo(text_of(found, form.value), nl=False)
+        return
+    path = write_report(found, out or usual_path(places, found.study, form.value), form.value)
+    typer.echo(printable(f"report: {path}"))
+    if show:
+        open_in_browser(path)
+
+
+def dashboard(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Name of the study to open first.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+) -> None:
+    """Open Optuna Dashboard on 127.0.0.1."""
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import serve
+
+    places = Places.of(Home(home), storage=storage, tracking_uri="none")
+    serve(places, study, port=port, on_line=ConsoleLines(PlainConsole()).line)
+
+
+def tasks(
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,  # every command takes it: tasks are the same in all of them
+) -> None:
+    """What can be trained, and in which variants."""
+    from dataclasses import asdict
+
+    from knee_tune.commands.look import list_tasks
+
+    infos = list_tasks()
+    if json:
+        typer.echo(json_module.dumps({"tasks": [asdict(info) for info in infos]}))
+    else:
+        print_tasks(PlainConsole(), infos)
+
+
+def print_tasks(console: Console, tasks: "Sequence[TaskInfo]") -> None:
+    """Every task with its presets, the default one marked; what is long goes on indented."""
+    for task in tasks:
+        presets = Table.grid(padding=(0, 2, 0, 0))
+        for preset, description in task.presets.items():
+            default = " (default)" if preset == task.default_preset else ""
+            presets.add_row(f"{preset}{default}", description)
+        heading = Table.grid(padding=(0, 2, 0, 0))
+        heading.add_row(Text(task.name, "bold"), task.description)
+        console.print(heading, Padding(presets, (0, 0, 0, 2)))
+
+
+def doctor(
+    json: JsonOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Check the set-up: libraries, devices, places, servers, data. Exit code 1 if one is amiss."""
+    from dataclasses import asdict
+
+    from knee_tune.commands.home import Home, Places
+    from knee_tune.commands.look import check_up
+
+    checks = check_up(Places.of(Home(home), storage=storage, tracking_uri=tracking_uri))
+    if json:
+        typer.echo(json_module.dumps({"checks": [asdict(check) for check in checks]}))
+    else:
+        print_checks(PlainConsole(), checks)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def print_checks(console: Console, checks: "Sequence[Check]") -> None:
+    """One line per finding; advice below what is amiss."""
+    for check in checks:
+        mark = ("ok  ", "green") if check.ok else ("no  ", "red")
+        found = Text.assemble(mark, (check.name, "bold"), f": {one_line(check.detail)}")
+        console.print(found, soft_wrap=True)
+        if not check.ok and check.advice:
+            console.print(f"      {check.advice}", markup=False, soft_wrap=True)
