@@ -34,8 +34,9 @@ GOES_ON = "once that is put right, the same command goes on"
 class UserError(Exception):
     """Bad input, data and code of one's own included: one line, exit code 2.
 
-    The line says what is wrong, where, and what to do. Every exception that is neither this nor a
-    :class:`MachineError` is ours and keeps its traceback (exit code 1).
+    The line says what is wrong, where, and what to do. It has the fields that it is about in
+    backticks, ``amp`` or ``amp=False``, which the command line shows as its flags. Every exception
+    that is neither this nor a :class:`MachineError` is ours and keeps its traceback (exit code 1).
     """
 
     exit_code = 2

@@ -23,15 +23,19 @@ def main() -> None:
     from typer import rich_utils
 
     from knee_tune.cli.commands import app
+    from knee_tune.cli.console import PlainConsole
+    from knee_tune.cli.flags import as_typed, flags_of
 
+    command = typer.main.get_group(app)
+    PlainConsole.flags = flags_of(command)
     rich_utils.RANGE_STRING = ""  # 80 columns of help have no room for it; an error tells it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of what a latin-1 terminal cannot show
     try:
-        code = app(standalone_mode=False)  # its own mode frames what is wrong in a box
+        code = command(standalone_mode=False)  # its own mode frames what is wrong in a box
     except (UserError, MachineError) as error:
-        _end(str(error), error.exit_code)
+        _end(as_typed(str(error), PlainConsole.flags), error.exit_code)
     except TyperException as error:  # in the options themselves
         _end(_advised(error), UserError.exit_code)
     except Exception as error:

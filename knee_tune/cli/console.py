@@ -1,26 +1,30 @@
 """The consoles of all commands: what they print steers no terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from knee_tune.cli.flags import as_typed
 from knee_tune.errors import printable
 
 
 class PlainConsole(Console):
     """Takes no order from what it prints: no markup unless asked for, and nothing that steers."""
 
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Of the fields that are named in what is printed: the command line's, once it runs."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False} | options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string passes here, in cells of tables too."""
-        return super().render_str(printable(text), **options)
+        return super().render_str(as_typed(printable(text), self.flags), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -104,7 +104,7 @@ def analyse_weights(
     UserError if there is no such file, or it does not fit the task's model.
     """
     if not weights.is_file():
-        raise UserError(f"--weights {weights}: no such file; name a weights.safetensors")
+        raise UserError(f"`weights` {weights}: no such file; name a weights.safetensors")
     spec, recipe = request.resolve()
     subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
     with open_workers(places.home, spec, recipe, options) as workers, interruptible():
@@ -117,16 +117,16 @@ def _subjects(
     """What is to be analysed; UserError if it is not there."""
     record = study_record(study)
     if spec.compare is None and row is not None:
-        raise UserError(f"--row {row}: study {record.name} compares no rows; leave it out")
+        raise UserError(f"`row` {row}: study {record.name} compares no rows; leave it out")
     if spec.compare is None:
         yield _trial(home, study, record, number)
         return
     if number is not None:
-        raise UserError(f"--trial {number}: study {record.name} compares rows; name one with --row")
+        raise UserError(f"`trial` {number}: study {record.name} compares rows; name one with `row`")
     rows = spec.compare.rows
     if row is None or row > len(rows):
         listed = "; ".join(f"{index}: {each.shown}" for index, each in enumerate(rows, start=1))
-        asked = "name a row with --row" if row is None else f"--row {row}: not there"
+        asked = "name a row with `row`" if row is None else f"`row` {row}: not there"
         raise UserError(f"study {record.name}: {asked}; its rows are {listed}")
     runs = [run for run in record.compared if run.row == row - 1 and run.state == "complete"]
     if not runs:
@@ -210,8 +210,8 @@ class RangeRequest:
         """UserError for a range that is none."""
         if not (math.isfinite(self.high) and 0 < self.low < self.high):
             raise UserError(
-                f"--low {self.low:g} --high {self.high:g}: the LR grows from low to high; as in "
-                "--low 1e-5 --high 10"
+                f"`low` {self.low:g} `high` {self.high:g}: the LR grows from low to high; as in "
+                "`low` 1e-5 `high` 10"
             )
 
 
@@ -247,7 +247,7 @@ def lr_range_test(
     spec, recipe = request.study.resolve()
     page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: its folder does not exist; make it or name another")
+        raise UserError(f"`out` {out}: its folder does not exist; make it or name another")
     with open_workers(home, spec, recipe, options) as workers, interruptible():
         plan = LRRangePlan(
             **dict(workers.order("lr-range")),
@@ -262,7 +262,7 @@ def lr_range_test(
         done = workers.run(plan, on_line=lines.line, on_progress=on_step)
     lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
-        raise UserError(f"--low {request.low:g}: the loss is lost at the first step; start lower")
+        raise UserError(f"`low` {request.low:g}: the loss is lost at the first step; start lower")
     reading = read_off(lrs, losses)
     figure = lr_range_figure(lrs, losses, reading=reading, title=f"LR range test of {spec.task}")
     try:
@@ -270,7 +270,7 @@ def lr_range_test(
     except OSError as error:
         if disk_trouble(error):
             raise
-        raise UserError(f"--out {page}: {error.strerror}; name another file") from error
+        raise UserError(f"`out` {page}: {error.strerror}; name another file") from error
     return RangeTest(
         task=spec.task,
         lrs=lrs,

@@ -74,34 +74,34 @@ class BudgetRequest:
     def resolve(self) -> "Search":
         """The validated search; UserError otherwise. Creates nothing."""
         check_budgets(self.budgets)
-        check_distinct("--schedules", self.schedules)
+        check_distinct("`schedules`", self.schedules)
         for name in self.schedules:
             if name not in SCHEDULES:
                 close = nearest(name, SCHEDULES)
                 meant = f"did you mean '{close}'? " if close else ""
                 known = ", ".join(SCHEDULES)
-                raise UserError(f"--schedules {name}: not known; {meant}known: {known}")
+                raise UserError(f"`schedules` {name}: not known; {meant}known: {known}")
         if self.explore_fractions and KNEE not in self.schedules:
-            raise UserError("--explore-fractions: only knee explores; add it to --schedules")
+            raise UserError("`explore_fractions`: only knee explores; add it to `schedules`")
         if any("recipe.epochs" in setting for setting in self.study.settings):
-            raise UserError("--set recipe.epochs: --budgets names the epochs")
+            raise UserError("`settings` recipe.epochs: `budgets` names the epochs")
         first, recipe = self._at(self.budgets[0], name=self.study.name)
         target = read_target(self.target, recipe.metric(recipe.objective))
         shown = f"{target:g}".replace("+", "")
         name = self.study.name or f"budget-{first.subject}-{first.preset}-{shown}"
         seed_lrs = self.seed_lrs or (recipe.seed_lr,)
-        check_distinct("--seed-lrs", seed_lrs)
+        check_distinct("`seed_lrs`", seed_lrs)
         for seed_lr in seed_lrs:
             if not SMALLEST_LR <= seed_lr <= LARGEST_LR:
                 raise UserError(
-                    f"--seed-lrs {seed_lr:g}: must lie between {SMALLEST_LR:g} and {LARGEST_LR:g}"
+                    f"`seed_lrs` {seed_lr:g}: must lie between {SMALLEST_LR:g} and {LARGEST_LR:g}"
                 )
         fractions = self.explore_fractions or (DEFAULT_EXPLORE_FRACTION,)
-        check_distinct("--explore-fractions", fractions)
+        check_distinct("`explore_fractions`", fractions)
         for fraction in fractions:
             if not 0 <= fraction < 1:
                 raise UserError(
-                    f"--explore-fractions {fraction:g}: must lie between 0 and 1, as in 0.5"
+                    f"`explore_fractions` {fraction:g}: must lie between 0 and 1, as in 0.5"
                 )
         return Search(
             name=name,
@@ -117,8 +117,8 @@ class BudgetRequest:
         spec, recipe = replace(self.study, settings=settings, name=name).resolve()
         if recipe.epochs != epochs:
             raise UserError(
-                f"--set scale={spec.scale:g}: --budgets names the epochs that are trained; leave "
-                "the scale out"
+                f"`settings` scale={spec.scale:g}: `budgets` names the epochs that are trained; "
+                "leave the scale out"
             )
         return spec, recipe
 
@@ -231,7 +231,7 @@ def continued_search(home: Home, record: BudgetRecord) -> Iterator[KeptSearch]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"budget search {record.name}: another command is at it; wait, or choose another --name"
+            f"budget search {record.name}: another command is at it; wait, or choose another `name`"
         ) from None
     try:
         path = folder / f"{record.name}.json"
@@ -253,8 +253,8 @@ def known_search(home: Home, name: str | None) -> BudgetRecord:
     if name is None and len(names) == 1:
         name = names[0]
     if name not in names:
-        known = ", ".join(names) or "none yet; start one with --task, --target and --budgets"
-        asked = "name a budget search with --name" if name is None else f"--name {name}: not here"
+        known = ", ".join(names) or "none yet; start one with `task`, `target` and `budgets`"
+        asked = "name a budget search with `name`" if name is None else f"`name` {name}: not here"
         raise UserError(f"{asked}; there are: {known}")
     return _read(_folder(home) / f"{name}.json")[0]
 
@@ -280,7 +280,7 @@ def _refuse_changes(old: BudgetRecord, new: BudgetRecord) -> None:
     for field in FIXED_FIELDS:
         if getattr(old, field) != getattr(new, field):
             raise UserError(
-                f"budget search {new.name}: it was made with another {field}; choose another --name"
+                f"budget search {new.name}: it was made with another {field}; choose another `name`"
             )
 
 

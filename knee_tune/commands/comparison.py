@@ -72,7 +72,7 @@ class _Comparison:
             )
         elif still:
             self._watcher.line(
-                f"runs that are left: {still}; --timeout ended the comparison before them, the "
+                f"runs that are left: {still}; `timeout` ended the comparison before them, the "
                 "same command again goes on"
             )
 

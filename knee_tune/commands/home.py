@@ -47,12 +47,12 @@ class Home:
         path = str(self.root.absolute())
         if path != printable(path) or "\n" in path:
             raise UserError(
-                f"--home {one_line(str(self.root))}: its path has characters that cannot be shown; "
+                f"`home` {one_line(str(self.root))}: its path has characters that cannot be shown; "
                 "choose another folder"
             )
         if escape := re.search("%[0-9A-Fa-f]{2}", path):  # it makes another character of it
             raise UserError(
-                f"--home {self.root}: MLflow loads no model from a path with {escape[0]} in it; "
+                f"`home` {self.root}: MLflow loads no model from a path with {escape[0]} in it; "
                 "choose another folder"
             )
 
@@ -102,11 +102,11 @@ class Home:
             if disk_trouble(error):
                 raise
             raise UserError(
-                f"--home {self.root}: cannot be made ({error.strerror}); name a folder you can "
+                f"`home` {self.root}: cannot be made ({error.strerror}); name a folder you can "
                 "write to"
             ) from error
         if not os.access(self.root, os.W_OK):
-            raise UserError(f"--home {self.root}: is not writable; name another folder")
+            raise UserError(f"`home` {self.root}: is not writable; name another folder")
         return self.root
 
     @contextmanager
@@ -172,7 +172,7 @@ class HeldHome:
         """HomeGoneError if it is; called at every sign of life of what trains."""
         if self.gone:
             raise HomeGoneError(
-                f"--home {self.home.root}: it was deleted or moved while the command ran; put it "
+                f"`home` {self.home.root}: it was deleted or moved while the command ran; put it "
                 "back to go on, or give the command again to begin anew"
             )
 

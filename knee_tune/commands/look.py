@@ -106,7 +106,7 @@ def serve(places: Places, name: str | None, *, port: int, on_line: Callable[[str
     try:
         serve_dashboard(storage, port=port, artifact_dir=places.home.dashboard_artifacts)
     except OSError as error:
-        raise UserError(f"--port {port}: {error.strerror}; choose another port") from error
+        raise UserError(f"`port` {port}: {error.strerror}; choose another port") from error
 
 
 # Commands about the trunk store: what is in it, and making room.
@@ -143,7 +143,7 @@ def clear_trunks(home: Home, *, task: str | None, older_than_days: float | None)
         return store.clear(task=task, older_than=older_than)
     except PermissionError as error:
         raise UserError(
-            f"--home {home.root}: {error.filename} cannot be removed ({error.strerror}); "
+            f"`home` {home.root}: {error.filename} cannot be removed ({error.strerror}); "
             "clear it as the user it belongs to"
         ) from error
 
@@ -154,14 +154,14 @@ def size_of_cache(text: str) -> int:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except (ValidationError, OverflowError) as error:
         raise UserError(
-            f"--trunk-cache {text}: not a size; write it as in 20GB or 500MB, or 0 to share no "
+            f"`trunk_cache` {text}: not a size; write it as in 20GB or 500MB, or 0 to share no "
             "trunks"
         ) from error
 
 
 def _store(home: Home) -> TrunkStore:
     if not home.root.is_dir():
-        raise UserError(f"--home {home.root}: no such folder; name the one your studies are in")
+        raise UserError(f"`home` {home.root}: no such folder; name the one your studies are in")
     return TrunkStore(home.trunks, limit=0)
 
 
@@ -193,8 +193,7 @@ def prepare_data(task: str, home: Home, options: Mapping[str, Any]) -> PreparedS
         raise UserError(f"data prepare {task}: it needs no preparation; those that do: {known}")
     given = {name: value for name, value in options.items() if value is not None}
     for name in given.keys() - signature(prepare).parameters.keys():
-        option = "--" + name.replace("_", "-")
-        raise UserError(f"data prepare {task}: {option} is no option of this task; leave it out")
+        raise UserError(f"data prepare {task}: `{name}` is no option of this task; leave it out")
     prepared: PreparedSet = prepare(data_root=home.data, **given)
     return prepared
 

@@ -175,7 +175,7 @@ def _without_twins(workers: Workers) -> Workers:
 
 def _unfused(study: Study, workers: Workers) -> str:
     if not spec_of(study).fuse:
-        return "this study was begun with --no-fuse"
+        return "this study was begun with `fuse=False`"
     return workers.facts.unfusable
 
 

@@ -36,7 +36,7 @@ from knee_tune.study.study import record_baseline, study_record
 from knee_tune.study.trial import Search
 from knee_tune.tracking import unsent_notice
 
-# ``--confirm K:S``: the best trials and the paper's default once more, with fresh seeds.
+# A confirmation: the best trials and the paper's default once more, with fresh seeds.
 
 
 def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None = None) -> bool:
@@ -279,7 +279,7 @@ def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
     """Why the winner is not known yet; empty if it is."""
     if wanted(opened.study, opened.axes, trials=opened.workers.spec.limit):
         by_us = timeout is not None
-        what = "--timeout ended the search" if by_us else "another driver gave a trial back"
+        what = "`timeout` ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"
     if study_record(opened.study).counts.running:
         return "another driver still trains trials of this study"
@@ -289,7 +289,7 @@ def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
 def _confirm(opened: OpenedStudy, watcher: Watcher, timeout: float | None) -> str:
     """Confirm the winner, if that is asked for; why that was cut off, empty if it was not."""
     done = confirm_winner(opened, watcher, timeout=timeout)
-    return "" if done else "--timeout ended the confirmation before its last run"
+    return "" if done else "`timeout` ended the confirmation before its last run"
 
 
 def _try_to_register(
@@ -384,7 +384,7 @@ def _remarks(opened: OpenedStudy) -> Iterator[str]:
     elif warning := raw_step_warning(spec.acting_pruner):
         yield warning
     if opened.workers.options.compile and (opened.batched or opened.fused):
-        yield "--compile: a batched model is not compiled; with --no-fuse every one is"
+        yield "`compile`: a batched model is not compiled; with `fuse=False` every one is"
     if opened.batched:
         points = min(spec.limit or spec.size, spec.size)
         yield f"{points * spec.replicates:,} replicas train as one batched model"
@@ -418,7 +418,7 @@ def _finished(
     )
 
 
-# ``knee-tune run --schedule NAME``: a schedule of the paper's baselines, outside the search.
+# A schedule of the paper's baselines, trained outside the search.
 
 
 def run_baseline(
@@ -449,7 +449,7 @@ def run_baseline(
         record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
         record_baseline(opened.study, record)
     if ended.failure is not None:
-        raise ended.error(f"--schedule {schedule_name}: {record.reason}")
+        raise ended.error(f"`schedule` {schedule_name}: {record.reason}")
     return record
 
 

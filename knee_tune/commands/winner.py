@@ -47,7 +47,7 @@ def register_study(
     trial = complete_trial(record, number)
     if places.tracking_uri is None:
         raise UserError(
-            "register: --tracking-uri none has no model registry; name a server or file"
+            "register: `tracking_uri` none has no model registry; name a server or file"
         )
     refuse_damaged(places.tracking_uri)  # before the test split is looked at
     attrs = trial_attrs(study, trial.number)
@@ -162,7 +162,7 @@ def complete_trial(record: StudyRecord, number: int | None) -> TrialRecord:
     if winner.trial is None:
         raise UserError(
             f"study {record.name}: the winner, {winner.setting}, was trained to its end by fresh "
-            "seeds alone, so it is no complete trial; name one with --trial"
+            "seeds alone, so it is no complete trial; name one with `trial`"
         )
     return winner.trial
 

@@ -95,35 +95,35 @@ class GroupOptions:
         Starts nothing and makes nothing.
         """
         if self.runner != "torchrun" and (self.nnodes > 1 or tuple(self.launcher) != ("torchrun",)):
-            raise UserError("--nnodes, --launcher: only --runner torchrun spans machines; add it")
+            raise UserError("`nnodes`, `launcher`: only `runner` torchrun spans machines; add it")
         if self.nnodes > 1 and tuple(self.launcher) == ("torchrun",):
             raise UserError(
-                f"--nnodes {self.nnodes}: nobody starts torchrun on the other machines; name who "
-                "does, as in --launcher 'srun torchrun'"
+                f"`nnodes` {self.nnodes}: nobody starts torchrun on the other machines; name who "
+                "does, as in `launcher` 'srun torchrun'"
             )
         if self.nnodes > 1:
             own_address(self.address)
         elif self.address is not None:
             raise UserError(
-                f"--address {self.address}: the ranks of one machine need none; leave it out, or "
-                "add --nnodes"
+                f"`address` {self.address}: the ranks of one machine need none; leave it out, or "
+                "add `nnodes`"
             )
         if self.runner == "forkserver":
             self._refuse_a_crowd()
         if self.nproc % self.nnodes:
             raise UserError(
-                f"--nproc {self.nproc}: must be a multiple of --nnodes {self.nnodes}; it counts "
+                f"`nproc` {self.nproc}: must be a multiple of `nnodes` {self.nnodes}; it counts "
                 "the ranks of all machines"
             )
         if self.trials_per_gpu > self.slots:
             raise UserError(
-                f"--trials-per-gpu {self.trials_per_gpu}: there are never so many trials at the "
-                f"same time; add --concurrency {self.trials_per_gpu}, or more for several GPUs"
+                f"`trials_per_gpu` {self.trials_per_gpu}: there are never so many trials at the "
+                f"same time; add `slots` {self.trials_per_gpu}, or more for several GPUs"
             )
         if self.trials_per_gpu > 1 and self.nproc > 1:
             raise UserError(
-                f"--trials-per-gpu {self.trials_per_gpu}: only trials of one rank share a GPU, a "
-                f"trial of --nproc {self.nproc} needs one for each of its ranks; leave one of them "
+                f"`trials_per_gpu` {self.trials_per_gpu}: only trials of one rank share a GPU, a "
+                f"trial of `nproc` {self.nproc} needs one for each of its ranks; leave one of them "
                 "out"
             )
 
@@ -138,11 +138,11 @@ class GroupOptions:
         cores = usable_cores()
         most = max(PROCESSES_PER_CORE * cores, FEW_PROCESSES)
         if count > most:
-            asked = f"--nproc {self.nproc} " if self.nproc_asked else ""
+            asked = f"`nproc` {self.nproc} " if self.nproc_asked else ""
             raise UserError(
-                f"{asked}--concurrency {self.slots}: {count:,} processes are too "
+                f"{asked}`slots` {self.slots}: {count:,} processes are too "
                 f"many for this machine, which has {cores} cores ({most} at most); lower one of "
-                "them, or use more machines with --runner torchrun --nnodes"
+                "them, or use more machines with `runner` torchrun `nnodes`"
             )
 
 
@@ -170,9 +170,9 @@ def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> 
     if device == "cuda":
         if needed > facts.gpus:
             raise UserError(
-                f"--nproc {options.nproc} --concurrency {options.slots}: needs {needed} GPUs on "
+                f"`nproc` {options.nproc} `slots` {options.slots}: needs {needed} GPUs on "
                 f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
-                "one with --trials-per-gpu, or --device cpu"
+                "one with `trials_per_gpu`, or `device` cpu"
             )
         if options.nnodes == 1 or options.slots > 1:
             named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -180,11 +180,11 @@ def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> 
             first = slot // shared * local
             devices = ",".join(every[first : first + local])
     elif options.amp:
-        raise UserError("--amp: bf16 training needs a GPU; leave it out on a CPU")
+        raise UserError("`amp`: bf16 training needs a GPU; leave it out on a CPU")
     elif shared > 1:
         raise UserError(
-            f"--trials-per-gpu {shared}: there is no GPU to share on a CPU; leave it out, "
-            "--concurrency alone says how many trials train at the same time"
+            f"`trials_per_gpu` {shared}: there is no GPU to share on a CPU; leave it out, "
+            "`slots` alone says how many trials train at the same time"
         )
     return Placement(
         world_size=options.nproc,

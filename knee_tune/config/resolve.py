@@ -62,7 +62,7 @@ def refuse_searching(
     fields: list[FieldPath] = [(name,) for name in SEARCHING if name in layer]
     fields += [("recipe", name) for name in recipe if name in settings]
     if fields:
-        what = "this study trains the rows of its table, which have their own budgets (--scale)"
+        what = "this study trains the rows of its table, which have their own budgets (`scale`)"
         if fields[0][0] != "recipe":
             what = "this study trains the rows of its table and searches nothing; leave it out"
         refuse([Problem(path=field, what=what) for field in fields], place)
@@ -76,18 +76,18 @@ class Override:
     """One field set from outside the files."""
 
     label: str
-    """The option as it was typed, for messages: ``--set recipe.epochs=4``."""
+    """What was asked for, for messages: ``settings`` in backticks, then ``recipe.epochs=4``."""
     path: tuple[str, ...]
     value: Any
 
 
 def parse_override(text: str) -> Override:
     """``recipe.epochs=4`` as an override; the value is read as YAML. UserError if it is not one."""
-    label = f"--set {text}"
+    label = f"`settings` {text}"
     field, equals, value = text.partition("=")
     path = tuple(field.strip().split("."))
     if not equals or not all(path):
-        raise UserError(f"{label}: expected FIELD=VALUE, as in --set recipe.epochs=4")
+        raise UserError(f"{label}: expected FIELD=VALUE, as in `settings` recipe.epochs=4")
     if len(path) > DEEPEST:
         raise UserError(f"{label}: no field lies {len(path)} levels deep")
     try:
@@ -192,26 +192,26 @@ def resolve_study(
 ) -> tuple[StudySpec, Recipe]:
     """The study that files and options describe, and its typed recipe.
 
-    ``recipe_type`` maps a task's name to its recipe class; ``settings`` are the ``--set`` options
+    ``recipe_type`` maps a task's name to its recipe class; ``settings`` set any field
     (``recipe.epochs=4``). UserError, one line, for the first thing that is wrong.
     """
-    flags = {
-        "--preset": ("preset", preset),
-        "--study-name": ("name", name),
-        "--trials": ("trials", trials),
-        "--sampler": ("sampler", sampler),
-        "--pruner": ("pruner", pruner),
-        "--goal": ("goal", goal),
-        "--seed": ("seed", seed),
-        "--replicates": ("replicates", replicates),
-        "--fuse": ("fuse", fuse),
-        "--confirm": ("confirm", confirm),
-        "--nproc": ("nproc", nproc),
-        "--scale": ("scale", scale),
+    options = {
+        "preset": ("preset", preset),
+        "study_name": ("name", name),
+        "trials": ("trials", trials),
+        "sampler": ("sampler", sampler),
+        "pruner": ("pruner", pruner),
+        "goal": ("goal", goal),
+        "seed": ("seed", seed),
+        "replicates": ("replicates", replicates),
+        "fuse": ("fuse", fuse),
+        "confirm": ("confirm", confirm),
+        "nproc": ("nproc", nproc),
+        "scale": ("scale", scale),
     }
     overrides = [parse_override(text) for text in settings] + [
-        Override(label=f"{flag} {value}", path=(field,), value=value)
-        for flag, (field, value) in flags.items()
+        Override(label=f"`{option}` {value}", path=(field,), value=value)
+        for option, (field, value) in options.items()
         if value is not None
     ]
 

@@ -400,13 +400,13 @@ def read_files(*, task: str | None, study: str | None) -> tuple[Document, Docume
         if not isinstance(of_study, str):
             raise UserError(f"{study_file.label}: task: missing; name the task that is studied")
         if task not in (None, of_study):
-            raise UserError(f"--task {task}: {study_file.label} is a study of task {of_study}")
+            raise UserError(f"`task` {task}: {study_file.label} is a study of task {of_study}")
         try:
             return _read("search_spaces", of_study), study_file
         except UserError as error:
             raise UserError(f"{study_file.label}: {error}") from None
     if task is None:
-        raise UserError("give --task or --study: which task is to be studied?")
+        raise UserError("give `task` or `study`: which task is to be studied?")
     return _read("search_spaces", task), None
 
 

@@ -244,7 +244,7 @@ def row_schedule(
     if any(left == right for left, right in pairwise(passed)):
         raise UserError(
             f"compare: row '{row.shown}': at scale {scale:g} two of its boundaries come to the "
-            "same step; use a larger --scale"
+            "same step; use a larger `scale`"
         )
     if passed and warmup > passed[0]:
         refuse_warmup(f"and its first boundary is at step {passed[0]}")

@@ -244,12 +244,12 @@ def read_target(text: str, metric: Metric) -> float:
     For a metric in percent ``95``, ``95%`` and ``0.95`` are the same: a target between 0 and 1 is
     read as a share, because below one percent there is nothing to aim at. UserError otherwise.
     """
-    shown = f"--target {text}"
+    shown = f"`target` {text}"
     number = text.strip().removesuffix("%")
     try:
         value = float(number)
     except ValueError:
-        raise UserError(f"{shown}: must be a number, as in --target 95") from None
+        raise UserError(f"{shown}: must be a number, as in `target` 95") from None
     if not math.isfinite(value):
         raise UserError(f"{shown}: must be a finite number")
     if not metric.percent:
@@ -267,9 +267,9 @@ def read_target(text: str, metric: Metric) -> float:
 
 def check_budgets(budgets: Sequence[int]) -> None:
     """UserError unless the budgets are positive epochs, ascending, each one once."""
-    shown = f"--budgets {','.join(map(str, budgets))}"
+    shown = f"`budgets` {','.join(map(str, budgets))}"
     if not budgets:
-        raise UserError("--budgets: name at least one, in epochs, as in --budgets 10,20,30")
+        raise UserError("`budgets`: name at least one, in epochs, as in `budgets` 10,20,30")
     if max(budgets) > MOST_EVALUATIONS:
         raise UserError(f"{shown}: a budget is at most {MOST_EVALUATIONS:,} epochs")
     if min(budgets) < 1:

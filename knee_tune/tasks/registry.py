@@ -109,4 +109,4 @@ def task_entry(name: str) -> TaskEntry:
         close = nearest(name, TASKS)
         meant = f"did you mean '{close}'? " if close else ""
         known = ", ".join(TASKS)
-        raise UserError(f"--task {name}: no such task; {meant}the tasks are {known}") from None
+        raise UserError(f"`task` {name}: no such task; {meant}the tasks are {known}") from None

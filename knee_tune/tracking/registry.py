@@ -236,7 +236,7 @@ def _source_run(client: "MlflowClient", model: TrainedModel, uri: str) -> "Run":
     if run is not None:
         return run
     raise UserError(
-        f"--tracking-uri {shown_url(uri)}: it has no run of {model.key} of study "
+        f"`tracking_uri` {shown_url(uri)}: it has no run of {model.key} of study "
         f"{model.study}; name the store that the study was tracked in"
     )
 
@@ -303,9 +303,9 @@ def _one_line_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except DeletedError as error:
-        raise UserError(f"--tracking-uri {shown_url(uri)}: {error}") from error
+        raise UserError(f"`tracking_uri` {shown_url(uri)}: {error}") from error
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         if disk_trouble(error):
             raise
         kind = MachineError if is_away(error, uri) else UserError
-        raise kind(f"--tracking-uri {shown_url(uri)}: {trouble(error)}") from error
+        raise kind(f"`tracking_uri` {shown_url(uri)}: {trouble(error)}") from error

@@ -57,7 +57,7 @@ def resolve_tracking_uri(home: Path, uri: str | None = None) -> str | None:
     chosen = uri or local_store(home)
     if chosen == "none":
         return None
-    shown = f"--tracking-uri {shown_url(chosen)}"
+    shown = f"`tracking_uri` {shown_url(chosen)}"
     advice = "use http(s)://SERVER, sqlite:///FILE, another database, or none"
     if chosen.partition(":")[0].partition("+")[0] not in SCHEMES:
         raise UserError(f"{shown}: {advice}")
@@ -192,7 +192,7 @@ def refuse_damaged(uri: str) -> None:
             store.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.Error as error:
         raise UserError(
-            f"--tracking-uri {shown_url(uri)}: cannot be opened ({first_line(error)}); put a copy "
+            f"`tracking_uri` {shown_url(uri)}: cannot be opened ({first_line(error)}); put a copy "
             "of the file back, or move it away to begin a new one"
         ) from error
 

@@ -167,25 +167,28 @@ def test_a_share_of_warmup_is_of_the_smallest_budget(tmp_path: Path) -> None:
 
 
 def test_another_recipe_is_another_search(home: Path, found: BudgetRecord) -> None:
-    with pytest.raises(UserError, match="made with another recipe; choose another --name"):
+    with pytest.raises(UserError, match="made with another recipe; choose another `name`"):
         search(home, study={"settings": ("recipe.batch_size=32",)})
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"budgets": (3, 2)}, r"--budgets 3,2: must ascend, each budget once; type 2,3"),
-        ({"budgets": (0,)}, r"--budgets 0: a budget is at least 1 epoch"),
-        ({"schedules": ("knee", "linaer")}, r"--schedules linaer: .* did you mean 'linear'"),
-        ({"schedules": ("knee", "knee")}, r"--schedules knee,knee: .* each one once"),
-        ({"target": "nan"}, r"--target nan: must be a finite number"),
-        ({"target": "950"}, r"--target 950: accuracy is measured in percent"),
-        ({"seed_lrs": (0.1, 0.0)}, r"--seed-lrs 0: must lie between"),
-        ({"explore_fractions": (1.0,)}, r"--explore-fractions 1: must lie between 0 and 1"),
+        ({"budgets": (3, 2)}, r"`budgets` 3,2: must ascend, each budget once; type 2,3"),
+        ({"budgets": (0,)}, r"`budgets` 0: a budget is at least 1 epoch"),
+        ({"schedules": ("knee", "linaer")}, r"`schedules` linaer: .* did you mean 'linear'"),
+        ({"schedules": ("knee", "knee")}, r"`schedules` knee,knee: .* each one once"),
+        ({"target": "nan"}, r"`target` nan: must be a finite number"),
+        ({"target": "950"}, r"`target` 950: accuracy is measured in percent"),
+        ({"seed_lrs": (0.1, 0.0)}, r"`seed_lrs` 0: must lie between"),
+        ({"explore_fractions": (1.0,)}, r"`explore_fractions` 1: must lie between 0 and 1"),
         ({"explore_fractions": (0.5,), "schedules": ("linear",)}, r"only knee explores"),
         ({"study": {"task": "digit"}}, r"digit: .*digits"),
-        ({"study": {"settings": ("recipe.epochs=3",)}}, r"--budgets names the epochs"),
-        ({"study": {"settings": ("scale=0.5",)}}, r"--set scale=0.5: --budgets names the epochs"),
+        ({"study": {"settings": ("recipe.epochs=3",)}}, r"`budgets` names the epochs"),
+        (
+            {"study": {"settings": ("scale=0.5",)}},
+            r"scale=0.5: `budgets` names the epochs",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

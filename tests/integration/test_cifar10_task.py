@@ -198,7 +198,7 @@ def test_data_that_are_missing_are_said_with_the_ways_out(tmp_path: Path) -> Non
 
 def test_options_of_another_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^data prepare cifar10: --bpe-codes is no option of this task"
+        UserError, match=r"^data prepare cifar10: `bpe_codes` is no option of this task"
     ):
         prepare_data("cifar10", Home(tmp_path), {"from_path": None, "bpe_codes": 300})
 

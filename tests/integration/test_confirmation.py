@@ -267,7 +267,7 @@ def test_an_interrupted_confirmation_goes_on_where_it_was(bench: Bench, slots: i
 def test_a_search_that_was_cut_off_is_not_confirmed(bench: Bench) -> None:
     cut_off = bench.run(Arithmetic(a_real_difference), confirm="1:2", timeout=0.0)
     assert cut_off.record.confirmation is None
-    assert "not confirmed yet: --timeout ended the search" in bench.said
+    assert "not confirmed yet: `timeout` ended the search" in bench.said
     assert confirmation_of(bench.run(Arithmetic(a_real_difference), confirm="1:2")).seeds
 
 
@@ -276,7 +276,7 @@ def test_a_confirmation_ends_in_time_and_goes_on(bench: Bench) -> None:
     late = Arithmetic(a_real_difference)
     assert bench.run(late, confirm="1:2", timeout=0.0).record.confirmation is None
     assert late.fresh == []
-    assert "not confirmed yet: --timeout ended the confirmation" in bench.said
+    assert "not confirmed yet: `timeout` ended the confirmation" in bench.said
     assert confirmation_of(bench.run(late, confirm="1:2")).confirmed
 
 
@@ -425,7 +425,7 @@ def test_a_confirmed_point_without_a_complete_trial_wins_all_the_same(bench: Ben
     assert record.winner is not None
     assert (record.winner.seed_lr, record.winner.trial) == (DEFAULT, None)
     assert record.winner.evidence == "over 5 fresh seeds, no complete trial"
-    with pytest.raises(UserError, match=r"trained to its end by fresh seeds alone.*--trial"):
+    with pytest.raises(UserError, match=r"trained to its end by fresh seeds alone.*`trial`"):
         complete_trial(record, None)
 
 

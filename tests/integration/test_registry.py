@@ -240,7 +240,7 @@ def test_a_run_that_was_deleted_is_said_in_one_line(home: Path) -> None:
     run_id = put(home, model).run_id
     client.delete_run(run_id)
     other = trained(home, "toy", seed=2).model_copy(update={"run_id": run_id})
-    with pytest.raises(UserError, match=r"--tracking-uri sqlite:.*deleted") as refusal:
+    with pytest.raises(UserError, match=r"`tracking_uri` sqlite:.*deleted") as refusal:
         put(home, other)
     assert "\n" not in str(refusal.value)
 
@@ -258,7 +258,7 @@ def test_a_damaged_store_is_said_in_one_line(home: Path, tmp_path: Path, damage:
         with closing(sqlite3.connect(file)) as other:
             other.execute("CREATE TABLE experiments (x INT)")
             other.execute("CREATE TABLE alembic_version (version_num TEXT)")
-    with pytest.raises(UserError, match=r"--tracking-uri sqlite:.*mlflow\.db: ") as refusal:
+    with pytest.raises(UserError, match=r"`tracking_uri` sqlite:.*mlflow\.db: ") as refusal:
         register(model, home=file.parent, uri=local_store(file.parent))
     assert str(refusal.value).isprintable()
 

@@ -383,7 +383,7 @@ def test_tracking_goes_where_it_is_told_or_into_the_home(tmp_path: Path) -> None
     )
     assert resolve_tracking_uri(tmp_path, "http://server:5000") == "http://server:5000"
     assert resolve_tracking_uri(tmp_path, "none") is None
-    with pytest.raises(UserError, match=r"--tracking-uri \./mlruns"):
+    with pytest.raises(UserError, match=r"`tracking_uri` \./mlruns"):
         resolve_tracking_uri(tmp_path, "./mlruns")
 
 

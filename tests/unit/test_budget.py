@@ -162,7 +162,7 @@ def test_percent_as_people_type_it(typed: str, target: float) -> None:
     [
         ("nan", ACCURACY, "must be a finite number"),
         ("inf", PPL, "must be a finite number"),
-        ("high", ACCURACY, "must be a number, as in --target 95"),
+        ("high", ACCURACY, "must be a number, as in `target` 95"),
         ("950", ACCURACY, "accuracy is measured in percent; type 95"),
         ("0", ACCURACY, "accuracy is measured in percent; type 95"),
         ("-3", ACCURACY, "accuracy is measured in percent; type 95"),
@@ -170,7 +170,7 @@ def test_percent_as_people_type_it(typed: str, target: float) -> None:
     ],
 )
 def test_a_target_that_makes_no_sense_is_refused(typed: str, metric: Metric, said: str) -> None:
-    with pytest.raises(UserError, match=f"^--target {typed}: {said}") as error:
+    with pytest.raises(UserError, match=f"^`target` {typed}: {said}") as error:
         read_target(typed, metric)
     assert "\n" not in str(error.value)
 
@@ -195,5 +195,5 @@ def test_budgets_ascend(budgets: tuple[int, ...], said: str) -> None:
 
 
 def test_nothing_is_named_twice() -> None:
-    with pytest.raises(UserError, match=r"--seed-lrs 0.1,0.1: name at least one, each one once"):
-        check_distinct("--seed-lrs", (0.1, 0.1))
+    with pytest.raises(UserError, match=r"`seed_lrs` 0.1,0.1: name at least one, each one once"):
+        check_distinct("`seed_lrs`", (0.1, 0.1))

@@ -116,5 +116,5 @@ def of_mlflow() -> MlflowException:
     ],
 )
 def test_a_server_that_is_away(uri: str, error: Exception, kind: type[Exception]) -> None:
-    with pytest.raises(kind, match=r"^--tracking-uri "), _one_line_errors(uri):
+    with pytest.raises(kind, match=r"^`tracking_uri` "), _one_line_errors(uri):
         raise error

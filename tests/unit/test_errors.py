@@ -3,10 +3,12 @@
 import errno
 import os
 import sqlite3
+import sys
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 from knee_tune.cli import main
 from knee_tune.errors import (
@@ -91,7 +93,8 @@ def test_other_errors_are_no_disks() -> None:
 
 
 ENDS: list[tuple[Exception, int, str]] = [
-    (UserError("--trials 0: at least one"), 2, "knee-tune: --trials 0: at least one"),
+    (UserError("`trials` 0: at least one"), 2, "knee-tune: --trials 0: at least one"),
+    (UserError("`best` of 3: no `fuse=False`"), 2, "knee-tune: `best` of 3: no --no-fuse"),
     (MachineError("rank 0 was killed"), 1, "knee-tune: rank 0 was killed"),
     (
         full(),
@@ -110,10 +113,15 @@ def test_every_such_end_of_a_command_is_one_line_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def app(**_: object) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def run(trials: int = 1, fuse: bool = True) -> None:
         raise error
 
     monkeypatch.setattr("knee_tune.cli.commands.app", app)
+    monkeypatch.setattr("knee_tune.cli.console.PlainConsole.flags", {})
+    monkeypatch.setattr(sys, "argv", ["knee-tune", "run"])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == code

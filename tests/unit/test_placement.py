@@ -55,7 +55,7 @@ def devices(options: GroupOptions, *, gpus: int) -> list[str | None]:
 
 
 def test_as_many_trials_as_share_a_gpu_have_to_be_asked_for() -> None:
-    with pytest.raises(UserError, match=r"--trials-per-gpu 2: .*add --concurrency 2"):
+    with pytest.raises(UserError, match=r"`trials_per_gpu` 2: .*add `slots` 2"):
         GroupOptions(trials_per_gpu=2).check()
 
 
@@ -79,7 +79,7 @@ def test_a_cpu_has_no_devices_to_give() -> None:
 
 
 def test_too_few_gpus_are_refused_with_the_way_out() -> None:
-    with pytest.raises(UserError, match=r"needs 3 GPUs .* has 2; .*--trials-per-gpu"):
+    with pytest.raises(UserError, match=r"needs 3 GPUs .* has 2; .*`trials_per_gpu`"):
         placed(GroupOptions(slots=5, trials_per_gpu=2, device="cuda"), gpus=2)
 
 
@@ -104,12 +104,12 @@ def test_every_machine_of_a_trial_gives_out_its_own_gpus() -> None:
 
 
 def test_ranks_of_one_trial_never_share_a_gpu() -> None:
-    with pytest.raises(UserError, match="--trials-per-gpu 2: only trials of one rank"):
+    with pytest.raises(UserError, match="`trials_per_gpu` 2: only trials of one rank"):
         placed(GroupOptions(slots=2, nproc=2, trials_per_gpu=2), gpus=2)
 
 
 def test_there_is_no_gpu_to_share_on_a_cpu() -> None:
-    with pytest.raises(UserError, match="--trials-per-gpu 2: there is no GPU"):
+    with pytest.raises(UserError, match="`trials_per_gpu` 2: there is no GPU"):
         placed(GroupOptions(slots=2, trials_per_gpu=2, device="cpu"), gpus=2)
 
 
@@ -130,7 +130,7 @@ def test_bf16_is_the_recipes_choice_unless_asked_for(
 
 def test_a_cpu_stays_in_float32_whatever_the_recipe_would_like() -> None:
     assert not placed(GroupOptions(), gpus=0, amp=True)[0].amp
-    with pytest.raises(UserError, match="--amp: bf16 training needs a GPU"):
+    with pytest.raises(UserError, match="`amp`: bf16 training needs a GPU"):
         placed(GroupOptions(amp=True), gpus=0)
 
 

@@ -166,7 +166,7 @@ def test_a_ridge_is_not_pruned_unless_one_insists_and_then_refused(files: Files)
     assert files.resolve(goal="ridge")[0].acting_pruner == "none"
     says = "pruning would bias the ridge: use none with goal ridge"
     for pruner in ("knee", "median", "percentile", "hyperband"):
-        assert files.mistake(goal="ridge", pruner=pruner) == f"--pruner {pruner}: {says}"
+        assert files.mistake(goal="ridge", pruner=pruner) == f"`pruner` {pruner}: {says}"
     files.study = STUDY.replace("pruner: none", "pruner: median\ngoal: ridge")
     assert files.mistake() == f'studies/my.yaml: pruner: {says} (value "median", line 9)'
 
@@ -310,39 +310,39 @@ def test_mistakes_in_a_study_file(files: Files, before: str, after: str, message
     [
         (
             {"settings": ["recipe.epoch=4"]},
-            "--set recipe.epoch=4: unknown key; did you mean 'epochs'? allowed: accumulate, ",
+            "`settings` recipe.epoch=4: unknown key; did you mean 'epochs'? allowed: accumulate, ",
         ),
-        ({"settings": ["recipe.epochs=0"]}, "--set recipe.epochs=0: must be greater than 0"),
-        ({"settings": ["recipe.epochs"]}, "--set recipe.epochs: expected FIELD=VALUE"),
-        ({"settings": ["recipe..epochs=1"]}, "--set recipe..epochs=1: expected FIELD=VALUE"),
-        ({"settings": ["recipe.epochs=[1"]}, "--set recipe.epochs=[1: the value is no YAML: "),
-        ({"settings": ["recipe=1"]}, "--set recipe=1: must be a mapping of keys to values"),
+        ({"settings": ["recipe.epochs=0"]}, "`settings` recipe.epochs=0: must be greater than 0"),
+        ({"settings": ["recipe.epochs"]}, "`settings` recipe.epochs: expected FIELD=VALUE"),
+        ({"settings": ["recipe..epochs=1"]}, "`settings` recipe..epochs=1: expected FIELD=VALUE"),
+        ({"settings": ["recipe.epochs=[1"]}, "`settings` recipe.epochs=[1: the value is no YAML: "),
+        ({"settings": ["recipe=1"]}, "`settings` recipe=1: must be a mapping of keys to values"),
         (
             {"settings": ["recipe.epochs.x=1"]},
-            "--set recipe.epochs.x=1: recipe.epochs: must be a valid integer",
+            "`settings` recipe.epochs.x=1: recipe.epochs: must be a valid integer",
         ),
         (
             {"settings": ["trials=1", "trials.x=1"]},
-            "--set trials.x=1: trials was already set to a single value",
+            "`settings` trials.x=1: trials was already set to a single value",
         ),
         (
             {"settings": ["recipe.epochs=3", "space.seed_lr.low=2", "trials=1"]},
-            "--set space.seed_lr.low=2: space.seed_lr: low must be less than high",
+            "`settings` space.seed_lr.low=2: space.seed_lr: low must be less than high",
         ),
         (
             {"settings": ["space.seed_lr.low=4", "space.seed_lr.high=5"]},
-            "--set space.seed_lr.high=5: space.seed_lr: no point of the grid lies between",
+            "`settings` space.seed_lr.high=5: space.seed_lr: no point of the grid lies between",
         ),
-        ({"settings": ["task=digits"]}, "--set task=digits: the search space is of task toy"),
-        ({"sampler": "tp"}, "--sampler tp: not one of the allowed values; did you mean 'tpe'?"),
-        ({"goal": "rigde"}, "--goal rigde: not one of the allowed values; did you mean 'ridge'?"),
-        ({"replicates": 0}, "--replicates 0: must be greater than 0"),
-        ({"confirm": "3"}, "--confirm 3: must be CANDIDATES:SEEDS, as in 3:5"),
-        ({"trials": 0}, "--trials 0: must be greater than 0"),
-        ({"preset": "tin"}, "--preset tin: task toy has no such preset; did you mean 'tiny'?"),
+        ({"settings": ["task=digits"]}, "`settings` task=digits: the search space is of task toy"),
+        ({"sampler": "tp"}, "`sampler` tp: not one of the allowed values; did you mean 'tpe'?"),
+        ({"goal": "rigde"}, "`goal` rigde: not one of the allowed values; did you mean 'ridge'?"),
+        ({"replicates": 0}, "`replicates` 0: must be greater than 0"),
+        ({"confirm": "3"}, "`confirm` 3: must be CANDIDATES:SEEDS, as in 3:5"),
+        ({"trials": 0}, "`trials` 0: must be greater than 0"),
+        ({"preset": "tin"}, "`preset` tin: task toy has no such preset; did you mean 'tiny'?"),
         (
             {"settings": ["recipe.objective=lost"]},
-            "--set recipe.objective=lost: recipe: objective must be one of loss",
+            "`settings` recipe.objective=lost: recipe: objective must be one of loss",
         ),
     ],
 )
@@ -353,5 +353,5 @@ def test_mistakes_in_options(files: Files, options: dict[str, Any], message: str
 def test_a_misspelled_key_comes_first_and_the_rest_is_counted(files: Files) -> None:
     options = ["trials=0", "recipe.epochs=0", "recipe.epoch=4"]
     message = files.mistake(settings=options)
-    assert message.startswith("--set recipe.epoch=4: unknown key")
+    assert message.startswith("`settings` recipe.epoch=4: unknown key")
     assert message.endswith("(and 2 more)")

@@ -152,10 +152,10 @@ def test_mistakes_in_a_table(studies: Studies, before: str, after: str, message:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trials": 3}, "--trials 3: this study trains the rows of its table and searches nothing"),
-        ({"pruner": "median"}, "--pruner median: this study trains the rows of its table"),
-        ({"settings": ("recipe.epochs=3",)}, "which have their own budgets (--scale)"),
-        ({"scale": 0.0}, "--scale 0.0: must be greater than 0"),
+        ({"trials": 3}, "`trials` 3: this study trains the rows of its table and searches nothing"),
+        ({"pruner": "median"}, "`pruner` median: this study trains the rows of its table"),
+        ({"settings": ("recipe.epochs=3",)}, "which have their own budgets (`scale`)"),
+        ({"scale": 0.0}, "`scale` 0.0: must be greater than 0"),
     ],
 )
 def test_mistakes_in_options_beside_a_table(

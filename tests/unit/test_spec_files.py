@@ -107,7 +107,7 @@ def test_an_installed_package_brings_its_own_files(
         ("digit", None, "task digit: not known; did you mean 'digits'? known: breast-cancer, "),
         (None, "iwslt-ful-budget", "study iwslt-ful-budget: not known; did you mean 'iwslt-full"),
         ("iwslt", "digits-default", "digits-default.yaml is a study of task digits"),
-        (None, None, "give --task or --study"),
+        (None, None, "give `task` or `study`"),
     ],
 )
 def test_what_is_not_found(task: str | None, study: str | None, message: str) -> None:
