@@ -10,6 +10,9 @@ from pathlib import Path
 
 _SCRATCH = "knee-tune-scratch-"
 
+OF_TORCHRUN = "torchrun-"
+"""How the folders begin that torchrun works in, among the logs of a run."""
+
 
 def claimed(make: Callable[[], Path]) -> tuple[Path, int]:
     """A folder that ``make`` has just made, and the descriptor that claims it.

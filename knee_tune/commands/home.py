@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import HomeGoneError, UserError, disk_trouble, one_line, printable
-from knee_tune.leftovers import claimed, sweep, sweep_scratch
+from knee_tune.leftovers import OF_TORCHRUN, claimed, sweep, sweep_scratch
 from knee_tune.plans.plan import drafts
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tasks.prepared_folder import FILLING
 from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
 from knee_tune.urls import shown_url, sqlite_url
-from knee_tune.workers.torchrun import SCRATCH
 
 ABANDONED_SECONDS = 60.0
 
@@ -147,7 +146,7 @@ class Home:
                     lock.release()
         _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
         sweep(self.data.glob(FILLING))
-        sweep(self.root.glob(f"logs/*/*/{SCRATCH}*"))
+        sweep(self.root.glob(f"logs/*/*/{OF_TORCHRUN}*"))
         sweep_scratch()
 
 

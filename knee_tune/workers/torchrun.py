@@ -18,16 +18,12 @@ from pathlib import Path
 from typing import IO
 
 from knee_tune.errors import UserError
-from knee_tune.leftovers import scratch
+from knee_tune.leftovers import OF_TORCHRUN, scratch
 from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.workers.protocol import Decision, Failure, GroupRunner, Order, Outcome, Report
 from knee_tune.workers.rendezvous import LOOPBACK, Gathering, own_address
 from knee_tune.workers.supervisor import Callbacks, Supervisor
 from knee_tune.workers.torchrun_rank import DRIVER, NNODES, TOKEN
-
-SCRATCH = "torchrun-"
-
-"""How folders begin in which a launch meets, in the folder of a plan's logs."""
 
 _TICK = 0.5  # seconds between two looks at the launcher
 
@@ -83,7 +79,7 @@ class TorchrunRunner(GroupRunner):
             )
         with (
             _log(plan) as log,
-            scratch(SCRATCH, within=plan.log_dir) as (folder, claim),
+            scratch(OF_TORCHRUN, within=plan.log_dir) as (folder, claim),
             closing(Gathering(self._address, nnodes=self._nnodes, per_node=per_node)) as gathering,
             self._launched(gathering, per_node, log=log, folder=folder, claim=claim) as launched,
         ):

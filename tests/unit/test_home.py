@@ -12,11 +12,10 @@ import pytest
 
 from knee_tune.commands.home import Home
 from knee_tune.errors import HomeGoneError, UserError
-from knee_tune.leftovers import scratch, scratch_folder
+from knee_tune.leftovers import OF_TORCHRUN, scratch, scratch_folder
 from knee_tune.runs.locks import file_lock
 from knee_tune.study.dashboard import attach_to_study
 from knee_tune.tracking.store import _create_database
-from knee_tune.workers.torchrun import SCRATCH
 
 
 def logs_of(home: Home) -> Path:
@@ -205,9 +204,9 @@ def test_half_a_store_is_swept_by_who_makes_it_next(
 
 def test_what_a_killed_launch_left_is_swept_and_what_one_works_in_is_not(tmp_path: Path) -> None:
     logs = tmp_path / "logs" / "study" / "trial-0000"
-    left = logs / f"{SCRATCH}of-the-dead"
+    left = logs / f"{OF_TORCHRUN}of-the-dead"
     left.mkdir(parents=True)
-    with scratch(SCRATCH, within=logs) as (folder, _):
+    with scratch(OF_TORCHRUN, within=logs) as (folder, _):
         assert not left.exists(), "the next launch there sweeps as well"
         left.mkdir()
         Home(tmp_path).sweep()
