@@ -13,7 +13,7 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule
 from knee_tune.records.events import Attached
 from knee_tune.records.study import Evaluation, RunRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import error_of
@@ -136,7 +136,7 @@ def train_extra_runs(
 ) -> list[EndedRun]:
     """Train ``runs``, as many at a time as there are slots; how they ended, in the same order.
 
-    One that was finished before, or is the same training as another, is answered from its record.
+    One that was finished before, or is the same training as another, comes from the run cache.
     One that cannot be trained has the state "failed", one that diverges "pruned". ``choose`` picks
     the next one, or none; ``follow`` is called for every one, in the thread of its slot. After
     ``timeout`` seconds none is begun, and there are ends of those that were.
@@ -218,7 +218,7 @@ class _ExtraTraining(RunTraining):
                 record=record,
                 steps=result.steps,
                 cached=result.cached,
-                weights=_weights(result.outcome) if ending.end == "complete" else None,
+                weights=_weights(result.outcome) if ending.end is RunEnd.COMPLETE else None,
                 slot=self._slot,
                 task=plan.task,
                 on_life=self._raise_if_stopped,
@@ -241,7 +241,7 @@ class _ExtraTraining(RunTraining):
         plan = self.plan
         return RunRecord(
             seed_lr=plan.schedule.seed_lr,
-            state=ending.end,
+            state=ending.state,
             value=ending.metrics.get(self._metric),
             metrics=dict(ending.metrics),
             curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),

@@ -1,6 +1,6 @@
-"""The record of a finished run, beside its weights: who wants the same run is answered from it.
+"""The run cache: a finished run is recorded beside its weights, and not trained again.
 
-It answers only as it was written: record and weights must match their checksums.
+It serves only as it was written: record and weights must match their checksums.
 """
 
 import hashlib

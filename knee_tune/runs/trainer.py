@@ -1,4 +1,4 @@
-"""Trains a run once: answers it from its record, shares its trunk, starts it again if it dies."""
+"""Trains a run once: takes a cached result, shares its trunk, starts it again if it dies."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +23,6 @@ from knee_tune.runs.run_cache import read_record, write_record
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
-
-# Groups that died: whether and when another is started, and whose fault it was in the end.
 
 OWN_STARTS = 3
 
@@ -58,7 +56,7 @@ class Restarts:
         that is a later one every time the machine may end as many as it likes.
         """
         if failure.kind == "user_error":
-            return None  # what people must put right comes out the same again
+            return None  # it comes out the same again until somebody fixes the cause
         if not failure.by_machine:
             self._errors += 1
             return 0.0 if self._errors < self._own else None
@@ -117,7 +115,7 @@ def run_job(
 def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineError:
     """The error that says ``said``: whose the failure was decides the command's exit code.
 
-    An exception in a task that is not ours is its author's to put right.
+    An exception in a task that is not ours is its author's to fix.
     """
     theirs = not task_entry(task).task.startswith("knee_tune.")
     of_code = failure.kind in ("exception", "exit")
@@ -127,7 +125,7 @@ def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineEr
 
 
 def _shown(failure: Failure, plan: Plan) -> str:
-    """What people can put right in its own words; anything else with the place of its traceback."""
+    """A user's mistake in its own words; anything else with the place of its traceback."""
     if failure.kind == "user_error":
         return failure.message
     return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
@@ -196,8 +194,8 @@ class Trainer:
         ``steps`` tells what was counted for this run before, and is asked again when nobody else
         trains it any more: they may have counted meanwhile. ``on_steps`` gets the new count after
         every attempt, also after one that ended in an exception, while still nobody else does.
-        ``on_progress`` is called while there is nothing to do but wait, too. Reports that answer
-        from a record or from a checkpoint come again; only those of new steps decide anything.
+        ``on_progress`` is called while there is nothing to do but wait, too. Reports of a
+        cached run or from a checkpoint come again; only those of new steps decide anything.
         What a callback raises ends the run and propagates; no lock stays held.
         """
         listener = _Listener(
@@ -384,7 +382,7 @@ def _cached(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult
 def _record(
     plan: TrainPlan, outcome: Done, reports: dict[int, Report], listener: _Listener
 ) -> None:
-    """Keep what the next one who wants this run needs to know, and no more."""
+    """Cache a run that is done, and discard its checkpoints."""
     curve = [report for step, report in sorted(reports.items()) if step <= outcome.step]
     try:
         if write_record(plan, outcome, curve):

@@ -25,7 +25,7 @@ def write_trial_note(run: TrialRun, ending: Ending) -> None:
 
     point = f"Seed LR {learning_rate(run.seed_lr)}, explore {percent(run.explore_fraction)}"
     lines = [
-        f"**{point}**: {ending.end}",
+        f"**{point}**: {ending.state}",
         ending.reason,
         f"Steps trained: {run.counts['steps_trained']:,} of {run.budget:,}, "
         f"reused: {run.counts['steps_reused']:,}",
@@ -182,7 +182,7 @@ def _link_or_copy(file: Path, target: Path) -> None:
 
 def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     """Record how a trial ended everywhere but in its state, which Optuna is told next."""
-    run.note_steps(pruned=ending.end == "pruned")
+    run.note_steps(pruned=ending.state == "pruned")
     if ending.reason:
         run.note(reason=ending.reason)
     run.note_link()
@@ -190,7 +190,7 @@ def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     run.events.finished(ending, **run.counts)
     watcher.trial_finished(
         run.number,
-        ending.end,
+        ending.state,
         value=ending.metrics.get(run.metric),
         reason=ending.reason,
     )

@@ -1,4 +1,4 @@
-"""What the tracking is told of one training run, be it a trial's or one outside the search."""
+"""How a run ends, and who is told what happens: the tracking records it, a watcher shows it."""
 
 import math
 from collections.abc import Mapping
@@ -11,23 +11,35 @@ from optuna.exceptions import StorageInternalError
 from knee_tune.errors import HomeGoneError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.records.events import Event, RunLink, TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.values import RunEnd
 from knee_tune.runs.slots import SlotInterruptedError
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.workers.protocol import Failure, Outcome, Report
 
-# Who is told what happens in a study: the tracking records it, a watcher shows it.
-
 End = Literal["complete", "pruned", "failed"]
+
+"""An end as records, screens and ``--json`` spell it."""
+
+STATES: Mapping[RunEnd, End] = MappingProxyType(
+    {
+        RunEnd.COMPLETE: "complete",
+        RunEnd.PRUNED: "pruned",
+        RunEnd.DIVERGED: "pruned",
+        RunEnd.FAILED: "failed",
+    }
+)
+
+_OF_RANK = {
+    "complete": RunEnd.COMPLETE,
+    "stopped": RunEnd.PRUNED,
+    "diverged": RunEnd.DIVERGED,
+}
+
+"""What a rank says of its run, which a driver alone can stop."""
 
 Origin = Literal["trunk", "record"]
 
 """Where steps come from that need no training."""
-
-TOLD: Mapping[str, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
-    {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-)
-
-"""Each :data:`End` as the tracking is told it."""
 
 
 class Recorder(Protocol):
@@ -37,7 +49,7 @@ class Recorder(Protocol):
         """Take an event."""
         ...
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+    def run_of(self, key: str | None) -> RunLink | None:
         """The tracked run of a trial, if it is known."""
         ...
 
@@ -93,7 +105,7 @@ TAKEN_OVER = "this driver was silent for so long that another one took over its 
 
 
 class RefusedError(Exception):
-    """A trial, and so every other one, cannot be trained before people put something right."""
+    """A trial, and so every other one, cannot be trained before somebody fixes the cause."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -110,9 +122,9 @@ NO_FAULT_OF_ITS_OWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a run ended, in the words that trials are told in."""
+    """How a run ended, and what is said of it."""
 
-    end: End
+    end: RunEnd
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Of the final evaluation, if complete."""
@@ -121,26 +133,33 @@ class Ending:
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Ending":
-        """A run that diverged is told as pruned: a normal outcome of a search, not a crash."""
+        """Translate what a group said; metrics that are not finite are those of a diverged run."""
         if isinstance(outcome, Failure):
-            return cls(end="failed", reason=outcome.message, failure=outcome)
+            return cls(end=RunEnd.FAILED, reason=outcome.message, failure=outcome)
+        end, why = _OF_RANK[outcome.state], outcome.reason
         metrics: dict[str, float] = outcome.result.get("metrics", {})
-        if outcome.state == "stopped":
-            return cls(end="pruned", reason=f"pruned at step {outcome.step}")
-        if outcome.state == "diverged":
-            return cls(end="pruned", reason=f"diverged: {outcome.reason}")
-        if not all(map(math.isfinite, metrics.values())):
-            return cls(end="pruned", reason="diverged: non-finite metric of the final evaluation")
-        return cls(end="complete", metrics=metrics)
+        if end is RunEnd.COMPLETE and not all(map(math.isfinite, metrics.values())):
+            end, why = RunEnd.DIVERGED, "non-finite metric of the final evaluation"
+        match end:
+            case RunEnd.COMPLETE:
+                return cls(end=end, metrics=metrics)
+            case RunEnd.DIVERGED:
+                return cls(end=end, reason=f"diverged: {why}")
+        return cls(end=end, reason=f"pruned at step {outcome.step}")
+
+    @property
+    def state(self) -> End:
+        """Its end as records and screens spell it."""
+        return STATES[self.end]
 
     @classmethod
     def of_exception(cls, error: BaseException) -> "Ending":
         """A run that an interrupt or an error of our own broke off."""
         if isinstance(error, RefusedError):
-            return cls(end="failed", reason=str(error))
+            return cls(end=RunEnd.FAILED, reason=str(error))
         if isinstance(error, NO_FAULT_OF_ITS_OWN):
-            return cls(end="failed", reason=INTERRUPTED)
-        return cls(end="failed", reason=f"{type(error).__name__}: {error}")
+            return cls(end=RunEnd.FAILED, reason=INTERRUPTED)
+        return cls(end=RunEnd.FAILED, reason=f"{type(error).__name__}: {error}")
 
 
 class RunEvents:
@@ -178,7 +197,7 @@ class RunEvents:
         self._recorder.record(
             TrialFinished(
                 key=self._key,
-                state=TOLD[ending.end],
+                state=ending.end,
                 metrics={f"final_{name}": value for name, value in ending.metrics.items()} | counts,
                 reason=ending.reason,
             )

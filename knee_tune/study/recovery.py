@@ -11,6 +11,7 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.records.events import TrialFinished
+from knee_tune.records.values import RunEnd
 from knee_tune.runs.locks import lives, process_id
 from knee_tune.study.events import Recorder
 from knee_tune.study.storage import GRACE_SECONDS, OnStale, quiet_optuna
@@ -176,7 +177,7 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _record_death(recorder: Recorder, trial: FrozenTrial) -> None:
-    recorder.record(TrialFinished(key=key_of(trial), state="FAIL", reason=KILLED))
+    recorder.record(TrialFinished(key=key_of(trial), state=RunEnd.FAILED, reason=KILLED))
 
 
 def _is_abandoned(trial: FrozenTrial, *, locked: bool) -> bool:

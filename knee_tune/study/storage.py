@@ -28,8 +28,6 @@ from knee_tune.study.patience import StorageGoneError, cause_of, patience_with, 
 from knee_tune.study.patient_storage import PatientStorage
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file
 
-# Keeps Optuna's own log out of the output: our lines say what happens.
-
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
@@ -47,16 +45,13 @@ def quiet_optuna() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# Slow imports, done while a worker group warms up on another core.
-
-
 def preload(*, sampler: str) -> threading.Thread:
     """Import in the background what the trials will need; join it before importing anything else.
 
-    What Optuna's storage needs takes half a second, its Dashboard (notes) about 2 s, torch (which
-    the GP sampler uses) as long again; the warm process of the worker groups takes longer to start
-    than all of them. One thread is fastest for the sampler's small matrices, and leaves the others
-    to the ranks.
+    It is done while a worker group warms up on another core, which takes longer than all of it:
+    what Optuna's storage needs takes half a second, its Dashboard (notes) about 2 s, torch (which
+    the GP sampler uses) as long again. One thread is fastest for the sampler's small matrices, and
+    leaves the others to the ranks.
     """
 
     def load() -> None:

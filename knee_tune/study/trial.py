@@ -15,7 +15,7 @@ from knee_tune.config.recipe import Recipe
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import Evaluation, ReplicateRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.schedules import Knee
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
@@ -263,16 +263,16 @@ class TrialRun:
         """
         ending, index = Ending.of(outcome), self.replicate
         metrics = dict(ending.metrics)
-        if index == 0 and ending.end == "complete" and isinstance(outcome, Done):
+        if index == 0 and ending.end is RunEnd.COMPLETE and isinstance(outcome, Done):
             self.note(weights=outcome.result["weights"])
         self._note_replicate(
             index,
-            state=ending.end,
+            state=ending.state,
             value=metrics.get(self.metric),
             metrics=metrics,
             answered=cached,
         )
-        return ending if ending.end == "complete" else self.of_replicate(ending, index)
+        return ending if ending.end is RunEnd.COMPLETE else self.of_replicate(ending, index)
 
     def broken_off(self) -> None:
         """Note that its run ended without an answer."""
@@ -340,11 +340,11 @@ class TrialRun:
         means = {name: fmean(metrics[name] for metrics in finals) for name in finals[0]}
         self.note(metrics=means)
         if len(finals) == 1:
-            return Ending(end="complete", metrics=means)
+            return Ending(end=RunEnd.COMPLETE, metrics=means)
         spreads = {name: stdev(metrics[name] for metrics in finals) for name in finals[0]}
         self.note(spread=spreads[self.metric])
         stds = {f"{name}_std": spread for name, spread in spreads.items()}
-        return Ending(end="complete", metrics=means | stds)
+        return Ending(end=RunEnd.COMPLETE, metrics=means | stds)
 
     def finished_twin(self) -> FrozenTrial | None:
         """A complete or pruned trial with the same parameters and code, if there is one."""
@@ -466,7 +466,7 @@ class FusedTrial(TrialRun):
         for index, (done, ending) in enumerate(zip(outcome.replicas, endings, strict=True)):
             self._change(
                 index,
-                state=ending.end,
+                state=ending.state,
                 value=ending.metrics.get(self.metric),
                 metrics=dict(ending.metrics),
                 steps=steps.of_replica(first=done.first_step, last=done.step),
@@ -474,10 +474,10 @@ class FusedTrial(TrialRun):
             )
         self._note_fused(steps)
         for index, ending in enumerate(endings):
-            if _has_diverged(ending):
+            if ending.end is RunEnd.DIVERGED:
                 return self.of_replicate(ending, index)
         for ending in endings:
-            if ending.end != "complete":
+            if ending.end is not RunEnd.COMPLETE:
                 return ending
         self.note(weights=outcome.replicas[0].weights)
         return endings[0]
@@ -499,7 +499,3 @@ class FusedTrial(TrialRun):
 def _ending(done: ReplicaDone) -> Ending:
     result = {"metrics": done.metrics}
     return Ending.of(Done(state=done.state, step=done.step, reason=done.reason, result=result))
-
-
-def _has_diverged(ending: Ending) -> bool:
-    return ending.reason.startswith("diverged")

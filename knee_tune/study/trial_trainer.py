@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from knee_tune.plans.plan import TrainPlan
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
@@ -124,11 +124,11 @@ def train_trial(
             run, plan, trainer=trainer, watcher=watcher, raise_if_stopped=raise_if_stopped
         )
         ending = training.end()
-        if ending.end != "complete":
+        if ending.end is not RunEnd.COMPLETE:
             return ending
         last = index + 1 == len(plans)
         if not last and run.trial.should_prune():
-            return run.of_replicate(Ending(end="pruned", reason="pruned at its end"), index)
+            return run.of_replicate(Ending(end=RunEnd.PRUNED, reason="pruned at its end"), index)
     return run.complete()
 
 

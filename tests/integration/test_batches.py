@@ -13,7 +13,7 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Replica
 from knee_tune.plans.step_note import StepNote, begin_note
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.runs.trainer import OWN_STARTS
 from knee_tune.study import batches
@@ -93,7 +93,7 @@ def test_the_tracking_has_the_means_of_every_trial(bench: Workbench) -> None:
     reports = bench.recording.of_kind(TrialReported)
     assert [report.step for report in reports if report.key == "trial-0003"] == [50, 100, 150]
     assert reports[0].metrics.keys() == {"valid_accuracy", "valid_accuracy_std"}
-    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {"COMPLETE"}
+    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {RunEnd.COMPLETE}
     last = [report.lr for report in reports if report.step == 100]
     assert len(set(last)) > 1  # each has the LR of its own schedule
     assert bench.watching.batches == [[*range(6)]]
@@ -179,7 +179,7 @@ def test_an_interrupted_batch_goes_on_from_its_checkpoint(bench: Workbench) -> N
     with pytest.raises(KeyboardInterrupt):
         drive(bench, runner)
     assert bench.states == ["waiting"] * 6
-    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {"FAIL"}
+    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {RunEnd.FAILED}
     drive(bench, runner)
     first, second = runner.plans
     assert first == second

@@ -22,7 +22,7 @@ from sqlalchemy import text
 from knee_tune.errors import HomeGoneError, MachineError, UserError
 from knee_tune.plans.step_note import StepNote, begin_note
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import _described, process_id
 from knee_tune.runs.trainer import MACHINE_STARTS
 from knee_tune.study import driver as driving
@@ -84,7 +84,7 @@ def test_what_is_tracked_of_a_trial(bench: Workbench) -> None:
     assert [report.step for report in reports] == [50, 100, 150]
     assert reports[0].lr == 0.05
     assert {"train_loss", "valid_loss", "valid_accuracy"} == reports[0].metrics.keys()
-    assert finished.state == "COMPLETE"
+    assert finished.state == RunEnd.COMPLETE
     assert finished.metrics["final_valid_accuracy"] == bench.record.trials[0].value
     assert started.key == finished.key == "trial-0000"
     assert {report.key for report in reports} == {started.key}
@@ -97,7 +97,7 @@ def test_a_pruned_trial_is_told_with_its_reason(bench: Workbench) -> None:
     assert (trial.state, trial.reason) == ("pruned", "pruned at step 100")
     assert runner.reports == [[50, 100]]
     assert trial.steps_trained == 100
-    assert bench.recording.of_kind(TrialFinished)[0].state == "PRUNED"
+    assert bench.recording.of_kind(TrialFinished)[0].state == RunEnd.PRUNED
     assert bench.watching.ends == [(0, "pruned", "pruned at step 100")]
 
 
@@ -152,7 +152,7 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
     with pytest.raises(UserError, match=r"^study it: trial 0: died: user_error$"):
         bench.drive(runner, trials=2)
     assert len(runner.plans) == 1
-    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL"]
+    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == [RunEnd.FAILED]
     bench.drive(runner, trials=2)  # it was put right
     assert bench.states == ["complete"] * 2
     first = bench.record.trials[0]
@@ -196,7 +196,10 @@ def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_o
     assert (failed.state, failed.reason) == ("failed", "died: exception")
     assert complete.state == "complete"
     assert len(runner.plans) == 4
-    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL", "COMPLETE"]
+    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == [
+        RunEnd.FAILED,
+        RunEnd.COMPLETE,
+    ]
     assert_nothing_is_left(bench)
 
 
@@ -219,7 +222,7 @@ def test_a_mistake_of_our_own_is_told_and_raised(bench: Workbench) -> None:
         bench.drive(InProcess(at(60, ZeroDivisionError("by zero"))), trials=2)
     (trial,) = bench.record.trials
     assert (trial.state, trial.reason) == ("failed", "ZeroDivisionError: by zero")
-    assert bench.recording.of_kind(TrialFinished)[0].state == "FAIL"
+    assert bench.recording.of_kind(TrialFinished)[0].state == RunEnd.FAILED
 
 
 def test_the_same_parameters_are_not_trained_twice(bench: Workbench) -> None:
@@ -301,7 +304,10 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
         bench.drive(InProcess(None, at(60, KeyboardInterrupt)), trials=3)
     assert not bench.study.get_trials(states=(TrialState.RUNNING,))
     told = bench.recording.of_kind(TrialFinished)[-1]
-    assert (told.state, told.reason) == ("FAIL", "interrupted; the same command continues it")
+    assert (told.state, told.reason) == (
+        RunEnd.FAILED,
+        "interrupted; the same command continues it",
+    )
 
     runner = bench.drive(trials=3)
     assert runner.plans[0].checkpoint_dir.name == "trial-0001-1"
