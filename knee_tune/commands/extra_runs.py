@@ -66,27 +66,25 @@ class EndedRun:
         return error_of(self.failure, task=self.task, said=said)
 
 
-class Follow(Protocol):
-    """What is done with a run when it has ended, before the next one begins in its slot."""
+Follow = Callable[[EndedRun], Mapping[str, float]]
 
-    def __call__(self, ended: EndedRun) -> Mapping[str, float]:
-        """Further metrics of the run, for its record in MLflow."""
-        ...
+"""What is done with a run when it has ended, before the next one begins in its slot.
+
+It returns further metrics of the run, for its record in MLflow.
+"""
 
 
 def _nothing(ended: EndedRun) -> Mapping[str, float]:
     return {}
 
 
-class Choose(Protocol):
-    """Which run is begun next, where a slot is free. One slot at a time asks."""
+Choose = Callable[[list[ExtraRun], ExitStack], ExtraRun | None]
 
-    def __call__(self, waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
-        """Take it from ``waiting``, and all that is not to be begun any more; None: begin none.
+"""Takes the next run out of those that wait, where a slot is free; None: begin none.
 
-        What is put on ``claim`` ends with the run.
-        """
-        ...
+It takes out all that is not to be begun any more as well. One slot at a time asks. What it puts on
+the stack ends with the run.
+"""
 
 
 def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:

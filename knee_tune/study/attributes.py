@@ -1,4 +1,4 @@
-"""What a study keeps beside its trials: the runs and findings of other commands."""
+"""What a study and its trials keep as attributes: findings, runs outside the search, replicates."""
 
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
@@ -96,10 +96,9 @@ def known_compared(study: Attributes) -> tuple[ComparedRun, ...]:
     return tuple(sorted(kept, key=lambda run: (run.row, run.seed)))
 
 
-# How a trial's replicates stand among its attributes.
-#
-# Those that train one after another have an attribute each. Those of a fused trial are written all
-# at once, hundreds of them, so they share one, their curves over the same steps as bare numbers.
+# A trial's replicates that train one after another have an attribute each. Those of a fused trial
+# are written all at once, hundreds of them, so they share one, their curves over the same steps as
+# bare numbers.
 
 REPLICATE_PREFIX = "replicate:"
 

@@ -107,8 +107,6 @@ def serve_dashboard(storage: BaseStorage, *, port: int, artifact_dir: Path) -> N
     )
 
 
-# Files that Optuna Dashboard offers with a study and its trials: the report, the weights.
-#
 # A file gets the same artifact id whenever it is attached, so a newer one takes its place.
 
 OF_STUDY = "artifacts:"

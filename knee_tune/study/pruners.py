@@ -22,10 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.schedules import Knee
 
-# Where runs of different Knee schedules can be compared, and when one of them is worse.
-#
 # At the same step one run still explores while another already decays, and a decaying run always
-# looks better. So the decays are laid over each other, by LR or by their progress. No Optuna here.
+# looks better. So the decays are laid over each other, by LR or by their progress.
 
 
 def locate(reported: int, *, total_steps: int) -> tuple[int, int]:
@@ -346,8 +344,6 @@ def _check(right: bool, name: str, value: Any, wanted: str) -> None:
     if not right:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
-
-# Pruners by name.
 
 STARTUP_TRIALS = 4
 

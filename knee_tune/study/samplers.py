@@ -16,8 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.study.recovery import current, params_of, place_of
 
-# A Gaussian process that learns from pruned trials too.
-
 BAD_TENTH = 0.1
 
 """A pruned trial counts as worse than all complete ones but this share of them."""
@@ -60,8 +58,6 @@ def _as_bad(trial: FrozenTrial, value: float) -> FrozenTrial:
         return trial
     return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value)
 
-
-# The points of a search: which there are, which were tried, whether another trial is wanted.
 
 Point = tuple[float, ...]
 
@@ -141,9 +137,6 @@ def wanted(
     if trials is not None and len(states) - queued >= trials:
         return False
     return queued > 0 or bool(untried(known, axes))
-
-
-# The full grid, in the order in which trunks are shared best.
 
 
 class TrunkOrderedGridSampler(PointSampler):

@@ -20,6 +20,7 @@ from knee_tune.runs.locks import process_id
 from knee_tune.schedules import Knee
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
 from knee_tune.study.events import Ending, Recorder, RunEvents
+from knee_tune.study.pruners import KneePruner
 from knee_tune.study.recovery import key_of
 from knee_tune.study.samplers import Axis
 from knee_tune.study.study import CODE, reported_sign
@@ -38,8 +39,6 @@ _SHARED_BY_TWINS = (
     "mlflow_run_id",
     "mlflow_run_url",
 )
-
-_OF_THE_KNEE = {"seed_lr", "total_steps", "warmup_steps", "explore_steps"}
 
 
 class PlanMaker(Protocol):
@@ -193,16 +192,14 @@ class TrialRun:
 
         ``replicates``: those that are reported one behind the other.
         """
-        dumped = plan.model_dump(mode="json")
         self.total_steps = plan.total_steps
         self.note(
             key=self.key,
             code=self._search.code,
             checkpoint=str(plan.checkpoint_dir),
-            plan=dumped,
-            schedule={name: dumped["schedule"][name] for name in _OF_THE_KNEE},
-            replicates=replicates,
+            plan=plan.model_dump(mode="json"),
         )
+        KneePruner.describe(self.trial, self.schedule, replicates=replicates)
 
     @property
     def steps(self) -> StepCount:

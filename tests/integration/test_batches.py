@@ -20,8 +20,9 @@ from knee_tune.study import batches
 from knee_tune.study.batches import BatchTraining
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import requeue_failed
+from tests.fake_runner import Died, at
 from tests.integration.fused_ranks import FusedRanks, rising
-from tests.integration.workbench import BUDGET, Died, Workbench, at
+from tests.integration.workbench import BUDGET, Workbench
 
 SEED_LRS, FRACTIONS = (0.05, 0.1), (0.2, 0.4, 0.8)
 POINTS = [(lr, fraction) for lr in SEED_LRS for fraction in FRACTIONS]

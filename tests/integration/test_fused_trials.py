@@ -18,8 +18,9 @@ from knee_tune.records.study import TrialRecord
 from knee_tune.records.values import StepCount
 from knee_tune.schedules import Knee
 from knee_tune.study.pruners import KneePruner
+from tests.fake_runner import Died, at
 from tests.integration.fused_ranks import FusedRanks, rising
-from tests.integration.workbench import BUDGET, Died, Workbench, at
+from tests.integration.workbench import BUDGET, Workbench
 
 
 @pytest.fixture
