@@ -24,8 +24,6 @@ from sqlalchemy.exc import IntegrityError
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.study.patience import Patience, is_outage
 
-# Optuna's database, read in five plain queries where a whole study is wanted at once.
-
 _distribution = lru_cache(maxsize=1024)(json_to_distribution)
 
 """There are as many different ones as there were search spaces; Optuna parses two per trial."""
