@@ -30,7 +30,7 @@ from knee_tune.errors import UserError
 from knee_tune.planning.plan import DescribePlan, TaskFacts, TaskOrder
 from knee_tune.planning.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.schedules import Knee
-from knee_tune.tasks.digits.recipe import DigitsRecipe
+from knee_tune.tasks.tabular.recipe import DigitsRecipe
 from knee_tune.worker.job import run_job
 
 SEED_LRS = tuple(0.005 * 1.5**i for i in range(9))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from knee_tune.analysis.training_loss import flat, parts
 from knee_tune.distributed.group import Group
-from knee_tune.tasks.classifier import Examples
+from knee_tune.tasks.base import Examples
 from knee_tune.tasks.seeding import generator
 
 

@@ -15,8 +15,7 @@ from knee_tune.distributed.protocol import Channel
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import AnalysePlan
 from knee_tune.specs.analyses import Fisher, Sharpness
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.classifier import Classifier
+from knee_tune.tasks.base import Classifier, Task
 
 
 def analyse(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from knee_tune.distributed.group import Group
-from knee_tune.tasks.classifier import Examples
+from knee_tune.tasks.base import Examples
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +40,23 @@ class FileRecord(Spec):
         return (
             path.is_file() and path.stat().st_size == self.bytes and checksum(path) == self.sha256
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSet(ABC):
+    """What a preparation did: for people and, as it is, for JSON."""
+
+    folder: Path
+    name: str
+    fingerprint: str
+    seconds: float
+    reused: bool
+    """The set was there already."""
+    warnings: tuple[str, ...] = ()
+
+    @abstractmethod
+    def contents(self) -> str:
+        """What is in it, in a few words."""
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:

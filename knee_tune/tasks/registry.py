@@ -66,18 +66,18 @@ class TaskEntry:
 
 TASKS: Mapping[str, TaskEntry] = {
     "digits": TaskEntry(
-        recipe="knee_tune.tasks.digits.recipe:DigitsRecipe",
-        task="knee_tune.tasks.digits.task:DigitsTask",
+        recipe="knee_tune.tasks.tabular.recipe:DigitsRecipe",
+        task="knee_tune.tasks.tabular.task:DigitsTask",
         fuses=True,
     ),
     "digits-clean": TaskEntry(
-        recipe="knee_tune.tasks.digits.recipe:CleanDigitsRecipe",
-        task="knee_tune.tasks.digits.task:DigitsTask",
+        recipe="knee_tune.tasks.tabular.recipe:CleanDigitsRecipe",
+        task="knee_tune.tasks.tabular.task:DigitsTask",
         fuses=True,
     ),
     "breast-cancer": TaskEntry(
-        recipe="knee_tune.tasks.breast_cancer.recipe:BreastCancerRecipe",
-        task="knee_tune.tasks.breast_cancer.task:BreastCancerTask",
+        recipe="knee_tune.tasks.tabular.recipe:BreastCancerRecipe",
+        task="knee_tune.tasks.tabular.task:BreastCancerTask",
         fuses=True,
     ),
     "iwslt": TaskEntry(
@@ -87,15 +87,15 @@ TASKS: Mapping[str, TaskEntry] = {
         extra="translation",
     ),
     "cifar10": TaskEntry(
-        recipe="knee_tune.tasks.vision.cifar10.recipe:Cifar10Recipe",
-        task="knee_tune.tasks.vision.cifar10.task:Cifar10Task",
-        prepare="knee_tune.tasks.vision.cifar10.prepare:prepare",
+        recipe="knee_tune.tasks.vision.recipe:Cifar10Recipe",
+        task="knee_tune.tasks.vision.cifar10:Cifar10Task",
+        prepare="knee_tune.tasks.vision.cifar10_prepare:prepare",
         extra="vision",
     ),
     "imagenet": TaskEntry(
-        recipe="knee_tune.tasks.vision.imagenet.recipe:ImageNetRecipe",
-        task="knee_tune.tasks.vision.imagenet.task:ImageNetTask",
-        prepare="knee_tune.tasks.vision.imagenet.prepare:prepare",
+        recipe="knee_tune.tasks.vision.recipe:ImageNetRecipe",
+        task="knee_tune.tasks.vision.imagenet:ImageNetTask",
+        prepare="knee_tune.tasks.vision.imagenet_index:prepare",
         extra="vision",
     ),
 }

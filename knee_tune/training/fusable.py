@@ -8,8 +8,7 @@ from torch import nn
 from knee_tune.distributed.group import Group
 from knee_tune.errors import first_line
 from knee_tune.planning.plan import Placement
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.training.pack import Pack, fresh_rows, stack_batches
 
 

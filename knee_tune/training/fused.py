@@ -14,7 +14,7 @@ import torch
 
 from knee_tune.distributed.group import Group
 from knee_tune.planning.plan import TrainPlan
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask
 from knee_tune.training.checkpoint import save_weights
 from knee_tune.training.evaluation import named
 from knee_tune.training.learner import Finished

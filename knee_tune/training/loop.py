@@ -11,8 +11,7 @@ from knee_tune.distributed.protocol import Channel, Done, ReplicaDone, Report
 from knee_tune.planning.checkpoint_folder import discard_checkpoints
 from knee_tune.planning.plan import TrainPlan
 from knee_tune.planning.step_note import StepNote
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.training.checkpoint import run_fingerprint, save_checkpoint
 from knee_tune.training.evaluation import columns, means, non_finite
 from knee_tune.training.fused import FusedModels

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Done
 from knee_tune.planning.plan import Plan
-from knee_tune.tasks.base import Split
-from knee_tune.tasks.classifier import Examples
-from knee_tune.tasks.digits.task import SIDE, DigitsTask
+from knee_tune.tasks.base import Examples, Split
 from knee_tune.tasks.registry import TASKS, TaskEntry
+from knee_tune.tasks.tabular.task import SIDE, DigitsTask
 from knee_tune.worker import job
 
 KILL_AT = "kill-at"
@@ -22,7 +21,9 @@ KILL_AT = "kill-at"
 
 
 def _entry(task: str) -> TaskEntry:
-    return TaskEntry(recipe="knee_tune.tasks.digits.recipe:DigitsRecipe", task=f"{__name__}:{task}")
+    return TaskEntry(
+        recipe="knee_tune.tasks.tabular.recipe:DigitsRecipe", task=f"{__name__}:{task}"
+    )
 
 
 ENTRIES = {

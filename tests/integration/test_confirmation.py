@@ -35,7 +35,7 @@ from knee_tune.reporting.report import StudyReport
 from knee_tune.specs.confirmation import Confirmation
 from knee_tune.specs.study import FRESH_SEEDS
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tasks.tabular.classifier import TabularTask
+from knee_tune.tasks.tabular.task import TabularTask
 from knee_tune.tracking.store import connect, local_store
 from tests.mlflow_stores import new_home
 

@@ -14,9 +14,8 @@ from knee_tune.distributed.group import Group
 from knee_tune.distributed.protocol import Channel, Decision, Done, Report
 from knee_tune.planning.plan import Placement, Replica, Schedule, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
-from knee_tune.tasks.digits.recipe import DigitsRecipe
-from knee_tune.tasks.digits.task import DigitsTask
-from knee_tune.tasks.tabular.recipe import MlpSize
+from knee_tune.tasks.tabular.recipe import DigitsRecipe, MlpSize
+from knee_tune.tasks.tabular.task import DigitsTask
 from knee_tune.training import loop
 from knee_tune.training.fusable import why_unfusable
 from knee_tune.worker import ENTRY, job

@@ -20,9 +20,9 @@ from knee_tune.distributed.protocol import Channel, Decision, Failure, Outcome, 
 from knee_tune.errors import UserError
 from knee_tune.planning.plan import Placement, TrainPlan, TrunkPlan
 from knee_tune.schedules import Knee
-from knee_tune.tasks.vision.imagenet.prepare import PreparedIndex, prepare
-from knee_tune.tasks.vision.imagenet.recipe import ImageNetRecipe
-from knee_tune.tasks.vision.imagenet.task import ImageNetTask
+from knee_tune.tasks.vision.imagenet import ImageNetTask
+from knee_tune.tasks.vision.imagenet_index import PreparedIndex, prepare
+from knee_tune.tasks.vision.recipe import ImageNetRecipe
 from knee_tune.training.checkpoint import WEIGHTS
 from knee_tune.worker import ENTRY
 from knee_tune.worker.job import run_job
@@ -343,7 +343,7 @@ def test_a_branch_in_the_middle_of_an_epoch_is_the_uninterrupted_run(
 
 @pytest.fixture(scope="module")
 def forkserver() -> Iterator[ForkserverRunner]:
-    runner = ForkserverRunner(ENTRY, preload=["knee_tune.tasks.vision.imagenet.task"])
+    runner = ForkserverRunner(ENTRY, preload=["knee_tune.tasks.vision.imagenet"])
     yield runner
     runner.close()
 

@@ -20,11 +20,10 @@ pytest.importorskip("fairseq", reason="needs the translation extra")
 
 from knee_tune.distributed.group import Group
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.generation import tokenised_bleu
 from knee_tune.tasks.translation.prepare import prepare
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
-from knee_tune.tasks.translation.task import Batch, TranslationTask
+from knee_tune.tasks.translation.task import Batch, TranslationTask, tokenised_bleu
 
 SIZE = {"encoder_layers": 1, "decoder_layers": 1, "embed_dim": 16, "ffn_dim": 32, "heads": 2}
 RECIPE: dict[str, Any] = {

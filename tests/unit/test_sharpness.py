@@ -14,7 +14,7 @@ from knee_tune.analysis.sharpness import sharpness
 from knee_tune.analysis.training_loss import TrainingLoss, flat, full_precision, parts
 from knee_tune.distributed.group import Group
 from knee_tune.specs.analyses import Sharpness
-from knee_tune.tasks.classifier import Examples
+from knee_tune.tasks.base import Examples
 
 SHIFT = torch.tensor([0.5, -2.0])
 

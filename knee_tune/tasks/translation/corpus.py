@@ -3,7 +3,7 @@
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from knee_tune.errors import UserError, disk_trouble, first_line
-from knee_tune.tasks.translation.text import every, segment_text, talk_text
 
 Kind = Literal["raw", "tok", "bpe", "xml", "binarized"]
 """Plain text, tokenized, cut by BPE, the TED archive's tagged files, fairseq's binary files."""
@@ -28,7 +27,12 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 _CODES = ("bpe.codes", "code", "codes")
 # The recipe's test set: these five, in this order, of all the sets in the archive.
 _RECIPE_TESTS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+_DROPPED_TAGS = ("<url>", "<talkid>", "<keywords>")
+_KEPT_TAGS = re.compile(r"</?(?:title|description)>")
+_SEGMENT = re.compile(r'<seg id="[0-9]*">\s*')
+_SEGMENT_END = re.compile(r"\s*</seg>\s*")
 _SNIFFED_LINES = 1000
+_HELD_OUT = 23
 MOST_TEXT = 8_000_000_000
 """Bytes that a packed text file may hold."""
 
@@ -324,13 +328,26 @@ def _hint(folder: Path, wanted: str) -> str:
     return f" (nearest: {near[0]})" if near else ""
 
 
+def talk_text(lines: Iterable[str]) -> Iterator[str]:
+    """Text of a ``train.tags`` file of the TED archive: no addresses, ids and keywords."""
+    for line in lines:
+        if not any(tag in line for tag in _DROPPED_TAGS):
+            yield _KEPT_TAGS.sub("", line)
+
+
+def segment_text(lines: Iterable[str]) -> Iterator[str]:
+    """Text of the ``<seg>`` lines of a dev or test XML file of the TED archive."""
+    for line in lines:
+        if "<seg id" in line:
+            yield _SEGMENT_END.sub("", _SEGMENT.sub("", line)).replace("’", "'")
+
+
 def split_off(
     source: list[str], target: list[str]
 ) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    """(rest, held out) of a parallel text: every 23rd pair is held out, as in the recipe."""
-    rest, held_out = every(zip(source, target, strict=True), 23)
-    return _unzip(rest), _unzip(held_out)
-
-
-def _unzip(pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    return [source for source, _ in pairs], [target for _, target in pairs]
+    """(rest, held out) of a parallel text: pairs 23, 46, ... are held out, as in the recipe."""
+    held_out = source[_HELD_OUT - 1 :: _HELD_OUT], target[_HELD_OUT - 1 :: _HELD_OUT]
+    rest = list(source), list(target)
+    for side in rest:
+        del side[_HELD_OUT - 1 :: _HELD_OUT]
+    return rest, held_out

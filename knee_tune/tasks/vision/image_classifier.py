@@ -1,7 +1,8 @@
-"""What tasks on images have in common: their loss, their scores, how they evaluate and predict."""
+"""Loss, scores, evaluation and prediction that the tasks on images share."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -12,8 +13,7 @@ from torch.nn import functional as F
 
 from knee_tune.distributed.group import Group
 from knee_tune.specs.recipe import Recipe
-from knee_tune.tasks.base import Split, Task
-from knee_tune.tasks.classifier import Classifier, Examples
+from knee_tune.tasks.base import Classifier, Examples, Split, Task
 
 T = TypeVar("T", bound=Recipe)
 
@@ -67,3 +67,22 @@ def class_scores(
     scores = [model(normalised(some.to(device))).cpu() for some in parts]
     answers: NDArray[np.float32] = torch.cat(scores).float().numpy()
     return answers
+
+
+Colour = tuple[float, float, float]
+"""Red, green and blue, 1 at their fullest."""
+
+
+def normalise(pixels: Tensor, *, mean: Colour, std: Colour) -> Tensor:
+    """Images (n, h, w, 3) uint8 as (n, 3, h, w) float32, channels last in memory."""
+    n, height, width, _ = pixels.shape
+    # Whole rows at a time: to repeat three numbers along the last dimension is slow on a CPU.
+    rows = pixels.float().reshape(n, height, 3 * width)
+    rows.sub_(_row(mean, width, rows.device)).div_(_row(std, width, rows.device))
+    return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
+
+
+@cache
+def _row(colour: Colour, width: int, device: torch.device) -> Tensor:
+    """A row of pixels of one colour, (3 * width,) from 0 to 255; copied to a device once."""
+    return torch.tensor(colour, device=device).mul(255).repeat(width)
