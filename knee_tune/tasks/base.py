@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from knee_tune.distributed.group import Group
 from knee_tune.specs.recipe import Recipe
@@ -132,10 +133,12 @@ Examples = tuple[Tensor, Tensor]
 
 
 class Classifier(ABC):
-    """A task whose model maps inputs to class scores (n, classes).
+    """A task whose model maps inputs to class scores (n, classes); named before other bases."""
 
-    Its ``loss(model, (inputs, labels))`` is the summed cross-entropy.
-    """
+    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
+        """Summed cross-entropy and the number of examples."""
+        inputs, labels = batch
+        return F.cross_entropy(model(inputs), labels, reduction="sum"), len(labels)
 
     @abstractmethod
     def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:

@@ -21,7 +21,7 @@ from knee_tune.tasks.tabular.recipe import BreastCancerRecipe, DigitsRecipe, Tab
 T = TypeVar("T", bound=TabularRecipe)
 
 
-class TabularTask(FusableTask[T], Classifier):
+class TabularTask(Classifier, FusableTask[T]):
     """Classification of the rows of a table with a multilayer perceptron, all rows in memory.
 
     One fixed shuffle cuts the table into ``splits``; the study's seed never moves a row from one to
@@ -95,11 +95,6 @@ class TabularTask(FusableTask[T], Classifier):
                         strict=True,
                     )
                 )
-
-    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
-        """Summed cross-entropy and the number of examples."""
-        rows, labels = batch
-        return F.cross_entropy(model(rows), labels, reduction="sum"), len(labels)
 
     def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
         """One batch: scaled rows, not augmented, with the seed's noisy labels."""

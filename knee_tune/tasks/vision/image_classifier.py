@@ -1,4 +1,4 @@
-"""Loss, scores, evaluation and prediction that the tasks on images share."""
+"""Scores, evaluation and prediction that the tasks on images share."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from knee_tune.tasks.base import Classifier, Examples, Split, Task
 T = TypeVar("T", bound=Recipe)
 
 
-class ImageClassifier(Task[T], Classifier):
+class ImageClassifier(Classifier, Task[T]):
     """Images (n, 3, height, width) float32, channels last in memory, and labels (n,) int64."""
 
     same_shapes = True
@@ -26,11 +26,6 @@ class ImageClassifier(Task[T], Classifier):
     @abstractmethod
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
         """This rank's part of ``split``, on ``group.device``, with nothing augmented."""
-
-    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
-        """Summed cross-entropy and the number of images."""
-        images, labels = batch
-        return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
 
     def score(self, scores: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
         """Every metric of the recipe, summed over a batch of class scores (n, classes)."""

@@ -10,10 +10,7 @@ from torchvision.models import get_model, list_models
 from torchvision.models.resnet import ResNet
 
 from knee_tune.errors import UserError, first_line
-from knee_tune.tasks.vision.recipe import NetworkChoice
-
-PUBLISHED_WIDTH = 64
-"""Channels of the first stage of every published ResNet."""
+from knee_tune.tasks.vision.recipe import PUBLISHED_WIDTH, NetworkChoice
 
 
 class StagedResNet(nn.Module):

@@ -13,7 +13,8 @@ from knee_tune.specs.space import PositiveLR
 Stem = Literal["cifar", "imagenet"]
 
 _RESNET = re.compile(r"(wide_)?resnet\d|resnext\d")
-_WIDTH = 64
+PUBLISHED_WIDTH = 64
+"""Channels of the first stage of every published ResNet."""
 
 _NARROWEST = 8
 """Of fewer input channels, oneDNN's strided 1x1 convolutions (torch 2.14, CPU, channels last) write
@@ -37,7 +38,7 @@ class NetworkChoice(Spec):
         "convolution of stride 1 without pooling (cifar)",
     )
     width: int = Field(
-        default=_WIDTH,
+        default=PUBLISHED_WIDTH,
         ge=_NARROWEST,
         description="channels of the first stage; other than 64: ResNets only",
     )
@@ -58,7 +59,9 @@ class NetworkChoice(Spec):
             raise ValueError(
                 f"stem=cifar is for ResNets; {self.name} has its own: write model={self.name}"
             )
-        if self.width != _WIDTH and (not is_resnet(self.name) or self.name.startswith("resnext")):
+        if self.width != PUBLISHED_WIDTH and (
+            not is_resnet(self.name) or self.name.startswith("resnext")
+        ):
             raise ValueError(
                 f"width={self.width} is for ResNets; {self.name} has its own: "
                 f"write model={self.name}"
