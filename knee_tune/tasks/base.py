@@ -110,7 +110,7 @@ class FusableTask(Task[R]):
 
     @abstractmethod
     def score(self, model: nn.Module, batch: Any) -> tuple[Mapping[str, Tensor], float]:
-        """Every metric summed over a batch, and the count (examples) that makes it a mean."""
+        """Sums of the metrics over a batch, and the count (examples) that makes them means."""
 
     def evaluate(
         self, model: nn.Module, group: Group, *, split: Split, final: bool

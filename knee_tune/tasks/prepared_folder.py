@@ -44,7 +44,7 @@ class FileRecord(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSet(ABC):
-    """What a preparation did: for people and, as it is, for JSON."""
+    """Result of a preparation, as commands show it and print it as JSON."""
 
     folder: Path
     name: str
@@ -56,7 +56,7 @@ class PreparedSet(ABC):
 
     @abstractmethod
     def contents(self) -> str:
-        """What is in it, in a few words."""
+        """Sizes of the set, in a few words."""
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:
@@ -66,7 +66,7 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
-    """Every file in ``folder`` (but the manifest) with its checksum, and the fingerprint of all."""
+    """Checksums of the files in ``folder`` (but the manifest), and the fingerprint of all."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST:

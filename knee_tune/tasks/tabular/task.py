@@ -62,7 +62,7 @@ class TabularTask(Classifier, FusableTask[T]):
         return digest.hexdigest()[:16], {name: len(y) for name, (_, y) in self._scaled.items()}
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size."""
+        """Number of whole batches, the same for every world size."""
         return len(self._scaled["train"][1]) // self.recipe.batch_size
 
     def build_model(self) -> nn.Module:
@@ -165,16 +165,16 @@ class DigitsTask(TabularTask[DigitsRecipe]):
     split_seed = 1797
 
     def read(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """All 1,797 images and the digits on them."""
+        """Read all 1,797 images and their digits."""
         images, labels = load_digits(return_X_y=True)
         return images, labels
 
     def scaled(self, rows: Tensor) -> Tensor:
-        """Every pixel in [0, 1]."""
+        """Pixels in [0, 1]."""
         return rows / 16
 
     def views(self, rows: Tensor) -> Tensor:
-        """Every shifted version of the images, (shifts, n, 64)."""
+        """Shifted versions of the images, (shifts, n, 64)."""
         reach = self.recipe.shift
         padded = F.pad(rows.view(-1, SIDE, SIDE), (reach,) * 4)
         offsets = range(2 * reach + 1)
@@ -198,6 +198,6 @@ class BreastCancerTask(TabularTask[BreastCancerRecipe]):
     split_seed = 569
 
     def read(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """All 569 cases."""
+        """Read all 569 cases."""
         features, labels = load_breast_cancer(return_X_y=True)
         return features, labels

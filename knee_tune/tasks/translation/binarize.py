@@ -145,7 +145,7 @@ def read_binarized(prefix: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 
 def finished(folder: Path, request: Mapping[str, Any], *, force: bool = False) -> Manifest | None:
-    """The manifest of the set in ``folder`` if it answers ``request``; None if it is to be made.
+    """Manifest of the set in ``folder`` if it answers ``request``; None if it is to be made.
 
     UserError if another set is there, unless ``force``.
     """

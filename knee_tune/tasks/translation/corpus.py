@@ -39,7 +39,7 @@ MOST_TEXT = 8_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Where a corpus is: for every split, the files of the source and of the target side.
+    """Files of a corpus: those of the source and of the target side, for every split.
 
     A split may have several files a side (they are joined) or be absent (it is then taken from
     the training text). Text may be packed by gzip.
@@ -55,7 +55,7 @@ class Corpus:
     """Which files were taken where their names are not the usual ones."""
 
     def files(self) -> tuple[Path, ...]:
-        """Every file that the corpus is read from."""
+        """Files that the corpus is read from."""
         sides = chain.from_iterable(chain.from_iterable(self.splits.values()))
         return (*sides, *((self.codes,) if self.codes else ()))
 
@@ -69,7 +69,7 @@ def find_corpus(
     prefixes: Mapping[str, str] | None = None,
     codes: Path | None = None,
 ) -> Corpus:
-    """The corpus of a language pair in ``folder``.
+    """Find the corpus of a language pair in ``folder``.
 
     ``prefixes`` (split -> file name without the language, ``my/train`` for ``my/train.de``) says
     where the splits are; without them the usual names are tried, the most useful kind first.
@@ -314,7 +314,7 @@ def _by_year(path: Path) -> tuple[str, str]:
 
 
 def _sniff(path: Path) -> Kind:
-    """What plain text looks like: cut by BPE, tokenized (sentence ends stand alone) or raw."""
+    """Kind of plain text: cut by BPE, tokenized (sentence ends stand alone) or raw."""
     lines = read_lines(path)[:_SNIFFED_LINES]
     if any("@@ " in line for line in lines):
         return "bpe"
@@ -345,7 +345,7 @@ def segment_text(lines: Iterable[str]) -> Iterator[str]:
 def split_off(
     source: list[str], target: list[str]
 ) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    """(rest, held out) of a parallel text: pairs 23, 46, ... are held out, as in the recipe."""
+    """Split parallel text into (rest, held out): pairs 23, 46, ..., as in fairseq's recipe."""
     held_out = source[_HELD_OUT - 1 :: _HELD_OUT], target[_HELD_OUT - 1 :: _HELD_OUT]
     rest = list(source), list(target)
     for side in rest:

@@ -65,7 +65,7 @@ class PreparedCorpus(PreparedSet):
     """Held-out pairs whose source sentence also occurs in the training text."""
 
     def contents(self) -> str:
-        """What is in it, in a few words."""
+        """Sizes of the set, in a few words."""
         pairs = ", ".join(f"{count:,} {split}" for split, count in self.pairs.items())
         words = ", ".join(f"{count:,} {language}" for language, count in self.vocabulary.items())
         left_out = f"; {self.dropped:,} training pairs left out by cleaning" if self.dropped else ""
@@ -240,7 +240,7 @@ def _held_out(text: Mapping[str, Text], corpus: Corpus) -> dict[str, Text]:
 
 
 def _taken_from_training(text: Mapping[str, Text], corpus: Corpus) -> Iterator[str]:
-    """What was held out of the training text for want of files; the TED archive is meant so."""
+    """Warnings of splits that were held out of the training text; the TED archive is meant so."""
     for split in ("valid", "test"):
         if split not in corpus.splits and corpus.kind != "xml":
             yield (

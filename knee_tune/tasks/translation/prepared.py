@@ -19,7 +19,7 @@ _AGAIN = "run 'knee-tune data prepare ... --force', or remove the folder to have
 
 
 class Manifest(Spec):
-    """What a prepared set is and where it came from."""
+    """Contents and origin of a prepared set."""
 
     format: int = 1
     name: str

@@ -119,7 +119,7 @@ def _tokenize_chunk(chunk: tuple[Sequence[str], str, bool]) -> list[str]:
 
 
 def is_clean(source: str, target: str) -> bool:
-    """Whether a tokenized training pair stays: not empty, not too long, of similar lengths."""
+    """Check a tokenized training pair: not empty, not too long, of similar lengths."""
     shorter, longer = sorted((len(source.split()), len(target.split())))
     return shorter >= 1 and longer <= MOST_TOKENS and longer <= HIGHEST_RATIO * shorter
 

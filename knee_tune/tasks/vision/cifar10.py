@@ -51,7 +51,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         return manifest.fingerprint[:16], {name: len(y) for name, (_, y) in self._splits.items()}
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size.
+        """Number of whole batches, the same for every world size.
 
         UserError if a rank's micro-batch may be one image: BatchNorm compares the images of one.
         """

@@ -129,7 +129,7 @@ def download(folder: Path) -> Images:
 
 
 def _read_arrays(path: Path, files: list[Path]) -> Images:
-    """Of an .npz file unpacked to ``path``; mapped, since a header may claim any size."""
+    """Read the arrays of an unpacked .npz file; mapped, since a header may claim any size."""
     try:
         arrays = {
             file.stem: np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
@@ -216,7 +216,7 @@ class _Array:
 
 
 def _latin1(text: str, encoding: Any) -> bytes:
-    """How newer pickles write bytes."""
+    """Bytes as newer pickles write them."""
     if _text(encoding) not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in {encoding!r}")
     return text.encode("latin-1")

@@ -28,7 +28,7 @@ class ImageClassifier(Classifier, Task[T]):
         """This rank's part of ``split``, on ``group.device``, with nothing augmented."""
 
     def score(self, scores: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
-        """Every metric of the recipe, summed over a batch of class scores (n, classes)."""
+        """Sums of the recipe's metrics over a batch of class scores (n, classes)."""
         return {
             "loss": F.cross_entropy(scores, labels, reduction="sum"),
             "accuracy": 100 * (scores.argmax(1) == labels).sum(),

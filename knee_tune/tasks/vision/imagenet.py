@@ -61,7 +61,7 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
         }
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size; UserError if there is none.
+        """Number of whole batches, the same for every world size; UserError if there is none.
 
         A rank's micro-batch has two images at least: BatchNorm compares the images of one.
         """

@@ -62,12 +62,12 @@ class Files:
         return len(self.labels)
 
     def path(self, root: Path, index: int) -> Path:
-        """Where the image lies below ``root``, its train/ or val/ folder."""
+        """Path of the image below ``root``, its train/ or val/ folder."""
         return root / os.fsdecode(self.names[index])
 
 
 class IndexManifest(Spec):
-    """What an index lists and where those images are."""
+    """Contents of an index, and the folder of its images."""
 
     format: int = 1
     name: str
@@ -84,13 +84,13 @@ class IndexManifest(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder of images holds."""
+    """Images of a folder, by class."""
 
     classes: tuple[str, ...]
     folders: Mapping[str, Files]
 
     def fingerprint(self) -> str:
-        """See :class:`IndexManifest`."""
+        """Digest of all names, classes and file sizes."""
         digest = sha256("/".join(self.classes).encode())
         for name in FOLDERS:
             files = self.folders[name]
@@ -218,7 +218,7 @@ class PreparedIndex(PreparedImages):
     classes: int
 
     def contents(self) -> str:
-        """What is in it, in a few words."""
+        """Sizes of the set, in a few words."""
         return f"{super().contents()} of {self.classes:,} classes in {self.root}"
 
 
@@ -278,7 +278,7 @@ def prepare(
 
 
 def _check_headers(listing: Listing, root: Path, progress: Callable[[str, float], None]) -> None:
-    """UserError for the first file that does not begin as an image does."""
+    """Read every header; UserError for the first file that does not begin as an image does."""
     paths = list(_paths(listing, root))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for begin in range(0, len(paths), 1000):
@@ -296,7 +296,7 @@ def _paths(listing: Listing, root: Path) -> Iterator[Path]:
 
 
 def _problem(path: Path) -> str:
-    """What is wrong with an image file, as far as its header tells; empty: nothing."""
+    """Problem of an image file, as far as its header tells; empty: none."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return "" if min(image.size) > 0 else f"{path}: no pixels in it"

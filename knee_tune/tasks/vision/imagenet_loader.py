@@ -93,7 +93,7 @@ class Reader(Dataset[Any]):
 def load(
     reader: Reader, requests: Iterable[Request], *, workers: int | None, group: Group
 ) -> Iterator[Examples]:
-    """The batches that are requested, in that order, normalised and on ``group.device``.
+    """Load the requested batches, in that order, normalised and on ``group.device``.
 
     ``workers`` None: this rank's share of the machine's cores, :data:`MOST_WORKERS` of them at
     most. UserError for an unreadable picture.
@@ -128,7 +128,7 @@ def share_of_cores(group: Group) -> int:
 
 
 def _end_with_the_parent(_: int) -> None:
-    """Where the kernel can see to it; elsewhere a worker looks for its parent every few seconds.
+    """Have the kernel end this worker with its rank; elsewhere it looks every few seconds.
 
     Until it ends it holds the rank's line to the driver open, who would wait for it.
     """

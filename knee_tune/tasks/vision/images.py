@@ -38,13 +38,13 @@ class Images:
     test_labels: NDArray[np.uint8]
 
     def same_as(self, other: "Images") -> bool:
-        """Whether all images and labels are the same."""
+        """Compare all images and labels."""
         names = [field.name for field in fields(self)]
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
 class ImageManifest(Spec):
-    """What a prepared set of images is and where it came from."""
+    """Contents and origin of a prepared set of images."""
 
     format: int = 1
     name: str
@@ -115,5 +115,5 @@ class PreparedImages(PreparedSet):
     images: Mapping[str, int]
 
     def contents(self) -> str:
-        """What is in it, in a few words."""
+        """Sizes of the set, in a few words."""
         return ", ".join(f"{count:,} {part}" for part, count in self.images.items()) + " images"
