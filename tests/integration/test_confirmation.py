@@ -33,7 +33,7 @@ from knee_tune.records.findings import Confirmation
 from knee_tune.report.answer import study_note
 from knee_tune.report.report import StudyReport
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tasks.tabular.classifier import TabularTask
+from knee_tune.tasks.tabular.task import TabularTask
 from knee_tune.tracking.store import connect, local_store
 from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 from tests.mlflow_stores import new_home
