@@ -127,7 +127,7 @@ def steady(value: Any) -> Any:
     if isinstance(value, list):
         return [steady(each) for each in value]
     if isinstance(value, str):
-        return re.sub(r"\b[0-9a-f]{8,64}\b|/\S+|\d{4}-\d\d-\d\d\S*|\d+ (s|ms|min)\b", "…", value)
+        return re.sub(r"\b[0-9a-f]{8,64}\b|\S*/\S+|\d{4}-\d\d-\d\d\S*|\d+ (s|ms|min)\b", "…", value)
     return value
 
 
