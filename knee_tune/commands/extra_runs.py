@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from knee_tune.commands.compute import Workshop
+from knee_tune.commands.workers import Workers
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule, TrainPlan
 from knee_tune.records.events import Attached
@@ -104,7 +104,7 @@ class TrainingFor(Protocol):
     """Whom extra runs are trained for: a study that is open, or a budget search."""
 
     @property
-    def workshop(self) -> Workshop:
+    def workers(self) -> Workers:
         """What they are trained with."""
         ...
 
@@ -144,7 +144,7 @@ def train_extra_runs(
     waiting, choosing = list(runs), threading.Lock()
     ends: dict[int, EndedRun] = {}
     slots = Slots(
-        min(opened.workshop.options.slots, max(1, len(runs))), on_interrupt=opened.on_interrupt
+        min(opened.workers.options.slots, max(1, len(runs))), on_interrupt=opened.on_interrupt
     )
     until = float("inf") if timeout is None else time.monotonic() + timeout
 
@@ -182,13 +182,13 @@ class _Training:
         self._events = RunEvents(opened.tracker, run.key)
         self._curve: dict[int, Evaluation] = {}
         """By step: a run that goes on reports its past again."""
-        self._metric = f"valid_{opened.workshop.recipe.objective}"
-        self._watched = f"valid_{opened.workshop.recipe.watched}"
+        self._metric = f"valid_{opened.workers.recipe.objective}"
+        self._watched = f"valid_{opened.workers.recipe.watched}"
 
     def run_in(self, slot: int, follow: Follow) -> EndedRun:
         """Train in that slot; whatever happens, the tracking learns how it ended."""
         opened, run = self._opened, self._run
-        plan = opened.workshop.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
+        plan = opened.workers.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
         started = time.time()
         self._events.started(
             plan,
@@ -201,7 +201,7 @@ class _Training:
             f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps"
         )
         try:
-            result = opened.workshop.trainer.train(
+            result = opened.workers.trainer.train(
                 plan,
                 steps=lambda: extra_steps(opened.study, run.key),
                 on_report=self._on_report,

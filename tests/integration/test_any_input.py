@@ -194,7 +194,7 @@ def _nothing_is_made() -> Iterator[None]:
     places: dict[str, Any] = {
         "knee_tune.cli.commands.app": APP,  # built once: that takes longer than most answers
         "knee_tune.commands.home.Home.create": taken,
-        "knee_tune.commands.compute.ForkserverRunner": NoRunner,
+        "knee_tune.commands.workers.ForkserverRunner": NoRunner,
         "knee_tune.commands.opened.preload": lambda **options: mock.Mock(),
         "knee_tune.commands.look.serve_dashboard": taken,
         "knee_tune.commands.look.examine": lambda **places: (),
