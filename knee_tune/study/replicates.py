@@ -116,7 +116,11 @@ class _Replicate:
         if self._first is None and step != reached:  # while it waits for another it stands still
             self._first = step - 1
             trunk = self._plan.trunk
-            if self._first > reached and trunk is not None and self._first in trunk.knots:
+            if (
+                self._first > reached
+                and trunk is not None
+                and self._first in trunk.checkpoint_steps
+            ):
                 self._crew.watcher.trial_reused(
                     run.number, self._first, replicate=index, origin="trunk"
                 )
@@ -202,7 +206,11 @@ class _FusedTraining:
         if self._first is None and step != reached:  # while it waits for another it stands still
             self._first = step - 1
             trunk = self._plan.trunk
-            if self._first > reached and trunk is not None and self._first in trunk.knots:
+            if (
+                self._first > reached
+                and trunk is not None
+                and self._first in trunk.checkpoint_steps
+            ):
                 self._crew.watcher.trial_reused(
                     run.number, self._first, replicate=0, origin="trunk"
                 )

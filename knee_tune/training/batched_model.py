@@ -1,4 +1,4 @@
-"""A pack: models of one architecture as one batched model (``torch.func``), row by row.
+"""Models of one architecture as one batched model (``torch.func``), row by row.
 
 Every parameter is a tensor (rows, ...); row r of all of them together is one model. Rows never mix:
 the gradient of the summed loss is each row's own, and each row has a LR of its own.
@@ -55,7 +55,7 @@ class _Scores(_Losses):
         return dict(sums)
 
 
-class Pack:
+class BatchedModel:
     """Some rows with their optimizer."""
 
     def __init__(self, task: FusableTask[Any], rows: Rows, placement: Placement) -> None:

@@ -329,8 +329,8 @@ def weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
 def test_a_branch_in_the_middle_of_an_epoch_is_the_uninterrupted_run(
     data: Path, tmp_path: Path
 ) -> None:
-    trunk = TrunkPlan(key="trunk", folder=tmp_path / "trunk", knots=(2,))
-    assert trunk.knots[0] % STEPS
+    trunk = TrunkPlan(key="trunk", folder=tmp_path / "trunk", checkpoint_steps=(2,))
+    assert trunk.checkpoint_steps[0] % STEPS
     whole = plan(data, tmp_path / "whole")
     run_job(whole, Group(), Line())
     run_job(plan(data, tmp_path / "first", total=3, trunk=trunk), Group(), Line())
