@@ -15,7 +15,7 @@ from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
 from knee_tune.records.shown import learning_rate, percent
-from knee_tune.study.events import Ending, RunEvents, Watcher
+from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
 
 
@@ -180,17 +180,14 @@ def _link_or_copy(file: Path, target: Path) -> None:
         os.utime(target)  # it is new: by the file's own time it would be swept as left behind
 
 
-# The end of a trial, told to everybody but Optuna.
-
-
-def record_end(run: TrialRun, ending: Ending, *, events: RunEvents, watcher: Watcher) -> None:
+def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     """Record how a trial ended everywhere but in its state, which Optuna is told next."""
     run.note_steps(pruned=ending.end == "pruned")
     if ending.reason:
         run.note(reason=ending.reason)
-    run.note_link(events.link)
+    run.note_link()
     write_trial_note(run, ending)
-    events.finished(ending, **run.counts)
+    run.events.finished(ending, **run.counts)
     watcher.trial_finished(
         run.number,
         ending.end,
