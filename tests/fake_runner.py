@@ -120,9 +120,7 @@ class FakeRunner(GroupRunner):
 
 @contextmanager
 def ranks_here() -> Iterator[None]:
-    """Every workshop that is opened meanwhile trains in this process."""
-    from knee_tune.commands import compute
-
+    """All workers that are opened meanwhile train in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compute, "ForkserverRunner", lambda *_, **__: FakeRunner())
+        patch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: FakeRunner())
         yield

@@ -21,7 +21,7 @@ TOTAL, EVERY = 100, 10
 
 
 def knee_plan(home: Path, *, knee: int, seed_lr: float = 0.1, name: str = "") -> TrainPlan:
-    """A run of 100 steps that leaves its trunk at ``knee``; knots are at every tenth step."""
+    """A run of 100 steps that leaves its trunk at ``knee``; checkpoints are at every tenth step."""
     key = f"digits-{seed_lr:g}"
     order = TaskOrder(
         task="digits",
@@ -36,7 +36,7 @@ def knee_plan(home: Path, *, knee: int, seed_lr: float = 0.1, name: str = "") ->
         steps_per_evaluation=EVERY,
         checkpoint_dir=home / "checkpoints" / f"{key}-{knee}",
         trunk=TrunkPlan(
-            key=key, folder=home / "trunks" / key, knots=tuple(range(10, knee + 1, 10))
+            key=key, folder=home / "trunks" / key, checkpoint_steps=tuple(range(10, knee + 1, 10))
         ),
     )
 
@@ -69,7 +69,7 @@ class PretendRanks(FakeRunner):
                     self._save(plan.checkpoint_dir, step)
                     if stop:
                         return Done(state="stopped", step=step, first_step=first)
-                if plan.trunk is not None and step in plan.trunk.knots:
+                if plan.trunk is not None and step in plan.trunk.checkpoint_steps:
                     self._save(plan.trunk.folder, step)
         except ArithmeticError as error:
             return Done(state="diverged", step=step, first_step=first, reason=str(error))
@@ -95,14 +95,14 @@ def save_state(folder: Path, step: int, *, size: int = 100) -> None:
 
 
 def newest_step(plan: TrainPlan) -> int:
-    """Where a run starts: at its own newest checkpoint, or at the highest knot of its trunk."""
+    """Where a run starts: at its own newest checkpoint, or at the highest one of its trunk."""
     own = [checkpoint_step(path) for path in checkpoint_paths(plan.checkpoint_dir)]
-    knots = plan.trunk and [
+    shared = plan.trunk and [
         step
         for path in checkpoint_paths(plan.trunk.folder)
-        if (step := checkpoint_step(path)) in plan.trunk.knots
+        if (step := checkpoint_step(path)) in plan.trunk.checkpoint_steps
     ]
-    return max([0, *own, *(knots or [])])
+    return max([0, *own, *(shared or [])])
 
 
 def _report(step: int) -> Report:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from knee_tune.commands.compute import Workshop
+from knee_tune.commands.workers import Workers
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule
 from knee_tune.records.events import Attached
@@ -103,7 +103,7 @@ class TrainingFor(Protocol):
     """Whom extra runs are trained for: a study that is open, or a budget search."""
 
     @property
-    def workshop(self) -> Workshop:
+    def workers(self) -> Workers:
         """What they are trained with."""
         ...
 
@@ -143,7 +143,7 @@ def train_extra_runs(
     waiting, choosing = list(runs), threading.Lock()
     ends: dict[int, EndedRun] = {}
     slots = Slots(
-        min(opened.workshop.options.slots, max(1, len(runs))), on_interrupt=opened.on_interrupt
+        min(opened.workers.options.slots, max(1, len(runs))), on_interrupt=opened.on_interrupt
     )
     until = float("inf") if timeout is None else time.monotonic() + timeout
 
@@ -180,8 +180,8 @@ class _ExtraTraining(RunTraining):
         brief: bool,
     ) -> None:
         super().__init__(
-            opened.workshop.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot),
-            trainer=opened.workshop.trainer,
+            opened.workers.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot),
+            trainer=opened.workers.trainer,
             on_line=watcher.line,
             raise_if_stopped=slots.raise_if_stopped,
         )
@@ -190,8 +190,8 @@ class _ExtraTraining(RunTraining):
         self._events = RunEvents(opened.tracker, run.key)
         self._curve: dict[int, Evaluation] = {}
         """By step: a run that goes on reports its past again."""
-        self._metric = f"valid_{opened.workshop.recipe.objective}"
-        self._watched = f"valid_{opened.workshop.recipe.watched}"
+        self._metric = f"valid_{opened.workers.recipe.objective}"
+        self._watched = f"valid_{opened.workers.recipe.watched}"
 
     def end(self, follow: Follow) -> EndedRun:
         """Train; whatever happens, the tracking learns how it ended."""

@@ -75,26 +75,26 @@ def trunk_key(
     return f"{order.task}-{digest_of(parts)}"
 
 
-def shared_knots(
+def shared_steps(
     schedule: Exploring, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
 ) -> tuple[int, ...]:
     """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same."""
     measured = list(evaluation_steps)
     own = schedule.knee_step
     return tuple(
-        knot
-        for knot in sorted({*knees, own})
-        if 0 < knot <= own and measured_alike(knot, measured, every=every)
+        step
+        for step in sorted({*knees, own})
+        if 0 < step <= own and measured_alike(step, measured, every=every)
     )
 
 
-def measured_alike(knot: int, evaluation_steps: Iterable[int], *, every: int) -> bool:
-    """Whether these evaluations are those of every budget up to the step ``knot``.
+def measured_alike(last: int, evaluation_steps: Iterable[int], *, every: int) -> bool:
+    """Whether these evaluations are those of every budget up to the step ``last``.
 
     Near its end a budget shifts its evaluations (see ``TrainPlan.evaluation_steps``), and what is
     measured and kept is part of a run's state.
     """
-    return [step for step in evaluation_steps if step <= knot] == [*range(every, knot + 1, every)]
+    return [step for step in evaluation_steps if step <= last] == [*range(every, last + 1, every)]
 
 
 def digest_of(parts: dict[str, Any]) -> str:

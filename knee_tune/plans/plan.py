@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from knee_tune.config.recipe import Spec
 from knee_tune.config.study import Analysis
@@ -85,10 +85,15 @@ class TaskFacts(Spec):
 class TrunkPlan(Spec):
     """Where a run's trunk is kept, and which of its states are worth keeping."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     key: str = Field(description="see :func:`knee_tune.plans.identity.trunk_key`")
-    folder: Path = Field(description="starts from the highest sound knot in here")
-    knots: tuple[int, ...] = Field(
-        description="steps after which the state is saved, ascending; none beyond the run's knee"
+    folder: Path = Field(description="starts from the highest sound checkpoint in here")
+    # Plans that studies keep call them knots.
+    checkpoint_steps: tuple[int, ...] = Field(
+        validation_alias=AliasChoices("checkpoint_steps", "knots"),
+        serialization_alias="knots",
+        description="steps after which the state is saved, ascending; none beyond the run's knee",
     )
 
 

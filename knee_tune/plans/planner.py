@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol, TypeVar
 from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, Recipe
 from knee_tune.config.study import ReferenceRow
 from knee_tune.errors import UserError
-from knee_tune.plans.identity import shared_knots, trunk_key
+from knee_tune.plans.identity import shared_steps, trunk_key
 from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.records.shown import percent
 from knee_tune.schedules import (
@@ -192,8 +192,8 @@ def on_trunk(
         for other in others
         if isinstance(other, Exploring) and other.seed_lr == own.seed_lr
     }
-    knots = shared_knots(own, knees, plan.evaluation_steps(), every=every)
-    trunk = TrunkPlan(key=key, folder=trunks / key, knots=knots)
+    steps = shared_steps(own, knees, plan.evaluation_steps(), every=every)
+    trunk = TrunkPlan(key=key, folder=trunks / key, checkpoint_steps=steps)
     return plan.model_copy(update={"trunk": trunk})
 
 

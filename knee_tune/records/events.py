@@ -100,7 +100,7 @@ class Attached(Spec):
     """An artifact of a trial (``key``) or of the study (None): exactly one kind of content.
 
     A ``file`` must stay where it is until it is sent. A ``figure`` is a plotly figure as a dict;
-    its page is small because it loads plotly.js from the web, unless it is ``offline`` (5 MB).
+    its page is small because it loads plotly.js from the web.
     """
 
     kind: Literal["attached"] = "attached"
@@ -109,7 +109,9 @@ class Attached(Spec):
     file: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     text: str | None = None
     figure: dict[str, Any] | None = None
-    offline: bool = False
+    offline: Literal[False] = Field(
+        default=False, exclude=True, description="in outboxes of earlier versions; never true"
+    )
 
     @model_validator(mode="after")
     def _one_content(self) -> "Attached":

@@ -304,10 +304,10 @@ class Trainer:
         There is no need for that if the state where it leaves is known, or becomes known while we
         wait. From then on the run adds nothing to the store, which is kept within its limit.
         """
-        if self._trunks is None or plan.trunk is None or not plan.trunk.knots:
+        if self._trunks is None or plan.trunk is None or not plan.trunk.checkpoint_steps:
             yield lambda step: None
             return
-        trunk, leaves = plan.trunk, plan.trunk.knots[-1]
+        trunk, leaves = plan.trunk, plan.trunk.checkpoint_steps[-1]
 
         def known() -> bool:
             own = checkpoint_paths(plan.checkpoint_dir)

@@ -71,7 +71,7 @@ def write_note(path: Path, note: Spec) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knot:
+class TrunkCheckpoint:
     """One checkpoint of a trunk."""
 
     trunk: str
@@ -84,16 +84,18 @@ class Knot:
     """Whether its trunk is being trained: then it stays."""
 
 
-def to_drop(knots: Iterable[Knot], *, limit: int) -> list[Knot]:
+def to_drop(checkpoints: Iterable[TrunkCheckpoint], *, limit: int) -> list[TrunkCheckpoint]:
     """The checkpoints to drop, in order, until what is left takes at most ``limit`` bytes.
 
     First goes the one with the smallest distance to the next lower checkpoint of its trunk, which
     is what a run has to train again, over ``sqrt(1 + idle)``. Sizes do not enter: where a
     checkpoint is big, a step is dear, too.
     """
-    kept = sorted(knots, key=lambda knot: (knot.trunk, knot.step))
-    scores = [_score(lower, knot) for lower, knot in zip([None, *kept], kept, strict=False)]
-    size = sum(knot.size for knot in kept)
+    kept = sorted(checkpoints, key=lambda checkpoint: (checkpoint.trunk, checkpoint.step))
+    scores = [
+        _score(lower, checkpoint) for lower, checkpoint in zip([None, *kept], kept, strict=False)
+    ]
+    size = sum(checkpoint.size for checkpoint in kept)
     dropped = []
     while size > limit and (lowest := min(scores)) < math.inf:
         index = scores.index(lowest)
@@ -105,11 +107,11 @@ def to_drop(knots: Iterable[Knot], *, limit: int) -> list[Knot]:
     return dropped
 
 
-def _score(lower: Knot | None, knot: Knot) -> float:
-    if knot.in_use:
+def _score(lower: TrunkCheckpoint | None, checkpoint: TrunkCheckpoint) -> float:
+    if checkpoint.in_use:
         return math.inf
-    start = lower.step if lower is not None and lower.trunk == knot.trunk else 0
-    return (knot.step - start) / math.sqrt(1 + knot.idle)
+    start = lower.step if lower is not None and lower.trunk == checkpoint.trunk else 0
+    return (checkpoint.step - start) / math.sqrt(1 + checkpoint.idle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,19 +194,20 @@ class TrunkStore:
             if sum(entry.size for entry in entries) <= self.limit:
                 return 0
             uses = self.note.uses
-            knots = []
+            checkpoints = []
             for entry in entries:
                 lock = self.lock(entry.key)
                 locks.callback(lock.release)
                 idle = uses - entry.note.use if entry.note else uses
                 in_use = not try_lock(lock)
-                knots += [
-                    Knot(trunk=entry.key, step=step, size=size, idle=idle, in_use=in_use)
+                checkpoints += [
+                    TrunkCheckpoint(trunk=entry.key, step=step, size=size, idle=idle, in_use=in_use)
                     for step, size in entry.sizes.items()
                 ]
-            dropped = to_drop(knots, limit=self.limit)
+            dropped = to_drop(checkpoints, limit=self.limit)
             self._remove(
-                checkpoint_path(self.root / knot.trunk, step=knot.step) for knot in dropped
+                checkpoint_path(self.root / checkpoint.trunk, step=checkpoint.step)
+                for checkpoint in dropped
             )
             return len(dropped)
 

@@ -142,7 +142,7 @@ def wanted(
 class TrunkOrderedGridSampler(PointSampler):
     """Every point of the grid once, seed LR by seed LR, the longest explore phase first.
 
-    The first trial of a seed LR trains its whole trunk and leaves every knot; the others branch
+    The first trial of a seed LR trains its whole trunk and leaves its states; the others branch
     from it. They have to wait for it, so whoever asks while a trial of that seed LR is running
     takes the next seed LR that nobody trains. Only when every seed LR with points left is being
     trained does it join one, the one with the fewest running trials.

@@ -88,7 +88,8 @@ class RunTraining(ABC):
         if self._first is None and step != reached:  # while it waits for another it stands still
             self._first = step - 1
             trunk = self.plan.trunk
-            if self._first > reached and trunk is not None and self._first in trunk.knots:
+            trunk_steps = () if trunk is None else trunk.checkpoint_steps
+            if self._first > reached and self._first in trunk_steps:
                 self._branched(self._first)
         self._progressed(step)
 

@@ -84,7 +84,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home:
         else:
             import plotly.io  # slow to import
 
-            plotly.io.write_html(artifact.figure, path, include_plotlyjs=artifact.offline or "cdn")
+            plotly.io.write_html(artifact.figure, path, include_plotlyjs="cdn")
         home.stat()  # which MLflow would make anew
         client.log_artifact(run_id, str(path), folder or None)
 

@@ -1,4 +1,4 @@
-"""A pack: models of one architecture as one batched model (``torch.func``), row by row.
+"""Models of one architecture as one batched model (``torch.func``), row by row.
 
 Every parameter is a tensor (rows, ...); row r of all of them together is one model. Rows never mix:
 the gradient of the summed loss is each row's own, and each row has a LR of its own.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from knee_tune.plans.plan import Placement
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask
 from knee_tune.tasks.seeding import stream_seed
 from knee_tune.training.learner import autocast
 from knee_tune.training.optimizer import build_optimizer, step_each
@@ -55,7 +55,7 @@ class _Scores(_Losses):
         return dict(sums)
 
 
-class Pack:
+class BatchedModel:
     """Some rows with their optimizer."""
 
     def __init__(self, task: FusableTask[Any], rows: Rows, placement: Placement) -> None:

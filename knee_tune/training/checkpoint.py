@@ -1,7 +1,7 @@
 """Checkpoints: a folder appears whole or not at all, and is loaded without pickle.
 
 ``step-00001200/{state.pt, weights.safetensors, manifest.json}`` in a run's checkpoint folder, or
-in a trunk's, where it is called a knot. The weights are the kept ones of a run that keeps its
+in a trunk's. The weights are the kept ones of a run that keeps its
 best. The manifest holds the checksums and whose state it is; the folder gets its name by a rename
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
@@ -169,7 +169,9 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
     """
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
-    draft.unlink(missing_ok=True)  # a killed run may have left a link to a knot's weights
+    draft.unlink(
+        missing_ok=True
+    )  # a killed run may have left a link to a trunk checkpoint's weights
     save_model(model, str(draft))
     if durable:
         _sync(draft)
@@ -248,15 +250,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# A run's trunk: the knots that it may start from, and those that it leaves for other branches.
+# A run's trunk: the checkpoints that it may start from, and those that it leaves to other branches.
 #
-# A knot is a checkpoint of warmup and explore, which runs of every explore fraction and budget have
-# in common. Writing one never ends a run, and nothing about them must be right: what a run cannot
-# use it trains itself.
+# A trunk checkpoint is one of warmup and explore, which runs of every explore fraction and budget
+# have in common. Writing one never ends a run, and nothing about them must be right: what a run
+# cannot use it trains itself.
 
 ABANDONED_SECONDS = 3600.0
 
-"""Age from which a half-written knot is nobody's: runs of one trunk write one after the other."""
+"""Age from which a half-written one is nobody's: runs of one trunk write one after the other."""
 
 
 class Trunk:
@@ -267,11 +269,11 @@ class Trunk:
         self._plan, self._trunk, self._say = plan, trunk, say
         self._told = False
 
-    def knots(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """Everything that the run may start from, the highest first, sound or not."""
         sweep_drafts(self._trunk.folder, seconds=ABANDONED_SECONDS)
         found = checkpoint_paths(self._trunk.folder)
-        return [knot for knot in found if self.reaches(checkpoint_step(knot))]
+        return [path for path in found if self.reaches(checkpoint_step(path))]
 
     def reaches(self, step: int) -> bool:
         """Whether the run is on its trunk at ``step``: a run of any budget would be the same."""
@@ -281,12 +283,12 @@ class Trunk:
             step, plan.evaluation_steps(), every=plan.steps_per_evaluation
         )
 
-    def has_knot(self, step: int) -> bool:
+    def keeps(self, step: int) -> bool:
         """Whether the state at ``step`` is one to keep."""
-        return step in self._trunk.knots
+        return step in self._trunk.checkpoint_steps
 
     def wants(self, step: int) -> bool:
-        """Whether the state at a knot is not there yet."""
+        """Whether the state at ``step`` is not there yet."""
         return not self._path(step).is_dir()
 
     def save(self, step: int, state: dict[str, Any], *, weights: Path | None) -> None:
@@ -309,7 +311,7 @@ class Trunk:
         return checkpoint_path(self._trunk.folder, step=step)
 
 
-# Where a run starts: at its own newest checkpoint or its trunk's highest knot, if one is sound.
+# Where a run starts: at its own newest checkpoint or its trunk's highest one, if one is sound.
 
 
 def find_start(
@@ -348,5 +350,5 @@ def _candidates(plan: TrainPlan, trunk: Trunk | None) -> list[tuple[Path, str]]:
     """Checkpoints and whose state they must be, the furthest first."""
     sweep_drafts(plan.checkpoint_dir)
     own = [(path, run_fingerprint(plan)) for path in checkpoint_paths(plan.checkpoint_dir)]
-    knots = [] if trunk is None else [(path, trunk.key) for path in trunk.knots()]
-    return sorted(own + knots, key=lambda found: checkpoint_step(found[0]), reverse=True)
+    shared = [] if trunk is None else [(path, trunk.key) for path in trunk.checkpoints()]
+    return sorted(own + shared, key=lambda found: checkpoint_step(found[0]), reverse=True)

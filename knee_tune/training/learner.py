@@ -50,8 +50,8 @@ class Learner(Protocol):
         """Keep the weights that these have now."""
         ...
 
-    def leave(self, replicas: Iterable[int], step: int) -> None:
-        """These train no more; the others do not notice."""
+    def leave(self, replicas: Iterable[int]) -> None:
+        """Train these no more; the others do not notice."""
         ...
 
     def finish(self) -> dict[int, Finished]:

@@ -180,7 +180,7 @@ class SingleModel:
         torch._foreach_copy_([*kept], [*now])
         self._kept_file = None
 
-    def leave(self, replicas: Iterable[int], step: int) -> None:
+    def leave(self, replicas: Iterable[int]) -> None:
         """There are no others."""
 
     def finish(self) -> dict[int, Finished]:

@@ -43,10 +43,6 @@ class Decision(Spec):
         default=False,
         description="the driver was interrupted: save the state and end, wherever the run is",
     )
-    leave: tuple[int, ...] = Field(
-        default=(),
-        description="replicas (places in the plan) that end here while the rest goes on",
-    )
 
 
 class Progress(Spec):
@@ -238,10 +234,10 @@ class Ready(Spec):
     type: Literal["ready"] = "ready"
 
 
-class Whereabouts(Spec):
+class Position(Spec):
     """The answer to an inquiry."""
 
-    type: Literal["whereabouts"] = "whereabouts"
+    type: Literal["position"] = "position"
     step: int = Field(description="last step the job gave as progress or report")
     waits: bool = Field(description="whether it is inside a collective, waiting for its peers")
     stack: str
@@ -254,7 +250,7 @@ class Exit(Spec):
     code: int = Field(description="exit code; minus the number of the signal that killed it")
 
 
-FromRank = Report | Progress | Line | Failure | Done | Hello | Started | Ready | Whereabouts | Exit
+FromRank = Report | Progress | Line | Failure | Done | Hello | Started | Ready | Position | Exit
 
 _FROM_RANK: TypeAdapter[FromRank] = TypeAdapter(Annotated[FromRank, Field(discriminator="type")])
 

@@ -30,7 +30,7 @@ class Caller:
     wire: Wire
 
 
-class Gathering:
+class Rendezvous:
     """Waits at ``address`` for ``per_node`` ranks of each of ``nnodes`` nodes.
 
     They are to show ``token``.

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.commands import compute
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.home import Home
-from knee_tune.commands.opened import StudyRequest, reopen_workshop
+from knee_tune.commands.opened import StudyRequest, reopen_workers
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TaskFacts
 from knee_tune.study.storage import open_storage
@@ -32,7 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         )
         described = Done(state="complete", result=facts.model_dump())
         runner = FakeRunner(job=lambda plan, channel: described)
-        monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: runner)
+        monkeypatch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: runner)
 
     return become
 
@@ -56,7 +55,7 @@ def test_what_was_trained_in_bf16_is_looked_at_in_bf16_where_there_is_a_gpu(
     home: Home, study: Study, machine: Machine, gpus: int, asked: bool | None, bf16: bool
 ) -> None:
     machine(gpus, "as it was")
-    with reopen_workshop(home, study, GroupOptions(), amp=asked) as opened:
+    with reopen_workers(home, study, GroupOptions(), amp=asked) as opened:
         assert opened.placement().amp is bf16
 
 
@@ -64,6 +63,6 @@ def test_other_data_give_other_numbers(home: Home, study: Study, machine: Machin
     machine(0, "prepared anew")
     with (
         pytest.raises(UserError, match=r"^study s: its data has changed since"),
-        reopen_workshop(home, study, GroupOptions()),
+        reopen_workers(home, study, GroupOptions()),
     ):
         pass

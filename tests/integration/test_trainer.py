@@ -313,7 +313,9 @@ def test_a_trunk_is_free_as_soon_as_its_run_leaves_it(tmp_path: Path) -> None:
     assert second.steps == StepCount(trained=50, reused=50, reached=TOTAL)
 
 
-def test_a_knot_is_enough_to_go_on_while_the_trunk_is_still_trained(tmp_path: Path) -> None:
+def test_a_trunk_checkpoint_is_enough_to_go_on_while_the_trunk_is_still_trained(
+    tmp_path: Path,
+) -> None:
     first, second = meet(tmp_path, held=61, knee=80, then=50)
     assert first.steps.trained == 100
     assert second.steps == StepCount(trained=50, reused=50, reached=TOTAL)

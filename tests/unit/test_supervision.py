@@ -17,10 +17,10 @@ from knee_tune.workers.protocol import (
     Failure,
     Inquiry,
     Outcome,
+    Position,
     Progress,
     Ready,
     Report,
-    Whereabouts,
     Wire,
 )
 from knee_tune.workers.supervisor import Callbacks, Supervisor
@@ -144,7 +144,7 @@ def test_of_two_silent_ranks_the_one_outside_the_collective_hangs(ranks: Ranks) 
     def answer(rank: int, *, waits: bool) -> None:
         for answer in ranks.wires[rank].answers():
             assert isinstance(answer, Inquiry)
-            ranks.say(rank, Whereabouts(step=7, waits=waits, stack=f"stack of {rank}"))
+            ranks.say(rank, Position(step=7, waits=waits, stack=f"stack of {rank}"))
         ranks.wires[rank].socket.shutdown(socket.SHUT_RDWR)
 
     for rank, waits in ((0, True), (1, False)):
