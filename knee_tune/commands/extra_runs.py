@@ -92,15 +92,15 @@ def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
 
 
 class Lines(Protocol):
-    """Who shows lines to people. Called from the thread of every slot."""
+    """Display of lines. Called from the thread of every slot."""
 
     def line(self, text: str) -> None:
-        """Anything worth a line."""
+        """Show a line."""
         ...
 
 
 class TrainingFor(Protocol):
-    """Whom extra runs are trained for: a study that is open, or a budget search."""
+    """Owner of extra runs: a study that is open, or a budget search."""
 
     @property
     def workers(self) -> Workers:

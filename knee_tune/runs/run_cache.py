@@ -31,7 +31,7 @@ class KeptWeights(Spec):
 
 
 class FinishedRun(Spec):
-    """Everything that training the same run again would tell."""
+    """Record of a finished run: all that training it again would tell."""
 
     run: dict[str, Any]
     """What was trained (see ``plans/identity.py``)."""

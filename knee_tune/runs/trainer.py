@@ -42,7 +42,7 @@ FIRST_PAUSE = 1.0
 
 
 class Restarts:
-    """How often, and after which pause, a group that died is started again."""
+    """Rule by which a group that died is started again: how often, after which pause."""
 
     def __init__(self, *, own: int = OWN_STARTS, machine: int = MACHINE_STARTS) -> None:
         self._own, self._machine = own, machine
@@ -65,14 +65,14 @@ class Restarts:
         return FIRST_PAUSE * 2 ** (self._deaths - 1) if self._deaths < self._machine else None
 
     def given_up(self, failure: Failure) -> Failure:
-        """``failure`` as the last one, for the people who have to find out."""
+        """Word ``failure`` as the last one, for the people who have to find out."""
         if not failure.by_machine:
             return failure
         times = f"{failure.message}, {self._deaths} times without getting any further"
         return failure.model_copy(update={"message": times})
 
     def words(self, failure: Failure) -> str:
-        """Which of how many starts comes next, as in ``1 of 2``."""
+        """Count which of how many starts comes next, as in ``1 of 2``."""
         if failure.by_machine:
             return f"{self._deaths} of {self._machine - 1}"
         return f"{self._errors} of {self._own - 1}"
@@ -138,7 +138,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended, and what that cost."""
+    """Outcome of a run, and what it cost."""
 
     outcome: Outcome
     steps: StepCount
@@ -149,7 +149,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listener:
-    """Whom to tell about a run."""
+    """Callbacks of one run."""
 
     on_report: Callable[[Report], Decision]
     on_line: Callable[[str], None]
@@ -213,7 +213,7 @@ class Trainer:
             return _cached(plan, before, listener) or self._train(plan, before, listener)
 
     def _alive(self, callback: Callable[[T], R]) -> Callable[[T], R]:
-        """``callback`` as long as ``on_life`` raises nothing."""
+        """Wrap ``callback``: it is called as long as ``on_life`` raises nothing."""
 
         def called(what: T) -> R:
             self._on_life()
@@ -250,7 +250,7 @@ class Trainer:
         reports: dict[int, Report],
         listener: _Listener,
     ) -> tuple[Outcome, int | None, StepCount]:
-        """One start of the group: its outcome, its first step, and all steps with its own among.
+        """Start the group once: its outcome, its first step, and all steps with its own among.
 
         An attempt that did not come back is counted by what its rank 0 noted, or else by its signs
         of life: the first step it gave tells where it started. Reports do not, for it repeats those
@@ -299,7 +299,7 @@ class Trainer:
     def _trunk_alone(
         self, plan: TrainPlan, steps: StepCount, listener: _Listener
     ) -> Iterator[Callable[[int], None]]:
-        """Nobody else trains this trunk until the run, which tells its steps, has left it.
+        """Keep others from training this trunk until the run, which tells its steps, has left it.
 
         There is no need for that if the state where it leaves is known, or becomes known while we
         wait. From then on the run adds nothing to the store, which is kept within its limit.
@@ -343,7 +343,7 @@ class Trainer:
 
 
 class _Wait:
-    """What to do while there is nothing to do: say why, once, and let interrupts through."""
+    """Wait for another run: say why, once, and let interrupts through."""
 
     def __init__(self, listener: _Listener, *, step: int, why: str) -> None:
         self._listener, self._step, self._why = listener, step, why
@@ -357,7 +357,7 @@ class _Wait:
 
 
 def _counted(plan: TrainPlan, steps: StepCount, listener: _Listener) -> StepCount:
-    """``steps`` with those of an attempt whose driver was killed before it could count them."""
+    """Add to ``steps`` those of an attempt whose driver was killed before it counted them."""
     noted = read_note(plan)
     if noted is not None and noted.trained > steps.trained:
         steps = noted

@@ -187,7 +187,7 @@ def _running(
 
 
 def _point_of(trial: FrozenTrial, axes: Mapping[str, Axis]) -> Point | None:
-    """Where a trial is, or will be; None if the grid has no such point."""
+    """Point that a trial is at, or will be; None if the grid has no such one."""
     params = params_of(trial)
     if not all(params.get(name) in axis.points for name, axis in axes.items()):
         return None

@@ -20,7 +20,7 @@ from knee_tune.study.trial import TrialRun
 
 
 def write_trial_note(run: TrialRun, ending: Ending) -> None:
-    """What a trial was and where its MLflow run is."""
+    """Write what a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
     point = f"Seed LR {learning_rate(run.seed_lr)}, explore {percent(run.explore_fraction)}"

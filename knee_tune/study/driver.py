@@ -114,7 +114,7 @@ class Driver:
             self._watcher.line(f"every point of the search space was tried{but}")
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
-        """One slot's life: one trial after another until there is nothing left to do.
+        """Train one trial after another in a slot until there is nothing left to do.
 
         A batch takes whatever is left, so there is work for one slot alone.
         """
@@ -184,7 +184,7 @@ class Driver:
         return True
 
     def _give_way(self, trial: optuna.Trial, trials: int | None) -> None:
-        """TurnLostError if our turn to ask was lost before the trial, and others took the last one.
+        """Raise TurnLostError if our turn to ask was lost, and others took the last trial.
 
         Nothing is left of a trial without parameters; one from the queue goes back to it.
         """
@@ -269,7 +269,7 @@ class Driver:
         )
 
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
-        """The same training was done before, and would end the same way."""
+        """Repeat the end of the same training, which was done before."""
         reason = f"same as trial {twin.number}"
         run.copy(twin, reason=reason)
         pruned = twin.state == TrialState.PRUNED

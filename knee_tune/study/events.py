@@ -43,7 +43,7 @@ Origin = Literal["trunk", "record"]
 
 
 class Recorder(Protocol):
-    """Where events are recorded; takes them at once, whatever the tracking server does."""
+    """Recorder of events; takes them at once, whatever the tracking server does."""
 
     def record(self, event: Event) -> None:
         """Take an event."""
@@ -55,47 +55,47 @@ class Recorder(Protocol):
 
 
 class Watcher(Protocol):
-    """Who is told what happens, to show it. Called from the thread of every slot."""
+    """Display of what happens. Called from the thread of every slot."""
 
     def trial_started(
         self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
     ) -> None:
-        """A trial begins, or goes on: ``replicates`` runs, ``plan`` is the first one's."""
+        """Show that a trial of so many runs begins, or goes on; ``plan`` is the first one's."""
         ...
 
     def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
-        """A replicate (counted from 0) needs no training up to ``step``."""
+        """Show that a replicate (counted from 0) needs no training up to ``step``."""
         ...
 
     def trial_progressed(self, number: int, step: int) -> None:
-        """A trial reached a step, counted on over its replicates."""
+        """Show that a trial reached a step, counted on over its replicates."""
         ...
 
     def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
-        """A replicate was evaluated."""
+        """Show an evaluation of a replicate."""
         ...
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
-        """A trial came to its end."""
+        """Show the end of a trial."""
         ...
 
     def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
-        """Trials begin, or go on, that train as one batched model.
+        """Show that trials begin, or go on, that train as one batched model.
 
         ``points``: seed LR and explore fraction of each, by its number.
         """
         ...
 
     def batch_progressed(self, step: int) -> None:
-        """All trials of the batch reached a step."""
+        """Show that all trials of the batch reached a step."""
         ...
 
     def batch_reported(self, report: Report) -> None:
-        """All trials of the batch were evaluated; the metrics are means over all their models."""
+        """Show an evaluation of a batch; the metrics are means over all its models."""
         ...
 
     def line(self, text: str) -> None:
-        """Anything else worth a line."""
+        """Show anything else worth a line."""
         ...
 
 
@@ -122,7 +122,7 @@ NO_FAULT_OF_ITS_OWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a run ended, and what is said of it."""
+    """End of a run, and what is said of it."""
 
     end: RunEnd
     reason: str = ""
@@ -154,7 +154,7 @@ class Ending:
 
     @classmethod
     def of_exception(cls, error: BaseException) -> "Ending":
-        """A run that an interrupt or an error of our own broke off."""
+        """Name what broke a run off, an interrupt or an error of our own."""
         if isinstance(error, RefusedError):
             return cls(end=RunEnd.FAILED, reason=str(error))
         if isinstance(error, NO_FAULT_OF_ITS_OWN):
@@ -170,19 +170,19 @@ class RunEvents:
 
     @property
     def link(self) -> RunLink | None:
-        """Where it is tracked, once that is known."""
+        """Link to where it is tracked, once that is known."""
         return self._recorder.run_of(self._key)
 
     def started(
         self, plan: TrainPlan, *, name: str, replicates: int | None = None, **facts: Any
     ) -> None:
-        """It begins, or goes on. ``facts`` are further fields of :class:`TrialStarted`."""
+        """Record that it begins, or goes on. ``facts``: further fields of :class:`TrialStarted`."""
         params = plan.model_dump(mode="json", include={"recipe", "schedule", "seed"})
         params["replicates"] = replicates
         self._recorder.record(TrialStarted(key=self._key, name=name, params=params, **facts))
 
     def reported(self, report: Report, *, replicate: int = 0) -> dict[str, float]:
-        """It, or a further replicate of it, was evaluated; returns the metrics without the LR."""
+        """Record an evaluation of it, or of a replicate; returns the metrics without the LR."""
         metrics = dict(report.metrics)
         lr = metrics.pop("lr")
         self._recorder.record(
@@ -193,7 +193,7 @@ class RunEvents:
         return metrics
 
     def finished(self, ending: Ending, **counts: float) -> None:
-        """It came to its end. ``counts`` become metrics of their names."""
+        """Record its end. ``counts`` become metrics of their names."""
         self._recorder.record(
             TrialFinished(
                 key=self._key,

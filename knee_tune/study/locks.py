@@ -25,7 +25,7 @@ _TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
 
 
 def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:
-    """Held while a driver asks for a trial, until the trial has its parameters.
+    """Lock to be held while a driver asks for a trial, until the trial has its parameters.
 
     So each driver counts the trials of the others and samples beside them: the number of trials is
     exact, and no point is tried twice. Optuna sees to neither, and SQLite ignores the
@@ -41,7 +41,7 @@ def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:
 
 
 def retaken(lock: AbstractContextManager[object]) -> bool:
-    """Whether a lock that we hold had got lost meanwhile; then it is ours again.
+    """Tell whether a lock that we hold had got lost meanwhile; then it is ours again.
 
     A PostgreSQL that restarts frees its locks: what was read under one may no longer be so.
     """
@@ -67,7 +67,7 @@ class _AdvisoryLock:
         self._close()
 
     def retaken(self) -> bool:
-        """Whether it had got lost; then it is ours again."""
+        """Tell whether it had got lost; then it is ours again."""
         if self._answers():
             return False
         self._close()
@@ -75,7 +75,7 @@ class _AdvisoryLock:
         return True
 
     def _take(self) -> bool:
-        """Whether it is ours now, with a connection of its own."""
+        """Take it with a new connection; False if another driver has it."""
         self._connection = self._engine.connect()
         taken = False
         try:
@@ -91,7 +91,7 @@ class _AdvisoryLock:
         return True
 
     def _answers(self) -> bool:
-        """Whether its connection stands, and the lock with it."""
+        """Tell whether its connection stands, and the lock with it."""
         assert self._connection is not None, "it was taken"
         try:
             self._connection.exec_driver_sql("SELECT 1")
@@ -124,7 +124,7 @@ _NOTICE_A_LOST_MACHINE = (
 
 
 def take_claim(url: str, name: str) -> AbstractContextManager[object] | None:
-    """A claim on what ``name`` says, against every driver of this storage; None if it is taken.
+    """Claim what ``name`` says, against every driver of this storage; None if it is taken.
 
     It lasts until its context ends. A driver that dies leaves none: it is a lock on a file beside
     an SQLite database, which the system frees, and an advisory lock of a connection to PostgreSQL,
@@ -157,7 +157,7 @@ class _Claim(_AdvisoryLock):
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
 
     def take(self) -> bool:
-        """Whether it is ours, which it stays until the context ends."""
+        """Take it until the context ends; False if another driver has it."""
         self._was_ours = self._patience.outlast(self._take)
         if self._was_ours:
             self._thread.start()
@@ -190,6 +190,6 @@ class _Claim(_AdvisoryLock):
 
 
 def _claim_key(name: str) -> int:
-    """PostgreSQL's locks have numbers of 64 bits for names."""
+    """Number of 64 bits that PostgreSQL has for the name of a lock."""
     digest = hashlib.blake2b(f"knee-tune trains {name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)

@@ -65,7 +65,7 @@ def step_at_lr(schedule: Knee, lr: float) -> float | None:
 def value_at(
     reports: Mapping[int, float], step: float, *, replicate: int, total_steps: int
 ) -> float | None:
-    """What a run has at ``step`` of a replicate: reported there, or on the line between neighbours.
+    """Value of a run at ``step`` of a replicate: reported there, or between its neighbours.
 
     None before the replicate's first report, after its last one, and where a value is NaN.
     """
@@ -85,7 +85,7 @@ def value_at(
 
 
 def is_outside(value: float, others: Sequence[float], *, percentile: float) -> bool:
-    """Whether ``value`` misses the best ``percentile`` % of ``others``; smaller is better.
+    """Tell whether ``value`` misses the best ``percentile`` % of ``others``; smaller is better.
 
     The bound is their percentile as NumPy has it by default (linear between two of them). A value
     that equals it, up to rounding, does not miss it.
@@ -196,7 +196,7 @@ class KneePruner(BasePruner):
         trial.set_user_attr(REPLICATES, replicates)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial should end here; Optuna asks, by ``trial.should_prune()``."""
+        """Tell whether the trial should end here; Optuna asks, by ``trial.should_prune()``."""
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
         at = trial.last_step
         if at is None:
@@ -235,7 +235,7 @@ class KneePruner(BasePruner):
         *,
         sign: int,
     ) -> bool:
-        """Whether what the trial reported there is not among the best."""
+        """Tell whether what the trial reported there is not among the best."""
         replicate, step = locate(reported, total_steps=schedule.total_steps)
         if not self._acts(trial, schedule, step, peers):
             return False
@@ -373,7 +373,7 @@ class PruningBrackets(BasePruner):
         self._hyperband = hyperband
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """As Hyperband does."""
+        """Prune as Hyperband does."""
         return self._hyperband.prune(study, trial)
 
 
@@ -408,7 +408,7 @@ def make_pruner(name: str, *, total_steps: int, replicates: int = 1) -> BasePrun
 
 
 def raw_step_warning(name: str) -> str | None:
-    """One line on what is unfair about a pruner that compares at equal steps; None for others."""
+    """Warning, in one line, of a pruner that compares at equal steps; None for others."""
     if name not in _RAW_STEP:
         return None
     return (

@@ -103,7 +103,7 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
-    """Which one it is, or goes on with, of those that were asked for: 0 is the first."""
+    """Place of a trial, or of the one it goes on with, among those asked for: 0 is the first."""
     trials = [*trials, trial]
     before = {each.number: each.user_attrs.get("continues") for each in trials}
 
@@ -117,7 +117,7 @@ def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
 
 
 def stale_trial_callback(recorder: Recorder) -> OnStale:
-    """What Optuna is to do with a trial whose driver stopped beating."""
+    """Callback of Optuna for a trial whose driver stopped beating."""
 
     def on_stale(study: optuna.Study, trial: FrozenTrial) -> None:
         requeue(study, trial)

@@ -145,9 +145,9 @@ def _note_settings(
 
 
 def _await_maker(study: optuna.Study) -> None:
-    """Drivers may start together: the one that made the study notes its settings.
+    """Wait for the driver that made the study, started together with us, to note its settings.
 
-    The others wait for that; if it was killed in between, one that waited in vain does it.
+    If that was killed in between, one that waited in vain does it.
     """
     deadline = time.monotonic() + MAKER_PATIENCE
     while "spec" not in study.user_attrs and time.monotonic() < deadline:
@@ -237,7 +237,7 @@ def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
 
 
 def trial_attrs(study: optuna.Study, number: int) -> Mapping[str, Any]:
-    """What is noted with a trial; to be read only, for a copy of a large study takes seconds."""
+    """Notes of a trial; to be read only, for a copy of a large study takes seconds."""
     return study.get_trials(deepcopy=False)[number].user_attrs
 
 
@@ -284,7 +284,7 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
 def _curve(
     trial: FrozenTrial, study_attrs: Mapping[str, Any], total_steps: int
 ) -> tuple[Evaluation, ...]:
-    """At every step, what the last replicate to reach it reported: the mean up to itself.
+    """Learning curve: at every step the mean that the last replicate to reach it reported.
 
     NaN stands where only other code has reported.
     """
@@ -354,7 +354,7 @@ MOST_TRIALS = 500
 
 
 def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
-    """By fANOVA; None unless both hyperparameters and the values of enough trials vary.
+    """Importances by fANOVA; None unless hyperparameters and values of enough trials vary.
 
     fANOVA, because its share is of the variance over the whole search space, which is what the
     heat map shows. Of more than ``MOST_TRIALS`` it takes as many, drawn by lot.

@@ -59,7 +59,7 @@ class PlanMaker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched: the study, its axes, and how a point becomes training runs."""
+    """Search space of a study, and how a point of it becomes training runs."""
 
     study: optuna.Study
     recipe: Recipe
@@ -140,7 +140,7 @@ class TrialRun:
             self._note_replicates(len(before))
 
     def _spent(self, steps: StepCount) -> StepCount:
-        """What earlier attempts cost, with the state that this one has of them."""
+        """Steps that earlier attempts cost, with the state that this one has of them."""
         return steps if self._goes_on else StepCount(trained=steps.trained)
 
     def _suggest(self, name: str) -> float:
@@ -149,12 +149,12 @@ class TrialRun:
 
     @property
     def metric(self) -> str:
-        """What the study optimises."""
+        """Metric that the study optimises."""
         return f"valid_{self._search.recipe.objective}"
 
     @property
     def watched(self) -> str:
-        """The metric of its learning curve."""
+        """Metric of its learning curve."""
         return f"valid_{self._search.recipe.watched}"
 
     @property
@@ -203,7 +203,7 @@ class TrialRun:
 
     @property
     def steps(self) -> StepCount:
-        """What the run of the replicate that trains has cost so far, over all attempts."""
+        """Steps that the run of the replicate that trains has cost, over all attempts."""
         return self.replicates[self.replicate].steps
 
     def begin(self, plan: TrainPlan, *, replicate: int) -> None:
@@ -238,14 +238,14 @@ class TrialRun:
         return told
 
     def whole(self, report: Report) -> bool:
-        """Whether every replicate that was evaluated still trains."""
+        """Tell whether every replicate that was evaluated still trains."""
         return True
 
     def _remember(self, report: Report) -> None:
         self._curves[self.replicate][report.step] = report.metrics[self.watched]
 
     def _mean(self, report: Report) -> Report:
-        """What the tracking is told."""
+        """Report that the tracking is told."""
         return report
 
     def _mean_at(self, step: int) -> float:
@@ -403,7 +403,7 @@ class FusedTrial(TrialRun):
 
     @property
     def steps(self) -> StepCount:
-        """What its run has cost in earlier attempts, as noted with the trial."""
+        """Steps that its run has cost in earlier attempts, as noted with the trial."""
         return run_of(self.trial.user_attrs)
 
     def begin(self, plan: TrainPlan, *, replicate: int = 0) -> None:
@@ -424,7 +424,7 @@ class FusedTrial(TrialRun):
         self.note_steps(pruned=False)
 
     def whole(self, report: Report) -> bool:
-        """Whether every replicate still trains; without half of them nothing is said of it."""
+        """Tell whether every replicate still trains; without half of them nothing is said of it."""
         return None not in report.replicas[self.watched]
 
     def _remember(self, report: Report) -> None:

@@ -42,7 +42,7 @@ class RunTraining(ABC):
 
     @abstractmethod
     def _counted(self) -> StepCount:
-        """What the run has cost so far, as it is kept."""
+        """Read what the run has cost so far."""
 
     @abstractmethod
     def _count(self, steps: StepCount) -> None:
