@@ -78,7 +78,7 @@ class Search:
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
-    """Held while a trial is asked for, against other drivers (see ``asking.asking_lock``)."""
+    """Held while a trial is asked for, against other drivers (see ``locks.asking_lock``)."""
 
 
 class TrialRun:
@@ -205,6 +205,10 @@ class TrialRun:
     def steps(self) -> StepCount:
         """Steps that the run of the replicate that trains has cost, over all attempts."""
         return self.replicates[self.replicate].steps
+
+    def has_trained(self, replicate: int) -> bool:
+        """Tell whether a replicate is complete, so that nothing is left to train of it."""
+        return self.replicates[replicate].state == "complete"
 
     def begin(self, plan: TrainPlan, *, replicate: int) -> None:
         """Note that a replicate trains, with what other code may have trained of it."""
@@ -405,6 +409,10 @@ class FusedTrial(TrialRun):
     def steps(self) -> StepCount:
         """Steps that its run has cost in earlier attempts, as noted with the trial."""
         return run_of(self.trial.user_attrs)
+
+    def has_trained(self, replicate: int) -> bool:
+        """Tell that it never has: the end of one replicate says nothing of the others."""
+        return False
 
     def begin(self, plan: TrainPlan, *, replicate: int = 0) -> None:
         """Note that the trial trains, in this run or as a part of it."""

@@ -118,7 +118,7 @@ def train_trial(
     all replicates.
     """
     for index, plan in enumerate(plans):
-        if run.replicates[index].state == "complete":
+        if run.has_trained(index):
             continue
         run.begin(plan, replicate=index)
         training = _TrialTraining(
