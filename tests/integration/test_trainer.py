@@ -225,9 +225,10 @@ def test_every_pause_is_longer_and_an_interrupt_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited = list[float]()
-    monkeypatch.setattr(trainer, "FIRST_PAUSE", 1.0)
-    monkeypatch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
-    asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "FIRST_PAUSE", 1.0)
+        patch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
+        asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
     assert waited == [1.0, 2.0, 4.0, 8.0, 16.0]
 
     def interrupt() -> None:
