@@ -13,7 +13,7 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule
 from knee_tune.records.events import Attached
 from knee_tune.records.study import Evaluation, RunRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import error_of
@@ -66,27 +66,25 @@ class EndedRun:
         return error_of(self.failure, task=self.task, said=said)
 
 
-class Follow(Protocol):
-    """What is done with a run when it has ended, before the next one begins in its slot."""
+Follow = Callable[[EndedRun], Mapping[str, float]]
 
-    def __call__(self, ended: EndedRun) -> Mapping[str, float]:
-        """Further metrics of the run, for its record in MLflow."""
-        ...
+"""What is done with a run when it has ended, before the next one begins in its slot.
+
+It returns further metrics of the run, for its record in MLflow.
+"""
 
 
 def _nothing(ended: EndedRun) -> Mapping[str, float]:
     return {}
 
 
-class Choose(Protocol):
-    """Which run is begun next, where a slot is free. One slot at a time asks."""
+Choose = Callable[[list[ExtraRun], ExitStack], ExtraRun | None]
 
-    def __call__(self, waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
-        """Take it from ``waiting``, and all that is not to be begun any more; None: begin none.
+"""Takes the next run out of those that wait, where a slot is free; None: begin none.
 
-        What is put on ``claim`` ends with the run.
-        """
-        ...
+It takes out all that is not to be begun any more as well. One slot at a time asks. What it puts on
+the stack ends with the run.
+"""
 
 
 def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
@@ -94,15 +92,15 @@ def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
 
 
 class Lines(Protocol):
-    """Who shows lines to people. Called from the thread of every slot."""
+    """Display of lines. Called from the thread of every slot."""
 
     def line(self, text: str) -> None:
-        """Anything worth a line."""
+        """Show a line."""
         ...
 
 
 class TrainingFor(Protocol):
-    """Whom extra runs are trained for: a study that is open, or a budget search."""
+    """Owner of extra runs: a study that is open, or a budget search."""
 
     @property
     def workers(self) -> Workers:
@@ -136,7 +134,7 @@ def train_extra_runs(
 ) -> list[EndedRun]:
     """Train ``runs``, as many at a time as there are slots; how they ended, in the same order.
 
-    One that was finished before, or is the same training as another, is answered from its record.
+    One that was finished before, or is the same training as another, comes from the run cache.
     One that cannot be trained has the state "failed", one that diverges "pruned". ``choose`` picks
     the next one, or none; ``follow`` is called for every one, in the thread of its slot. After
     ``timeout`` seconds none is begun, and there are ends of those that were.
@@ -218,7 +216,7 @@ class _ExtraTraining(RunTraining):
                 record=record,
                 steps=result.steps,
                 cached=result.cached,
-                weights=_weights(result.outcome) if ending.end == "complete" else None,
+                weights=_weights(result.outcome) if ending.end is RunEnd.COMPLETE else None,
                 slot=self._slot,
                 task=plan.task,
                 on_life=self._raise_if_stopped,
@@ -241,7 +239,7 @@ class _ExtraTraining(RunTraining):
         plan = self.plan
         return RunRecord(
             seed_lr=plan.schedule.seed_lr,
-            state=ending.end,
+            state=ending.state,
             value=ending.metrics.get(self._metric),
             metrics=dict(ending.metrics),
             curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),

@@ -7,12 +7,31 @@ The driver states facts; which MLflow run, tag or status they become is decided 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from knee_tune.config.recipe import Spec
 from knee_tune.records.findings import Confirmed
+from knee_tune.records.values import RunEnd
 
-TrialState = Literal["COMPLETE", "PRUNED", "FAIL"]
+STORED = {
+    RunEnd.COMPLETE: "COMPLETE",
+    RunEnd.PRUNED: "PRUNED",
+    RunEnd.DIVERGED: "PRUNED",
+    RunEnd.FAILED: "FAIL",
+}
+
+"""Each end of a run as an outbox spells it, which are Optuna's words."""
+
+_READ = {word: end for end, word in STORED.items() if end is not RunEnd.DIVERGED}
+
+
+def _read(word: Any) -> Any:
+    return _READ.get(word, word) if isinstance(word, str) else word
+
+
+StoredEnd = Annotated[
+    RunEnd, BeforeValidator(_read), PlainSerializer(STORED.__getitem__, return_type=str)
+]
 
 StudyState = Literal["COMPLETE", "INTERRUPTED", "FAIL"]
 
@@ -70,7 +89,7 @@ class TrialFinished(Spec):
 
     kind: Literal["trial_finished"] = "trial_finished"
     key: Key
-    state: TrialState
+    state: StoredEnd
     step: int = Field(default=0, ge=0, description="the step that ``metrics`` belong to")
     metrics: dict[str, float] = Field(default_factory=dict, description="finite values only")
     reason: str = ""

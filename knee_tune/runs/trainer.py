@@ -1,4 +1,4 @@
-"""Trains a run once: answers it from its record, shares its trunk, starts it again if it dies."""
+"""Trains a run once: takes a cached result, shares its trunk, starts it again if it dies."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +24,6 @@ from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
 
-# Groups that died: whether and when another is started, and whose fault it was in the end.
-
 OWN_STARTS = 3
 
 """Times a run is started whose errors are its own: once, and twice more from its checkpoint."""
@@ -44,7 +42,7 @@ FIRST_PAUSE = 1.0
 
 
 class Restarts:
-    """How often, and after which pause, a group that died is started again."""
+    """Rule by which a group that died is started again: how often, after which pause."""
 
     def __init__(self, *, own: int = OWN_STARTS, machine: int = MACHINE_STARTS) -> None:
         self._own, self._machine = own, machine
@@ -58,7 +56,7 @@ class Restarts:
         that is a later one every time the machine may end as many as it likes.
         """
         if failure.kind == "user_error":
-            return None  # what people must put right comes out the same again
+            return None  # it comes out the same again until somebody fixes the cause
         if not failure.by_machine:
             self._errors += 1
             return 0.0 if self._errors < self._own else None
@@ -67,14 +65,14 @@ class Restarts:
         return FIRST_PAUSE * 2 ** (self._deaths - 1) if self._deaths < self._machine else None
 
     def given_up(self, failure: Failure) -> Failure:
-        """``failure`` as the last one, for the people who have to find out."""
+        """Word ``failure`` as the last one, for the people who have to find out."""
         if not failure.by_machine:
             return failure
         times = f"{failure.message}, {self._deaths} times without getting any further"
         return failure.model_copy(update={"message": times})
 
     def words(self, failure: Failure) -> str:
-        """Which of how many starts comes next, as in ``1 of 2``."""
+        """Count which of how many starts comes next, as in ``1 of 2``."""
         if failure.by_machine:
             return f"{self._deaths} of {self._machine - 1}"
         return f"{self._errors} of {self._own - 1}"
@@ -117,7 +115,7 @@ def run_job(
 def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineError:
     """The error that says ``said``: whose the failure was decides the command's exit code.
 
-    An exception in a task that is not ours is its author's to put right.
+    An exception in a task that is not ours is its author's to fix.
     """
     theirs = not task_entry(task).task.startswith("knee_tune.")
     of_code = failure.kind in ("exception", "exit")
@@ -127,7 +125,7 @@ def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineEr
 
 
 def _shown(failure: Failure, plan: Plan) -> str:
-    """What people can put right in its own words; anything else with the place of its traceback."""
+    """A user's mistake in its own words; anything else with the place of its traceback."""
     if failure.kind == "user_error":
         return failure.message
     return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
@@ -140,7 +138,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended, and what that cost."""
+    """Outcome of a run, and what it cost."""
 
     outcome: Outcome
     steps: StepCount
@@ -151,7 +149,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listener:
-    """Whom to tell about a run."""
+    """Callbacks of one run."""
 
     on_report: Callable[[Report], Decision]
     on_line: Callable[[str], None]
@@ -196,8 +194,8 @@ class Trainer:
         ``steps`` tells what was counted for this run before, and is asked again when nobody else
         trains it any more: they may have counted meanwhile. ``on_steps`` gets the new count after
         every attempt, also after one that ended in an exception, while still nobody else does.
-        ``on_progress`` is called while there is nothing to do but wait, too. Reports that answer
-        from a record or from a checkpoint come again; only those of new steps decide anything.
+        ``on_progress`` is called while there is nothing to do but wait, too. Reports of a
+        cached run or from a checkpoint come again; only those of new steps decide anything.
         What a callback raises ends the run and propagates; no lock stays held.
         """
         listener = _Listener(
@@ -215,7 +213,7 @@ class Trainer:
             return _cached(plan, before, listener) or self._train(plan, before, listener)
 
     def _alive(self, callback: Callable[[T], R]) -> Callable[[T], R]:
-        """``callback`` as long as ``on_life`` raises nothing."""
+        """Wrap ``callback``: it is called as long as ``on_life`` raises nothing."""
 
         def called(what: T) -> R:
             self._on_life()
@@ -252,7 +250,7 @@ class Trainer:
         reports: dict[int, Report],
         listener: _Listener,
     ) -> tuple[Outcome, int | None, StepCount]:
-        """One start of the group: its outcome, its first step, and all steps with its own among.
+        """Start the group once: its outcome, its first step, and all steps with its own among.
 
         An attempt that did not come back is counted by what its rank 0 noted, or else by its signs
         of life: the first step it gave tells where it started. Reports do not, for it repeats those
@@ -301,7 +299,7 @@ class Trainer:
     def _trunk_alone(
         self, plan: TrainPlan, steps: StepCount, listener: _Listener
     ) -> Iterator[Callable[[int], None]]:
-        """Nobody else trains this trunk until the run, which tells its steps, has left it.
+        """Keep others from training this trunk until the run, which tells its steps, has left it.
 
         There is no need for that if the state where it leaves is known, or becomes known while we
         wait. From then on the run adds nothing to the store, which is kept within its limit.
@@ -345,7 +343,7 @@ class Trainer:
 
 
 class _Wait:
-    """What to do while there is nothing to do: say why, once, and let interrupts through."""
+    """Wait for another run: say why, once, and let interrupts through."""
 
     def __init__(self, listener: _Listener, *, step: int, why: str) -> None:
         self._listener, self._step, self._why = listener, step, why
@@ -359,7 +357,7 @@ class _Wait:
 
 
 def _counted(plan: TrainPlan, steps: StepCount, listener: _Listener) -> StepCount:
-    """``steps`` with those of an attempt whose driver was killed before it could count them."""
+    """Add to ``steps`` those of an attempt whose driver was killed before it counted them."""
     noted = read_note(plan)
     if noted is not None and noted.trained > steps.trained:
         steps = noted
@@ -384,7 +382,7 @@ def _cached(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult
 def _record(
     plan: TrainPlan, outcome: Done, reports: dict[int, Report], listener: _Listener
 ) -> None:
-    """Keep what the next one who wants this run needs to know, and no more."""
+    """Cache a run that is done, and discard its checkpoints."""
     curve = [report for step, report in sorted(reports.items()) if step <= outcome.step]
     try:
         if write_record(plan, outcome, curve):

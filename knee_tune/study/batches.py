@@ -1,8 +1,7 @@
 """Which points of a grid train together as one batched model, and the trials that stand for them.
 
 A batch's points are written down before its trials are made. Whatever becomes of the driver then,
-the next one takes the same batch up: the same run, which goes on from its checkpoint or is answered
-from its record.
+the next one takes the same batch up: the same run, which goes on from its checkpoint or is cached.
 """
 
 import queue
@@ -22,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import TrialRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.runs.trainer import RunResult, Trainer, error_of
 from knee_tune.study.attributes import extra_steps, note_extra_steps
@@ -39,7 +38,7 @@ from knee_tune.study.locks import retaken
 from knee_tune.study.recovery import BATCH, current, params_of, put_back
 from knee_tune.study.samplers import Axis, Point, untried
 from knee_tune.study.storage import HEARTBEAT_SECONDS
-from knee_tune.study.study import Study, trial_record
+from knee_tune.study.study import TOLD, Study, trial_record
 from knee_tune.study.trial import FusedTrial, Search
 from knee_tune.study.trial_trainer import RunTraining
 from knee_tune.workers.protocol import Decision, Done, Failure, Report
@@ -188,7 +187,7 @@ def _running(
 
 
 def _point_of(trial: FrozenTrial, axes: Mapping[str, Axis]) -> Point | None:
-    """Where a trial is, or will be; None if the grid has no such point."""
+    """Point that a trial is at, or will be; None if the grid has no such one."""
     params = params_of(trial)
     if not all(params.get(name) in axis.points for name, axis in axes.items()):
         return None
@@ -305,7 +304,7 @@ class BatchTraining(RunTraining):
                 self._writer.flush()
                 self._tell_all(result)
         except UpdateFinishedTrialError:
-            self._break_off(Ending(end="failed", reason=TAKEN_OVER), go_on=True)
+            self._break_off(Ending(end=RunEnd.FAILED, reason=TAKEN_OVER), go_on=True)
             raise
         except BaseException as error:
             go_on = isinstance(error, NO_FAULT_OF_ITS_OWN)
@@ -355,7 +354,7 @@ class BatchTraining(RunTraining):
             if isinstance(outcome, Done):
                 own = outcome.model_copy(update={"replicas": self._share(outcome.replicas, place)})
             ending = run.settle(own, result.steps, cached=result.cached)
-            if ending.end == "complete":
+            if ending.end is RunEnd.COMPLETE:
                 ending = run.complete()
             record_end(run, ending, watcher=self._watcher)
             self._tell(run, ending)
@@ -371,11 +370,10 @@ class BatchTraining(RunTraining):
         )
 
     def _tell(self, run: FusedTrial, ending: Ending) -> None:
-        states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        if ending.end == "complete":
+        if ending.end is RunEnd.COMPLETE:
             self._study.tell(run.number, ending.metrics[run.metric])
         else:
-            self._study.tell(run.number, state=states[ending.end])
+            self._study.tell(run.number, state=TOLD[ending.end])
         told = self._study._storage.get_trial(run.trial._trial_id)
         self._after_trial(trial_record(self._study, told))
 
@@ -393,4 +391,4 @@ class BatchTraining(RunTraining):
             except UpdateFinishedTrialError:
                 continue  # it has its end, or another driver took it over
             run.events.finished(ending)
-            self._watcher.trial_finished(run.number, ending.end, value=None, reason=ending.reason)
+            self._watcher.trial_finished(run.number, ending.state, value=None, reason=ending.reason)

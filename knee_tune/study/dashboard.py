@@ -20,12 +20,12 @@ from knee_tune.study.trial import TrialRun
 
 
 def write_trial_note(run: TrialRun, ending: Ending) -> None:
-    """What a trial was and where its MLflow run is."""
+    """Write what a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
     point = f"Seed LR {learning_rate(run.seed_lr)}, explore {percent(run.explore_fraction)}"
     lines = [
-        f"**{point}**: {ending.end}",
+        f"**{point}**: {ending.state}",
         ending.reason,
         f"Steps trained: {run.counts['steps_trained']:,} of {run.budget:,}, "
         f"reused: {run.counts['steps_reused']:,}",
@@ -107,8 +107,6 @@ def serve_dashboard(storage: BaseStorage, *, port: int, artifact_dir: Path) -> N
     )
 
 
-# Files that Optuna Dashboard offers with a study and its trials: the report, the weights.
-#
 # A file gets the same artifact id whenever it is attached, so a newer one takes its place.
 
 OF_STUDY = "artifacts:"
@@ -182,7 +180,7 @@ def _link_or_copy(file: Path, target: Path) -> None:
 
 def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     """Record how a trial ended everywhere but in its state, which Optuna is told next."""
-    run.note_steps(pruned=ending.end == "pruned")
+    run.note_steps(pruned=ending.state == "pruned")
     if ending.reason:
         run.note(reason=ending.reason)
     run.note_link()
@@ -190,7 +188,7 @@ def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     run.events.finished(ending, **run.counts)
     watcher.trial_finished(
         run.number,
-        ending.end,
+        ending.state,
         value=ending.metrics.get(run.metric),
         reason=ending.reason,
     )

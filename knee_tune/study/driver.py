@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.errors import HomeGoneError
 from knee_tune.records.study import TrialRecord
+from knee_tune.records.values import RunEnd
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import Trainer, error_of
 from knee_tune.study.batches import BatchTraining, take_batch
@@ -34,7 +35,7 @@ from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import current, give_back, params_of, put_back, recover
 from knee_tune.study.samplers import wanted
 from knee_tune.study.storage import quiet_optuna
-from knee_tune.study.study import trial_record
+from knee_tune.study.study import TOLD, trial_record
 from knee_tune.study.trial import FusedTrial, Search, TrialRun
 from knee_tune.study.trial_trainer import train_trial
 from knee_tune.workers.protocol import Failure
@@ -90,8 +91,8 @@ class Driver:
         It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
-        UserError or MachineError when trial after trial fails, or when one does for what people
-        must put right: then it is in the queue again, too.
+        UserError or MachineError when trial after trial fails, or when one does for a cause that
+        somebody must fix: then it is in the queue again, too.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with quiet_optuna():
@@ -113,7 +114,7 @@ class Driver:
             self._watcher.line(f"every point of the search space was tried{but}")
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
-        """One slot's life: one trial after another until there is nothing left to do.
+        """Train one trial after another in a slot until there is nothing left to do.
 
         A batch takes whatever is left, so there is work for one slot alone.
         """
@@ -183,7 +184,7 @@ class Driver:
         return True
 
     def _give_way(self, trial: optuna.Trial, trials: int | None) -> None:
-        """TurnLostError if our turn to ask was lost before the trial, and others took the last one.
+        """Raise TurnLostError if our turn to ask was lost, and others took the last trial.
 
         Nothing is left of a trial without parameters; one from the queue goes back to it.
         """
@@ -247,7 +248,7 @@ class Driver:
         if ending.failure is not None:
             raise self._failed(run, ending.failure, task=plans[0].task, reason=ending.reason)
         self._failures_in_a_row = 0
-        if ending.end == "pruned":
+        if TOLD[ending.end] == TrialState.PRUNED:
             raise optuna.TrialPruned(ending.reason)
         return ending.metrics[run.metric]
 
@@ -268,14 +269,14 @@ class Driver:
         )
 
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
-        """The same training was done before, and would end the same way."""
+        """Repeat the end of the same training, which was done before."""
         reason = f"same as trial {twin.number}"
         run.copy(twin, reason=reason)
         pruned = twin.state == TrialState.PRUNED
         value = None if pruned else twin.value
-        ending = Ending(end="pruned" if pruned else "complete", reason=reason)
+        ending = Ending(end=RunEnd.PRUNED if pruned else RunEnd.COMPLETE, reason=reason)
         write_trial_note(run, ending)
-        self._watcher.trial_finished(run.number, ending.end, value=value, reason=reason)
+        self._watcher.trial_finished(run.number, ending.state, value=value, reason=reason)
         if value is None:
             raise optuna.TrialPruned(reason)
         return value

@@ -15,11 +15,12 @@ from knee_tune.config.recipe import Recipe
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import Evaluation, ReplicateRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.schedules import Knee
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
 from knee_tune.study.events import Ending, Recorder, RunEvents
+from knee_tune.study.pruners import KneePruner
 from knee_tune.study.recovery import key_of
 from knee_tune.study.samplers import Axis
 from knee_tune.study.study import CODE, reported_sign
@@ -38,8 +39,6 @@ _SHARED_BY_TWINS = (
     "mlflow_run_id",
     "mlflow_run_url",
 )
-
-_OF_THE_KNEE = {"seed_lr", "total_steps", "warmup_steps", "explore_steps"}
 
 
 class PlanMaker(Protocol):
@@ -60,7 +59,7 @@ class PlanMaker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched: the study, its axes, and how a point becomes training runs."""
+    """Search space of a study, and how a point of it becomes training runs."""
 
     study: optuna.Study
     recipe: Recipe
@@ -79,7 +78,7 @@ class Search:
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
-    """Held while a trial is asked for, against other drivers (see ``asking.asking_lock``)."""
+    """Held while a trial is asked for, against other drivers (see ``locks.asking_lock``)."""
 
 
 class TrialRun:
@@ -141,7 +140,7 @@ class TrialRun:
             self._note_replicates(len(before))
 
     def _spent(self, steps: StepCount) -> StepCount:
-        """What earlier attempts cost, with the state that this one has of them."""
+        """Steps that earlier attempts cost, with the state that this one has of them."""
         return steps if self._goes_on else StepCount(trained=steps.trained)
 
     def _suggest(self, name: str) -> float:
@@ -150,12 +149,12 @@ class TrialRun:
 
     @property
     def metric(self) -> str:
-        """What the study optimises."""
+        """Metric that the study optimises."""
         return f"valid_{self._search.recipe.objective}"
 
     @property
     def watched(self) -> str:
-        """The metric of its learning curve."""
+        """Metric of its learning curve."""
         return f"valid_{self._search.recipe.watched}"
 
     @property
@@ -193,21 +192,23 @@ class TrialRun:
 
         ``replicates``: those that are reported one behind the other.
         """
-        dumped = plan.model_dump(mode="json")
         self.total_steps = plan.total_steps
         self.note(
             key=self.key,
             code=self._search.code,
             checkpoint=str(plan.checkpoint_dir),
-            plan=dumped,
-            schedule={name: dumped["schedule"][name] for name in _OF_THE_KNEE},
-            replicates=replicates,
+            plan=plan.model_dump(mode="json"),
         )
+        KneePruner.describe(self.trial, self.schedule, replicates=replicates)
 
     @property
     def steps(self) -> StepCount:
-        """What the run of the replicate that trains has cost so far, over all attempts."""
+        """Steps that the run of the replicate that trains has cost, over all attempts."""
         return self.replicates[self.replicate].steps
+
+    def has_trained(self, replicate: int) -> bool:
+        """Tell whether a replicate is complete, so that nothing is left to train of it."""
+        return self.replicates[replicate].state == "complete"
 
     def begin(self, plan: TrainPlan, *, replicate: int) -> None:
         """Note that a replicate trains, with what other code may have trained of it."""
@@ -241,14 +242,14 @@ class TrialRun:
         return told
 
     def whole(self, report: Report) -> bool:
-        """Whether every replicate that was evaluated still trains."""
+        """Tell whether every replicate that was evaluated still trains."""
         return True
 
     def _remember(self, report: Report) -> None:
         self._curves[self.replicate][report.step] = report.metrics[self.watched]
 
     def _mean(self, report: Report) -> Report:
-        """What the tracking is told."""
+        """Report that the tracking is told."""
         return report
 
     def _mean_at(self, step: int) -> float:
@@ -263,16 +264,16 @@ class TrialRun:
         """
         ending, index = Ending.of(outcome), self.replicate
         metrics = dict(ending.metrics)
-        if index == 0 and ending.end == "complete" and isinstance(outcome, Done):
+        if index == 0 and ending.end is RunEnd.COMPLETE and isinstance(outcome, Done):
             self.note(weights=outcome.result["weights"])
         self._note_replicate(
             index,
-            state=ending.end,
+            state=ending.state,
             value=metrics.get(self.metric),
             metrics=metrics,
             answered=cached,
         )
-        return ending if ending.end == "complete" else self.of_replicate(ending, index)
+        return ending if ending.end is RunEnd.COMPLETE else self.of_replicate(ending, index)
 
     def broken_off(self) -> None:
         """Note that its run ended without an answer."""
@@ -340,11 +341,11 @@ class TrialRun:
         means = {name: fmean(metrics[name] for metrics in finals) for name in finals[0]}
         self.note(metrics=means)
         if len(finals) == 1:
-            return Ending(end="complete", metrics=means)
+            return Ending(end=RunEnd.COMPLETE, metrics=means)
         spreads = {name: stdev(metrics[name] for metrics in finals) for name in finals[0]}
         self.note(spread=spreads[self.metric])
         stds = {f"{name}_std": spread for name, spread in spreads.items()}
-        return Ending(end="complete", metrics=means | stds)
+        return Ending(end=RunEnd.COMPLETE, metrics=means | stds)
 
     def finished_twin(self) -> FrozenTrial | None:
         """A complete or pruned trial with the same parameters and code, if there is one."""
@@ -406,8 +407,12 @@ class FusedTrial(TrialRun):
 
     @property
     def steps(self) -> StepCount:
-        """What its run has cost in earlier attempts, as noted with the trial."""
+        """Steps that its run has cost in earlier attempts, as noted with the trial."""
         return run_of(self.trial.user_attrs)
+
+    def has_trained(self, replicate: int) -> bool:
+        """Tell that it never has: the end of one replicate says nothing of the others."""
+        return False
 
     def begin(self, plan: TrainPlan, *, replicate: int = 0) -> None:
         """Note that the trial trains, in this run or as a part of it."""
@@ -427,7 +432,7 @@ class FusedTrial(TrialRun):
         self.note_steps(pruned=False)
 
     def whole(self, report: Report) -> bool:
-        """Whether every replicate still trains; without half of them nothing is said of it."""
+        """Tell whether every replicate still trains; without half of them nothing is said of it."""
         return None not in report.replicas[self.watched]
 
     def _remember(self, report: Report) -> None:
@@ -466,7 +471,7 @@ class FusedTrial(TrialRun):
         for index, (done, ending) in enumerate(zip(outcome.replicas, endings, strict=True)):
             self._change(
                 index,
-                state=ending.end,
+                state=ending.state,
                 value=ending.metrics.get(self.metric),
                 metrics=dict(ending.metrics),
                 steps=steps.of_replica(first=done.first_step, last=done.step),
@@ -474,10 +479,10 @@ class FusedTrial(TrialRun):
             )
         self._note_fused(steps)
         for index, ending in enumerate(endings):
-            if _has_diverged(ending):
+            if ending.end is RunEnd.DIVERGED:
                 return self.of_replicate(ending, index)
         for ending in endings:
-            if ending.end != "complete":
+            if ending.end is not RunEnd.COMPLETE:
                 return ending
         self.note(weights=outcome.replicas[0].weights)
         return endings[0]
@@ -499,7 +504,3 @@ class FusedTrial(TrialRun):
 def _ending(done: ReplicaDone) -> Ending:
     result = {"metrics": done.metrics}
     return Ending.of(Done(state=done.state, step=done.step, reason=done.reason, result=result))
-
-
-def _has_diverged(ending: Ending) -> bool:
-    return ending.reason.startswith("diverged")

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from knee_tune.plans.plan import TrainPlan
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
@@ -42,7 +42,7 @@ class RunTraining(ABC):
 
     @abstractmethod
     def _counted(self) -> StepCount:
-        """What the run has cost so far, as it is kept."""
+        """Read what the run has cost so far."""
 
     @abstractmethod
     def _count(self, steps: StepCount) -> None:
@@ -118,18 +118,18 @@ def train_trial(
     all replicates.
     """
     for index, plan in enumerate(plans):
-        if run.replicates[index].state == "complete":
+        if run.has_trained(index):
             continue
         run.begin(plan, replicate=index)
         training = _TrialTraining(
             run, plan, trainer=trainer, watcher=watcher, raise_if_stopped=raise_if_stopped
         )
         ending = training.end()
-        if ending.end != "complete":
+        if ending.end is not RunEnd.COMPLETE:
             return ending
         last = index + 1 == len(plans)
         if not last and run.trial.should_prune():
-            return run.of_replicate(Ending(end="pruned", reason="pruned at its end"), index)
+            return run.of_replicate(Ending(end=RunEnd.PRUNED, reason="pruned at its end"), index)
     return run.complete()
 
 

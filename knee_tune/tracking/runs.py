@@ -6,7 +6,6 @@ delivering an event twice changes nothing. What opens and ends a run is in
 """
 
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from knee_tune.leftovers import scratch_folder
 from knee_tune.records.events import (
+    STORED,
     Attached,
     Recorded,
     RunLink,
@@ -29,6 +29,7 @@ from knee_tune.records.events import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking.sender import DeletedError, RejectedError
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
@@ -110,7 +111,12 @@ def mlflow_name(name: str) -> str:
 # has long finished what it began. So a start or an end takes no effect on a run that began anew or
 # ended later: the newest word on a run counts.
 
-TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+TRIAL_STATUS = {
+    RunEnd.COMPLETE: "FINISHED",
+    RunEnd.PRUNED: "KILLED",
+    RunEnd.DIVERGED: "KILLED",
+    RunEnd.FAILED: "FAILED",
+}
 
 STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
 
@@ -194,14 +200,11 @@ class RunWriter:
         self._client, self._uri, self._home = client, uri, home
         self._studies: dict[str, _StudyRuns] = {}
         self._links: dict[str, RunLink] = {}
-        self._linked = threading.Condition()
         self._failures = 0
 
-    def link(self, run_key: str, *, wait: float) -> RunLink | None:
-        """Where the run with this key is; None if that is not known within ``wait`` seconds."""
-        with self._linked:
-            self._linked.wait_for(lambda: run_key in self._links, timeout=wait)
-            return self._links.get(run_key)
+    def link(self, run_key: str) -> RunLink | None:
+        """Where the run with this key is, if that is known by now."""
+        return self._links.get(run_key)
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
         """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good.
@@ -305,11 +308,7 @@ class RunWriter:
 
     def _know(self, runs: _StudyRuns, run_key: str, run_id: str) -> None:
         runs.ids[run_key] = run_id
-        with self._linked:
-            self._links[run_key] = run_link(
-                self._uri, experiment_id=runs.experiment_id, run_id=run_id
-            )
-            self._linked.notify_all()
+        self._links[run_key] = run_link(self._uri, experiment_id=runs.experiment_id, run_id=run_id)
 
     def _start_study(self, study: StudyStarted, event: StudyStarted, at: int) -> None:
         run_id = self._run_id(study, None)
@@ -338,7 +337,7 @@ class RunWriter:
 
     def _finish_trial(self, study: StudyStarted, event: TrialFinished, at: int) -> None:
         run_id = self._run_id(study, event.key)
-        tags = {"optuna.state": event.state, **event.tags}
+        tags = {"optuna.state": STORED[event.state], **event.tags}
         if event.reason:
             tags["knee.reason"] = event.reason
         metrics = [Metric(k, v, at, event.step) for k, v in event.metrics.items()]

@@ -23,6 +23,7 @@ from knee_tune.records.events import (
     TrialFinished,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking.outbox import Outbox, another_driver_lives
 from knee_tune.tracking.store import trouble
 
@@ -305,4 +306,4 @@ class Sender:
 def _death(key: str | None) -> Event:
     if key is None:
         return StudyFinished(state="INTERRUPTED")
-    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
+    return TrialFinished(key=key, state=RunEnd.FAILED, reason="the driver was killed")

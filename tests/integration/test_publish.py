@@ -41,8 +41,8 @@ class Tracked(Recording):
 
     started = False
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
-        return super().run_of(key, wait=wait) if self.started else None
+    def run_of(self, key: str | None) -> RunLink | None:
+        return super().run_of(key) if self.started else None
 
     def flush(self, timeout: float | None = None) -> int:
         self.started = True

@@ -27,6 +27,7 @@ from knee_tune.records.events import (
     TrialFinished,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tasks import registry as tasks
 from knee_tune.tracking import open_tracker
 from knee_tune.tracking.registry import register
@@ -52,9 +53,9 @@ def home(
     for event in (
         StudyStarted(uid="u", name="s", task="toy", experiment="e"),
         TrialStarted(key="trial-0", name="trial 0", params={"epochs": 1}),
-        TrialFinished(key="trial-0", state="COMPLETE"),
+        TrialFinished(key="trial-0", state=RunEnd.COMPLETE),
         TrialStarted(key="trial-1", name="trial 1"),
-        TrialFinished(key="trial-1", state="COMPLETE"),
+        TrialFinished(key="trial-1", state=RunEnd.COMPLETE),
     ):
         tracker.record(event)
     assert tracker.close(timeout=60) == 0

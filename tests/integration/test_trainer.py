@@ -18,7 +18,8 @@ from knee_tune.runs.run_cache import RECORD
 from knee_tune.runs.trainer import MACHINE_STARTS, OWN_STARTS, RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.workers.protocol import Decision, Done, Failure, Report
-from tests.pretend_ranks import TOTAL, Died, PretendRanks, What, knee_plan, save_state
+from tests.fake_runner import Died, What, at
+from tests.pretend_ranks import TOTAL, PretendRanks, knee_plan, save_state
 
 PLENTY = 1_000_000
 SOON = 20.0
@@ -53,16 +54,6 @@ class Asker:
 
 def asker(home: Path, ranks: PretendRanks, *, limit: int = PLENTY) -> Asker:
     return Asker(Trainer(ranks, trunks=TrunkStore(home / "trunks", limit=limit)))
-
-
-def at(step: int, error: BaseException) -> What:
-    """An error at one step."""
-
-    def happen(now: int) -> None:
-        if now == step:
-            raise error
-
-    return happen
 
 
 def done(result: RunResult) -> Done:
