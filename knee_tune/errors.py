@@ -27,8 +27,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _OF_DISKS = (*FULL, errno.EROFS, errno.EIO)
 _OF_SQLITE = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR": errno.EIO}
 
-GOES_ON = "once that is put right, the same command goes on"
-"""What is said of a disk."""
+CONTINUES = "fix that, and the same command continues"
+"""What to do about a disk."""
 
 
 class UserError(Exception):
@@ -42,7 +42,7 @@ class UserError(Exception):
 
 
 class MachineError(Exception):
-    """No input's fault: one line, exit code 1, and the same command goes on.
+    """No input's fault: one line, exit code 1, and the same command continues.
 
     The machine ended a process, a disk is full, a server is gone; or something of ours went wrong
     in a rank, whose log has the traceback.

@@ -27,6 +27,7 @@ from knee_tune.config.recipe import (
 from knee_tune.config.strict_yaml import nearest
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError, disk_trouble
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import Schedule
 from knee_tune.plans.planner import (
     BASELINES,
@@ -211,10 +212,8 @@ class KeptSearch:
 
     def _write(self) -> None:
         """The file appears whole or not at all."""
-        draft = self._path.with_suffix(".draft")
         kept = {"search": self._record.model_dump(mode="json"), "attributes": self._attributes}
-        draft.write_text(json.dumps(kept))
-        draft.replace(self._path)
+        write_whole(self._path, json.dumps(kept))
 
 
 @contextmanager

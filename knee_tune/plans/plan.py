@@ -178,10 +178,6 @@ KEPT_WEIGHTS = "weights.safetensors"
 
 """The file in a run's checkpoint folder with the weights that the run keeps."""
 
-DRAFT = ".draft-"
-
-"""How a checkpoint is called that is not whole yet; a file has the suffix ``.draft``."""
-
 
 def checkpoint_path(directory: Path, *, step: int) -> Path:
     """The folder of one checkpoint."""
@@ -197,11 +193,6 @@ def checkpoint_paths(directory: Path) -> list[Path]:
     """Every checkpoint in ``directory``, the newest first, sound or not."""
     found = (path for path in directory.glob("step-*") if path.name[5:].isdecimal())
     return sorted(found, key=checkpoint_step, reverse=True)
-
-
-def drafts(directory: Path) -> list[Path]:
-    """What is not whole yet in ``directory``: being written, or left by whoever was killed."""
-    return [*directory.glob(f"{DRAFT}*"), *directory.glob("*.draft")]
 
 
 def discard_checkpoints(directory: Path, *, keep: int = 0) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.records.values import StepCount
 
@@ -32,9 +33,7 @@ def begin_note(plan: TrainPlan, before: StepCount) -> None:
     """
     path = note_path(plan)
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(_NOT_BEGUN + before.model_dump_json())
-    draft.replace(path)
+    write_whole(path, _NOT_BEGUN + before.model_dump_json())
 
 
 def read_note(plan: TrainPlan) -> StepCount | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from knee_tune.errors import GOES_ON, MachineError, UserError
+from knee_tune.errors import CONTINUES, MachineError, UserError
 from knee_tune.plans.plan import (
     Plan,
     TrainPlan,
@@ -58,7 +58,7 @@ class Restarts:
         that is a later one every time the machine may end as many as it likes.
         """
         if failure.kind == "user_error":
-            return None  # what people must put right comes out the same again
+            return None  # what people must fix comes out the same again
         if not failure.by_machine:
             self._errors += 1
             return 0.0 if self._errors < self._own else None
@@ -117,17 +117,17 @@ def run_job(
 def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineError:
     """The error that says ``said``: whose the failure was decides the command's exit code.
 
-    An exception in a task that is not ours is its author's to put right.
+    An exception in a task that is not ours is its author's to fix.
     """
     theirs = not task_entry(task).task.startswith("knee_tune.")
     of_code = failure.kind in ("exception", "exit")
     if failure.kind == "user_error" or (theirs and of_code):
         return UserError(said)
-    return MachineError(f"{said}; {GOES_ON}" if failure.kind == "disk" else said)
+    return MachineError(f"{said}; {CONTINUES}" if failure.kind == "disk" else said)
 
 
 def _shown(failure: Failure, plan: Plan) -> str:
-    """What people can put right in its own words; anything else with the place of its traceback."""
+    """What people can fix in its own words; anything else with the place of its traceback."""
     if failure.kind == "user_error":
         return failure.message
     return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"

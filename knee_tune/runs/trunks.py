@@ -19,6 +19,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from knee_tune.config.recipe import Spec
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import TrainPlan, checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.schedules import Exploring
@@ -62,9 +63,7 @@ def read_note(path: Path, kind: type[N]) -> N | None:
 def write_note(path: Path, note: Spec) -> None:
     """Write ``note``, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(note.model_dump_json())
-    draft.replace(path)
+    write_whole(path, note.model_dump_json())
 
 
 # Which trunk checkpoints to drop when they take too much room: the rule "gap".

@@ -92,7 +92,7 @@ class Driver:
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
         UserError or MachineError when trial after trial fails, or when one does for what people
-        must put right: then it is in the queue again, too.
+        must fix: then it is in the queue again, too.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with quiet_optuna():

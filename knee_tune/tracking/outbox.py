@@ -21,6 +21,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from knee_tune.errors import first_line
+from knee_tune.files import whole, write_whole
 from knee_tune.records.events import Event, Recorded, StudyStarted
 from knee_tune.tracking.store import is_server
 from knee_tune.urls import shown_url, sqlite_file
@@ -62,12 +63,11 @@ class Outbox:
         folder = study_folder(root, study.name)
         for each in (root.parent, root, folder):
             each.mkdir(exist_ok=True)
-        name = f"{time.time_ns()}-{os.getpid()}"
-        draft = folder / f"{name}.draft"
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, _line(first))
-        path = draft.rename(folder / f"{name}.jsonl")  # visible to others only when locked
+        path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
+        with whole(path) as draft:  # others see it only when it is locked
+            descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, _line(first))
         return cls(path, descriptor, study, began=first.at)
 
     def beside(self) -> Self:
@@ -137,9 +137,7 @@ class Outbox:
 
     def acknowledge(self, batch: Batch) -> None:
         """MLflow has everything up to ``batch.end``."""
-        draft = self._ack_file.with_suffix(".ack-draft")
-        draft.write_text(json.dumps(batch.end))
-        draft.rename(self._ack_file)
+        write_whole(self._ack_file, json.dumps(batch.end))
         with self._lock:
             self._acknowledged = batch.end
             self._remaining -= len(batch.lines)

@@ -8,7 +8,6 @@ import platform
 import shlex
 import sqlite3
 import subprocess
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from glob import escape
@@ -20,6 +19,7 @@ from urllib.request import url2pathname
 
 from knee_tune import __version__
 from knee_tune.errors import UserError, first_line, one_line
+from knee_tune.files import whole
 from knee_tune.records.events import RunLink
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file, sqlite_url
 
@@ -219,15 +219,11 @@ def _create_database(path: Path) -> None:
             left.unlink(missing_ok=True)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
-        try:
+        with whole(path) as draft:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]
                 sqlite_url(draft), (path.parent.absolute() / "artifacts").as_uri()
             )
             store.engine.dispose()
-            draft.rename(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def is_server(uri: str) -> bool:

@@ -6,15 +6,15 @@ best. The manifest holds the checksums and whose state it is; the folder gets it
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
+import errno
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import time
-import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from safetensors.torch import save_model
 from torch import nn
 
 from knee_tune.errors import FULL, UserError, first_line
+from knee_tune.files import drafts, link_or_copy, remove, whole
 from knee_tune.plans.identity import digest_of, measured_alike, run_identity
 from knee_tune.plans.plan import (
-    DRAFT,
     KEPT_WEIGHTS,
     TrainPlan,
     TrunkPlan,
@@ -96,30 +96,21 @@ def save_checkpoint(
     is left behind.
     """
     directory.mkdir(exist_ok=True)
-    target, draft = checkpoint_path(directory, step=step), directory / f"{DRAFT}{uuid.uuid4().hex}"
+    target = checkpoint_path(directory, step=step)
     try:
-        draft.mkdir()
-        checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
-        if weights is not None:
-            checksums[WEIGHTS] = _sha256(share_file(weights, draft / WEIGHTS))
-        (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
-        if durable:
-            for path in (*draft.iterdir(), draft):
-                _sync(path)
-        try:
-            draft.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-        if durable:
-            _sync(directory)
+        with whole(target, durable=durable) as draft:
+            draft.mkdir()
+            checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
+            if weights is not None:
+                checksums[WEIGHTS] = _sha256(link_or_copy(weights, draft / WEIGHTS))
+            (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and target.is_dir():
+            return target
         if error.errno not in FULL:
             raise
         needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
         raise OSError(error.errno, needed, str(directory)) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
@@ -154,12 +145,10 @@ def _kind_of(error: Exception) -> type[DamagedError]:
 
 def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:
     """Delete what killed runs left half-written at least so many ``seconds`` ago."""
-    for draft in directory.glob(f"{DRAFT}*"):
-        try:
+    for draft in drafts(directory):
+        with suppress(OSError):  # another run swept it
             if time.time() - draft.stat().st_mtime >= seconds:
-                shutil.rmtree(draft, ignore_errors=True)
-        except OSError:
-            continue  # another run swept it
+                remove(draft)
 
 
 def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
@@ -168,35 +157,15 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
     What is not ``durable`` waits for no disk: a crash of the machine may damage it.
     """
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.unlink(
-        missing_ok=True
-    )  # a killed run may have left a link to a trunk checkpoint's weights
-    save_model(model, str(draft))
-    if durable:
-        _sync(draft)
-    draft.replace(path)
+    with whole(path, durable=durable) as draft:
+        save_model(model, str(draft))
 
 
 def take_weights(path: Path, source: Path) -> None:
     """Make ``path`` the weights in ``source``; it changes whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
-    share_file(source, draft)
-    _sync(draft)
-    draft.replace(path)
-
-
-def share_file(source: Path, target: Path) -> Path:
-    """Make ``target`` the same file as ``source``, or a copy where file systems have no links."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target)
-    return target
+    with whole(path, durable=True) as draft:
+        link_or_copy(source, draft)
 
 
 def _size_of(state: Any, weights: Path | None) -> int:
@@ -240,14 +209,6 @@ class _Hashing(io.BufferedWriter):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # A run's trunk: the checkpoints that it may start from, and those that it leaves to other branches.

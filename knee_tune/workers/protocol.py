@@ -69,7 +69,7 @@ class Failure(Spec):
 
     type: Literal["failure"] = "failure"
     kind: Literal[
-        "user_error",  # what people must put right
+        "user_error",  # what people must fix
         "exception",
         "out_of_memory",
         "exit",  # with a code, before its job was done
@@ -94,7 +94,7 @@ class Failure(Spec):
 
     @property
     def for_all(self) -> bool:
-        """Whether every other run would fail for the same: people must put something right."""
+        """Whether every other run would fail for the same: people must fix something."""
         return self.kind in ("user_error", "disk")
 
 
