@@ -1,4 +1,4 @@
-"""YAML without surprises.
+"""YAML without surprises: where its files are, what they say, and what is wrong with it, in a line.
 
 Plain scalars mean what YAML 1.2 and people say they mean: ``1e-3`` is a number, ``no`` and ``on``
 are text, ``010`` is ten. A key given twice, an anchor or a tag is refused, and so is what no

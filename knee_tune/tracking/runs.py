@@ -1,8 +1,7 @@
 """Events become MLflow runs: a parent run per study, a child run per trial. The only mapping.
 
 Runs are found by a unique tag before they are created, metrics carry the time of their event, so
-delivering an event twice changes nothing. What opens and ends a run is in
-:mod:`knee_tune.tracking.runs`.
+delivering an event twice changes nothing.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder appears whole or not at all, and is loaded without pickle.
+"""Checkpoints of a run and of its trunk: written whole, loaded without pickle, and started from.
 
 ``step-00001200/{state.pt, weights.safetensors, manifest.json}`` in a run's checkpoint folder, or
 in a trunk's. The weights are the kept ones of a run that keeps its
@@ -50,16 +50,16 @@ _DAMAGE = (
 
 
 class DamagedError(Exception):
-    """Why a checkpoint is no good, in a few words."""
+    """A checkpoint is no good; the text says why, in a few words."""
 
 
 class UnreadableError(DamagedError):
-    """It may be sound: the disk, or the machine that has it, did not give it this time."""
+    """A checkpoint may be sound, but its disk, or the machine that has it, did not give it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a sound checkpoint holds."""
+    """The content of a sound checkpoint."""
 
     step: int
     state: dict[str, Any]
@@ -71,7 +71,7 @@ class Checkpoint:
 
 
 def run_fingerprint(plan: TrainPlan) -> str:
-    """Names the run whose states these are, and their format: only the same run goes on from one.
+    """Name the run whose states these are, and their format: only the same run goes on from one.
 
     A run is what :func:`knee_tune.plans.identity.run_identity` says.
     """
@@ -115,7 +115,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoint:
-    """The checkpoint in ``folder``, if it is sound and of ``run``; otherwise DamagedError.
+    """Load the checkpoint in ``folder``; DamagedError unless it is sound and of ``run``.
 
     ``verify=False`` trusts the checksums, which another rank has looked at. Where memory runs out
     nothing is said of the checkpoint: that error is raised on.
@@ -211,19 +211,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# A run's trunk: the checkpoints that it may start from, and those that it leaves to other branches.
-#
-# A trunk checkpoint is one of warmup and explore, which runs of every explore fraction and budget
-# have in common. Writing one never ends a run, and nothing about them must be right: what a run
-# cannot use it trains itself.
-
 ABANDONED_SECONDS = 3600.0
 
 """Age from which a half-written one is nobody's: runs of one trunk write one after the other."""
 
 
 class Trunk:
-    """The trunk of one run, as its rank 0 sees it; ``say`` tells the people who watch."""
+    """The trunk of one run, as its rank 0 sees it; ``say`` tells the people who watch.
+
+    Its checkpoints are of warmup and explore, which runs of every explore fraction and budget have
+    in common: a run may start from them, and leaves some for other branches. Writing one never
+    ends a run, and none has to be sound: what a run cannot use it trains itself.
+    """
 
     def __init__(self, plan: TrainPlan, trunk: TrunkPlan, say: Callable[[str], None]) -> None:
         self.key = trunk.key
@@ -272,13 +271,10 @@ class Trunk:
         return checkpoint_path(self._trunk.folder, step=step)
 
 
-# Where a run starts: at its own newest checkpoint or its trunk's highest one, if one is sound.
-
-
 def find_start(
     plan: TrainPlan, trunk: Trunk | None, group: Group, say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The state to start from, the same on every rank; None: from scratch.
+    """Load the run's newest checkpoint or its trunk's highest, on every rank; None: from scratch.
 
     What is no good is named to the people who watch, and removed: the run is going to save that
     step itself. What only could not be read stays where it is. UserError if the ranks do not see

@@ -53,7 +53,7 @@ _ECHO = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """What the driver does with what a group says."""
+    """What the driver does with reports, lines and signs of life of a group."""
 
     on_report: Callable[[Report], Decision]
     on_line: Callable[[str], None]
