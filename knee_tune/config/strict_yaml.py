@@ -40,7 +40,7 @@ _LAYOUT = "\n\r\t"
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes whose tags follow our own reading of plain scalars."""
+    """Loader of nodes whose tags follow our own reading of plain scalars."""
 
     _depth = 0
 
@@ -245,7 +245,7 @@ def dotted(path: FieldPath) -> str:
 def check(
     model: type[M], data: object, prefix: FieldPath = ()
 ) -> tuple[M | None, tuple[Problem, ...]]:
-    """``data`` as a ``model``, or what is wrong with it, with ``prefix`` before every path.
+    """Validate ``data`` as a ``model``, or say what is wrong, with ``prefix`` before every path.
 
     Data is read as strictly as JSON: the text "4" is no number, 4.5 is no integer.
     """

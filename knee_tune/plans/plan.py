@@ -30,7 +30,7 @@ Schedule = Annotated[
 
 
 class Placement(Spec):
-    """Where a worker group runs: ranks, device kind, arithmetic."""
+    """The ranks, devices and arithmetic of a worker group."""
 
     world_size: int = Field(default=1, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -45,7 +45,7 @@ class Placement(Spec):
 
 
 class TaskOrder(Spec):
-    """What every job needs to build its task."""
+    """The part of every plan that its task is built from."""
 
     task: str
     recipe: dict[str, Any]
@@ -62,7 +62,7 @@ class DescribePlan(TaskOrder):
 
 
 class TaskFacts(Spec):
-    """What a task's data and model are; the answer to a :class:`DescribePlan`."""
+    """Facts of a task's data, model and code; the answer to a :class:`DescribePlan`."""
 
     steps_per_epoch: int
     data_fingerprint: str
@@ -83,7 +83,7 @@ class TaskFacts(Spec):
 
 
 class TrunkPlan(Spec):
-    """Where a run's trunk is kept, and which of its states are worth keeping."""
+    """The place of a run's trunk, and which of its states are saved."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -105,7 +105,8 @@ class Replica(Spec):
 
 
 class TrainPlan(TaskOrder):
-    """Train one run. Everything that decides its result is in here (``keys.run_identity``).
+    """Train one run. Everything that decides its result is in here
+    (:func:`knee_tune.plans.identity.run_identity`).
 
     With ``replicas`` it is a fused run: models of one task that train step by step together, as one
     batched model. ``seed`` and ``schedule`` are then those of the first.

@@ -30,7 +30,7 @@ N = TypeVar("N", bound=Spec)
 
 
 class TrunkNote(Spec):
-    """What a trunk is, for people, and when it was used last."""
+    """A trunk, described for people, and its last use."""
 
     task: str
     seed_lr: float
@@ -44,7 +44,7 @@ class TrunkNote(Spec):
 
 
 class StoreNote(Spec):
-    """What the store knows as a whole."""
+    """The uses and the limit of the whole store."""
 
     uses: int = 0
     """Runs that used any trunk."""
@@ -127,13 +127,13 @@ class TrunkEntry:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size of all checkpoints, in bytes."""
         return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleared:
-    """What :meth:`TrunkStore.clear` did."""
+    """The result of :meth:`TrunkStore.clear`."""
 
     removed: tuple[TrunkEntry, ...]
     in_use: tuple[TrunkEntry, ...]
@@ -147,7 +147,7 @@ class TrunkStore:
         self.root, self.limit = root, limit
 
     def lock(self, key: str) -> FileLock:
-        """Held by the one run that trains this trunk on."""
+        """Return the lock of the one run that trains this trunk on."""
         return file_lock(self.root / f"{key}.lock")
 
     def use(self, plan: TrainPlan) -> None:
@@ -175,7 +175,7 @@ class TrunkStore:
 
     @property
     def note(self) -> StoreNote:
-        """What the store knows as a whole."""
+        """The uses and the limit of the whole store."""
         return read_note(self._note_path, StoreNote) or StoreNote()
 
     def entries(self) -> list[TrunkEntry]:
@@ -237,7 +237,7 @@ class TrunkStore:
         return self.root / "store.json"
 
     def _alone(self) -> FileLock:
-        """Held by whoever counts a use or removes something: for a moment."""
+        """Return the lock of whoever counts a use or removes something: for a moment."""
         return file_lock(self.root / ".lock")
 
     def _remove(self, folders: Iterable[Path]) -> None:

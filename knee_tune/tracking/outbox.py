@@ -136,14 +136,14 @@ class Outbox:
         return Batch(lines, end)
 
     def acknowledge(self, batch: Batch) -> None:
-        """MLflow has everything up to ``batch.end``."""
+        """Note that MLflow has everything up to ``batch.end``."""
         write_whole(self._ack_file, json.dumps(batch.end))
         with self._lock:
             self._acknowledged = batch.end
             self._remaining -= len(batch.lines)
 
     def reject(self, line: bytes) -> Path:
-        """Keep a line that MLflow will never take, so that it blocks nothing; in which file."""
+        """Put aside a line that MLflow will never take, and that would block others; where."""
         path = self.path.parent / "rejected.log"
         with path.open("ab") as file:
             file.write(line)
@@ -189,7 +189,7 @@ class Outbox:
 
 
 def outbox_root(home: Path, uri: str) -> Path:
-    """Where everything waits that is meant for the tracking URI ``uri``, and for no other.
+    """Return the folder of all that is meant for the tracking URI ``uri``, and for no other.
 
     A new password does not make it another store, nor does another way to write a file's path.
     """
@@ -199,12 +199,12 @@ def outbox_root(home: Path, uri: str) -> Path:
 
 
 def study_folder(root: Path, study_name: str) -> Path:
-    """Where the outboxes of a study are, below ``root``."""
+    """Return the folder of a study's outboxes, below ``root``."""
     return root / quote(study_name, safe="")
 
 
 def study_folders(root: Path) -> list[Path]:
-    """Where the outboxes of all studies are, below ``root``."""
+    """Return the folders of all studies' outboxes, below ``root``."""
     return sorted(path for path in root.glob("*") if path.is_dir())
 
 
