@@ -27,9 +27,9 @@ from rich.table import Table
 
 from benchmarks.orchestration import Nobody, study_places
 from benchmarks.trunk_savings import SEED_LRS, TABLE_16, TWENTIETHS, UPPER_HALF, formula
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.opened import StudyRequest
 from knee_tune.commands.run import StudyStart, run_study
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.recipe import Recipe
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import DescribePlan, TaskFacts, TaskOrder, TrainPlan

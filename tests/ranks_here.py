@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from knee_tune.commands import compute
 from knee_tune.config.recipe import Spec
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import Plan
@@ -58,7 +57,7 @@ class RanksHere:
 
 @contextmanager
 def ranks_here() -> Iterator[None]:
-    """Every workshop that is opened meanwhile trains in this process."""
+    """All workers that are opened meanwhile trains in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compute, "ForkserverRunner", RanksHere)
+        patch.setattr("knee_tune.commands.workers.ForkserverRunner", RanksHere)
         yield

@@ -447,7 +447,7 @@ def _histograms(groups: Groups, metric: str) -> dict[str, Any]:
     )
 
 
-# The curve of a LR range test (the paper's figure 4), and the page it stands on.
+# The curve of a LR range test (the paper's Figure 4).
 
 
 def lr_range_figure(
@@ -497,13 +497,6 @@ def lr_range_figure(
             for name, lr, colour in drawn
         ],
     )
-
-
-def as_page(drawn: dict[str, Any]) -> str:
-    """One HTML file that needs nothing else; some 5 MB."""
-    import plotly.io  # slow
-
-    return str(plotly.io.to_html(drawn, include_plotlyjs=True, full_html=True))
 
 
 def _line(

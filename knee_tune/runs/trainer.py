@@ -145,8 +145,8 @@ class RunResult:
     outcome: Outcome
     steps: StepCount
     """Including what was counted before."""
-    answered: bool = False
-    """From its record: nothing was trained."""
+    cached: bool = False
+    """From the run cache: nothing was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class Trainer:
         wait = _Wait(listener, step=steps().reached, why=why)
         with held_once(lock, unless=lambda: False, meanwhile=wait):
             before = _counted(plan, steps(), listener)
-            return _answered(plan, before, listener) or self._train(plan, before, listener)
+            return _cached(plan, before, listener) or self._train(plan, before, listener)
 
     def _alive(self, callback: Callable[[T], R]) -> Callable[[T], R]:
         """``callback`` as long as ``on_life`` raises nothing."""
@@ -368,7 +368,7 @@ def _counted(plan: TrainPlan, steps: StepCount, listener: _Listener) -> StepCoun
     return steps
 
 
-def _answered(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult | None:
+def _cached(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult | None:
     """The result of a run that was trained before, told as if it were trained now."""
     record = read_record(plan, on_line=listener.on_line)
     if record is None:
@@ -378,7 +378,7 @@ def _answered(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResu
     listener.on_steps(steps)
     for report in record.reports:
         listener.on_report(report)  # how it ended is known: there is nothing to decide
-    return RunResult(outcome=outcome, steps=steps, answered=True)
+    return RunResult(outcome=outcome, steps=steps, cached=True)
 
 
 def _record(

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 
 from knee_tune.files import link_or_copy, whole
 from knee_tune.records.shown import learning_rate, percent
-from knee_tune.study.events import Ending, RunEvents, Watcher
+from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
 
 
@@ -167,17 +167,14 @@ def _identity(study: optuna.Study, name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"knee-tune:{study.user_attrs['key']}/{name}"))
 
 
-# The end of a trial, told to everybody but Optuna.
-
-
-def record_end(run: TrialRun, ending: Ending, *, events: RunEvents, watcher: Watcher) -> None:
+def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     """Record how a trial ended everywhere but in its state, which Optuna is told next."""
     run.note_steps(pruned=ending.end == "pruned")
     if ending.reason:
         run.note(reason=ending.reason)
-    run.note_link(events.link)
+    run.note_link()
     write_trial_note(run, ending)
-    events.finished(ending, **run.counts)
+    run.events.finished(ending, **run.counts)
     watcher.trial_finished(
         run.number,
         ending.end,

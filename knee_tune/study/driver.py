@@ -18,7 +18,7 @@ from knee_tune.errors import HomeGoneError
 from knee_tune.records.study import TrialRecord
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import Trainer, error_of
-from knee_tune.study.batches import BatchCrew, BatchTraining, take_batch
+from knee_tune.study.batches import BatchTraining, take_batch
 from knee_tune.study.dashboard import record_end, write_trial_note
 from knee_tune.study.events import (
     INTERRUPTED,
@@ -27,17 +27,16 @@ from knee_tune.study.events import (
     Ending,
     Recorder,
     RefusedError,
-    RunEvents,
     Watcher,
 )
 from knee_tune.study.locks import retaken
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import current, give_back, params_of, put_back, recover
-from knee_tune.study.replicates import Crew, train_fused, train_replicates
 from knee_tune.study.samplers import wanted
 from knee_tune.study.storage import quiet_optuna
 from knee_tune.study.study import trial_record
 from knee_tune.study.trial import FusedTrial, Search, TrialRun
+from knee_tune.study.trial_trainer import train_trial
 from knee_tune.workers.protocol import Failure
 
 FAILURES_IN_A_ROW = 3
@@ -141,7 +140,7 @@ class Driver:
                 try:
                     self._give_way(trial, trials)
                     kind = FusedTrial if self._search.fused else TrialRun
-                    run = kind(trial, self._search)
+                    run = kind(trial, self._search, self._tracker)
                     asking.close()
                     return self._objective(run, slot)
                 except NO_FAULT_OF_ITS_OWN as why:
@@ -202,21 +201,21 @@ class Driver:
         with self._asking, self._search.asking:
             if not wanted(self._study, self._search.axes, trials=trials):
                 return False
-            batch = take_batch(self._search, slot=0, trials=trials)
+            batch = take_batch(self._search, self._tracker, slot=0, trials=trials)
         if batch is None:
             return False
         if not batch.trials:
             return True
-        crew = BatchCrew(
+        training = BatchTraining(
+            batch,
             study=self._study,
             trainer=self._trainer,
-            tracker=self._tracker,
             watcher=self._watcher,
             raise_if_stopped=self._slots.raise_if_stopped,
             after_trial=self._after_trial,
         )
         try:
-            BatchTraining(batch, crew).run()
+            training.run()
         except UpdateFinishedTrialError:
             self._watcher.line(TAKEN_OVER)
         return True
@@ -225,38 +224,26 @@ class Driver:
         twin = run.finished_twin()
         if twin is not None:
             return self._repeat(run, twin)
-        plans = [run.plan_for(slot)] if isinstance(run, FusedTrial) else run.plans_for(slot)
-        events = RunEvents(self._tracker, run.key)
-        crew = Crew(
-            trainer=self._trainer,
-            events=events,
-            watcher=self._watcher,
-            raise_if_stopped=self._slots.raise_if_stopped,
-        )
+        plans = run.plans_for(slot)
         try:
-            events.started(
-                plans[0],
-                name=f"trial {run.number}",
-                number=run.number,
-                seed_lr=run.seed_lr,
-                explore_fraction=run.explore_fraction,
-                replicates=len(run.replicates),
-            )
+            run.started(plans[0])
             self._watcher.trial_started(
                 run.number,
                 plans[0],
                 explore_fraction=run.explore_fraction,
                 replicates=len(plans),
             )
-            if isinstance(run, FusedTrial):
-                ending = train_fused(run, plans[0], crew)
-            else:
-                ending = train_replicates(run, plans, crew)
+            ending = train_trial(
+                run,
+                plans,
+                trainer=self._trainer,
+                watcher=self._watcher,
+                raise_if_stopped=self._slots.raise_if_stopped,
+            )
         except BaseException as error:
-            broken = Ending.of_exception(error)
-            record_end(run, broken, events=events, watcher=self._watcher)
+            record_end(run, Ending.of_exception(error), watcher=self._watcher)
             raise
-        record_end(run, ending, events=events, watcher=self._watcher)
+        record_end(run, ending, watcher=self._watcher)
         if ending.failure is not None:
             raise self._failed(run, ending.failure, task=plans[0].task, reason=ending.reason)
         self._failures_in_a_row = 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from knee_tune.plans.plan import Placement
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask
 from knee_tune.tasks.seeding import stream_seed
 from knee_tune.training.learner import autocast
 from knee_tune.training.optimizer import build_optimizer, step_each

@@ -16,8 +16,7 @@ from torch import nn
 
 from knee_tune.errors import first_line
 from knee_tune.plans.plan import Placement, TrainPlan
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.training.batched_model import (
     BatchedModel,
     Rows,

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
 from knee_tune.training.fused import FusedModels
 from knee_tune.training.learner import Learner, columns, means, non_finite

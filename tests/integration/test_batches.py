@@ -312,7 +312,7 @@ def test_a_batch_that_is_over_beats_no_more(
         assert training._over.wait(10)
 
     monkeypatch.setattr(type(bench.storage), "record_heartbeat", slow)
-    training = batches.Scribe(bench.storage, range(256), lambda report: None)
+    training = batches.ReportWriter(bench.storage, range(256), lambda report: None)
     with training:
         assert begun.wait(10)
     assert beaten == [0]

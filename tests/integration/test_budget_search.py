@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from knee_tune.commands.budget import BudgetRequest, search_budget
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.records.budget import BudgetRecord
 from tests.command_line import complains, drive_here, knee_tune_here

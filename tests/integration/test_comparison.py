@@ -13,11 +13,11 @@ from rich.console import Console
 
 from knee_tune.cli.summary import print_comparison
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.commands import compute, opened
-from knee_tune.commands.compute import GroupOptions
+from knee_tune.commands import opened
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest
 from knee_tune.commands.run import RunSummary, run_study
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import AnalysePlan, Plan, TestPlan, TrainPlan
 from knee_tune.records.events import StudyFinished, TrialFinished, TrialStarted
@@ -82,7 +82,9 @@ class Bench:
     ) -> RunSummary:
         file = self.home.with_name("small.yaml")
         file.write_text(table)
-        self._monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: ranks)
+        self._monkeypatch.setattr(
+            "knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: ranks
+        )
         output = io.StringIO()
         console = Console(file=output, width=200)
         try:

@@ -19,13 +19,12 @@ from safetensors.torch import save_model
 from knee_tune.cli.options import refuse_failures
 from knee_tune.cli.summary import print_confirmation, print_registered, print_status
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.commands import compute
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest
 from knee_tune.commands.report import study_report
 from knee_tune.commands.run import RunSummary, run_study
 from knee_tune.commands.winner import complete_trial, register_study
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.study import FRESH_SEEDS
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
@@ -33,7 +32,7 @@ from knee_tune.records.findings import Confirmation
 from knee_tune.report.answer import study_note
 from knee_tune.report.report import StudyReport
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tasks.tabular.classifier import TabularTask
+from knee_tune.tasks.tabular.task import TabularTask
 from knee_tune.tracking.store import connect, local_store
 from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 from tests.mlflow_stores import new_home
@@ -154,7 +153,9 @@ class Bench:
         trials: int = 3,
         timeout: float | None = None,
     ) -> RunSummary:
-        self._monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: ranks)
+        self._monkeypatch.setattr(
+            "knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: ranks
+        )
         request = StudyRequest(
             task="digits",
             name="s",

@@ -12,9 +12,8 @@ from torch import nn
 from knee_tune import jobs
 from knee_tune.plans.plan import ENTRY, Placement, Replica, Schedule, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
-from knee_tune.tasks.digits.recipe import DigitsRecipe
-from knee_tune.tasks.digits.task import DigitsTask
-from knee_tune.tasks.tabular.recipe import MlpSize
+from knee_tune.tasks.tabular.recipe import DigitsRecipe, MlpSize
+from knee_tune.tasks.tabular.task import DigitsTask
 from knee_tune.training import loop
 from knee_tune.training.fused import why_unfusable
 from knee_tune.workers.forkserver import ForkserverRunner

@@ -13,10 +13,10 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
 from knee_tune.commands import publish as publishing
-from knee_tune.commands.compute import Workshop
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.commands.publish import LivePages, publish, show_now
+from knee_tune.commands.workers import Workers
 from knee_tune.records.events import Attached, RunLink
 from knee_tune.study.attributes import record_compared
 from knee_tune.study.dashboard import attach_weights, show_figures
@@ -32,9 +32,7 @@ SURFACE = (
 )
 
 
-THERE = cast(
-    Workshop, SimpleNamespace(held=SimpleNamespace(gone=False, raise_if_gone=lambda: None))
-)
+THERE = cast(Workers, SimpleNamespace(held=SimpleNamespace(gone=False, raise_if_gone=lambda: None)))
 """Nothing is trained any more, but the home is there."""
 
 
@@ -67,7 +65,7 @@ class Shown:
         )
         self.opened = OpenedStudy(
             places=self.places,
-            workshop=THERE,
+            workers=THERE,
             study=self.bench.study,
             tracker=self.tracked,
             axes=self.bench.axes,
@@ -268,7 +266,7 @@ def test_a_study_without_a_complete_trial_has_a_note_and_nothing_else(tmp_path: 
     bench, lines = Workbench(tmp_path), list[str]()
     opened = OpenedStudy(
         places=Places(home=Home(tmp_path), storage_url="sqlite://", tracking_uri=None),
-        workshop=THERE,
+        workers=THERE,
         study=bench.study,
         tracker=Tracked(),
         axes=bench.axes,
@@ -288,7 +286,7 @@ def test_a_comparison_is_shown_beside_the_papers_table(tmp_path: Path) -> None:
     tracked = Tracked()
     opened = OpenedStudy(
         places=places,
-        workshop=THERE,
+        workers=THERE,
         study=study,
         tracker=tracked,
         axes=bench.axes,

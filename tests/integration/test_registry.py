@@ -315,7 +315,7 @@ def test_images_are_scored(home: Path) -> None:
 
 def test_photographs_of_any_size_are_scored(home: Path) -> None:
     pytest.importorskip("torchvision", reason="needs the vision extra")
-    from knee_tune.tasks.vision.imagenet.prepare import prepare
+    from knee_tune.tasks.vision.imagenet_index import prepare
 
     pictures = make_pictures(home.parent / "pictures", train=4, val=2)
     prepare(data_root=home / "data", from_path=pictures)

@@ -17,7 +17,7 @@ from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
 from knee_tune.records.study import ReplicateRecord, TrialRecord
 from knee_tune.records.values import StepCount
-from knee_tune.study import replicates
+from knee_tune.study import trial_trainer
 from knee_tune.study.trial import TrialRun
 from knee_tune.workers.protocol import Decision, Done, Outcome, Report
 from tests.integration.workbench import (
@@ -271,7 +271,7 @@ def test_other_code_trains_finished_replicates_again(bench: Workbench) -> None:
 def test_a_trial_that_is_interrupted_after_its_first_replicate_has_its_weights(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = TrialRun.note_replicate
+    note = TrialRun._note_replicate
 
     def interrupted(run: TrialRun, index: int, **changes: Any) -> None:
         note(run, index, **changes)
@@ -279,7 +279,7 @@ def test_a_trial_that_is_interrupted_after_its_first_replicate_has_its_weights(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrialRun, "note_replicate", interrupted)
+        patch.setattr(TrialRun, "_note_replicate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             drive(bench, Scripted())
     trial = drive(bench, Scripted())
@@ -291,7 +291,7 @@ def test_the_trial_of_a_killed_driver_has_right_means_and_counts_its_steps_once(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its curve comes again from the checkpoint; what it cost was noted at its evaluations."""
-    monkeypatch.setattr(replicates, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(trial_trainer, "NOTE_SECONDS", 0.0)
     known: dict[str, Any] = {}
 
     def kill(step: int) -> None:

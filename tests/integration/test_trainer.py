@@ -80,8 +80,8 @@ def test_a_finished_run_is_answered_from_its_record(tmp_path: Path) -> None:
     again = asker(tmp_path, PretendRanks(at(1, AssertionError("trained again"))))
     again.stop_at = 30  # which decides nothing any more
     answer = again.ask(plan)
-    assert answer.answered
-    assert not first.answered
+    assert answer.cached
+    assert not first.cached
     assert done(answer).result == done(first).result
     assert (done(answer).state, done(answer).steps_trained) == ("complete", 0)
     assert answer.steps == again.counts[-1] == StepCount(reused=TOTAL, reached=TOTAL)
@@ -92,7 +92,7 @@ def test_a_run_that_shares_nothing_is_recorded_as_well(tmp_path: Path) -> None:
     ranks = PretendRanks()
     plan = knee_plan(tmp_path, knee=50).model_copy(update={"trunk": None})
     asking = Asker(Trainer(ranks, trunks=None))
-    assert [asking.ask(plan).answered for _ in range(2)] == [False, True]
+    assert [asking.ask(plan).cached for _ in range(2)] == [False, True]
     assert not (tmp_path / "trunks").exists()
 
 
@@ -116,7 +116,7 @@ def test_a_pruned_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     result = finishing.ask(plan)
     assert done(result).state == "complete"
     assert result.steps == StepCount(trained=60, reused=40, reached=TOTAL)
-    assert asker(tmp_path, PretendRanks()).ask(plan).answered
+    assert asker(tmp_path, PretendRanks()).ask(plan).cached
 
 
 def test_branches_train_what_their_trunk_lacks(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_two_who_want_the_same_run_train_it_once(tmp_path: Path) -> None:
     both = [asker(tmp_path, ranks), asker(tmp_path, ranks)]
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda who: who.ask(knee_plan(tmp_path, knee=50)), both))
-    assert sorted(result.answered for result in results) == [False, True]
+    assert sorted(result.cached for result in results) == [False, True]
     assert len(ranks.trained) == TOTAL
     assert both[0].reports == both[1].reports
 
@@ -288,7 +288,7 @@ def test_who_waited_for_the_same_run_counts_on_from_what_the_other_counted(tmp_p
         running = pool.submit(first.ask, plan)
         assert reached.wait(SOON)
         result = second.ask(plan, steps=lambda: first.counts[-1] if first.counts else StepCount())
-    assert result.answered
+    assert result.cached
     assert result.steps == running.result().steps == StepCount(trained=TOTAL, reached=TOTAL)
 
 

@@ -212,7 +212,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "sklearn.datasets",
             "knee_tune.tasks.translation.task",
             "knee_tune.tasks.translation.fairseq_bridge",
-            "knee_tune.tasks.vision.cifar10.task",
+            "knee_tune.tasks.vision.cifar10",
         ],
     )
     yield runner

@@ -505,7 +505,9 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 def test_the_page_holds_the_library_that_draws_once() -> None:
     page = as_html(report(on=ridge()))
-    assert len(re.findall(r"plotly\.js v\d", page)) == 1
+    assert len(re.findall(r"\* plotly\.js \(cartesian - minified\) v\d", page)) == 1
+    assert "Licensed under the MIT license" in page
+    assert len(page.encode()) < 2_000_000
 
 
 def test_names_and_texts_cannot_become_markup() -> None:

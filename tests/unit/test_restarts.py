@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from knee_tune.commands.compute import _facts
+from knee_tune.commands.workers import _facts
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts
 from knee_tune.runs.trainer import JOB_STARTS, error_of, run_job
