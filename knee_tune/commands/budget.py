@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
@@ -48,6 +47,7 @@ from knee_tune.records.budget import (
 )
 from knee_tune.records.events import Attached, StudyFinished, StudyStarted, StudyState
 from knee_tune.records.shown import percent
+from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
 # Which budget search a person asks for, and what it comes to once files and options are merged.
@@ -225,13 +225,11 @@ def continued_search(home: Home, record: BudgetRecord) -> Iterator[KeptSearch]:
     """
     folder = _folder(home)
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{record.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = file_lock(folder / f"{record.name}.lock")
+    if not try_lock(lock):
         raise UserError(
             f"budget search {record.name}: another command is at it; wait, or choose another --name"
-        ) from None
+        )
     try:
         path = folder / f"{record.name}.json"
         key, attributes = uuid.uuid4().hex[:8], None

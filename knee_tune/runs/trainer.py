@@ -22,7 +22,15 @@ from knee_tune.runs.locks import POLL_SECONDS, file_lock, held_once
 from knee_tune.runs.run_cache import read_record, write_record
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
-from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Done,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
 
 # Groups that died: whether and when another is started, and whose fault it was in the end.
 
@@ -150,12 +158,9 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Listener:
-    """Whom to tell about a run."""
+class _Listener(Callbacks):
+    """Whom to tell about a run, and what it cost."""
 
-    on_report: Callable[[Report], Decision]
-    on_line: Callable[[str], None]
-    on_progress: Callable[[int], None]
     on_steps: Callable[[StepCount], None]
 
 

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -158,6 +159,15 @@ class Channel(Protocol):
     def interrupted(self) -> bool:
         """Whether the driver wants the state saved and the run ended (rank 0 alone is told)."""
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What the driver does with reports, lines and signs of life of a group."""
+
+    on_report: Callable[[Report], Decision]
+    on_line: Callable[[str], None]
+    on_progress: Callable[[int], None]
 
 
 class GroupRunner(Protocol):

@@ -20,9 +20,17 @@ from typing import IO
 from knee_tune.errors import UserError
 from knee_tune.leftovers import scratch
 from knee_tune.plans.plan import Plan, TrainPlan
-from knee_tune.workers.protocol import Decision, Failure, GroupRunner, Order, Outcome, Report
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Failure,
+    GroupRunner,
+    Order,
+    Outcome,
+    Report,
+)
 from knee_tune.workers.rendezvous import LOOPBACK, Rendezvous, own_address
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.supervisor import Supervisor
 from knee_tune.workers.torchrun_rank import DRIVER, NNODES, TOKEN
 
 SCRATCH = "torchrun-"
