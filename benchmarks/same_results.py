@@ -32,10 +32,10 @@ STUDIES = {
     "grid": (("run", *SMALL, "--sampler", "grid", "--replicates", "2", "--goal", "ridge"),),
     "pruned": (
         ("run", *SMALL, "--sampler", "random", "--no-fuse", "--nproc", "2", "--pruner", "median"),
-        ("run", *SMALL, "--schedule", "cosine", "--sampler", "random", "--no-fuse"),
+        ("run", *SMALL, "--sampler", "random", "--no-fuse", "--nproc", "2", "--schedule", "cosine"),
         ("audit", "--json"),
     ),
-    "table": (("reproduce", "table16", "--scale", "0.1", "--seeds", "2"),),
+    "table": (("reproduce", "table16", "--task", "digits", "--scale", "0.1", "--seeds", "2"),),
     "budget": (
         (
             *("budget", *QUICK, "--target", "60", "--budgets", "2,4", "--replicates", "2"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from knee_tune.errors import GOES_ON, MachineError, UserError
+from knee_tune.errors import CONTINUES, MachineError, UserError
 from knee_tune.plans.plan import (
     Plan,
     TrainPlan,
@@ -22,7 +22,14 @@ from knee_tune.runs.locks import POLL_SECONDS, file_lock, held_once
 from knee_tune.runs.run_cache import read_record, write_record
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
-from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import (
+    Decision,
+    Done,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
 
 OWN_STARTS = 3
 
@@ -56,7 +63,7 @@ class Restarts:
         that is a later one every time the machine may end as many as it likes.
         """
         if failure.kind == "user_error":
-            return None  # it comes out the same again until somebody fixes the cause
+            return None  # what people must fix comes out the same again
         if not failure.by_machine:
             self._errors += 1
             return 0.0 if self._errors < self._own else None
@@ -121,7 +128,7 @@ def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineEr
     of_code = failure.kind in ("exception", "exit")
     if failure.kind == "user_error" or (theirs and of_code):
         return UserError(said)
-    return MachineError(f"{said}; {GOES_ON}" if failure.kind == "disk" else said)
+    return MachineError(f"{said}; {CONTINUES}" if failure.kind == "disk" else said)
 
 
 def _shown(failure: Failure, plan: Plan) -> str:
@@ -151,9 +158,6 @@ class RunResult:
 class _Listener:
     """Callbacks of one run."""
 
-    on_report: Callable[[Report], Decision]
-    on_line: Callable[[str], None]
-    on_progress: Callable[[int], None]
     on_steps: Callable[[StepCount], None]
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from knee_tune.config.recipe import Spec
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import TrainPlan, checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.schedules import Exploring
@@ -29,7 +30,7 @@ N = TypeVar("N", bound=Spec)
 
 
 class TrunkNote(Spec):
-    """What a trunk is, for people, and when it was used last."""
+    """A trunk, described for people, and its last use."""
 
     task: str
     seed_lr: float
@@ -43,7 +44,7 @@ class TrunkNote(Spec):
 
 
 class StoreNote(Spec):
-    """What the store knows as a whole."""
+    """The uses and the limit of the whole store."""
 
     uses: int = 0
     """Runs that used any trunk."""
@@ -62,9 +63,7 @@ def read_note(path: Path, kind: type[N]) -> N | None:
 def write_note(path: Path, note: Spec) -> None:
     """Write ``note``, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(note.model_dump_json())
-    draft.replace(path)
+    write_whole(path, note.model_dump_json())
 
 
 # Which trunk checkpoints to drop when they take too much room: the rule "gap".
@@ -128,13 +127,13 @@ class TrunkEntry:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size of all checkpoints, in bytes."""
         return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleared:
-    """What :meth:`TrunkStore.clear` did."""
+    """The result of :meth:`TrunkStore.clear`."""
 
     removed: tuple[TrunkEntry, ...]
     in_use: tuple[TrunkEntry, ...]
@@ -148,7 +147,7 @@ class TrunkStore:
         self.root, self.limit = root, limit
 
     def lock(self, key: str) -> FileLock:
-        """Held by the one run that trains this trunk on."""
+        """Return the lock of the one run that trains this trunk on."""
         return file_lock(self.root / f"{key}.lock")
 
     def use(self, plan: TrainPlan) -> None:
@@ -176,7 +175,7 @@ class TrunkStore:
 
     @property
     def note(self) -> StoreNote:
-        """What the store knows as a whole."""
+        """The uses and the limit of the whole store."""
         return read_note(self._note_path, StoreNote) or StoreNote()
 
     def entries(self) -> list[TrunkEntry]:
@@ -238,7 +237,7 @@ class TrunkStore:
         return self.root / "store.json"
 
     def _alone(self) -> FileLock:
-        """Held by whoever counts a use or removes something: for a moment."""
+        """Return the lock of whoever counts a use or removes something: for a moment."""
         return file_lock(self.root / ".lock")
 
     def _remove(self, folders: Iterable[Path]) -> None:

@@ -3,7 +3,6 @@
 import json
 import mimetypes
 import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import optuna
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
+from knee_tune.files import link_or_copy, whole
 from knee_tune.records.shown import learning_rate, percent
 from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
@@ -147,12 +147,8 @@ def _attach(study: optuna.Study, file: Path, *, name: str, prefix: str, store: P
     identity = _identity(study, name)
     for folder in (store.parent, store):
         folder.mkdir(exist_ok=True)
-    draft = store / f"{identity}.{uuid.uuid4().hex}.draft"
-    try:
-        _link_or_copy(file, draft)
-        draft.replace(store / identity)
-    finally:
-        draft.unlink(missing_ok=True)  # also left by replacing a link of the same file
+    with whole(store / identity) as draft:
+        os.utime(link_or_copy(file, draft))  # by the file's own time it would count as left behind
     mimetype, encoding = mimetypes.guess_type(name)
     meta = ArtifactMeta(
         artifact_id=identity,
@@ -167,15 +163,6 @@ def _attach(study: optuna.Study, file: Path, *, name: str, prefix: str, store: P
 
 def _identity(study: optuna.Study, name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"knee-tune:{study.user_attrs['key']}/{name}"))
-
-
-def _link_or_copy(file: Path, target: Path) -> None:
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
-    else:
-        os.utime(target)  # it is new: by the file's own time it would be swept as left behind
 
 
 def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:

@@ -1,8 +1,7 @@
 """Events become MLflow runs: a parent run per study, a child run per trial. The only mapping.
 
 Runs are found by a unique tag before they are created, metrics carry the time of their event, so
-delivering an event twice changes nothing. What opens and ends a run is in
-:mod:`knee_tune.tracking.runs`.
+delivering an event twice changes nothing.
 """
 
 import re
@@ -101,7 +100,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def mlflow_name(name: str) -> str:
-    """MLflow allows letters, digits, ``_-./`` and spaces in names."""
+    """Return ``name`` with what MLflow allows: letters, digits, ``_-./`` and spaces."""
     return re.sub(r"[^\w\-./ ]", "_", name)
 
 
@@ -182,7 +181,7 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 @dataclass
 class _StudyRuns:
-    """What is known of one study's runs on the server."""
+    """The runs of one study on the server, as far as they are known."""
 
     experiment_id: str
     ids: dict[str, str] = field(default_factory=dict)
@@ -227,7 +226,7 @@ class RunWriter:
 
     @contextmanager
     def _asking(self, study: StudyStarted) -> Iterator[None]:
-        """Whatever MLflow is asked about ``study`` happens in here, where its runs are known."""
+        """Have the runs of ``study`` known; RejectedError if MLflow then refuses."""
         try:
             # More patience after every failure: a slow server is late, not dead.
             with patience(min(PATIENCE * 2**self._failures, MAX_PATIENCE)):
@@ -347,7 +346,7 @@ class RunWriter:
     def _report(
         self, study: StudyStarted, key: str, reports: Sequence[tuple[int, TrialReported]]
     ) -> None:
-        """Metrics of a retried trial continue its curves; MLflow itself would repeat points."""
+        """Write metrics of new steps: those of a retried trial continue its curves."""
         if not reports:
             return
         run_id = self._run_id(study, key)
@@ -407,7 +406,7 @@ class RunWriter:
         return run_id
 
     def _oldest(self, runs: _StudyRuns, run_key: str, created: str) -> str:
-        """Drivers that start together may each create the parent run: all keep the oldest."""
+        """Keep the oldest of the parent runs that drivers may create if they start together."""
         oldest = self._search(runs.experiment_id, f"tags.`{RUN_KEY}` = '{run_key}'")[-1]
         if oldest.info.run_id != created:
             self._client.delete_run(created)
@@ -436,7 +435,7 @@ def known_run(
 
 
 def refuse_deleted(found: Experiment | Run, *, uri: str) -> None:
-    """DeletedError if people deleted it."""
+    """Raise DeletedError if people deleted it."""
     if isinstance(found, Run):
         if found.info.lifecycle_stage == "deleted":
             raise DeletedError(deleted(uri, "run", found.info.run_name, found.info.run_id))

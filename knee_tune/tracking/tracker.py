@@ -55,15 +55,15 @@ class NullTracker:
         """Forget the event."""
 
     def run_of(self, key: str | None) -> RunLink | None:
-        """There are no runs."""
+        """Return None: there are no runs."""
         return None
 
     def flush(self, timeout: float | None = None) -> int:
-        """There is nothing to send."""
+        """Return 0: there is nothing to send."""
         return 0
 
     def close(self, timeout: float | None = None) -> int:
-        """There is nothing to send."""
+        """Return 0: there is nothing to send."""
         return 0
 
 

@@ -192,7 +192,7 @@ class FusedModels:
                 self._add(kept, _moved(select(rows, places), self._group.device))
 
     def kept_weights(self) -> Path | None:
-        """They are a part of the state."""
+        """Return None: the kept weights are a part of the state."""
         return None
 
     @property
@@ -219,7 +219,7 @@ class FusedModels:
         return Row(replicas=replicas, representative=representative, parts=parts)
 
     def _branch(self, step: int) -> None:
-        """Rows whose replicas have different LRs at ``step`` become several of the same state."""
+        """Split rows whose replicas have different LRs at ``step``; their state is the same."""
         branches: list[Row] = []
         states: list[Rows] = []
         for batched, rows in self._batched:
@@ -256,7 +256,7 @@ class FusedModels:
         return named("valid", batched.score(self._held_out, weights))
 
     def _gathered(self, mine: dict[int, Any]) -> dict[int, Any]:
-        """What every rank has of its own replicas, of all of them."""
+        """Gather what every rank has of its own replicas."""
         parts = self._group.gather(mine)
         everything = {replica: value for part in parts for replica, value in part.items()}
         return dict(sorted(everything.items()))
@@ -273,8 +273,9 @@ def _lr_table(plan: TrainPlan) -> _Table:
 
 
 def _share(plan: TrainPlan, lrs: _Table, group: Group) -> list[int]:
-    """This rank's replicas. Those of one random seed and first LR have a trunk in common, and stay
-    together; about as many of them come to every rank.
+    """Return this rank's replicas, about as many as any other's.
+
+    Those of one random seed and first LR have a trunk in common, and stay together.
     """
     trunks: dict[tuple[int, float], list[int]] = {}
     for replica, each in enumerate(plan.replicas):
@@ -293,7 +294,7 @@ def _moved(rows: Rows, device: torch.device) -> Rows:
 
 
 def _take(batch: Any, places: torch.Tensor) -> Any:
-    """For every row the batch of its random seed: every tensor becomes (rows, ...)."""
+    """Take for every row the batch of its random seed: every tensor becomes (rows, ...)."""
     return torch.utils._pytree.tree_map(lambda leaf: leaf.index_select(0, places), batch)
 
 
@@ -325,7 +326,7 @@ def why_unfusable(task: Task[Any]) -> str:
 
 
 def _reason_in(model: nn.Module) -> str:
-    """What would come out otherwise than one by one."""
+    """Name what would come out otherwise than one by one; empty if nothing would."""
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:

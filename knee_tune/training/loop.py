@@ -166,7 +166,7 @@ class TrainingRun:
         return bool(lost) and (self.trunk is not None or not self._training)
 
     def _end(self, state: End, replicas: Mapping[int, str]) -> None:
-        """These train no more; ``replicas`` have the reason for each."""
+        """End the training of ``replicas``, each with its reason."""
         if not replicas:
             return
         firsts = self.learner.first_steps
@@ -242,7 +242,7 @@ class TrainingRun:
         )
 
     def _save_trunk(self) -> None:
-        """Leave the state for other branches of the trunk; one that has lost its way is no use."""
+        """Save the state for other branches of the trunk, unless it is not finite."""
         trunk = self.trunk
         if trunk is None or not trunk.keeps(self.step) or self._ended:
             return

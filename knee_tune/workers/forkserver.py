@@ -15,8 +15,17 @@ from pathlib import Path
 
 from knee_tune.leftovers import claimed, sweep
 from knee_tune.plans.plan import Plan, TrainPlan
-from knee_tune.workers.protocol import Decision, Failure, GroupRunner, Order, Outcome, Report, Wire
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Failure,
+    GroupRunner,
+    Order,
+    Outcome,
+    Report,
+    Wire,
+)
+from knee_tune.workers.supervisor import Supervisor
 
 # The driver's sys.path makes every module importable there that is importable here. Unlike
 # multiprocessing, nothing ever imports the driver's __main__ again.

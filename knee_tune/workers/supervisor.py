@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from knee_tune.errors import HomeGoneError
 from knee_tune.workers.protocol import (
+    Callbacks,
     Decision,
     Done,
     Exit,
@@ -49,15 +50,6 @@ _ECHO = re.compile(
     r"|got 0 bytes|socket closed|remote process exit|ncclRemoteError|ncclSystemError",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Callbacks:
-    """What the driver does with what a group says."""
-
-    on_report: Callable[[Report], Decision]
-    on_line: Callable[[str], None]
-    on_progress: Callable[[int], None]
 
 
 @dataclass(eq=False)

@@ -20,9 +20,17 @@ from typing import IO
 from knee_tune.errors import UserError
 from knee_tune.leftovers import scratch
 from knee_tune.plans.plan import Plan, TrainPlan
-from knee_tune.workers.protocol import Decision, Failure, GroupRunner, Order, Outcome, Report
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Failure,
+    GroupRunner,
+    Order,
+    Outcome,
+    Report,
+)
 from knee_tune.workers.rendezvous import LOOPBACK, Rendezvous, own_address
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.supervisor import Supervisor
 from knee_tune.workers.torchrun_rank import DRIVER, NNODES, TOKEN
 
 SCRATCH = "torchrun-"
@@ -95,17 +103,17 @@ class TorchrunRunner(GroupRunner):
                     return self._not_launched(launched, log)
                 rendezvous.listen(_TICK)
             rendezvous.close()
-            store = rendezvous.ranks[0].hello.store or folder / "store"
-            for rank, caller in enumerate(rendezvous.ranks):
+            store = rendezvous.ranks[0][0].store or folder / "store"
+            for rank, (hello, wire) in enumerate(rendezvous.ranks):
                 order = Order(
                     entry=self._entry,
                     plan=plan,
                     rank=rank,
-                    local_rank=caller.hello.local_rank,
+                    local_rank=hello.local_rank,
                     store=store,
                 )
                 with contextlib.suppress(OSError):  # gone: the supervisor finds out
-                    caller.wire.send(order)
+                    wire.send(order)
             outcome = Supervisor(
                 rendezvous.wires,
                 stall_timeout=plan.placement.stall_timeout,
@@ -118,10 +126,10 @@ class TorchrunRunner(GroupRunner):
             return outcome
 
     def close(self) -> None:
-        """Nothing to end: no process outlives ``run``."""
+        """Do nothing: no process outlives ``run``."""
 
     def _not_launched(self, launched: subprocess.Popen[bytes], log: IO[bytes]) -> Failure:
-        """Why; a launcher that lives is none to start again, which would take as long once more."""
+        """Tell why; a launcher that lives is not started again: it would take as long once more."""
         log.seek(0)
         said = log.read().decode(errors="replace")[-4000:]
         code = launched.poll()
@@ -166,7 +174,7 @@ class TorchrunRunner(GroupRunner):
 
 
 def _log(plan: Plan) -> IO[bytes]:
-    """What torchrun itself says, beside the logs of the ranks."""
+    """Open the log of torchrun itself, beside those of the ranks."""
     plan.log_dir.mkdir(exist_ok=True)
     return (plan.log_dir / "torchrun.log").open("a+b")
 

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"urls"},
-    {"errors", "leftovers"},
+    {"errors", "files", "leftovers"},
     {"schedules"},
     {"config"},
     {"records"},

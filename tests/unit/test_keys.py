@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from knee_tune.plans.identity import digest_of, run_identity, run_key, shared_steps, trunk_key
-from knee_tune.plans.plan import Placement, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.plan import Placement, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
 
 ORDER = TaskOrder(
@@ -136,3 +136,11 @@ def test_without_explore_there_is_no_trunk() -> None:
 def test_nothing_is_shared_where_a_budget_shifts_its_evaluations() -> None:
     # The evaluation after step 99 is left out, because step 100 is the last one.
     assert shared(100, [66, 98, 99, 100], total=100, every=33) == (66, 98)
+
+
+def test_a_kept_plan_says_knots_and_is_read_in_both_spellings() -> None:
+    trunk = TrunkPlan(key="k", folder=Path("t"), checkpoint_steps=(4, 8))
+    kept = trunk.model_dump(mode="json")
+    assert kept == {"key": "k", "folder": "t", "knots": [4, 8]}
+    other = {"key": "k", "folder": "t", "checkpoint_steps": [4, 8]}
+    assert TrunkPlan.model_validate(kept) == TrunkPlan.model_validate(other) == trunk

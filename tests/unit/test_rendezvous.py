@@ -1,4 +1,4 @@
-"""The driver's port gathers the ranks of its group, whoever else calls and whatever they say."""
+"""The ranks of a group meet at the driver's port, whoever else calls and whatever they say."""
 
 import json
 import os
@@ -67,9 +67,9 @@ def test_ranks_are_numbered_by_node_and_local_rank() -> None:
             line = lines.enter_context(call(rendezvous))
             line.sendall(greeting(rendezvous, local_rank, node=node, store=["10.0.0.1", 4000]))
         assert gather(rendezvous)
-        found = [(caller.hello.node, caller.hello.local_rank) for caller in rendezvous.ranks]
+        found = [(hello.node, hello.local_rank) for hello, _ in rendezvous.ranks]
         assert found == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-        assert rendezvous.ranks[0].hello.store == ("10.0.0.1", 4000)
+        assert rendezvous.ranks[0][0].store == ("10.0.0.1", 4000)
 
 
 def test_a_greeting_may_come_byte_by_byte(rendezvous: Rendezvous) -> None:
@@ -137,7 +137,7 @@ def test_a_place_is_taken_once(rendezvous: Rendezvous) -> None:
         elsewhere.sendall(greeting(rendezvous, 1, node="b"))
         assert hung_up(again, rendezvous)
         assert hung_up(elsewhere, rendezvous)
-        assert [caller.hello.local_rank for caller in rendezvous.ranks] == [0]
+        assert [hello.local_rank for hello, _ in rendezvous.ranks] == [0]
 
 
 def test_thousands_of_callers_keep_no_rank_out(rendezvous: Rendezvous) -> None:

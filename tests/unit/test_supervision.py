@@ -11,6 +11,7 @@ import pytest
 from knee_tune.config.recipe import Spec
 from knee_tune.workers import supervisor
 from knee_tune.workers.protocol import (
+    Callbacks,
     Decision,
     Done,
     Exit,
@@ -23,7 +24,7 @@ from knee_tune.workers.protocol import (
     Report,
     Wire,
 )
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.supervisor import Supervisor
 
 
 @pytest.fixture
