@@ -23,6 +23,7 @@ from knee_tune.runs.run_cache import read_record, write_record
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.protocol import (
+    Callbacks,
     Decision,
     Done,
     Failure,
@@ -155,8 +156,8 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Listener:
-    """Callbacks of one run."""
+class _Listener(Callbacks):
+    """Whom to tell about a run, and what it cost."""
 
     on_steps: Callable[[StepCount], None]
 
