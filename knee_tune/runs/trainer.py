@@ -157,7 +157,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listener(Callbacks):
-    """Callbacks of one run."""
+    """Whom to tell about a run, and what it cost."""
 
     on_steps: Callable[[StepCount], None]
 

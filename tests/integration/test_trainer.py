@@ -224,7 +224,7 @@ def test_a_machine_that_always_ends_it_is_given_up(tmp_path: Path) -> None:
 def test_every_pause_is_longer_and_an_interrupt_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited = list[float]()
+    waited, wait = list[float](), trainer.wait
     monkeypatch.setattr(trainer, "FIRST_PAUSE", 1.0)
     monkeypatch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
     asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
@@ -234,7 +234,7 @@ def test_every_pause_is_longer_and_an_interrupt_ends_it(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.wait(60.0, interrupt)
+        wait(60.0, interrupt)
 
 
 def test_what_people_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
