@@ -224,18 +224,17 @@ def test_a_machine_that_always_ends_it_is_given_up(tmp_path: Path) -> None:
 def test_every_pause_is_longer_and_an_interrupt_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited = list[float]()
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "FIRST_PAUSE", 1.0)
-        patch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
-        asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
+    waited, wait = list[float](), trainer.wait
+    monkeypatch.setattr(trainer, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
+    asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
     assert waited == [1.0, 2.0, 4.0, 8.0, 16.0]
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.wait(60.0, interrupt)
+        wait(60.0, interrupt)
 
 
 def test_what_people_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
