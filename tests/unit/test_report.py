@@ -30,8 +30,7 @@ from knee_tune.records.study import (
 )
 from knee_tune.records.values import Estimate
 from knee_tune.report.document import ReportContext, Table, as_html, as_markdown, script_json
-from knee_tune.report.report import StudyReport, build_report
-from knee_tune.report.run_figures import study_figures
+from knee_tune.report.report import StudyReport, build_report, study_figures
 
 LRS = (1.5e-4, 3e-4, 6e-4)
 FRACTIONS = (0.0, 0.5, 0.9)
@@ -139,10 +138,10 @@ def ridge(**facts: Any) -> Ridge:
             high_lrs=Estimate(value=-2, low=-3, high=-1),
         ),
         "verdict": "inverse relation",
-        "words": "Explore less at larger seed LRs.",
         "recommended": Recommendation(
             seed_lr=LRS[0],
             explore_fraction=0.9,
+            metric="valid_accuracy",
             expected=Estimate(value=89.7, low=89, high=90.4),
             default=Estimate(value=89.7, low=89, high=90.4),
             difference=Estimate(value=0.5, low=-0.2, high=1.2),
@@ -188,7 +187,9 @@ IMPORTANCES = Importances(
 
 
 def report(of: StudyRecord | None = None, on: Ridge | None = None, **context: Any) -> StudyReport:
-    return build_report(of or record(), ridge=on, context=ReportContext(written=0.0, **context))
+    built = build_report(of or record(), on, context=ReportContext(written=0.0, **context))
+    assert isinstance(built, StudyReport)
+    return built
 
 
 def figures(of: StudyRecord | None = None, on: Ridge | None = None) -> dict[str, go.Figure]:
@@ -305,7 +306,7 @@ def test_the_steps_add_up_to_those_of_independent_trials() -> None:
     bar = figures(record(trials=shared))["steps"]
     assert {line.name: line.x[0] for line in bar.data} == {
         "trained": 300,
-        "taken over from trunks": 600,
+        "from trunks": 600,
     }
 
 
@@ -338,7 +339,7 @@ def test_the_answer_comes_first() -> None:
         "0.00015",
         "90%",
         "89.70",
-        "+0.5000",
+        "+0.50",
         "not tried",
     ]
 
@@ -366,7 +367,6 @@ def test_a_ridge_with_pruned_trials_is_to_be_taken_with_care() -> None:
 def test_what_fresh_seeds_have_confirmed_is_recommended() -> None:
     found = report(record(confirmation=confirmation(confirmed=True)), ridge()).recommended
     assert (found.seed_lr, found.explore_fraction, found.confirmed) == (6e-4, 0.0, "yes")
-    assert found.expected is not None
     assert found.expected.value == 92
     assert found.difference is not None
     assert found.difference.low == 2
