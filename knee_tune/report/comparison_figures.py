@@ -111,7 +111,7 @@ def _ours(comparison: Comparison, metric: str, limits: Limits) -> list[dict[str,
     ]
     series = comparison.explored is not None
     points = marks([value for _, _, value in seeds], limits)
-    means = marks([_mean(row, metric).value for row in known], limits)
+    means = marks([_mean(row, metric).value for row in known], limits, size=9)
     return [
         {
             "type": "scatter",
@@ -122,7 +122,7 @@ def _ours(comparison: Comparison, metric: str, limits: Limits) -> list[dict[str,
             "text": [f"{row.label}, random seed {seed}" for row, seed, _ in seeds],
             "hovertemplate": "%{text}<br>%{customdata:.4g}<extra></extra>",
             **points,
-            "marker": points["marker"] | {"color": GREY, "size": 6, "opacity": 0.55},
+            "marker": points["marker"] | {"color": GREY, "opacity": 0.55},
         },
         {
             "type": "scatter",
@@ -135,7 +135,7 @@ def _ours(comparison: Comparison, metric: str, limits: Limits) -> list[dict[str,
             "text": [row.label for row in known],
             "hovertemplate": "%{text}<br>%{customdata:.4g}<extra></extra>",
             **means,
-            "marker": means["marker"] | {"color": BLUE, "size": 9},
+            "marker": means["marker"] | {"color": BLUE},
         },
     ]
 

@@ -103,6 +103,11 @@ class Report(Spec):
     sections: tuple[Section, ...] = Field(exclude=True, description="the answer first")
     figures: dict[str, dict[str, Any]] = Field(exclude=True, description="plotly figures, by name")
 
+    @property
+    def answer_text(self) -> str:
+        """The answer as plain text, a line for each thing it says."""
+        return "\n".join((f"{self.study} ({self.task})", *self.sections[0].words))
+
 
 class ReportContext(Spec):
     """What a report shows that the record of its study does not hold."""

@@ -106,6 +106,9 @@ def ramp(count: int) -> list[str]:
 Limits = tuple[float, float]
 """The lowest and the highest value that are drawn where they are."""
 
+DOT, FAR = "circle", 12
+"""A mark of a value, and the size of one that is far out."""
+
 ROOM = 0.06
 """Of an axis, beyond its limits."""
 
@@ -133,26 +136,26 @@ def axis_range(limits: Limits) -> list[float]:
 
 
 def marks(
-    values: Sequence[float | None], limits: Limits, *, along: str = "y", symbol: str = "circle"
+    values: Sequence[float | None], limits: Limits, *, along: str = "y", size: int = 6
 ) -> dict[str, Any]:
-    """Values as they are drawn: one beyond the limits is a triangle at the edge.
+    """Values as they are drawn: dots, and one beyond the limits is a triangle at the edge.
 
     Their own numbers are the trace's ``customdata``, for labels.
     """
     low, high = limits
-    drawn = [None if value is None else min(max(value, low), high) for value in values]
-    ahead, back = (
-        ("triangle-up", "triangle-down") if along == "y" else ("triangle-right", "triangle-left")
-    )
-    symbols = [
-        symbol if value is None or low <= value <= high else ahead if value > high else back
-        for value in values
-    ]
-    far_out = any(each != symbol for each in symbols)
+    above, below = {"y": ("up", "down"), "x": ("right", "left")}[along]
+    drawn, symbols = list[float | None](), list[str]()
+    for value in values:
+        drawn.append(None if value is None else min(max(value, low), high))
+        far_out = value is not None and not low <= value <= high
+        side = above if value is not None and value > high else below
+        symbols.append(f"triangle-{side}" if far_out else DOT)
     return {
         along: drawn,
         "customdata": list(values),
-        "marker": {"symbol": symbols if far_out else symbol},
+        "marker": {"symbol": symbols, "size": [size if each == DOT else FAR for each in symbols]}
+        if set(symbols) != {DOT}
+        else {"symbol": DOT, "size": size},
     }
 
 

@@ -376,7 +376,7 @@ def _strips(groups: Groups, metric: str, limits: Limits) -> dict[str, Any]:
     """A line of points per group, the first one on top, a bar at its mean."""
     traces: list[dict[str, Any]] = []
     for (label, values), colour in zip(groups.items(), ramp(len(groups)), strict=True):
-        drawn = marks(list(values.values()), limits, along="x")
+        drawn = marks(list(values.values()), limits, along="x", size=10)
         points = {
             "type": "scatter",
             "mode": "markers",
@@ -385,7 +385,7 @@ def _strips(groups: Groups, metric: str, limits: Limits) -> dict[str, Any]:
             "text": [f"random seed {seed}" for seed in values],
             "hovertemplate": f"{label}, %{{text}}<br>%{{customdata:.4g}}<extra></extra>",
             **drawn,
-            "marker": drawn["marker"] | {"color": colour, "size": 10, "opacity": 0.75},
+            "marker": drawn["marker"] | {"color": colour, "opacity": 0.75},
         }
         bar = {
             "type": "scatter",

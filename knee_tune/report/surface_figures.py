@@ -64,8 +64,8 @@ def surface_figure(surface: Surface, *, winner: Winner | None) -> dict[str, Any]
         trace["texttemplate"] = "%{text}"
     return figure(
         [trace],
-        x=axis("explore fraction", type="category", showgrid=False, fixedrange=True),
-        y=axis("seed LR", type="category", showgrid=False, fixedrange=True),
+        x=axis("explore fraction", type="category", showgrid=False),
+        y=axis("seed LR", type="category", showgrid=False),
         height=max(300, 130 + 44 * len(rows)),
         shapes=[_frame(*cell)] if cell else [],
     )

@@ -285,7 +285,7 @@ def test_html_and_markdown_hold_hostile_labels() -> None:
     record = compared(table.model_copy(update={"rows": rows}), without(0, 1))
     html, text = as_html(report(record)), as_markdown(report(record))
     assert "<img src=x" not in html
-    assert html.count("</script>") == 3
+    assert html.count("</script>") == 4
     assert "A <strong>Knee</strong> schedule" not in html  # nothing was searched
     assert "<img" not in text.replace("\\<", "")
     assert "diverged at step 30" in text

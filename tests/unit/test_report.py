@@ -245,12 +245,27 @@ def test_one_diverged_point_does_not_take_all_colours() -> None:
     assert drawn.text[0][0].startswith("0.1000")
 
 
+def test_what_is_far_out_is_drawn_at_the_edge_and_told_and_in_the_table() -> None:
+    means = ((20.0, 90.0, 91.0), (90.5, 91.5, 92.0), (91.2, 90.2, 91.8))
+    surface = ridge().surface.model_copy(update={"means": means})
+    drawn = figures(on=ridge(surface=surface))["slices"]
+    worst = drawn.data[0]
+    assert worst.customdata[0] == 20.0
+    assert 80 < drawn.layout.yaxis.range[0] < worst.y[0] < 90
+    assert worst.marker.symbol == ("triangle-down", "circle", "circle")
+    section = next(s for s in report(on=ridge(surface=surface)).sections if s.key == "surface")
+    assert section.words[1].startswith("1 far-out value (20.00) is drawn")
+    assert section.tables[0].rows[0][1] == "20.00 ± 0.25"
+
+
 def test_the_ridge_is_on_a_log_axis_beside_the_papers_points() -> None:
     drawn = figures(on=ridge())["ridge"]
     assert drawn.layout.xaxis.type == "log"
     names = [line.name for line in drawn.data]
     assert names == ["best fraction tried", "Gaussian process", "the paper, Table 16"]  # no cubic
-    raw, _, paper = drawn.data
+    raw, gp, paper = drawn.data
+    assert raw.x == LRS  # what was tried stands where it was tried
+    assert gp.x[0] < LRS[0]
     assert list(raw.y) == [90, 50, 0]
     assert list(raw.error_y.arrayminus) == pytest.approx([20, 20, 0])
     assert list(paper.x) == [1e-4, 4e-4]
@@ -342,6 +357,18 @@ def test_the_answer_comes_first() -> None:
         "+0.50",
         "not tried",
     ]
+
+
+def test_a_difference_has_its_unit_and_says_whether_it_is_good() -> None:
+    tile = report(on=ridge()).tiles[3]
+    assert (tile.value, tile.unit) == ("+0.50", "points")
+    assert tile.note == "better, but it may be chance; 95% interval -0.20 to +1.20"
+    assert "is +0.50 [-0.20, +1.20] points, which" in report(on=ridge()).answer_text
+
+
+def test_a_column_with_nothing_in_it_is_left_out() -> None:
+    table = Table(caption="", columns=("a", "b", "c"), rows=(("1", "–", "–"), ("2", "–", "3")))
+    assert (table.columns, table.rows) == (("a", "c"), (("1", "–"), ("2", "3")))
 
 
 def test_an_interval_with_zero_in_it_is_called_chance() -> None:
@@ -510,6 +537,13 @@ def test_the_page_holds_the_library_that_draws_once() -> None:
     assert len(page.encode()) < 2_000_000
 
 
+def test_the_answer_can_be_copied_as_plain_text() -> None:
+    (button,) = (attrs for tag, attrs in Page(as_html(report(on=ridge()))).tags if tag == "button")
+    assert (button["data-text"] or "").startswith(
+        "ridge-of-a-toy (toy)\nUse seed LR 0.00015, explore 90%.\nExpect "
+    )
+
+
 def test_names_and_texts_cannot_become_markup() -> None:
     hostile = record(
         name=EVIL,
@@ -520,7 +554,7 @@ def test_names_and_texts_cannot_become_markup() -> None:
     page = Page(text)
     assert page.count("img") == 0
     assert page.text.count(EVIL) >= 4  # it is shown as it is
-    assert text.count("</script>") == 3
+    assert text.count("</script>") == 4
 
 
 def test_json_in_a_script_cannot_end_it() -> None:

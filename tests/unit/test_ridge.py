@@ -13,7 +13,7 @@ from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
 from knee_tune.report.wording import ridge_words
 from knee_tune.stats.estimates import Floats
 from knee_tune.stats.ridge import ridge_of
-from knee_tune.stats.surface import gp_smoother, scores_of
+from knee_tune.stats.surface import fence_of, gp_smoother, scores_of
 
 LRS = tuple(SEED_LRS.tolist())
 SHARES = tuple(FRACTIONS.tolist())
@@ -125,6 +125,33 @@ def test_the_optima_of_a_falling_ridge_are_found_and_used() -> None:
     assert found.crossover.p < 0.001
     assert found.verdict == "inverse relation"
     assert "p < 0.001, 10 random seeds" in ridge_words(found)
+
+
+def test_one_run_that_went_wrong_does_not_move_the_surfaces() -> None:
+    values = measured(FALLING, 5)
+    sane, values[:, 0, 0] = ridge(values), -500.0
+    found = ridge(values)
+    for was, now in zip(sane.optimal[1:], found.optimal[1:], strict=True):
+        assert was.gp is not None
+        assert now.gp is not None
+        assert now.gp.value == pytest.approx(was.gp.value, abs=0.1)
+    assert found.surface.means[0][0] == -500.0
+
+
+@pytest.mark.parametrize(
+    ("values", "direction", "fence"),
+    [
+        ((1.6, 2.0, 4.0, 8.0, 103.7), "minimize", 26.0),
+        ((1.6, 2.0, 4.0, 8.0, 103.7), "maximize", None),  # the best is no outlier
+        ((1.6, 2.0, 4.0, 8.0), "minimize", None),
+        ((5.0, 5.0, 5.0, 5.0, 9.0), "minimize", None),  # no spread to measure by
+        ((1.0, 2.0, 900.0), "minimize", None),
+    ],
+)
+def test_the_fence_is_three_interquartile_ranges_on_the_worse_side(
+    values: tuple[float, ...], direction: Direction, fence: float | None
+) -> None:
+    assert fence_of(values, direction) == fence
 
 
 def test_a_metric_to_be_minimised_has_the_same_ridge() -> None:
