@@ -129,12 +129,10 @@ def test_the_optima_of_a_falling_ridge_are_found_and_used() -> None:
 
 def test_one_run_that_went_wrong_does_not_move_the_surfaces() -> None:
     values = measured(FALLING, 5)
-    sane, values[:, 0, 0] = ridge(values), -500.0
+    values[:, 0, 0] = -500.0
     found = ridge(values)
-    for was, now in zip(sane.optimal[1:], found.optimal[1:], strict=True):
-        assert was.gp is not None
-        assert now.gp is not None
-        assert now.gp.value == pytest.approx(was.gp.value, abs=0.1)
+    gp = [each.gp.value for each in found.optimal if each.gp]
+    assert np.abs(gp - OPTIMA).mean() < 0.12  # without the rule 0.42, without that run 0.03
     assert found.surface.means[0][0] == -500.0
 
 
