@@ -29,10 +29,10 @@ from typing import NamedTuple
 
 import torch
 
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import OpenedStudy, StudyRequest, open_for_training
 from knee_tune.commands.run import StudyStart, run_study
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.plans.planner import knee_schedule
@@ -126,7 +126,7 @@ def first_steps(
             def first(_: int, steps: list[float] = steps) -> None:
                 steps.append(time.perf_counter())
 
-            opened.workshop.runner.run(
+            opened.workers.runner.run(
                 plan,
                 on_report=lambda report: Decision(stop=True),
                 on_line=lambda text: None,
@@ -243,10 +243,10 @@ def _opened(request: StudyRequest, folder: Path, options: GroupOptions) -> Itera
 
 
 def _plan(opened: OpenedStudy, folder: Path) -> TrainPlan:
-    workshop = opened.workshop
-    lr = workshop.recipe.seed_lr
-    schedule = knee_schedule(workshop.recipe, workshop.facts, seed_lr=lr, explore_fraction=0.5)
-    return workshop.solitary_plan(schedule, log_key="bench", checkpoint_dir=folder / "checkpoints")
+    workers = opened.workers
+    lr = workers.recipe.seed_lr
+    schedule = knee_schedule(workers.recipe, workers.facts, seed_lr=lr, explore_fraction=0.5)
+    return workers.solitary_plan(schedule, log_key="bench", checkpoint_dir=folder / "checkpoints")
 
 
 if __name__ == "__main__":

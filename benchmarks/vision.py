@@ -31,9 +31,9 @@ from typing import Any
 from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
 from benchmarks.vision_data import TASK, splits, write_noise
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
-from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
 from knee_tune.commands.home import Home
 from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.schedules import Cosine
 from knee_tune.stats.estimates import mean_estimate
 from knee_tune.tasks.registry import task_entry
@@ -50,9 +50,9 @@ class Trained:
     """On the validation images, in percent."""
 
 
-def ours(workshop: Workshop, *, seed: int) -> list[Trained]:
+def ours(workers: Workers, *, seed: int) -> list[Trained]:
     """A run in every slot, all at the same time: the first with ``seed``, each with one more."""
-    facts, recipe = workshop.facts, workshop.recipe
+    facts, recipe = workers.facts, workers.recipe
     schedule = Cosine(
         seed_lr=recipe.seed_lr, total_steps=round(recipe.epochs * facts.steps_per_epoch)
     )
@@ -64,10 +64,10 @@ def ours(workshop: Workshop, *, seed: int) -> list[Trained]:
             reports.append(report)
             return Decision(stop=False)
 
-        plan = workshop.train_plan(
+        plan = workers.train_plan(
             schedule, log_key=f"slot-{number}", seed=seed + number, slot=number
         )
-        outcome = workshop.runner.run(
+        outcome = workers.runner.run(
             plan, on_report=told, on_line=print, on_progress=lambda step: None
         )
         shutil.rmtree(plan.checkpoint_dir, ignore_errors=True)
@@ -79,7 +79,7 @@ def ours(workshop: Workshop, *, seed: int) -> list[Trained]:
             rate=images / (last.seconds - first.seconds), accuracy=last.metrics["valid_accuracy"]
         )
 
-    slots = workshop.options.slots
+    slots = workers.options.slots
     with ThreadPoolExecutor(slots) as pool:
         return list(pool.map(slot, range(slots)))
 
@@ -102,11 +102,11 @@ def _plain(run: PlainRun, train_split: Split, valid_split: Split) -> list[Epoch]
 
 
 @contextmanager
-def workshop_of(request: StudyRequest, home: Home, options: GroupOptions) -> Iterator[Workshop]:
+def workers_of(request: StudyRequest, home: Home, options: GroupOptions) -> Iterator[Workers]:
     """The task, as a study would train it."""
     spec, recipe = request.resolve()
-    with open_workshop(home, spec, recipe, options) as workshop:
-        yield workshop
+    with open_workers(home, spec, recipe, options) as workers:
+        yield workers
 
 
 def ways(chosen: argparse.Namespace) -> dict[str, GroupOptions]:
@@ -152,14 +152,12 @@ def compare_accuracy(
     together = seeds if run.device == "cuda" else 1
     options: dict[str, Any] = {"device": run.device, "trunk_cache": 0}
     options |= {"slots": together, "trials_per_gpu": together}
-    with workshop_of(request, home, GroupOptions(**options)) as workshop:
+    with workers_of(request, home, GroupOptions(**options)) as workers:
         found = [
-            each.accuracy
-            for seed in range(0, seeds, together)
-            for each in ours(workshop, seed=seed)
+            each.accuracy for seed in range(0, seeds, together) for each in ours(workers, seed=seed)
         ]
-    workers = max(1, CORES // together)
-    runs = [replace(run, seed=seed, workers=workers) for seed in range(seeds)]
+    loaders = max(1, CORES // together)
+    runs = [replace(run, seed=seed, workers=loaders) for seed in range(seeds)]
     with ThreadPoolExecutor(together) as pool:
         theirs = [each.accuracy for each in pool.map(lambda each: plain(each, *data), runs)]
     print(f"accuracy after {run.epochs} epochs: {_shown(found)}; plain {_shown(theirs)}")
@@ -218,8 +216,8 @@ def main() -> None:
 
         def measured(options: GroupOptions) -> Callable[[int], float]:
             def one_round(number: int) -> float:
-                with workshop_of(request, home, options) as workshop:
-                    return sum(each.rate for each in ours(workshop, seed=number))
+                with workers_of(request, home, options) as workers:
+                    return sum(each.rate for each in ours(workers, seed=number))
 
             return one_round
 

@@ -188,9 +188,9 @@ def lr_range(
     Its minimum, and a tenth of it: the paper's choice of one-cycle's maximum LR (appendix A).
     """
     from knee_tune.commands.analyse import RangeRequest, lr_range_test
-    from knee_tune.commands.compute import GroupOptions
     from knee_tune.commands.home import Home
     from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.workers import GroupOptions
 
     request = StudyRequest(
         task=task, preset=preset, settings=tuple(settings or ()), seed=seed, nproc=nproc
@@ -291,10 +291,10 @@ class _Tenths:
 
 def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bool) -> None:
     from knee_tune.commands.analyse import Watched, analyse_study, analyse_weights, looks
-    from knee_tune.commands.compute import GroupOptions
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import find_study
     from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.workers import GroupOptions
 
     subject.check()
     places = Places.of(Home(where.home), storage=where.storage, tracking_uri=where.tracking_uri)

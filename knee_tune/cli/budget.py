@@ -101,10 +101,10 @@ def budget(
     shared over all budgets. The same command again continues.
     """
     from knee_tune.commands.budget import SCHEDULES, BudgetRequest, search_budget
-    from knee_tune.commands.compute import GroupOptions
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
     from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.workers import GroupOptions
 
     if task is None:
         if target or budgets:

@@ -142,11 +142,11 @@ def run(
     """Search a task's seed LR and explore fraction. The same command again continues."""
     from knee_tune.cli.summary import print_baseline, print_start, print_summary
     from knee_tune.cli.watch import PlainWatcher, watching
-    from knee_tune.commands.compute import GroupOptions
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
     from knee_tune.commands.opened import StudyRequest
     from knee_tune.commands.run import run_baseline, run_study
+    from knee_tune.commands.workers import GroupOptions
 
     request = StudyRequest(
         task=task,

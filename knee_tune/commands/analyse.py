@@ -7,11 +7,11 @@ from pathlib import Path
 
 from knee_tune.analysis.range_curve import RangeReading, read_off
 from knee_tune.commands.comparison import key_of
-from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
 from knee_tune.commands.extra_runs import Lines
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest, interruptible, reopen_workshop
+from knee_tune.commands.opened import StudyRequest, interruptible, reopen_workers
 from knee_tune.commands.winner import complete_trial
+from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.study import Analysis, Sharpness, StudySpec
 from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import KEPT_WEIGHTS, AnalysePlan, LRRangePlan
@@ -82,10 +82,10 @@ def analyse_study(
     study = load_study(open_storage(places.storage_url), name)
     spec = spec_of(study)
     subjects = list(_subjects(places.home, study, spec, number=number, row=row))
-    with reopen_workshop(places.home, study, options) as workshop, interruptible():
+    with reopen_workers(places.home, study, options) as workers, interruptible():
         analysed = []
         for subject in subjects:
-            found = _analyse(workshop, subject, analysis, watched)
+            found = _analyse(workers, subject, analysis, watched)
             run = _tracked(places, study, found, analysis, watched.lines)
             analysed.append(replace(found, run=run))
         return analysed
@@ -108,8 +108,8 @@ def analyse_weights(
         raise UserError(f"--weights {weights}: no such file; name a weights.safetensors")
     spec, recipe = request.resolve()
     subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
-    with open_workshop(places.home, spec, recipe, options) as workshop, interruptible():
-        return _analyse(workshop, subject, analysis, watched)
+    with open_workers(places.home, spec, recipe, options) as workers, interruptible():
+        return _analyse(workers, subject, analysis, watched)
 
 
 def _subjects(
@@ -161,13 +161,11 @@ def _there(subject: Subject) -> Subject:
     return subject
 
 
-def _analyse(
-    workshop: Workshop, subject: Subject, analysis: Analysis, watched: Watched
-) -> Analysed:
-    order = workshop.order(f"analyse-{analysis.name}", seed=subject.seed)
+def _analyse(workers: Workers, subject: Subject, analysis: Analysis, watched: Watched) -> Analysed:
+    order = workers.order(f"analyse-{analysis.name}", seed=subject.seed)
     plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
     watched.lines.line(f"{analysis.name} of {subject.name}")
-    done = workshop.run(plan, on_line=watched.lines.line, on_progress=watched.on_look)
+    done = workers.run(plan, on_line=watched.lines.line, on_progress=watched.on_look)
     return Analysed(subject=subject, metrics=done.result["metrics"])
 
 
@@ -251,9 +249,9 @@ def lr_range_test(
     page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist; make it or name another")
-    with open_workshop(home, spec, recipe, options) as workshop, interruptible():
+    with open_workers(home, spec, recipe, options) as workers, interruptible():
         plan = LRRangePlan(
-            **dict(workshop.order("lr-range")),
+            **dict(workers.order("lr-range")),
             low=request.low,
             high=request.high,
             steps=request.steps,
@@ -262,7 +260,7 @@ def lr_range_test(
             f"LR range test of {spec.task}: {request.steps} steps, LR {request.low:g} to "
             f"{request.high:g}"
         )
-        done = workshop.run(plan, on_line=lines.line, on_progress=on_step)
+        done = workers.run(plan, on_line=lines.line, on_progress=on_step)
     lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
         raise UserError(f"--low {request.low:g}: the loss is lost at the first step; start lower")

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.plans.planner import knee_schedule
@@ -52,7 +52,7 @@ def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     group = _placed_as(study, numbers[0], options)
     with open_for_training(spec, recipe, places, group) as opened:
-        if others := record.by_other_code(opened.workshop.facts.code):
+        if others := record.by_other_code(opened.workers.facts.code):
             watcher.line(f"{others}: the audit compares with them")
         with told_end(
             opened.tracker,
@@ -90,7 +90,7 @@ def _placed_as(study: Study, number: int, options: AuditOptions) -> GroupOptions
 
 def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) -> None:
     """Train every replicate of ``trials`` to its end, and keep what came out."""
-    seeds = opened.workshop.spec.replicate_seeds
+    seeds = opened.workers.spec.replicate_seeds
     runs = [_run(opened, trial, seed) for trial in trials for seed in seeds]
     shown = ", ".join(str(trial.number) for trial in trials)
     watcher.line(f"finishing pruned trials {shown}: {len(runs)} runs")
@@ -117,8 +117,8 @@ def _run(opened: OpenedStudy, trial: TrialRecord, seed: int) -> ExtraRun:
         key=f"audit-{trial.number}-{seed}",
         name=f"audit of trial {trial.number}, seed {seed}",
         schedule=knee_schedule(
-            opened.workshop.recipe,
-            opened.workshop.facts,
+            opened.workers.recipe,
+            opened.workers.facts,
             seed_lr=trial.seed_lr,
             explore_fraction=trial.explore_fraction,
         ),

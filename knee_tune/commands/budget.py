@@ -10,13 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
 from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest, told_end
+from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import (
     DEFAULT_EXPLORE_FRACTION,
     LARGEST_LR,
@@ -27,6 +26,7 @@ from knee_tune.config.recipe import (
 from knee_tune.config.strict_yaml import nearest
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError, disk_trouble
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import Schedule
 from knee_tune.plans.planner import (
     BASELINES,
@@ -47,6 +47,7 @@ from knee_tune.records.budget import (
 )
 from knee_tune.records.events import Attached, StudyFinished, StudyStarted, StudyState
 from knee_tune.records.shown import percent
+from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
 # Which budget search a person asks for, and what it comes to once files and options are merged.
@@ -149,21 +150,21 @@ class Search:
         """What the target is of, with its split."""
         return f"valid_{self.recipe.objective}"
 
-    def at(self, workshop: Workshop, epochs: int) -> Workshop:
-        """``workshop`` at that budget: same worker groups, same data, same trunks.
+    def at(self, workers: Workers, epochs: int) -> Workers:
+        """``workers`` at that budget: same worker groups, same data, same trunks.
 
         Its explore fractions are those at which any run of the search leaves a trunk, so that the
         trunk is kept there, whichever run trains it.
         """
         spec, recipe = self.budgets[epochs]
         # A warmup that is a share was made steps for the smallest budget: they share trunks.
-        warmup = {"warmup": None, "warmup_steps": workshop.recipe.warmup_steps}
+        warmup = {"warmup": None, "warmup_steps": workers.recipe.warmup_steps}
         recipe = recipe.model_copy(update=warmup)
         shares = {f * other / epochs for f in self.explore_fractions for other in self.budgets}
         knees = ExploreFractionSpace(values=tuple(sorted(share for share in shares if share < 1)))
         space = spec.space.model_copy(update={"explore_fraction": knees})
         changes = {"space": space, "recipe": recipe.model_dump(mode="json")}
-        return replace(workshop, spec=spec.model_copy(update=changes), recipe=recipe)
+        return replace(workers, spec=spec.model_copy(update=changes), recipe=recipe)
 
     def points(self, schedule: str) -> list[tuple[float | None, float]]:
         """Explore fraction and seed LR of every setting of a schedule."""
@@ -211,10 +212,8 @@ class KeptSearch:
 
     def _write(self) -> None:
         """The file appears whole or not at all."""
-        draft = self._path.with_suffix(".draft")
         kept = {"search": self._record.model_dump(mode="json"), "attributes": self._attributes}
-        draft.write_text(json.dumps(kept))
-        draft.replace(self._path)
+        write_whole(self._path, json.dumps(kept))
 
 
 @contextmanager
@@ -226,13 +225,11 @@ def continued_search(home: Home, record: BudgetRecord) -> Iterator[KeptSearch]:
     """
     folder = _folder(home)
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{record.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = file_lock(folder / f"{record.name}.lock")
+    if not try_lock(lock):
         raise UserError(
             f"budget search {record.name}: another command is at it; wait, or choose another --name"
-        ) from None
+        )
     try:
         path = folder / f"{record.name}.json"
         key, attributes = uuid.uuid4().hex[:8], None
@@ -288,7 +285,7 @@ def _refuse_changes(old: BudgetRecord, new: BudgetRecord) -> None:
 class OpenedSearch:
     """What training for a budget search needs."""
 
-    workshop: Workshop
+    workers: Workers
     study: KeptSearch
     tracker: Tracker
 
@@ -306,15 +303,15 @@ def search_budget(
     end is recorded.
     """
     with (
-        open_workshop(places.home, search.spec, search.recipe, options) as workshop,
-        continued_search(places.home, _asked(search, workshop)) as kept,
+        open_workers(places.home, search.spec, search.recipe, options) as workers,
+        continued_search(places.home, _asked(search, workers)) as kept,
     ):
-        for remark in workshop.remarks:
+        for remark in workers.remarks:
             watcher.line(f"{remark} at every budget, which share trunks")
         tracker = open_tracker(
-            home=places.home.root, uri=places.tracking_uri, gone=lambda: workshop.held.gone
+            home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
         )
-        opened = OpenedSearch(workshop=workshop, study=kept, tracker=tracker)
+        opened = OpenedSearch(workers=workers, study=kept, tracker=tracker)
         tracker.record(_started(opened, search))
         with told_end(
             tracker,
@@ -328,21 +325,21 @@ def search_budget(
         return kept.record
 
 
-def _asked(search: Search, workshop: Workshop) -> BudgetRecord:
+def _asked(search: Search, workers: Workers) -> BudgetRecord:
     """The record of a search that has trained nothing yet.
 
     UserError if its smallest budget is all warmup.
     """
-    check_warmup(workshop.recipe, workshop.facts)
+    check_warmup(workers.recipe, workers.facts)
     spec, metric = search.spec, search.recipe.metric(search.recipe.objective)
     return BudgetRecord(
         name=search.name,
         key="",
         task=spec.task,
         preset=spec.preset,
-        recipe={k: value for k, value in workshop.spec.recipe.items() if k != "epochs"},
-        nproc=workshop.placement().world_size,
-        data_fingerprint=workshop.facts.data_fingerprint,
+        recipe={k: value for k, value in workers.spec.recipe.items() if k != "epochs"},
+        nproc=workers.placement().world_size,
+        data_fingerprint=workers.facts.data_fingerprint,
         metric=f"valid_{metric.name}",
         direction=metric.direction,
         target=search.target,
@@ -355,13 +352,13 @@ def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) ->
     """Train the schedules that have not reached the target yet at one more budget."""
     kept = opened.study
     left = [name for name in search.schedules if kept.record.smallest(name) is None]
-    at = replace(opened, workshop=search.at(opened.workshop, epochs))
-    runs = list(_runs(at.workshop, search, left, epochs))
+    at = replace(opened, workers=search.at(opened.workers, epochs))
+    runs = list(_runs(at.workers, search, left, epochs))
     if not runs:
         return
     watcher.line(f"budget of {in_epochs(epochs)}: {', '.join(left)}; {len(runs)} runs")
     if KNEE in left:
-        recipe, facts = at.workshop.recipe, at.workshop.facts
+        recipe, facts = at.workers.recipe, at.workers.facts
         for line in twins_in_words(recipe, facts, search.explore_fractions):
             watcher.line(line)
     ends = train_extra_runs(at, watcher, [extra for extra, _ in runs])
@@ -379,24 +376,22 @@ def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) ->
 
 
 def _runs(
-    workshop: Workshop, search: Search, schedules: Sequence[str], epochs: int
+    workers: Workers, search: Search, schedules: Sequence[str], epochs: int
 ) -> Iterator[tuple[ExtraRun, BudgetRun]]:
     """Every run of one budget, each training once: two fractions may come to the same knee.
 
     Runs on one trunk are kept apart, so that slots which work side by side need not wait for it.
     """
-    distinct = distinct_fractions(workshop.recipe, workshop.facts, search.explore_fractions)
+    distinct = distinct_fractions(workers.recipe, workers.facts, search.explore_fractions)
     for name in schedules:
-        for (fraction, seed_lr), seed in product(
-            search.points(name), workshop.spec.replicate_seeds
-        ):
+        for (fraction, seed_lr), seed in product(search.points(name), workers.spec.replicate_seeds):
             if fraction is not None and fraction not in distinct:
                 continue
-            schedule = _schedule(name, workshop, seed_lr=seed_lr, explore_fraction=fraction)
+            schedule = _schedule(name, workers, seed_lr=seed_lr, explore_fraction=fraction)
             explore = "" if fraction is None else f"-explore{fraction:g}"
             key = f"{name}-{epochs}ep-lr{seed_lr}{explore}-seed{seed}"
             shown = "" if fraction is None else f", explore {percent(fraction)}"
-            several = len(workshop.spec.replicate_seeds) > 1
+            several = len(workers.spec.replicate_seeds) > 1
             yield (
                 ExtraRun(
                     key=key,
@@ -420,9 +415,9 @@ def _runs(
 
 
 def _schedule(
-    name: str, workshop: Workshop, *, seed_lr: float, explore_fraction: float | None
+    name: str, workers: Workers, *, seed_lr: float, explore_fraction: float | None
 ) -> Schedule:
-    recipe, facts = workshop.recipe, workshop.facts
+    recipe, facts = workers.recipe, workers.facts
     if explore_fraction is None:
         return baseline_schedule(name, recipe, facts, seed_lr=seed_lr)
     return knee_schedule(recipe, facts, seed_lr=seed_lr, explore_fraction=explore_fraction)
@@ -431,7 +426,7 @@ def _schedule(
 def _started(opened: OpenedSearch, search: Search) -> StudyStarted:
     """The search's own MLflow run begins."""
     record, spec = opened.study.record, search.spec
-    placement = opened.workshop.placement()
+    placement = opened.workers.placement()
     return StudyStarted(
         uid=record.uid,
         name=record.name,

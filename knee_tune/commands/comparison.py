@@ -40,7 +40,7 @@ class _Comparison:
         self, opened: OpenedStudy, watcher: Watcher, on_change: Callable[[], None]
     ) -> None:
         self._opened, self._watcher, self._on_change = opened, watcher, on_change
-        self._spec = opened.workshop.spec
+        self._spec = opened.workers.spec
         self._known = self._read()
         self._points = {key_of(row, seed): (row, seed) for row, seed in self._all()}
         self._left_out = 0
@@ -54,7 +54,7 @@ class _Comparison:
         if not left:
             return
         runs = in_order(
-            (self._to_train(*point) for point in left), slots=self._opened.workshop.options.slots
+            (self._to_train(*point) for point in left), slots=self._opened.workers.options.slots
         )
         self._watcher.line(f"comparing: {len(left)} runs, {self._of_what()}")
         ended = train_extra_runs(
@@ -81,7 +81,7 @@ class _Comparison:
         return {(run.row, run.seed): run for run in known_compared(self._opened.study)}
 
     def _all(self) -> Iterator[tuple[int, int]]:
-        rows = range(len(self._opened.workshop.rows))
+        rows = range(len(self._opened.workers.rows))
         return ((row, seed) for row in rows for seed in self._spec.replicate_seeds)
 
     def _of_what(self) -> str:
@@ -98,7 +98,7 @@ class _Comparison:
 
     def _to_train(self, row: int, seed: int) -> ExtraRun:
         assert self._spec.compare is not None, "a comparison has a table"
-        schedule = self._opened.workshop.rows[row]
+        schedule = self._opened.workers.rows[row]
         fraction = None
         if isinstance(schedule, Exploring):
             fraction = (schedule.knee_step - schedule.warmup_steps) / schedule.total_steps
@@ -159,18 +159,18 @@ class _Comparison:
         run = self._kept(self._as_compared(ended))
         if ended.weights is None:
             return {}
-        workshop, key, weights = self._opened.workshop, ended.run.key, ended.weights
+        workers, key, weights = self._opened.workers, ended.run.key, ended.weights
         slot, on_life = ended.slot, ended.on_life
         if not _tested(run):
             try:
-                found = workshop.test(weights, key=key, slot=slot, on_life=on_life)
+                found = workers.test(weights, key=key, slot=slot, on_life=on_life)
             except (UserError, MachineError) as error:
                 return self._given_up(run, ended, f"test: {error}", state="failed")
             run = self._kept(_with(run, found))
         for analysis in self._spec.analyses:
             if analysis.name not in run.metrics:
                 try:
-                    found = workshop.analyse(
+                    found = workers.analyse(
                         weights,
                         analysis,
                         key=key,
@@ -190,7 +190,7 @@ class _Comparison:
         record = ended.record
         row, seed = self._points[ended.run.key]
         known = self._known.get((row, seed))
-        same = known is not None and ended.answered and known.checkpoint == record.checkpoint
+        same = known is not None and ended.cached and known.checkpoint == record.checkpoint
         before = known.metrics if known and same else {}
         curve = record.curve[-1].metrics if record.curve else {}
         last = {"train_loss": curve["train_loss"]} if "train_loss" in curve else {}
@@ -202,7 +202,7 @@ class _Comparison:
             metrics={**before, **last, **record.metrics},
             steps=ended.steps,
             budget=record.steps_budget,
-            answered=ended.answered and (known is None or known.answered),
+            answered=ended.cached and (known is None or known.answered),
             started=known.started if known else record.started,
             seconds=known.seconds if known else record.seconds or 0.0,
             checkpoint=record.checkpoint,

@@ -1,4 +1,4 @@
-"""A study that is open for training: its workshop, its Optuna study, its tracker."""
+"""A study that is open for training: its workers, its Optuna study, its tracker."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from knee_tune.commands.compute import GroupOptions, Workshop, open_workshop
 from knee_tune.commands.home import Home, Places
+from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import ExploreFractionSpace, Recipe
 from knee_tune.config.resolve import parse_override, resolve_study
 from knee_tune.config.strict_yaml import read_files
@@ -38,7 +38,7 @@ class OpenedStudy:
     """What training for a study needs."""
 
     places: Places
-    workshop: Workshop
+    workers: Workers
     study: Study
     tracker: Tracker
     axes: dict[str, Axis]
@@ -56,17 +56,17 @@ class OpenedStudy:
     @property
     def unfused(self) -> str:
         """Why replicates train one by one; empty if as one batched model."""
-        return _unfused(self.study, self.workshop)
+        return _unfused(self.study, self.workers)
 
     @property
     def fused(self) -> bool:
         """Whether the replicates of a trial train as one batched model."""
-        return self.workshop.spec.replicates > 1 and not self.unfused
+        return self.workers.spec.replicates > 1 and not self.unfused
 
     @property
     def batched(self) -> bool:
         """Whether all trials that are left do: a grid in which nothing is pruned."""
-        spec = self.workshop.spec
+        spec = self.workers.spec
         return spec.sampler == "grid" and spec.acting_pruner == "none" and not self.unfused
 
 
@@ -87,37 +87,37 @@ def open_for_training(
     """
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
-    with open_workshop(places.home, spec, recipe, options) as workshop:
-        workshop = _without_twins(workshop)
-        spec, recipe = workshop.spec, workshop.recipe
+    with open_workers(places.home, spec, recipe, options) as workers:
+        workers = _without_twins(workers)
+        spec, recipe = workers.spec, workers.recipe
         preloading.join()
-        placement = workshop.placement()  # before a study is made: the machine may be too small
+        placement = workers.placement()  # before a study is made: the machine may be too small
         axes = {
             "seed_lr": Axis(spec.seed_lrs, log=True),
             "explore_fraction": Axis(spec.explore_fractions),
         }
         tracker = open_tracker(
-            home=places.home.root, uri=places.tracking_uri, gone=lambda: workshop.held.gone
+            home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
         )
         storage = open_storage(places.storage_url, on_stale=stale_trial_callback(tracker))
         study = open_study(
             storage,
             spec,
             recipe=recipe,
-            data_fingerprint=workshop.facts.data_fingerprint,
+            data_fingerprint=workers.facts.data_fingerprint,
             amp=placement.amp,
             beside=beside,
         )
         study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
-        total_steps = budget_steps(recipe, workshop.facts)
+        total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(
             spec.acting_pruner,
             total_steps=total_steps,
-            replicates=spec.replicates if _unfused(study, workshop) else 1,
+            replicates=spec.replicates if _unfused(study, workers) else 1,
         )
         opened = OpenedStudy(
             places=places,
-            workshop=workshop,
+            workers=workers,
             study=study,
             tracker=tracker,
             axes=axes,
@@ -127,10 +127,10 @@ def open_for_training(
 
 
 @contextmanager
-def reopen_workshop(
+def reopen_workers(
     home: Home, study: Study, options: GroupOptions, *, amp: bool | None = None
-) -> Iterator[Workshop]:
-    """The workshop of a study, to look once more at what it trained.
+) -> Iterator[Workers]:
+    """The workers of a study, to look once more at what it trained.
 
     ``amp``: bf16 autocast where there is a GPU; as the recipe says if None. UserError if the data
     has changed since: every number would be another one.
@@ -139,66 +139,66 @@ def reopen_workshop(
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     if amp is not None:
         recipe = recipe.model_copy(update={"amp": amp})
-    with open_workshop(home, spec, recipe, options) as workshop:
-        if workshop.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
+    with open_workers(home, spec, recipe, options) as workers:
+        if workers.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
             raise UserError(
                 f"study {spec.name}: its data has changed since, so its numbers do not come again; "
                 "put the old data back"
             )
-        yield workshop
+        yield workers
 
 
-def _without_twins(workshop: Workshop) -> Workshop:
-    """``workshop`` with explore fractions that all differ in their schedule.
+def _without_twins(workers: Workers) -> Workers:
+    """``workers`` with explore fractions that all differ in their schedule.
 
     UserError where the warmup takes the whole budget.
     """
-    spec, recipe, facts = workshop.spec, workshop.recipe, workshop.facts
+    spec, recipe, facts = workers.spec, workers.recipe, workers.facts
     if spec.compare is not None:
-        return workshop
+        return workers
     check_warmup(recipe, facts)
     distinct = distinct_fractions(recipe, facts, spec.explore_fractions)
     if len(distinct) == len(spec.explore_fractions):
-        return workshop
+        return workers
     space = ExploreFractionSpace(values=tuple(sorted(distinct)))
     return replace(
-        workshop,
+        workers,
         spec=spec.model_copy(
             update={"space": spec.space.model_copy(update={"explore_fraction": space})}
         ),
         remarks=(
-            *workshop.remarks,
+            *workers.remarks,
             *twins_in_words(recipe, facts, spec.explore_fractions),
         ),
     )
 
 
-def _unfused(study: Study, workshop: Workshop) -> str:
+def _unfused(study: Study, workers: Workers) -> str:
     if not spec_of(study).fuse:
         return "this study was begun with --no-fuse"
-    return workshop.facts.unfusable
+    return workers.facts.unfusable
 
 
 def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
-    workshop, spec = opened.workshop, spec_of(opened.study)
+    workers, spec = opened.workers, spec_of(opened.study)
     return StudyStarted(
         uid=opened.uid,
-        name=workshop.spec.name,
-        task=workshop.spec.task,
+        name=workers.spec.name,
+        task=workers.spec.task,
         experiment=experiment_name(spec.subject),
-        description=workshop.spec.description,
+        description=workers.spec.description,
         params={
-            "recipe": workshop.spec.recipe,
-            "space": workshop.spec.space.model_dump(mode="json", exclude_none=True),
-            "seed": workshop.spec.seed,
-            "steps_per_epoch": workshop.facts.steps_per_epoch,
-            "parameters": workshop.facts.parameters,
-            "examples": workshop.facts.examples,
+            "recipe": workers.spec.recipe,
+            "space": workers.spec.space.model_dump(mode="json", exclude_none=True),
+            "seed": workers.spec.seed,
+            "steps_per_epoch": workers.facts.steps_per_epoch,
+            "parameters": workers.facts.parameters,
+            "examples": workers.facts.examples,
         },
         tags={
             **provenance(),
-            "knee.preset": workshop.spec.preset,
-            "knee.data_fingerprint": workshop.facts.data_fingerprint,
+            "knee.preset": workers.spec.preset,
+            "knee.data_fingerprint": workers.facts.data_fingerprint,
             "knee.device": placement.device,
             "knee.world_size": str(placement.world_size),
         },

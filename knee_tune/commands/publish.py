@@ -217,7 +217,7 @@ def _link_to_study(opened: OpenedStudy) -> Iterator[str]:
 
 def _write(report: Report, opened: OpenedStudy) -> tuple[Path, ...]:
     """The report as files, HTML first."""
-    opened.workshop.held.raise_if_gone()  # before its folder is made
+    opened.workers.held.raise_if_gone()  # before its folder is made
     return tuple(
         write_report(report, usual_path(opened.places, report.study, form), form) for form in FORMS
     )
@@ -278,7 +278,7 @@ def _or_a_line(what: str, opened: OpenedStudy, on_line: Say) -> Iterator[None]:
     except StorageGoneError:
         pass  # the command ends of it, and says so
     except Exception as error:
-        if opened.workshop.held.gone:
+        if opened.workers.held.gone:
             return  # so does it of that
         reason = first_line(error)
         on_line(f"{what}: could not be written ({type(error).__name__}: {reason})")

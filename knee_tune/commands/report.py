@@ -12,6 +12,7 @@ from knee_tune.commands.look import find_study
 from knee_tune.commands.winner import TEST_PREFIX
 from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError, disk_trouble
+from knee_tune.files import write_whole
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.document import Command, Report, ReportContext, as_html, as_markdown
 from knee_tune.report.report import build_report
@@ -96,13 +97,10 @@ def text_of(report: Report, form: Format) -> str:
 
 def write_report(report: Report, path: Path, form: Format) -> Path:
     """Write it, the whole of it or nothing; UserError if the file cannot be written there."""
-    draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text_of(report, form), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, text_of(report, form))
     except OSError as error:
-        draft.unlink(missing_ok=True)
         if disk_trouble(error):
             raise
         raise UserError(

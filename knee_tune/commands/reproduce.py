@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from knee_tune.commands.compute import Device, GroupOptions, has_gpu
 from knee_tune.commands.home import Places
 from knee_tune.commands.opened import StudyRequest
 from knee_tune.commands.run import Watch, run_study
+from knee_tune.commands.workers import Device, GroupOptions, has_gpu
 from knee_tune.config.resolve import scaled_name
 from knee_tune.config.strict_yaml import available, find, read_document
 from knee_tune.config.study import StudySpec

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.commands.comparison import compare_rows
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.extra_runs import EndedRun, ExtraRun, train_extra_runs
 from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, StudyRequest, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
 from knee_tune.commands.winner import register_study
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
@@ -48,10 +48,10 @@ def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | No
     none is begun, and False is returned if any is left. There is nothing to do where the study
     asks for no confirmation, or has no complete trial.
     """
-    confirm, record = opened.workshop.spec.confirm, study_record(opened.study)
+    confirm, record = opened.workers.spec.confirm, study_record(opened.study)
     if confirm is None or record.best is None:
         return True
-    recipe = opened.workshop.recipe
+    recipe = opened.workers.recipe
     default = (recipe.seed_lr, DEFAULT_EXPLORE_FRACTION)
     candidates = chosen(record, count=confirm.candidates, default=default)
     trained = _train(opened, watcher, candidates, timeout=timeout)
@@ -87,7 +87,7 @@ def _train(
     opened: OpenedStudy, watcher: Watcher, candidates: list[Candidate], *, timeout: float | None
 ) -> list[Candidate] | None:
     """The candidates with their runs, one for every fresh seed; None if there was no time."""
-    seeds = opened.workshop.spec.confirmation_seeds
+    seeds = opened.workers.spec.confirmation_seeds
     runs = [_fresh_run(opened, candidate, seed) for candidate in candidates for seed in seeds]
     watcher.line(
         f"confirming: {len(runs)} runs, {len(candidates)} x {len(seeds)} (points x fresh seeds)"
@@ -108,8 +108,8 @@ def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun
         key=f"confirm-{seed_lr:g}-{fraction:g}-{seed}",
         name=f"confirm {seed_lr:g}, explore {percent(fraction)}, seed {seed}",
         schedule=knee_schedule(
-            opened.workshop.recipe,
-            opened.workshop.facts,
+            opened.workers.recipe,
+            opened.workers.facts,
             seed_lr=seed_lr,
             explore_fraction=fraction,
         ),
@@ -236,11 +236,11 @@ def run_study(
 def _drive(
     opened: OpenedStudy, watcher: Watcher, *, timeout: float | None, pages: LivePages
 ) -> None:
-    workshop, study = opened.workshop, opened.study
+    workers, study = opened.workers, opened.study
 
     def schedule(seed_lr: float, explore_fraction: float) -> Knee:
         return knee_schedule(
-            workshop.recipe, workshop.facts, seed_lr=seed_lr, explore_fraction=explore_fraction
+            workers.recipe, workers.facts, seed_lr=seed_lr, explore_fraction=explore_fraction
         )
 
     def after_trial(trial: TrialRecord) -> None:
@@ -256,29 +256,29 @@ def _drive(
     Driver(
         Search(
             study=study,
-            recipe=workshop.recipe,
+            recipe=workers.recipe,
             axes=opened.axes,
-            seeds=workshop.spec.replicate_seeds,
+            seeds=workers.spec.replicate_seeds,
             schedule=schedule,
-            plan=workshop.train_plan,
-            code=workshop.facts.code,
-            parameters=workshop.facts.parameters,
+            plan=workers.train_plan,
+            code=workers.facts.code,
+            parameters=workers.facts.parameters,
             fused=opened.fused,
             batched=opened.batched,
             asking=asking,
         ),
-        trainer=workshop.trainer,
-        slots=workshop.options.slots,
+        trainer=workers.trainer,
+        slots=workers.options.slots,
         tracker=opened.tracker,
         watcher=watcher,
         after_trial=after_trial,
         on_interrupt=opened.on_interrupt,
-    ).run(trials=workshop.spec.limit, timeout=timeout)
+    ).run(trials=workers.spec.limit, timeout=timeout)
 
 
 def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
     """Why the winner is not known yet; empty if it is."""
-    if wanted(opened.study, opened.axes, trials=opened.workshop.spec.limit):
+    if wanted(opened.study, opened.axes, trials=opened.workers.spec.limit):
         by_us = timeout is not None
         what = "--timeout ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"
@@ -329,13 +329,13 @@ def _register(opened: OpenedStudy, watcher: Watcher, cut_off: str) -> Registered
         opened.study.study_name,
         number=None,
         on_line=watcher.line,
-        workshop=opened.workshop,
+        workers=opened.workers,
     )
 
 
 def study_start(opened: OpenedStudy) -> StudyStart:
     """What a watcher is told of an opened study."""
-    workshop, spec = opened.workshop, opened.workshop.spec
+    workers, spec = opened.workers, opened.workers.spec
     record = study_record(opened.study)
     counts = record.counts
     finished = counts.complete + counts.pruned + counts.failed
@@ -344,22 +344,22 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         runs = record.run_counts
         finished = runs.complete + runs.pruned
         trials = len(spec.compare.rows) * spec.replicates
-    placement = workshop.placement()
+    placement = workers.placement()
     return StudyStart(
-        name=workshop.spec.name,
-        task=workshop.spec.task,
-        preset=workshop.spec.preset,
-        metric=f"valid_{workshop.recipe.objective}",
-        watched=f"valid_{workshop.recipe.watched}",
+        name=workers.spec.name,
+        task=workers.spec.task,
+        preset=workers.spec.preset,
+        metric=f"valid_{workers.recipe.objective}",
+        watched=f"valid_{workers.recipe.watched}",
         trials=trials,
         finished=finished,
-        total_steps=budget_steps(workshop.recipe, workshop.facts),
-        parameters=workshop.facts.parameters,
+        total_steps=budget_steps(workers.recipe, workers.facts),
+        parameters=workers.facts.parameters,
         device=placement.device,
         world_size=placement.world_size,
-        slots=workshop.options.slots,
-        validated=workshop.facts.examples.get("valid", 0),
-        gpus=workshop.facts.gpus if workshop.options.device == "auto" else 0,
+        slots=workers.options.slots,
+        validated=workers.facts.examples.get("valid", 0),
+        gpus=workers.facts.gpus if workers.options.device == "auto" else 0,
         replicates=1 if spec.compare else spec.replicates,
         fused=opened.fused or opened.batched,
         compares=spec.compare is not None,
@@ -368,9 +368,9 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 
 
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
-    spec = opened.workshop.spec
-    yield from opened.workshop.remarks
-    if others := study_record(opened.study).by_other_code(opened.workshop.facts.code):
+    spec = opened.workers.spec
+    yield from opened.workers.remarks
+    if others := study_record(opened.study).by_other_code(opened.workers.facts.code):
         yield f"{others}; the report says which is which"
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
@@ -384,7 +384,7 @@ def _remarks(opened: OpenedStudy) -> Iterator[str]:
         )
     elif warning := raw_step_warning(spec.acting_pruner):
         yield warning
-    if opened.workshop.options.compile and (opened.batched or opened.fused):
+    if opened.workers.options.compile and (opened.batched or opened.fused):
         yield "--compile: a batched model is not compiled; with --no-fuse every one is"
     if opened.batched:
         points = min(spec.limit or spec.size, spec.size)
@@ -457,12 +457,12 @@ def run_baseline(
 def _train_baseline(
     opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float
 ) -> EndedRun:
-    workshop = opened.workshop
+    workers = opened.workers
     run = ExtraRun(
         key=f"baseline-{schedule_name}-{seed_lr:g}",
         name=f"{schedule_name} {seed_lr:g}",
-        schedule=baseline_schedule(schedule_name, workshop.recipe, workshop.facts, seed_lr=seed_lr),
-        seed=workshop.spec.seed,
+        schedule=baseline_schedule(schedule_name, workers.recipe, workers.facts, seed_lr=seed_lr),
+        seed=workers.spec.seed,
         label=schedule_name,
     )
     (ended,) = train_extra_runs(opened, watcher, [run])

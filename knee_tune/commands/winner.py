@@ -5,9 +5,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from knee_tune.commands.compute import GroupOptions, Workshop
 from knee_tune.commands.home import Places
-from knee_tune.commands.opened import reopen_workshop
+from knee_tune.commands.opened import reopen_workers
+from knee_tune.commands.workers import GroupOptions, Workers
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.records.events import Alias, RegisteredModel, TrainedModel
@@ -32,13 +32,13 @@ def register_study(
     on_line: Callable[[str], None],
     untried: Alias = "candidate",
     alias: Alias | None = None,
-    workshop: Workshop | None = None,
+    workers: Workers | None = None,
 ) -> RegisteredModel:
     """Register a study's winner, or the trial of that number.
 
     A confirmed winner becomes champion, and what a confirmation did not confirm a candidate;
     ``untried`` is what a model becomes that no confirmation tried. ``alias`` overrules all of it.
-    ``workshop``: the one that is open already, if any; else one is opened for the test split.
+    ``workers``: those that are open already, if any; else some are opened for the test split.
     UserError if the study or trial is unknown, not complete, or its weights are gone.
     """
     study = load_study(open_storage(places.storage_url), name)
@@ -57,12 +57,12 @@ def register_study(
     test, over = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}"), ""
     if test is None:
         with ExitStack() as stack:
-            if workshop is None:
+            if workers is None:
                 trained = TrainPlan.model_validate(attrs["plan"]).placement
-                opening = reopen_workshop(places.home, study, GroupOptions(), amp=trained.amp)
-                workshop = stack.enter_context(opening)
-            test = workshop.test(weights, key=attrs["key"])
-            over = f" ({workshop.facts.examples.get('test', 0):,} examples)"
+                opening = reopen_workers(places.home, study, GroupOptions(), amp=trained.amp)
+                workers = stack.enter_context(opening)
+            test = workers.test(weights, key=attrs["key"])
+            over = f" ({workers.facts.examples.get('test', 0):,} examples)"
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
     on_line(f"trial {trial.number} on the test split{over}: {shown}")
@@ -118,7 +118,7 @@ def replay(
 ) -> Replay:
     """Train a study's winner, or the trial of that number, once more; nothing is recorded.
 
-    UserError if the study or trial is unknown or not complete; an error as of ``Workshop.run`` if
+    UserError if the study or trial is unknown or not complete; an error as of ``Workers.run`` if
     the training fails.
     """
     study = load_study(open_storage(places.storage_url), name)
@@ -132,13 +132,13 @@ def replay(
         on_report(report)
         return Decision(stop=False)
 
-    with reopen_workshop(places.home, study, options) as workshop:
+    with reopen_workers(places.home, study, options) as workers:
         alone = study_record(study).model_copy(update={"trials": (trial,)})
-        if other := alone.by_other_code(workshop.facts.code):
+        if other := alone.by_other_code(workers.facts.code):
             on_line(f"{other}: it may come out otherwise")
         folder.parent.mkdir(exist_ok=True)
-        plan = workshop.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
-        done = workshop.run(plan, on_report=reported, on_line=on_line)
+        plan = workers.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
+        done = workers.run(plan, on_report=reported, on_line=on_line)
     if done.state != "complete":
         raise MachineError(f"replay of trial {trial.number}: {done.reason}")
     return Replay(trial=trial, metrics=done.result["metrics"])

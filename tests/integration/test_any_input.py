@@ -194,14 +194,14 @@ def _nothing_is_made() -> Iterator[None]:
     places: dict[str, Any] = {
         "knee_tune.cli.commands.app": APP,  # built once: that takes longer than most answers
         "knee_tune.commands.home.Home.create": taken,
-        "knee_tune.commands.compute.ForkserverRunner": NoRunner,
+        "knee_tune.commands.workers.ForkserverRunner": NoRunner,
         "knee_tune.commands.opened.preload": lambda **options: mock.Mock(),
         "knee_tune.commands.look.serve_dashboard": taken,
         "knee_tune.commands.look.examine": lambda **places: (),
         "knee_tune.tasks.translation.prepare.download": taken,
         "knee_tune.tasks.translation.prepare.new_folder": taken,
-        "knee_tune.tasks.vision.cifar10.prepare.download": taken,
-        "knee_tune.tasks.vision.imagenet.prepare.new_folder": taken,
+        "knee_tune.tasks.vision.cifar10_prepare.download": taken,
+        "knee_tune.tasks.vision.imagenet_index.new_folder": taken,
         "knee_tune.tasks.vision.images.new_folder": taken,
     }
     with ExitStack() as stack:

@@ -13,11 +13,11 @@ from rich.console import Console
 from knee_tune.cli.audit import print_audit
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.commands.audit import AuditOptions, audit_study
-from knee_tune.commands.compute import GroupOptions, open_workshop
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.look import look_at
 from knee_tune.commands.opened import StudyRequest, open_for_training
 from knee_tune.commands.run import StudyStart, run_study
+from knee_tune.commands.workers import GroupOptions, open_workers
 from knee_tune.errors import UserError
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -25,8 +25,8 @@ from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study, study_record
 from knee_tune.workers.protocol import Decision, Done
 from tests.command_line import knee_tune, knee_tune_here
+from tests.fake_runner import ranks_here
 from tests.mlflow_stores import new_home
-from tests.ranks_here import ranks_here
 
 NAME = "audited"
 SEEDS = (1, 2)
@@ -117,14 +117,14 @@ def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
     """The values of a trial's replicates, each trained alone from its first step to its last."""
     spec, recipe = request("alone", trials=1, pruner="none").resolve()
     values = []
-    with open_workshop(Home(home), spec, recipe, OPTIONS) as workshop:
+    with open_workers(Home(home), spec, recipe, OPTIONS) as workers:
         schedule = knee_schedule(
-            recipe, workshop.facts, seed_lr=trial.seed_lr, explore_fraction=trial.explore_fraction
+            recipe, workers.facts, seed_lr=trial.seed_lr, explore_fraction=trial.explore_fraction
         )
         for seed in SEEDS:
             folder = home / f"alone-{seed}"
-            plan = workshop.solitary_plan(schedule, log_key="alone", checkpoint_dir=folder)
-            outcome = workshop.runner.run(
+            plan = workers.solitary_plan(schedule, log_key="alone", checkpoint_dir=folder)
+            outcome = workers.runner.run(
                 plan.model_copy(update={"seed": seed}),
                 on_report=lambda report: Decision(stop=False),
                 on_line=lambda text: None,

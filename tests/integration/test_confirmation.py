@@ -19,13 +19,12 @@ from safetensors.torch import save_model
 from knee_tune.cli.options import refuse_failures
 from knee_tune.cli.summary import print_confirmation, print_registered, print_status
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.commands import compute
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest
 from knee_tune.commands.report import study_report
 from knee_tune.commands.run import RunSummary, run_study
 from knee_tune.commands.winner import complete_trial, register_study
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.study import FRESH_SEEDS
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts, TestPlan, TrainPlan
@@ -33,9 +32,10 @@ from knee_tune.records.findings import Confirmation
 from knee_tune.report.answer import study_note
 from knee_tune.report.report import StudyReport
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tasks.tabular.classifier import TabularTask
+from knee_tune.tasks.tabular.task import TabularTask
 from knee_tune.tracking.store import connect, local_store
-from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.workers.protocol import Channel, Done, Failure, Outcome, Report
+from tests.fake_runner import FakeRunner
 from tests.mlflow_stores import new_home
 
 DEFAULT, BETTER, WORSE = 0.05, 0.1, 0.2
@@ -68,24 +68,18 @@ def a_default_that_was_underrated(seed_lr: float, seed: int) -> float:
     return lucky + luck(seed)
 
 
-class Arithmetic:
-    """A group runner without ranks, on a machine with as many GPUs as it is told."""
+class Arithmetic(FakeRunner):
+    """No ranks, on a machine with as many GPUs as it is told."""
 
     def __init__(self, quality: Quality, *, gpus: int = 0) -> None:
+        super().__init__()
         self.quality, self.gpus = quality, gpus
         self.tested: list[TestPlan] = []
         self.fresh: list[tuple[float, int]] = []
         """Seed LR and random seed of every run of a confirmation that was begun."""
         self.interrupt_at: int | None = None
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
         if isinstance(plan, DescribePlan):
             facts = TaskFacts(
                 steps_per_epoch=4,
@@ -99,27 +93,22 @@ class Arithmetic:
             self.tested.append(plan)
             return Done(state="complete", result={"metrics": {"test_accuracy": 69.0}})
         assert isinstance(plan, TrainPlan)
-        return self._train(plan, on_report, on_progress)
+        return self._train(plan, channel)
 
-    def _train(
-        self,
-        plan: TrainPlan,
-        on_report: Callable[[Report], Decision],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def _train(self, plan: TrainPlan, channel: Channel) -> Outcome:
         seed_lr, seed = plan.schedule.seed_lr, plan.seed
         if seed >= FRESH_SEEDS:
             self.fresh.append((seed_lr, seed - FRESH_SEEDS))
             if len(self.fresh) == self.interrupt_at:
-                on_progress(1)
+                channel.progress(1)
                 raise KeyboardInterrupt
         reached = self.quality(seed_lr, seed)
         if reached is None:
             return Done(state="diverged", step=1, reason="non-finite loss")
         total = plan.total_steps
         metrics = {"valid_accuracy": reached, "valid_loss": 100 - reached}
-        on_progress(total)
-        on_report(
+        channel.progress(total)
+        channel.report(
             Report(step=total, total_steps=total, metrics={**metrics, "lr": 0.0}, seconds=0.1)
         )
         plan.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -130,9 +119,6 @@ class Arithmetic:
         return Done(
             state="complete", step=total, result={"metrics": metrics, "weights": str(weights)}
         )
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 class Bench:
@@ -154,7 +140,9 @@ class Bench:
         trials: int = 3,
         timeout: float | None = None,
     ) -> RunSummary:
-        self._monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: ranks)
+        self._monkeypatch.setattr(
+            "knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: ranks
+        )
         request = StudyRequest(
             task="digits",
             name="s",
@@ -290,10 +278,10 @@ def test_a_candidate_that_diverges_is_out(bench: Bench) -> None:
 
 def test_a_default_that_cannot_be_trained_leaves_no_verdict(bench: Bench) -> None:
     class Failing(Arithmetic):
-        def _train(self, plan: TrainPlan, *listeners: Callable[..., object]) -> Outcome:
+        def _train(self, plan: TrainPlan, channel: Channel) -> Outcome:
             if plan.schedule.seed_lr == DEFAULT and plan.seed >= FRESH_SEEDS:
                 return Failure(kind="exception", rank=0, message="no luck at all")
-            return super()._train(plan, *listeners)  # type: ignore[arg-type]
+            return super()._train(plan, channel)
 
     summary = bench.run(Failing(a_real_difference), confirm="1:3")
     found = confirmation_of(summary)

@@ -3,37 +3,36 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from knee_tune.commands import compute
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import StudyRequest, open_for_training
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.values import StepCount
 from knee_tune.study.attributes import extra_steps
-from knee_tune.workers.protocol import Outcome
-from tests.ranks_here import RanksHere
+from knee_tune.workers.protocol import Channel, Outcome
+from tests.fake_runner import FakeRunner
 
 SOON = 20.0
 """Seconds after which a test gives up; what it waits for takes a fraction of one."""
 
 
-class Gate(RanksHere):
+class Gate(FakeRunner):
     """Trains nothing before somebody waits for it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.training, self.awaited = threading.Event(), threading.Event()
 
-    def run(self, plan: Plan, **listeners: Any) -> Outcome:
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
         if isinstance(plan, TrainPlan):
             self.training.set()
             assert self.awaited.wait(SOON), "nobody waited"
-        return super().run(plan, **listeners)
+        return super().job(plan, channel)
 
     def line(self, text: str) -> None:
         """What people are told."""
@@ -46,7 +45,7 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
 ) -> None:
     """As two audits at a time do."""
     gate = Gate()
-    monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: gate)
+    monkeypatch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: gate)
     spec, recipe = StudyRequest(task="digits", preset="quick").resolve()
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with (
@@ -54,7 +53,7 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
         ThreadPoolExecutor() as pool,
     ):
         schedule = knee_schedule(
-            recipe, opened.workshop.facts, seed_lr=recipe.seed_lr, explore_fraction=0.5
+            recipe, opened.workers.facts, seed_lr=recipe.seed_lr, explore_fraction=0.5
         )
         run = ExtraRun(key="audit-4-1", name="audit", schedule=schedule, seed=1, label="audit")
         first = pool.submit(train_extra_runs, opened, gate, [run])

@@ -13,10 +13,10 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
 from knee_tune.commands import publish as publishing
-from knee_tune.commands.compute import Workshop
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.commands.publish import LivePages, publish, show_now
+from knee_tune.commands.workers import Workers
 from knee_tune.records.events import Attached, RunLink
 from knee_tune.report.wording import ridge_words
 from knee_tune.study.attributes import record_compared
@@ -33,9 +33,7 @@ SURFACE = (
 )
 
 
-THERE = cast(
-    Workshop, SimpleNamespace(held=SimpleNamespace(gone=False, raise_if_gone=lambda: None))
-)
+THERE = cast(Workers, SimpleNamespace(held=SimpleNamespace(gone=False, raise_if_gone=lambda: None)))
 """Nothing is trained any more, but the home is there."""
 
 
@@ -44,8 +42,8 @@ class Tracked(Recording):
 
     started = False
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
-        return super().run_of(key, wait=wait) if self.started else None
+    def run_of(self, key: str | None) -> RunLink | None:
+        return super().run_of(key) if self.started else None
 
     def flush(self, timeout: float | None = None) -> int:
         self.started = True
@@ -68,7 +66,7 @@ class Shown:
         )
         self.opened = OpenedStudy(
             places=self.places,
-            workshop=THERE,
+            workers=THERE,
             study=self.bench.study,
             tracker=self.tracked,
             axes=self.bench.axes,
@@ -269,7 +267,7 @@ def test_a_study_without_a_complete_trial_has_a_note_and_nothing_else(tmp_path: 
     bench, lines = Workbench(tmp_path), list[str]()
     opened = OpenedStudy(
         places=Places(home=Home(tmp_path), storage_url="sqlite://", tracking_uri=None),
-        workshop=THERE,
+        workers=THERE,
         study=bench.study,
         tracker=Tracked(),
         axes=bench.axes,
@@ -289,7 +287,7 @@ def test_a_comparison_is_shown_beside_the_papers_table(tmp_path: Path) -> None:
     tracked = Tracked()
     opened = OpenedStudy(
         places=places,
-        workshop=THERE,
+        workers=THERE,
         study=study,
         tracker=tracked,
         axes=bench.axes,

@@ -2,35 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from knee_tune.commands import compute
-from knee_tune.commands.compute import GroupOptions
 from knee_tune.commands.home import Home
-from knee_tune.commands.opened import StudyRequest, reopen_workshop
+from knee_tune.commands.opened import StudyRequest, reopen_workers
+from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TaskFacts
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import Study, open_study
-from knee_tune.workers.protocol import Done, Outcome
+from knee_tune.workers.protocol import Done
+from tests.fake_runner import FakeRunner
 
 Machine = Callable[[int, str], None]
 """Makes the machine one with so many GPUs and with data of that fingerprint."""
-
-
-class Described:
-    """A group runner that knows what there is, and trains nothing."""
-
-    def __init__(self, facts: TaskFacts) -> None:
-        self._facts = facts
-
-    def run(self, *_: Any, **__: Any) -> Outcome:
-        return Done(state="complete", result=self._facts.model_dump())
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 @pytest.fixture
@@ -43,7 +29,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
             examples={},
             gpus=gpus,
         )
-        monkeypatch.setattr(compute, "ForkserverRunner", lambda *_, **__: Described(facts))
+        described = Done(state="complete", result=facts.model_dump())
+        runner = FakeRunner(job=lambda plan, channel: described)
+        monkeypatch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: runner)
 
     return become
 
@@ -67,7 +55,7 @@ def test_what_was_trained_in_bf16_is_looked_at_in_bf16_where_there_is_a_gpu(
     home: Home, study: Study, machine: Machine, gpus: int, asked: bool | None, bf16: bool
 ) -> None:
     machine(gpus, "as it was")
-    with reopen_workshop(home, study, GroupOptions(), amp=asked) as opened:
+    with reopen_workers(home, study, GroupOptions(), amp=asked) as opened:
         assert opened.placement().amp is bf16
 
 
@@ -75,6 +63,6 @@ def test_other_data_give_other_numbers(home: Home, study: Study, machine: Machin
     machine(0, "prepared anew")
     with (
         pytest.raises(UserError, match=r"^study s: its data has changed since"),
-        reopen_workshop(home, study, GroupOptions()),
+        reopen_workers(home, study, GroupOptions()),
     ):
         pass

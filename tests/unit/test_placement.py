@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from knee_tune.commands import compute
-from knee_tune.commands.compute import GroupOptions, Workshop
 from knee_tune.commands.home import HeldHome, Home
+from knee_tune.commands.workers import GroupOptions, Workers
 from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
@@ -28,7 +27,7 @@ def placed(options: GroupOptions, *, gpus: int, amp: bool = False) -> list[Place
     options.check()
     recipe = task_entry("digits").recipe_type().model_validate({"amp": amp})
     runner = PretendRanks()
-    workshop = Workshop(
+    workers = Workers(
         held=HeldHome(home=Home(Path("home")), descriptor=-1),
         spec=StudySpec(
             name="s",
@@ -48,7 +47,7 @@ def placed(options: GroupOptions, *, gpus: int, amp: bool = False) -> list[Place
             steps_per_epoch=1, data_fingerprint="d", parameters=1, examples={}, gpus=gpus
         ),
     )
-    return [workshop.placement(slot) for slot in range(options.slots)]
+    return [workers.placement(slot) for slot in range(options.slots)]
 
 
 def devices(options: GroupOptions, *, gpus: int) -> list[str | None]:
@@ -148,7 +147,7 @@ def test_compiling_is_said_to_the_ranks() -> None:
 
 @pytest.fixture
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "usable_cores", lambda: 2)
+    monkeypatch.setattr("knee_tune.commands.workers.usable_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("_two_cores")
@@ -190,7 +189,7 @@ def test_other_counts_are_left_to_who_asks_for_them(options: GroupOptions) -> No
 
 
 def test_many_cores_take_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "usable_cores", lambda: 100)
+    monkeypatch.setattr("knee_tune.commands.workers.usable_cores", lambda: 100)
     GroupOptions(nproc=100, slots=4, device="cpu").check()
     with pytest.raises(UserError, match="100 cores"):
         GroupOptions(nproc=401, device="cpu").check()

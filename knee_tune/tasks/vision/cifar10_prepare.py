@@ -1,9 +1,11 @@
-"""CIFAR-10 as people have it: an .npz file, the published Python batches, or torchvision."""
+"""``knee-tune data prepare cifar10``: of an .npz file, the published batches, or a download."""
 
 import io
 import pickle
 import pickletools
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ import numpy as np
 
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line, refused_outright
 from knee_tune.tasks.archive import unpacked
-from knee_tune.tasks.vision.images import Images
+from knee_tune.tasks.prepared_folder import set_folder
+from knee_tune.tasks.vision.images import (
+    ImageManifest,
+    Images,
+    PreparedImages,
+    map_images,
+    read_manifest,
+    write_images,
+)
+
+PUBLISHED = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 TRAIN, TEST = 50_000, 10_000
 SIDE, CLASSES = 32, 10
@@ -27,8 +39,55 @@ _NPZ = (
 )
 
 
+def prepare(
+    *,
+    data_root: Path,
+    from_path: Path | None = None,
+    name: str = "cifar10",
+    force: bool = False,
+    progress: Callable[[str, float], None] = lambda text, share: None,
+) -> PreparedImages:
+    """Prepare the set ``<data_root>/<name>`` of what is at ``from_path``, or else of a download.
+
+    A set that is there already stays, unless ``force``; other images at ``from_path`` need it, or
+    another name. UserError for everything wrong with the input; nothing is half-written.
+    """
+    began = time.monotonic()
+    folder = set_folder(data_root, name)
+    origin = PUBLISHED if from_path is None else str(from_path.resolve())
+
+    def prepared(manifest: ImageManifest, *, reused: bool) -> PreparedImages:
+        return PreparedImages(
+            folder=folder,
+            name=name,
+            images=manifest.images,
+            fingerprint=manifest.fingerprint,
+            seconds=time.monotonic() - began,
+            reused=reused,
+        )
+
+    known = None
+    if folder.exists() and not force:
+        known = read_manifest(folder, task="cifar10", verify=True)
+        if from_path is None:
+            return prepared(known, reused=True)
+    progress("read images" if from_path else "download", 0.0)
+    images = read_source(from_path) if from_path else download(data_root / "downloads")
+    if known is not None:
+        if map_images(folder, known).same_as(images):
+            return prepared(known, reused=True)
+        raise UserError(
+            f"{folder} was prepared from other images ({known.origin}): choose another --name, "
+            "or replace it with --force"
+        )
+    progress("write images", 0.5)
+    manifest = write_images(folder, images, origin=origin)
+    progress("write images", 1.0)
+    return prepared(manifest, reused=False)
+
+
 def read_source(path: Path) -> Images:
-    """The images in an .npz file, in a folder of Python batches, or in an archive of one.
+    """Read the images in an .npz file, in a folder of Python batches, or in an archive of one.
 
     UserError, naming the file and what is expected, for everything else.
     """
@@ -44,7 +103,7 @@ def read_source(path: Path) -> Images:
 
 
 def download(folder: Path) -> Images:
-    """What torchvision downloads to ``folder`` and checks.
+    """Download with torchvision, which checks it, to ``folder``.
 
     UserError if it is not there or not what was published, MachineError if the network fails,
     OSError if the disk does.
@@ -70,7 +129,7 @@ def download(folder: Path) -> Images:
 
 
 def _read_arrays(path: Path, files: list[Path]) -> Images:
-    """Of an .npz file unpacked to ``path``; mapped, since a header may claim any size."""
+    """Read the arrays of an unpacked .npz file; mapped, since a header may claim any size."""
     try:
         arrays = {
             file.stem: np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
@@ -157,7 +216,7 @@ class _Array:
 
 
 def _latin1(text: str, encoding: Any) -> bytes:
-    """How newer pickles write bytes."""
+    """Bytes as newer pickles write them."""
     if _text(encoding) not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in {encoding!r}")
     return text.encode("latin-1")

@@ -1,4 +1,4 @@
-"""A workshop: a task with its recipe, and the worker groups that can train it."""
+"""A task with its recipe, and the worker groups that can train it."""
 
 import logging
 import math
@@ -202,8 +202,8 @@ OnLife = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """Everything a plan needs besides its schedule."""
+class Workers:
+    """A task with its recipe and its worker groups: what a plan needs besides its schedule."""
 
     held: HeldHome
     spec: StudySpec
@@ -328,9 +328,9 @@ class Workshop:
 
 
 @contextmanager
-def open_workshop(
+def open_workers(
     home: Home, spec: StudySpec, recipe: Recipe, options: GroupOptions
-) -> Iterator[Workshop]:
+) -> Iterator[Workers]:
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
     UserError if the home cannot be made, the task's data or libraries are missing, or there are too
@@ -359,7 +359,7 @@ def open_workshop(
             of = "the smallest budget of its rows, which share trunks"
         settled = recipe.with_warmup_of(budget)
         remark = f"warmup: {recipe.warmup} of {of} ({budget:,} steps): {settled.warmup_steps} steps"
-        yield Workshop(
+        yield Workers(
             held=held,
             spec=spec.model_copy(update={"recipe": settled.model_dump(mode="json")}),
             recipe=settled,

@@ -1,22 +1,33 @@
-"""The index of a folder of images: which there are, of which class, and how large the files are.
+"""``knee-tune data prepare imagenet``: the index of a folder of images, made and read.
 
 The images stay where they are (ImageNet has 150 GB of them): ``<data>/<name>/`` holds the index
 alone, ``{index.npz, manifest.json}``.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from knee_tune.config.recipe import Spec
-from knee_tune.errors import UserError
+from knee_tune.errors import UserError, first_line
 from knee_tune.tasks import prepared_folder
-from knee_tune.tasks.prepared_folder import FileRecord, check_files, record_files, write_manifest
+from knee_tune.tasks.prepared_folder import (
+    FileRecord,
+    check_files,
+    new_folder,
+    record_files,
+    set_folder,
+    write_manifest,
+)
+from knee_tune.tasks.vision.images import PreparedImages
 
 INDEX = "index.npz"
 
@@ -28,8 +39,12 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", "
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 """Of such files, as Pillow calls them; it knows some for which it would call other programs."""
 
+_AGAIN = "run 'knee-tune data prepare imagenet --from DIR --force'"
 _LAYOUT = "the layout is train/<class>/*.JPEG and val/<class>/*.JPEG"
 _LOOKED_AT = 1000
+
+_AT_ONCE = 32
+"""Headers read at the same time: it is the file system that takes its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +62,12 @@ class Files:
         return len(self.labels)
 
     def path(self, root: Path, index: int) -> Path:
-        """Where the image lies below ``root``, its train/ or val/ folder."""
+        """Path of the image below ``root``, its train/ or val/ folder."""
         return root / os.fsdecode(self.names[index])
 
 
 class IndexManifest(Spec):
-    """What an index lists and where those images are."""
+    """Contents of an index, and the folder of its images."""
 
     format: int = 1
     name: str
@@ -69,13 +84,13 @@ class IndexManifest(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder of images holds."""
+    """Images of a folder, by class."""
 
     classes: tuple[str, ...]
     folders: Mapping[str, Files]
 
     def fingerprint(self) -> str:
-        """See :class:`IndexManifest`."""
+        """Digest of all names, classes and file sizes."""
         digest = sha256("/".join(self.classes).encode())
         for name in FOLDERS:
             files = self.folders[name]
@@ -86,7 +101,7 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """The images below ``root``; opens none. UserError if this is no such folder of images."""
+    """List the images below ``root``; opens none. UserError if this is no such folder of images."""
     for folder in FOLDERS:
         if not (root / folder).is_dir():
             raise UserError(f"--from {root}: no folder {folder}/ in it; {_LAYOUT}")
@@ -124,7 +139,7 @@ def write_index(folder: Path, listing: Listing, *, name: str, root: Path) -> Ind
 
 
 def read_manifest(folder: Path) -> IndexManifest:
-    """The manifest of the index in ``folder``; UserError if there is none, or no sound one."""
+    """Read the manifest of the index in ``folder``; UserError if there is none, or no sound one."""
     missing = (
         f"recipe.data={folder.name}: no index of images in {folder}; run 'knee-tune data "
         "prepare imagenet --from DIR' with the folder that has train/ and val/"
@@ -133,7 +148,7 @@ def read_manifest(folder: Path) -> IndexManifest:
 
 
 def read_files(folder: Path, manifest: IndexManifest) -> dict[str, Files]:
-    """The index in ``folder``; UserError if it is missing or not as it was written."""
+    """Read the index in ``folder``; UserError if it is missing or not as it was written."""
     check_files(folder, manifest.files, again=_AGAIN)
     with np.load(folder / INDEX) as arrays:
         return {
@@ -160,9 +175,6 @@ def look_at(manifest: IndexManifest, folders: Mapping[str, Files]) -> None:
                 size = -1
             if size != files.sizes[index]:
                 raise UserError(f"{path}: missing or changed since it was indexed; {_AGAIN}")
-
-
-_AGAIN = "run 'knee-tune data prepare imagenet --from DIR --force'"
 
 
 def _class_folders(folder: Path) -> Iterator[str]:
@@ -196,3 +208,97 @@ def _images(folder: Path) -> Iterator[tuple[str, int]]:
         for each in entries:
             if each.name[0] != "." and each.name.lower().endswith(_SUFFIXES):
                 yield each.name, each.stat().st_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedIndex(PreparedImages):
+    """A preparation of an index of the images below ``root``, counted by folder."""
+
+    root: Path
+    classes: int
+
+    def contents(self) -> str:
+        """Sizes of the set, in a few words."""
+        return f"{super().contents()} of {self.classes:,} classes in {self.root}"
+
+
+def prepare(
+    *,
+    data_root: Path,
+    from_path: Path | None = None,
+    name: str = "imagenet",
+    force: bool = False,
+    progress: Callable[[str, float], None] = lambda text, share: None,
+) -> PreparedIndex:
+    """Write the index ``<data_root>/<name>`` of the images below ``from_path``, which stay there.
+
+    Every image's header is read. An index of the same files stays; another one needs ``force``.
+    UserError, naming the file, for everything wrong with the images; nothing is half-written.
+    """
+    began = time.monotonic()
+    if from_path is None:
+        raise UserError(
+            "data prepare imagenet: ImageNet is given out to registered people only "
+            "(image-net.org); name the folder that has train/ and val/ with --from DIR"
+        )
+    root = from_path.resolve()
+    if root.is_relative_to((data_root / name).resolve()):
+        raise UserError(
+            f"--from {from_path}: the index is to be written to {data_root / name}; "
+            "choose another --name, or move the images"
+        )
+    folder = set_folder(data_root, name)
+
+    def prepared(manifest: IndexManifest, *, reused: bool) -> PreparedIndex:
+        return PreparedIndex(
+            folder=folder,
+            name=name,
+            root=manifest.root,
+            classes=len(manifest.classes),
+            images=manifest.images,
+            fingerprint=manifest.fingerprint,
+            seconds=time.monotonic() - began,
+            reused=reused,
+        )
+
+    progress("list images", 0.0)
+    listing = list_images(root)
+    if folder.exists() and not force:
+        manifest = read_manifest(folder)
+        if (manifest.root, manifest.fingerprint) != (root, listing.fingerprint()):
+            raise UserError(
+                f"{folder} was prepared from {manifest.root} or from other files in it: choose "
+                "another --name, or replace it with --force"
+            )
+        return prepared(manifest, reused=True)
+    _check_headers(listing, root, progress)
+    with new_folder(folder) as partial:
+        manifest = write_index(partial, listing, name=name, root=root)
+    return prepared(manifest, reused=False)
+
+
+def _check_headers(listing: Listing, root: Path, progress: Callable[[str, float], None]) -> None:
+    """Read every header; UserError for the first file that does not begin as an image does."""
+    paths = list(_paths(listing, root))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for begin in range(0, len(paths), 1000):
+            progress("read headers", begin / len(paths))
+            for problem in pool.map(_problem, paths[begin : begin + 1000]):
+                if problem:
+                    raise UserError(f"{problem}; fetch the file again, or remove it")
+    progress("read headers", 1.0)
+
+
+def _paths(listing: Listing, root: Path) -> Iterator[Path]:
+    for split in FOLDERS:
+        files = listing.folders[split]
+        yield from (files.path(root / split, index) for index in range(len(files)))
+
+
+def _problem(path: Path) -> str:
+    """Problem of an image file, as far as its header tells; empty: none."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return "" if min(image.size) > 0 else f"{path}: no pixels in it"
+    except Exception as error:  # there is no end to what damaged bytes lead to
+        return f"{path}: no readable image ({first_line(error)[:200]})"

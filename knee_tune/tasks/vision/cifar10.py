@@ -1,6 +1,7 @@
 """CIFAR-10: 60,000 photographs of 32 x 32 pixels in ten classes, all of them on the device."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,19 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.base import Split
-from knee_tune.tasks.classifier import Examples
-from knee_tune.tasks.epochs import epochs_after
-from knee_tune.tasks.label_noise import with_noise
-from knee_tune.tasks.vision.augment import Draws, crop, normalised, pad
-from knee_tune.tasks.vision.cifar10.recipe import Cifar10Recipe
-from knee_tune.tasks.vision.image_classifier import ImageClassifier, class_scores
+from knee_tune.tasks.base import Examples, Split
+from knee_tune.tasks.seeding import epochs_after, generator, noisy_labels
+from knee_tune.tasks.vision.image_classifier import ImageClassifier, class_scores, normalise
 from knee_tune.tasks.vision.images import ImageManifest, map_images, read_manifest
 from knee_tune.tasks.vision.models import build_network
+from knee_tune.tasks.vision.recipe import Cifar10Recipe
 from knee_tune.workers.group import Group
 
 CLASSES = 10
 SIDE = 32
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Of CIFAR-10's training images, by channel, for pixels in [0, 1]."""
+
 TOGETHER = 1000
 """Images of one batch of one rank's evaluation."""
 
@@ -50,7 +51,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
         return manifest.fingerprint[:16], {name: len(y) for name, (_, y) in self._splits.items()}
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size.
+        """Number of whole batches, the same for every world size.
 
         UserError if a rank's micro-batch may be one image: BatchNorm compares the images of one.
         """
@@ -94,14 +95,14 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
                 )
 
     def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
-        """See :class:`~knee_tune.tasks.classifier.Classifier`."""
+        """Training images, not cropped or flipped, with the seed's noisy labels."""
         padded, _ = self._on(group.device, "train")
         inside = slice(self.recipe.crop_padding, self.recipe.crop_padding + self.recipe.side)
         labels = self._noisy_labels.to(group.device)
         yield from _in_batches(padded[:limit, inside, inside], labels[:limit], group)
 
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
-        """With the true labels."""
+        """This rank's part of the split, with the true labels."""
         yield from _in_batches(*self._on(group.device, split), group)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> NDArray[np.float32]:
@@ -163,7 +164,7 @@ class Cifar10Task(ImageClassifier[Cifar10Recipe]):
     def _noisy_labels(self) -> Tensor:
         _, labels = self._splits["train"]
         share = self.recipe.label_noise
-        return with_noise(labels, share=share, classes=CLASSES, seed=self.seed)
+        return noisy_labels(labels, share=share, classes=CLASSES, seed=self.seed)
 
 
 def _in_batches(images: Tensor, labels: Tensor, group: Group) -> Iterator[Examples]:
@@ -181,3 +182,61 @@ def _averaged(images: Tensor, *, side: int) -> Tensor:
         return images
     blocks = images.view(-1, side, factor, side, factor, 3)
     return blocks.float().mean(dim=(2, 4)).round().to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Order, crops and flips of one epoch, (n,) each.
+
+    Drawn at its start, on the CPU and from a stream of their own: every device and every partition
+    over ranks sees the same images, and an epoch can be entered at any step.
+    """
+
+    order: Tensor
+    """The image at every place of the epoch."""
+    top: Tensor
+    left: Tensor
+    """The corner of the crop in the padded image, 0 to twice the padding."""
+    flip: Tensor
+    """Whether left and right are swapped, bool."""
+
+    @classmethod
+    def of_epoch(
+        cls, epoch: int, *, seed: int, images: int, padding: int, flip: bool, device: torch.device
+    ) -> "Draws":
+        """Draw from (``seed``, ``epoch``), and move to ``device`` in one go."""
+        draw = generator(seed, "images", epoch)
+        order = torch.randperm(images, generator=draw)
+        corners = torch.randint(2 * padding + 1, (2, images), generator=draw)
+        flips = torch.randint(2, (images,), generator=draw) * flip
+        order, top, left, flips = torch.stack([order, *corners, flips]).to(device)
+        return cls(order=order, top=top, left=left, flip=flips.bool())
+
+    def __getitem__(self, places: slice) -> "Draws":
+        return Draws(
+            order=self.order[places],
+            top=self.top[places],
+            left=self.left[places],
+            flip=self.flip[places],
+        )
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """Add black pixels around images, (n, s, s, 3) -> (n, s + 2 padding, s + 2 padding, 3)."""
+    n, height, width, channels = images.shape
+    padded = images.new_zeros(n, height + 2 * padding, width + 2 * padding, channels)
+    padded[:, padding : padding + height, padding : padding + width] = images
+    return padded
+
+
+def crop(padded: Tensor, draws: Draws, *, side: int) -> Tensor:
+    """Crop and flip the drawn images, (n, side, side, 3) uint8, in one gather on the device."""
+    span = torch.arange(side, device=padded.device)
+    rows = draws.top[:, None] + span
+    columns = draws.left[:, None] + torch.where(draws.flip[:, None], side - 1 - span, span)
+    return padded[draws.order[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Images (n, s, s, 3) uint8 as networks take them, (n, 3, s, s) float32."""
+    return normalise(images, mean=MEAN, std=STD)

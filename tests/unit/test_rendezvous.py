@@ -1,4 +1,4 @@
-"""The driver's port gathers the ranks of its group, whoever else calls and whatever they say."""
+"""The ranks of a group meet at the driver's port, whoever else calls and whatever they say."""
 
 import json
 import os
@@ -13,25 +13,25 @@ from typing import Any
 import psutil
 import pytest
 
-from knee_tune.workers.rendezvous import Gathering
+from knee_tune.workers.rendezvous import Rendezvous
 
 
 @pytest.fixture
-def gathering() -> Iterator[Gathering]:
+def rendezvous() -> Iterator[Rendezvous]:
     """Waits for two ranks of one node."""
-    with closing(Gathering("127.0.0.1", nnodes=1, per_node=2)) as gathering:
-        yield gathering
+    with closing(Rendezvous("127.0.0.1", nnodes=1, per_node=2)) as rendezvous:
+        yield rendezvous
 
 
-def call(gathering: Gathering) -> socket.socket:
-    host, _, port = gathering.endpoint.rpartition(":")
+def call(rendezvous: Rendezvous) -> socket.socket:
+    host, _, port = rendezvous.endpoint.rpartition(":")
     return socket.create_connection((host, int(port)), timeout=30)
 
 
-def greeting(gathering: Gathering, local_rank: Any = 0, **other: Any) -> bytes:
+def greeting(rendezvous: Rendezvous, local_rank: Any = 0, **other: Any) -> bytes:
     said = {
         "type": "hello",
-        "token": gathering.token,
+        "token": rendezvous.token,
         "node": "a",
         "local_rank": local_rank,
         "store": None,
@@ -39,19 +39,19 @@ def greeting(gathering: Gathering, local_rank: Any = 0, **other: Any) -> bytes:
     return json.dumps(said | other).encode() + b"\n"
 
 
-def gather(gathering: Gathering, *, seconds: float = 30.0) -> bool:
+def gather(rendezvous: Rendezvous, *, seconds: float = 30.0) -> bool:
     """Whether all ranks are there in time."""
     deadline = time.monotonic() + seconds
-    while not gathering.complete and time.monotonic() < deadline:
-        gathering.listen(0.05)
-    return gathering.complete
+    while not rendezvous.complete and time.monotonic() < deadline:
+        rendezvous.listen(0.05)
+    return rendezvous.complete
 
 
-def hung_up(line: socket.socket, gathering: Gathering) -> bool:
+def hung_up(line: socket.socket, rendezvous: Rendezvous) -> bool:
     """Whether the driver closes the line; it listens meanwhile."""
     line.settimeout(0.0)
     for _ in range(200):
-        gathering.listen(0.02)
+        rendezvous.listen(0.02)
         try:
             return line.recv(1) == b""
         except BlockingIOError:
@@ -62,24 +62,24 @@ def hung_up(line: socket.socket, gathering: Gathering) -> bool:
 
 
 def test_ranks_are_numbered_by_node_and_local_rank() -> None:
-    with closing(Gathering("127.0.0.1", nnodes=2, per_node=2)) as gathering, ExitStack() as lines:
+    with closing(Rendezvous("127.0.0.1", nnodes=2, per_node=2)) as rendezvous, ExitStack() as lines:
         for node, local_rank in (("b", 1), ("a", 1), ("b", 0), ("a", 0)):
-            line = lines.enter_context(call(gathering))
-            line.sendall(greeting(gathering, local_rank, node=node, store=["10.0.0.1", 4000]))
-        assert gather(gathering)
-        found = [(caller.hello.node, caller.hello.local_rank) for caller in gathering.ranks]
+            line = lines.enter_context(call(rendezvous))
+            line.sendall(greeting(rendezvous, local_rank, node=node, store=["10.0.0.1", 4000]))
+        assert gather(rendezvous)
+        found = [(hello.node, hello.local_rank) for hello, _ in rendezvous.ranks]
         assert found == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-        assert gathering.ranks[0].hello.store == ("10.0.0.1", 4000)
+        assert rendezvous.ranks[0][0].store == ("10.0.0.1", 4000)
 
 
-def test_a_greeting_may_come_byte_by_byte(gathering: Gathering) -> None:
-    with call(gathering) as first, call(gathering) as second:
-        second.sendall(greeting(gathering, 1))
-        for byte in greeting(gathering):
-            assert not gathering.complete
+def test_a_greeting_may_come_byte_by_byte(rendezvous: Rendezvous) -> None:
+    with call(rendezvous) as first, call(rendezvous) as second:
+        second.sendall(greeting(rendezvous, 1))
+        for byte in greeting(rendezvous):
+            assert not rendezvous.complete
             first.sendall(bytes([byte]))
-            gathering.listen(1.0)
-        assert gather(gathering)
+            rendezvous.listen(1.0)
+        assert gather(rendezvous)
 
 
 STRANGE: dict[str, Any] = {
@@ -109,18 +109,18 @@ STRANGE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("said", STRANGE)
-def test_whoever_says_something_else_is_hung_up_on(gathering: Gathering, said: str) -> None:
+def test_whoever_says_something_else_is_hung_up_on(rendezvous: Rendezvous, said: str) -> None:
     words = STRANGE[said]
-    sent = words if isinstance(words, bytes) else greeting(gathering, **words)
-    with call(gathering) as stranger:
+    sent = words if isinstance(words, bytes) else greeting(rendezvous, **words)
+    with call(rendezvous) as stranger:
         talk = threading.Thread(target=_send, args=(stranger, sent))
         talk.start()
-        assert hung_up(stranger, gathering)
+        assert hung_up(stranger, rendezvous)
         talk.join(30)
-    with call(gathering) as first, call(gathering) as second:
-        first.sendall(greeting(gathering))
-        second.sendall(greeting(gathering, 1))
-        assert gather(gathering)
+    with call(rendezvous) as first, call(rendezvous) as second:
+        first.sendall(greeting(rendezvous))
+        second.sendall(greeting(rendezvous, 1))
+        assert gather(rendezvous)
 
 
 def _send(line: socket.socket, data: bytes) -> None:
@@ -128,28 +128,28 @@ def _send(line: socket.socket, data: bytes) -> None:
         line.sendall(data)
 
 
-def test_a_place_is_taken_once(gathering: Gathering) -> None:
-    with call(gathering) as first, call(gathering) as again, call(gathering) as elsewhere:
-        first.sendall(greeting(gathering))
-        while not gathering.ranks:
-            gathering.listen(1.0)
-        again.sendall(greeting(gathering))
-        elsewhere.sendall(greeting(gathering, 1, node="b"))
-        assert hung_up(again, gathering)
-        assert hung_up(elsewhere, gathering)
-        assert [caller.hello.local_rank for caller in gathering.ranks] == [0]
+def test_a_place_is_taken_once(rendezvous: Rendezvous) -> None:
+    with call(rendezvous) as first, call(rendezvous) as again, call(rendezvous) as elsewhere:
+        first.sendall(greeting(rendezvous))
+        while not rendezvous.ranks:
+            rendezvous.listen(1.0)
+        again.sendall(greeting(rendezvous))
+        elsewhere.sendall(greeting(rendezvous, 1, node="b"))
+        assert hung_up(again, rendezvous)
+        assert hung_up(elsewhere, rendezvous)
+        assert [hello.local_rank for hello, _ in rendezvous.ranks] == [0]
 
 
-def test_thousands_of_callers_keep_no_rank_out(gathering: Gathering) -> None:
+def test_thousands_of_callers_keep_no_rank_out(rendezvous: Rendezvous) -> None:
     """Silent, half said, reset, gone: 3,000 of them, and two ranks in between."""
     files = psutil.Process().num_fds()
     most = 0
     with ExitStack() as kept:
         for number in range(3000):
             if number in (1000, 2000):
-                rank = kept.enter_context(call(gathering))
-                rank.sendall(greeting(gathering, number // 1000 - 1))
-            stranger = call(gathering)
+                rank = kept.enter_context(call(rendezvous))
+                rank.sendall(greeting(rendezvous, number // 1000 - 1))
+            stranger = call(rendezvous)
             match number % 4:
                 case 0:
                     stranger.sendall(b'{"type": "hello", "tok')
@@ -163,27 +163,27 @@ def test_thousands_of_callers_keep_no_rank_out(gathering: Gathering) -> None:
                 kept.callback(stranger.close)  # silent to the end
             else:
                 stranger.close()
-            gathering.listen(0.0)
-            most = max(most, len(gathering._strangers))
-        assert gather(gathering)
-    gathering.close()
-    for wire in gathering.wires:
+            rendezvous.listen(0.0)
+            most = max(most, len(rendezvous._strangers))
+        assert gather(rendezvous)
+    rendezvous.close()
+    for wire in rendezvous.wires:
         wire.socket.close()
     assert most <= 256
     assert psutil.Process().num_fds() <= files
 
 
 def test_who_says_nothing_is_hung_up_on_after_a_while(
-    gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+    rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("knee_tune.workers.rendezvous._PATIENCE", 0.1)
-    with call(gathering) as silent:
+    with call(rendezvous) as silent:
         silent.sendall(b"{")
-        assert hung_up(silent, gathering)
+        assert hung_up(silent, rendezvous)
 
 
 def test_no_file_left_to_open_is_no_end(
-    gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+    rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept = socket.socket.accept
     failures = iter([OSError(24, "Too many open files"), ConnectionAbortedError(), None])
@@ -194,14 +194,14 @@ def test_no_file_left_to_open_is_no_end(
         return accept(listener)
 
     monkeypatch.setattr(socket.socket, "accept", refusing)
-    with call(gathering) as first, call(gathering) as second:
-        first.sendall(greeting(gathering))
-        second.sendall(greeting(gathering, 1))
-        assert gather(gathering)
+    with call(rendezvous) as first, call(rendezvous) as second:
+        first.sendall(greeting(rendezvous))
+        second.sendall(greeting(rendezvous, 1))
+        assert gather(rendezvous)
 
 
 def test_lines_block_where_they_inherit_that_the_listener_does_not(
-    gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+    rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS."""
     accept = socket.socket.accept
@@ -212,8 +212,8 @@ def test_lines_block_where_they_inherit_that_the_listener_does_not(
         return line, address
 
     monkeypatch.setattr(socket.socket, "accept", inheriting)
-    with call(gathering) as one, call(gathering) as two:
-        one.sendall(greeting(gathering, 0))
-        two.sendall(greeting(gathering, 1))
-        assert gather(gathering)
-        assert all(os.get_blocking(wire.socket.fileno()) for wire in gathering.wires)
+    with call(rendezvous) as one, call(rendezvous) as two:
+        one.sendall(greeting(rendezvous, 0))
+        two.sendall(greeting(rendezvous, 1))
+        assert gather(rendezvous)
+        assert all(os.get_blocking(wire.socket.fileno()) for wire in rendezvous.wires)

@@ -12,23 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.base import Split
-from knee_tune.tasks.classifier import Examples
-from knee_tune.tasks.epochs import epochs_after
+from knee_tune.tasks.base import Examples, Split
 from knee_tune.tasks.prepared_folder import MANIFEST
-from knee_tune.tasks.seeding import generator
+from knee_tune.tasks.seeding import epochs_after, generator
 from knee_tune.tasks.vision.image_classifier import ImageClassifier, class_scores
-from knee_tune.tasks.vision.imagenet.index import (
+from knee_tune.tasks.vision.imagenet_index import (
     Files,
     IndexManifest,
     look_at,
     read_files,
     read_manifest,
 )
-from knee_tune.tasks.vision.imagenet.loader import Reader, Request, load
-from knee_tune.tasks.vision.imagenet.pictures import as_picture, evaluation_view, normalised, read
-from knee_tune.tasks.vision.imagenet.recipe import ImageNetRecipe
+from knee_tune.tasks.vision.imagenet_loader import (
+    Reader,
+    Request,
+    as_picture,
+    evaluation_view,
+    load,
+    normalised,
+    read,
+)
 from knee_tune.tasks.vision.models import build_network
+from knee_tune.tasks.vision.recipe import ImageNetRecipe
 from knee_tune.workers.group import Group
 
 SPLIT_SEED = 2012
@@ -36,7 +41,7 @@ SPLIT_SEED = 2012
 
 
 class ImageNetTask(ImageClassifier[ImageNetRecipe]):
-    """The images of an indexed folder (see :mod:`index`).
+    """The images of an indexed folder (see :mod:`knee_tune.tasks.vision.imagenet_index`).
 
     The test split is ``val/``, the images that ImageNet publishes for validation and that the
     literature calls the test set. Winners must not be chosen by them, so the valid split is cut
@@ -56,7 +61,7 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
         }
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size; UserError if there is none.
+        """Number of whole batches, the same for every world size; UserError if there is none.
 
         A rank's micro-batch has two images at least: BatchNorm compares the images of one.
         """
@@ -97,7 +102,7 @@ class ImageNetTask(ImageClassifier[ImageNetRecipe]):
         return {**super().score(scores, labels), "top5": 100 * near.sum()}
 
     def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
-        """See :class:`~knee_tune.tasks.classifier.Classifier`; classes are mixed."""
+        """Training images, cropped as the test images are; classes are mixed."""
         return self._in_order("train", self._splits["train"][:limit], group)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What tasks on a small table have in common: all rows in memory, noisy labels, a small network."""
+"""Tasks on scikit-learn's small tables, which need no preparation: the shortest ones to read."""
 
 import hashlib
 from abc import abstractmethod
@@ -9,23 +9,20 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from knee_tune.tasks.base import Split
-from knee_tune.tasks.classifier import Classifier, Examples
-from knee_tune.tasks.epochs import epochs_after
-from knee_tune.tasks.fusable import FusableTask
-from knee_tune.tasks.label_noise import with_noise
-from knee_tune.tasks.seeding import generator
-from knee_tune.tasks.tabular.recipe import TabularRecipe
+from knee_tune.tasks.base import Classifier, Examples, FusableTask, Split
+from knee_tune.tasks.seeding import epochs_after, generator, noisy_labels
+from knee_tune.tasks.tabular.recipe import BreastCancerRecipe, DigitsRecipe, TabularRecipe
 from knee_tune.workers.group import Group
 
 T = TypeVar("T", bound=TabularRecipe)
 
 
-class TabularTask(FusableTask[T], Classifier):
-    """Classification of the rows of a table.
+class TabularTask(Classifier, FusableTask[T]):
+    """Classification of the rows of a table with a multilayer perceptron, all rows in memory.
 
     One fixed shuffle cuts the table into ``splits``; the study's seed never moves a row from one to
     another. The seed decides which training labels are replaced, and the order of the rows.
@@ -47,7 +44,7 @@ class TabularTask(FusableTask[T], Classifier):
         return (rows - train.mean(0)) / train.std(0)
 
     def views(self, rows: Tensor) -> Tensor:
-        """The versions of scaled training rows that augmentation draws from, (versions, n, f)."""
+        """Augmented versions of scaled training rows, (versions, n, f), to draw from."""
         return rows[None]
 
     def with_seed(self, seed: int) -> Self:
@@ -65,7 +62,7 @@ class TabularTask(FusableTask[T], Classifier):
         return digest.hexdigest()[:16], {name: len(y) for name, (_, y) in self._scaled.items()}
 
     def steps_per_epoch(self, group: Group) -> int:
-        """Whole batches only, whatever the world size."""
+        """Number of whole batches, the same for every world size."""
         return len(self._scaled["train"][1]) // self.recipe.batch_size
 
     def build_model(self) -> nn.Module:
@@ -99,19 +96,14 @@ class TabularTask(FusableTask[T], Classifier):
                     )
                 )
 
-    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
-        """Summed cross-entropy and the number of examples."""
-        rows, labels = batch
-        return F.cross_entropy(model(rows), labels, reduction="sum"), len(labels)
-
     def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
-        """All of it at once: scaled rows as they are, with the seed's noisy labels."""
+        """One batch: scaled rows, not augmented, with the seed's noisy labels."""
         rows, _ = self._scaled["train"]
         mine = slice(group.rank, limit, group.world_size)
         yield rows[mine].to(group.device), self._noisy_labels[mine].to(group.device)
 
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
-        """All of it at once, with the true labels and nothing augmented."""
+        """One batch, with the true labels and nothing augmented."""
         rows, labels = self._scaled[split]
         mine = slice(group.rank, None, group.world_size)
         yield rows[mine].to(group.device), labels[mine].to(group.device)
@@ -154,4 +146,58 @@ class TabularTask(FusableTask[T], Classifier):
     def _noisy_labels(self) -> Tensor:
         _, labels = self._scaled["train"]
         share = self.recipe.label_noise
-        return with_noise(labels, share=share, classes=self.classes, seed=self.seed)
+        return noisy_labels(labels, share=share, classes=self.classes, seed=self.seed)
+
+
+SIDE = 8
+"""Pixels of a digit's image, across and down."""
+
+
+class DigitsTask(TabularTask[DigitsRecipe]):
+    """Images of 64 pixels, 0 to 16, row by row, as scikit-learn has them; the model sees [0, 1]."""
+
+    classes = 10
+    splits: ClassVar[Mapping[str, slice]] = {
+        "train": slice(0, 800),
+        "valid": slice(800, 1700),
+        "test": slice(1700, None),
+    }
+    split_seed = 1797
+
+    def read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Read all 1,797 images and their digits."""
+        images, labels = load_digits(return_X_y=True)
+        return images, labels
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Pixels in [0, 1]."""
+        return rows / 16
+
+    def views(self, rows: Tensor) -> Tensor:
+        """Shifted versions of the images, (shifts, n, 64)."""
+        reach = self.recipe.shift
+        padded = F.pad(rows.view(-1, SIDE, SIDE), (reach,) * 4)
+        offsets = range(2 * reach + 1)
+        shifted = [
+            padded[:, top : top + SIDE, left : left + SIDE].reshape(-1, SIDE * SIDE)
+            for top in offsets
+            for left in offsets
+        ]
+        return torch.stack(shifted)
+
+
+class BreastCancerTask(TabularTask[BreastCancerRecipe]):
+    """30 features of cell nuclei, standardised; 0 is malignant, 1 benign."""
+
+    classes = 2
+    splits: ClassVar[Mapping[str, slice]] = {
+        "train": slice(0, 288),
+        "valid": slice(288, 459),
+        "test": slice(459, None),
+    }
+    split_seed = 569
+
+    def read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Read all 569 cases."""
+        features, labels = load_breast_cancer(return_X_y=True)
+        return features, labels
