@@ -29,7 +29,7 @@ from knee_tune.jobs import run_job
 from knee_tune.plans.plan import DescribePlan, TaskFacts, TaskOrder
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.schedules import Knee
-from knee_tune.tasks.digits.recipe import DigitsRecipe
+from knee_tune.tasks.tabular.recipe import DigitsRecipe
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Decision, Report
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from knee_tune.workers.cores import usable_cores
 
 if TYPE_CHECKING:
-    from knee_tune.tasks.vision.cifar10.task import Cifar10Task
+    from knee_tune.tasks.vision.cifar10 import Cifar10Task
 
 CORES = usable_cores()
 FLOPS_BATCH = 8

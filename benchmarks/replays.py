@@ -113,7 +113,7 @@ class Replay:
 
     @cached_property
     def trained_on_trunks(self) -> Floats:
-        """Steps of each trial when every trunk is kept, with a knot at every fraction's knee.
+        """Steps of each trial when every trunk is kept, with a checkpoint at every fraction's knee.
 
         A point that was trained before costs nothing more than it then went.
         """
@@ -130,8 +130,8 @@ class Replay:
                 trunk, run = (trial.lr, replicate), (*trial.point, replicate)
                 start = max(min(knee, longest.get(trunk, 0)), done.get(run, 0))
                 cost += max(0, end - start)
-                knots = [s.knee_step for s in table.schedules[trial.lr] if s.knee_step <= knee]
-                reached = max((knot for knot in knots if knot <= end), default=0)
+                leaves = [s.knee_step for s in table.schedules[trial.lr] if s.knee_step <= knee]
+                reached = max((step for step in leaves if step <= end), default=0)
                 longest[trunk] = max(longest.get(trunk, 0), reached)
                 done[run] = max(done.get(run, 0), end)
             trained.append(cost)

@@ -28,8 +28,8 @@ from benchmarks.ridge_surfaces import (
     inverse_relation,
     same_everywhere,
 )
-from knee_tune.stats.estimates import Scores
-from knee_tune.stats.ridge import crossover_of, cubic_smoother, optima_of, recommendation_of
+from knee_tune.stats.ridge import crossover_of, optima_of, recommendation_of
+from knee_tune.stats.surface import Scores, cubic_smoother
 
 ESTIMATORS = ("raw", "gp", "cubic")
 SEEDS = (1, 3, 5, 10)

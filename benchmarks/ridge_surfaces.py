@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knee_tune.stats.estimates import Floats, Scores
+from knee_tune.stats.estimates import Floats
+from knee_tune.stats.surface import Scores
 
 SEED_LRS: Floats = np.geomspace(0.005, 0.128, 9)
 FRACTIONS = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])

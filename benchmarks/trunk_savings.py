@@ -3,7 +3,7 @@
     python -m benchmarks.trunk_savings [--seeds 3]
 
 Every design is asked for by the sampler that a study would use, on a study in memory. A trial pays
-for the steps from the highest knot of its seed LR's trunk to the end; a point that was trained
+for the steps from the highest checkpoint of its seed LR's trunk to the end; one that was trained
 before costs nothing. Values come from a surface with the inverse relation of seed LR and explore
 fraction. The table has the trained steps as a share of those of independent runs, by trial and by
 different point: "repeats" are searches whose sampler may propose a point again, which its record
@@ -82,7 +82,7 @@ DESIGNS = (
 
 
 class Trunks:
-    """Which states are kept, one trunk for each seed LR; knots at every fraction of the space."""
+    """Which states are kept, a trunk for each seed LR; checkpoints at the space's fractions."""
 
     def __init__(self) -> None:
         self._longest: dict[float, float] = {}

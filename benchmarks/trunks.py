@@ -3,9 +3,9 @@
     python -m benchmarks.trunks [--pairs 8] [--data DIR]
 
 Cost: the same run with and without its trunk kept, side by side in one process; both train every
-step, so the difference is what it takes to keep the knots of all explore fractions. Then what it
-takes to start from a knot. Last, both as a share of the training time of Table 16's design, which
-keeps four knots of every trunk and loads three.
+step, so the difference is what it takes to keep checkpoints at all explore fractions. Then what it
+takes to start from one. Last, both as a share of the training time of Table 16's design, which
+keeps four checkpoints of every trunk and loads three.
 
 Savings: studies driven as ``knee-tune run`` does, by what they recorded; few epochs, on which the
 ratio does not depend.
@@ -105,12 +105,12 @@ class Weights:
     """What one pair of runs took, in seconds."""
 
     without: float
-    with_knots: float
-    knots: int
+    with_trunk: float
+    checkpoints: int
     load: float
-    """Starting from the highest knot, over starting from scratch."""
+    """Starting from the highest checkpoint, over starting from scratch."""
     size: int
-    """Bytes of a knot."""
+    """Bytes of a checkpoint."""
 
 
 def weigh(workload: Workload, number: int) -> Weights:
@@ -128,12 +128,14 @@ def weigh(workload: Workload, number: int) -> Weights:
         branch = runs.plan("branch", explore_fraction=FRACTIONS[-1], trunks=trunks)
         alone = runs.plan("alone", explore_fraction=FRACTIONS[-1], trunks=None)
         load = _timed(lambda: runs.start(branch)) - _timed(lambda: runs.start(alone))
-        knots = list(trunks.glob("*/step-*"))
-        size = max(sum(file.stat().st_size for file in knot.iterdir()) for knot in knots)
+        checkpoints = list(trunks.glob("*/step-*"))
+        size = max(
+            sum(file.stat().st_size for file in checkpoint.iterdir()) for checkpoint in checkpoints
+        )
         return Weights(
             without=seconds[False],
-            with_knots=seconds[True],
-            knots=len(knots),
+            with_trunk=seconds[True],
+            checkpoints=len(checkpoints),
             load=load,
             size=size,
         )
@@ -201,24 +203,33 @@ def drive(design: Design, *, epochs: int) -> Steps:
 def costs(workloads: Sequence[Workload], *, pairs: int) -> Table:
     """One line for each workload: medians over the pairs."""
     table = Table(title="What keeping and loading trunks costs (CPU seconds, medians)")
-    for column in ("run", "without", "with", "knots", "KiB", "keeping all", "a load", "Table 16"):
+    for column in (
+        "run",
+        "without",
+        "with",
+        "checkpoints",
+        "KiB",
+        "keeping all",
+        "a load",
+        "Table 16",
+    ):
         table.add_column(column, justify="left" if column == "run" else "right")
     for workload in workloads:
         weighed = [weigh(workload, number) for number in range(pairs)]
         without = median(pair.without for pair in weighed)
-        keeping = median(pair.with_knots / pair.without - 1 for pair in weighed)
+        keeping = median(pair.with_trunk / pair.without - 1 for pair in weighed)
         load = median(pair.load for pair in weighed)
-        knots = len(TABLE_16)
-        spent = knots * keeping * without / weighed[0].knots + (knots - 1) * load
+        checkpoints = len(TABLE_16)
+        spent = checkpoints * keeping * without / weighed[0].checkpoints + (checkpoints - 1) * load
         table.add_row(
             workload.name,
             f"{without:.2f}",
-            f"{median(pair.with_knots for pair in weighed):.2f}",
-            str(weighed[0].knots),
+            f"{median(pair.with_trunk for pair in weighed):.2f}",
+            str(weighed[0].checkpoints),
             f"{weighed[0].size / 1024:.0f}",
             f"{keeping:+.1%}",
             f"{load * 1000:.0f} ms",
-            f"{spent / (knots * formula(TABLE_16) * without):+.1%}",
+            f"{spent / (checkpoints * formula(TABLE_16) * without):+.1%}",
         )
     return table
 

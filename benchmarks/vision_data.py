@@ -9,14 +9,14 @@ import numpy as np
 from benchmarks.vision_reference import Split
 
 if TYPE_CHECKING:
-    from knee_tune.tasks.vision.cifar10.task import Cifar10Task
+    from knee_tune.tasks.vision.cifar10 import Cifar10Task
 
 TASK = "cifar10"
 
 
 def splits(task: "Cifar10Task") -> tuple[Split, Split]:
     """The images that the task trains and validates on, as bytes again."""
-    from knee_tune.tasks.vision.augment import MEAN, STD
+    from knee_tune.tasks.vision.cifar10 import MEAN, STD
     from knee_tune.workers.group import Group
 
     def bytes_of(batches: Iterator[Any]) -> Split:

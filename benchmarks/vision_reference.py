@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from knee_tune.tasks.vision.augment import MEAN, STD
+from knee_tune.tasks.vision.cifar10 import MEAN, STD
 from knee_tune.tasks.vision.models import build_network
-from knee_tune.tasks.vision.network_choice import NetworkChoice
+from knee_tune.tasks.vision.recipe import NetworkChoice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 _OF_DISKS = (*FULL, errno.EROFS, errno.EIO)
 _OF_SQLITE = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR": errno.EIO}
 
-GOES_ON = "once that is put right, the same command goes on"
-"""What is said of a disk."""
+CONTINUES = "fix that, and the same command continues"
+"""What to do about a disk."""
 
 
 class UserError(Exception):
@@ -43,7 +43,7 @@ class UserError(Exception):
 
 
 class MachineError(Exception):
-    """No input's fault: one line, exit code 1, and the same command goes on.
+    """No input's fault: one line, exit code 1, and the same command continues.
 
     The machine ended a process, a disk is full, a server is gone; or something of ours went wrong
     in a rank, whose log has the traceback.
@@ -57,7 +57,7 @@ class HomeGoneError(MachineError):
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
-    """What a full, read-only or broken disk said, with its path, if that is behind ``error``."""
+    """Return what a full, read-only or broken disk behind ``error`` said, with its path."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else _said_errno(error)
         if number in _OF_DISKS:
@@ -96,13 +96,13 @@ def _is_read_only(path: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as :func:`one_line`; the name of its type if it says nothing."""
+    """Return what an error says, as :func:`one_line`; the name of its type if it says nothing."""
     lines = printable(str(error)).strip().splitlines()
     return one_line(lines[0]) if lines else type(error).__name__
 
 
 def one_line(text: str, *, longest: int = LONGEST) -> str:
-    """A text from elsewhere as it may be shown: :func:`printable`, in one line, without secrets.
+    """Return a text from elsewhere as it may be shown: printable, in one line, without secrets.
 
     Of what is longer than ``longest`` characters the middle is left out.
     """
@@ -116,7 +116,7 @@ def one_line(text: str, *, longest: int = LONGEST) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` without what steers a terminal or turns the direction of writing.
+    """Return ``text`` without what steers a terminal or turns the direction of writing.
 
     Line ends stay, tabs become spaces, and what is no character at all becomes a question mark.
     """

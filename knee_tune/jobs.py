@@ -78,7 +78,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
 
 
 def _finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:
-    """The task's model with these weights; UserError if it cannot have them."""
+    """Build the task's model with these weights; UserError if it cannot have them."""
     model = task.build_model().to(group.device)
     try:
         load_model(model, weights)

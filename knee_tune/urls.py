@@ -70,7 +70,7 @@ def in_memory(url: str) -> bool:
 
 
 def shown_url(url: str, *, password: str = "") -> str:
-    """``url`` as people may see it and as it may be kept: without password and unknown parameters.
+    """Return ``url`` as it may be shown and kept: without password and unknown parameters.
 
     ``http://ann:secret@server`` becomes ``http://ann@server``, which is still to be typed or
     opened; with a ``password``, that stands for it. Of what is no URL only the scheme is left.
@@ -83,7 +83,7 @@ def shown_url(url: str, *, password: str = "") -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text, as of an error, without the passwords of the URLs in it and any ``password=...``."""
+    """Return a text without the passwords of the URLs in it and any ``password=...``."""
     text = _USER_AND_REST.sub(_without_password, _SPACED_PASSWORD.sub(r"\1:***@", text))
     return _SETTING.sub(r"\1***", text)
 

@@ -14,7 +14,7 @@ import pytest
 
 from knee_tune.cli import main
 from tests import waiting
-from tests.ranks_here import ranks_here
+from tests.fake_runner import ranks_here
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from knee_tune.tasks.vision.cifar10.sources import BATCHES
+from knee_tune.tasks.vision.cifar10_prepare import BATCHES
 from knee_tune.tasks.vision.images import Images, write_images
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from knee_tune.tasks.vision.imagenet.prepare import prepare
+from knee_tune.tasks.vision.imagenet_index import prepare
 
 CLASSES = ("n01", "n02", "n03")
 

@@ -17,7 +17,7 @@ class Recording:
         """Remember."""
         self.events.append(event)
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+    def run_of(self, key: str | None) -> RunLink | None:
         """A run whose id is the key's."""
         return RunLink(run_id=f"run-of-{key}", url=f"http://127.0.0.1:5000/#/{key}")
 

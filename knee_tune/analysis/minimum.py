@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from knee_tune.config.study import Fisher, Sharpness
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import AnalysePlan
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.classifier import Classifier, Examples
+from knee_tune.tasks.base import Classifier, Examples, Task
 from knee_tune.tasks.seeding import generator
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from knee_tune.errors import GOES_ON, MachineError, UserError, disk_trouble, one_line, printable
+from knee_tune.errors import CONTINUES, MachineError, UserError, disk_trouble, one_line, printable
 from knee_tune.urls import without_secrets
 
 INTERRUPTED = 130
@@ -40,7 +40,7 @@ def main() -> None:
         _end(_advised(error), UserError.exit_code)
     except Exception as error:
         if trouble := disk_trouble(error):
-            _end(f"{trouble}; {GOES_ON}", MachineError.exit_code)
+            _end(f"{trouble}; {CONTINUES}", MachineError.exit_code)
         # Ours; what it says of data and servers is not.
         typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)

@@ -227,6 +227,7 @@ def _answers(record: "StudyRecord", ridge: "Ridge") -> list[str | Text]:
     One seed LR says nothing about a relation.
     """
     from knee_tune.report.answer import answer_of
+    from knee_tune.report.wording import ridge_words
 
     lines: list[str | Text] = []
     answer = answer_of(record, ridge)
@@ -246,7 +247,7 @@ def _answers(record: "StudyRecord", ridge: "Ridge") -> list[str | Text]:
     if ridge.crossover is not None:
         lines.append(f"crossover test: p = {ridge.crossover.p:.2g}")
     if len(ridge.optimal) > 1:
-        lines += [Text(f"verdict: {ridge.verdict}", "bold"), ridge.words]
+        lines += [Text(f"verdict: {ridge.verdict}", "bold"), ridge_words(ridge)]
     return lines
 
 

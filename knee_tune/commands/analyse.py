@@ -17,7 +17,8 @@ from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import KEPT_WEIGHTS, AnalysePlan, LRRangePlan
 from knee_tune.records.events import RunLink
 from knee_tune.records.study import StudyRecord
-from knee_tune.report.run_figures import as_page, lr_range_figure
+from knee_tune.report.document import figure_page
+from knee_tune.report.run_figures import lr_range_figure
 from knee_tune.study.storage import open_storage, refuse_missing
 from knee_tune.study.study import Study, load_study, spec_of, study_record, trial_attrs
 from knee_tune.tracking import experiment_name
@@ -266,7 +267,7 @@ def lr_range_test(
     reading = read_off(lrs, losses)
     figure = lr_range_figure(lrs, losses, reading=reading, title=f"LR range test of {spec.task}")
     try:
-        page.write_text(as_page(figure), encoding="utf-8")
+        page.write_text(figure_page(figure), encoding="utf-8")
     except OSError as error:
         if disk_trouble(error):
             raise

@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
@@ -27,6 +26,7 @@ from knee_tune.config.recipe import (
 from knee_tune.config.strict_yaml import nearest
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError, disk_trouble
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import Schedule
 from knee_tune.plans.planner import (
     BASELINES,
@@ -47,6 +47,7 @@ from knee_tune.records.budget import (
 )
 from knee_tune.records.events import Attached, StudyFinished, StudyStarted, StudyState
 from knee_tune.records.shown import percent
+from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
 # Which budget search a person asks for, and what it comes to once files and options are merged.
@@ -211,10 +212,8 @@ class KeptSearch:
 
     def _write(self) -> None:
         """The file appears whole or not at all."""
-        draft = self._path.with_suffix(".draft")
         kept = {"search": self._record.model_dump(mode="json"), "attributes": self._attributes}
-        draft.write_text(json.dumps(kept))
-        draft.replace(self._path)
+        write_whole(self._path, json.dumps(kept))
 
 
 @contextmanager
@@ -226,13 +225,11 @@ def continued_search(home: Home, record: BudgetRecord) -> Iterator[KeptSearch]:
     """
     folder = _folder(home)
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{record.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = file_lock(folder / f"{record.name}.lock")
+    if not try_lock(lock):
         raise UserError(
             f"budget search {record.name}: another command is at it; wait, or choose another `name`"
-        ) from None
+        )
     try:
         path = folder / f"{record.name}.json"
         key, attributes = uuid.uuid4().hex[:8], None

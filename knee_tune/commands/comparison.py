@@ -190,7 +190,7 @@ class _Comparison:
         record = ended.record
         row, seed = self._points[ended.run.key]
         known = self._known.get((row, seed))
-        same = known is not None and ended.answered and known.checkpoint == record.checkpoint
+        same = known is not None and ended.cached and known.checkpoint == record.checkpoint
         before = known.metrics if known and same else {}
         curve = record.curve[-1].metrics if record.curve else {}
         last = {"train_loss": curve["train_loss"]} if "train_loss" in curve else {}
@@ -202,7 +202,7 @@ class _Comparison:
             metrics={**before, **last, **record.metrics},
             steps=ended.steps,
             budget=record.steps_budget,
-            answered=ended.answered and (known is None or known.answered),
+            answered=ended.cached and (known is None or known.answered),
             started=known.started if known else record.started,
             seconds=known.seconds if known else record.seconds or 0.0,
             checkpoint=record.checkpoint,

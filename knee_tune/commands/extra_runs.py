@@ -10,15 +10,16 @@ from typing import Protocol
 
 from knee_tune.commands.workers import Workers
 from knee_tune.errors import MachineError, UserError
-from knee_tune.plans.plan import Schedule, TrainPlan
+from knee_tune.plans.plan import Schedule
 from knee_tune.records.events import Attached
 from knee_tune.records.study import Evaluation, RunRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import error_of
 from knee_tune.study.attributes import Attributes, extra_steps, note_extra_steps
 from knee_tune.study.events import Ending, Recorder, RunEvents
+from knee_tune.study.trial_trainer import RunTraining
 from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 
 LINES = 4
@@ -48,8 +49,8 @@ class EndedRun:
     run: ExtraRun
     record: RunRecord
     steps: StepCount
-    answered: bool
-    """From its record: nothing was trained."""
+    cached: bool
+    """From the run cache: nothing was trained."""
     weights: Path | None
     """None: it is not complete."""
     slot: int
@@ -65,27 +66,25 @@ class EndedRun:
         return error_of(self.failure, task=self.task, said=said)
 
 
-class Follow(Protocol):
-    """What is done with a run when it has ended, before the next one begins in its slot."""
+Follow = Callable[[EndedRun], Mapping[str, float]]
 
-    def __call__(self, ended: EndedRun) -> Mapping[str, float]:
-        """Further metrics of the run, for its record in MLflow."""
-        ...
+"""What is done with a run when it has ended, before the next one begins in its slot.
+
+It returns further metrics of the run, for its record in MLflow.
+"""
 
 
 def _nothing(ended: EndedRun) -> Mapping[str, float]:
     return {}
 
 
-class Choose(Protocol):
-    """Which run is begun next, where a slot is free. One slot at a time asks."""
+Choose = Callable[[list[ExtraRun], ExitStack], ExtraRun | None]
 
-    def __call__(self, waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
-        """Take it from ``waiting``, and all that is not to be begun any more; None: begin none.
+"""Takes the next run out of those that wait, where a slot is free; None: begin none.
 
-        What is put on ``claim`` ends with the run.
-        """
-        ...
+It takes out all that is not to be begun any more as well. One slot at a time asks. What it puts on
+the stack ends with the run.
+"""
 
 
 def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
@@ -93,15 +92,15 @@ def _first(waiting: list[ExtraRun], claim: ExitStack) -> ExtraRun | None:
 
 
 class Lines(Protocol):
-    """Who shows lines to people. Called from the thread of every slot."""
+    """Display of lines. Called from the thread of every slot."""
 
     def line(self, text: str) -> None:
-        """Anything worth a line."""
+        """Show a line."""
         ...
 
 
 class TrainingFor(Protocol):
-    """Whom extra runs are trained for: a study that is open, or a budget search."""
+    """Owner of extra runs: a study that is open, or a budget search."""
 
     @property
     def workers(self) -> Workers:
@@ -135,7 +134,7 @@ def train_extra_runs(
 ) -> list[EndedRun]:
     """Train ``runs``, as many at a time as there are slots; how they ended, in the same order.
 
-    One that was finished before, or is the same training as another, is answered from its record.
+    One that was finished before, or is the same training as another, comes from the run cache.
     One that cannot be trained has the state "failed", one that diverges "pruned". ``choose`` picks
     the next one, or none; ``follow`` is called for every one, in the thread of its slot. After
     ``timeout`` seconds none is begun, and there are ends of those that were.
@@ -157,14 +156,16 @@ def train_extra_runs(
                     return
                 place = runs.index(run)
                 shown = run.name if len(runs) == 1 else f"{run.name} ({place + 1} of {len(runs)})"
-                training = _Training(opened, watcher, run, slots, shown=shown, brief=len(runs) > 1)
-                ends[place] = training.run_in(slot, follow)
+                training = _ExtraTraining(
+                    opened, watcher, run, slots, slot=slot, shown=shown, brief=len(runs) > 1
+                )
+                ends[place] = training.end(follow)
 
     slots.run(work)
     return [ends[place] for place in sorted(ends)]
 
 
-class _Training:
+class _ExtraTraining(RunTraining):
     """One run on its way: trained, shown, tracked."""
 
     def __init__(
@@ -174,10 +175,17 @@ class _Training:
         run: ExtraRun,
         slots: Slots,
         *,
+        slot: int,
         shown: str,
         brief: bool,
     ) -> None:
-        self._opened, self._watcher, self._run, self._slots = opened, watcher, run, slots
+        super().__init__(
+            opened.workers.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot),
+            trainer=opened.workers.trainer,
+            on_line=watcher.line,
+            raise_if_stopped=slots.raise_if_stopped,
+        )
+        self._opened, self._run, self._slot = opened, run, slot
         self._shown, self._brief = shown, brief
         self._events = RunEvents(opened.tracker, run.key)
         self._curve: dict[int, Evaluation] = {}
@@ -185,10 +193,9 @@ class _Training:
         self._metric = f"valid_{opened.workers.recipe.objective}"
         self._watched = f"valid_{opened.workers.recipe.watched}"
 
-    def run_in(self, slot: int, follow: Follow) -> EndedRun:
-        """Train in that slot; whatever happens, the tracking learns how it ended."""
-        opened, run = self._opened, self._run
-        plan = opened.workers.train_plan(run.schedule, log_key=run.key, seed=run.seed, slot=slot)
+    def end(self, follow: Follow) -> EndedRun:
+        """Train; whatever happens, the tracking learns how it ended."""
+        plan, run = self.plan, self._run
         started = time.time()
         self._events.started(
             plan,
@@ -197,31 +204,22 @@ class _Training:
             seed_lr=run.schedule.seed_lr,
             explore_fraction=run.explore_fraction,
         )
-        self._watcher.line(
-            f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps"
-        )
+        self._on_line(f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps")
         try:
-            result = opened.workers.trainer.train(
-                plan,
-                steps=lambda: extra_steps(opened.study, run.key),
-                on_report=self._on_report,
-                on_line=self._watcher.line,
-                on_progress=lambda step: self._slots.raise_if_stopped(),
-                on_steps=lambda steps: note_extra_steps(opened.study, run.key, steps),
-            )
+            result = self.train()
             ending = Ending.of(result.outcome)
-            record = self._record(plan, ending, result.steps, started=started)
+            record = self._record(ending, result.steps, started=started)
             self._attach_curves(record)
-            self._show_end(record, answered=result.answered)
+            self._show_end(record, cached=result.cached)
             ended = EndedRun(
                 run=run,
                 record=record,
                 steps=result.steps,
-                answered=result.answered,
-                weights=_weights(result.outcome) if ending.end == "complete" else None,
-                slot=slot,
+                cached=result.cached,
+                weights=_weights(result.outcome) if ending.end is RunEnd.COMPLETE else None,
+                slot=self._slot,
                 task=plan.task,
-                on_life=self._slots.raise_if_stopped,
+                on_life=self._raise_if_stopped,
                 failure=ending.failure,
             )
             more = follow(ended)
@@ -231,12 +229,17 @@ class _Training:
         self._events.finished(ending, **more)
         return ended
 
-    def _record(
-        self, plan: TrainPlan, ending: Ending, steps: StepCount, *, started: float
-    ) -> RunRecord:
+    def _counted(self) -> StepCount:
+        return extra_steps(self._opened.study, self._run.key)
+
+    def _count(self, steps: StepCount) -> None:
+        note_extra_steps(self._opened.study, self._run.key, steps)
+
+    def _record(self, ending: Ending, steps: StepCount, *, started: float) -> RunRecord:
+        plan = self.plan
         return RunRecord(
             seed_lr=plan.schedule.seed_lr,
-            state=ending.end,
+            state=ending.state,
             value=ending.metrics.get(self._metric),
             metrics=dict(ending.metrics),
             curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),
@@ -251,14 +254,13 @@ class _Training:
             code=plan.facts.code if plan.facts else "",
         )
 
-    def _on_report(self, report: Report) -> Decision:
-        self._slots.raise_if_stopped()
+    def _hear(self, report: Report, *, new: bool) -> Decision:
         metrics = self._events.reported(report)
         last = max(self._curve, default=0)
         self._curve[report.step] = Evaluation(step=report.step, metrics=metrics)
         part = 1 if not self._brief else report.total_steps / LINES
         if last // part < report.step // part:
-            self._watcher.line(
+            self._on_line(
                 f"{self._shown}: step {report.step}/{report.total_steps}, "
                 f"{self._watched} {metrics[self._watched]:.4g}"
             )
@@ -273,12 +275,12 @@ class _Training:
         attached = Attached(key=self._run.key, name="plots/curves.html", figure=figure)
         self._opened.tracker.record(attached)
 
-    def _show_end(self, record: RunRecord, *, answered: bool) -> None:
+    def _show_end(self, record: RunRecord, *, cached: bool) -> None:
         value = "" if record.value is None else f", {self._metric} {record.value:.4g}"
         reason = f": {record.reason}" if record.reason else ""
-        before = " (trained before)" if answered else ""
+        before = " (trained before)" if cached else ""
         state = "failed" if record.state == "failed" else "done"
-        self._watcher.line(f"{self._shown}: {state}{value}{reason}{before}")
+        self._on_line(f"{self._shown}: {state}{value}{reason}{before}")
 
 
 def _weights(outcome: Outcome) -> Path | None:

@@ -7,14 +7,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from knee_tune.errors import HomeGoneError, UserError, disk_trouble, one_line, printable
+from knee_tune.files import drafts, remove
 from knee_tune.leftovers import OF_TORCHRUN, claimed, sweep, sweep_scratch
-from knee_tune.plans.plan import drafts
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tasks.prepared_folder import FILLING
 from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
@@ -142,9 +143,12 @@ class Home:
             if left := drafts(folder):
                 lock = file_lock(folder.with_name(f"{folder.name}.lock"))
                 if try_lock(lock):
-                    _remove(left)
+                    for each in left:
+                        remove(each)
                     lock.release()
-        _remove(each for names in _NOTES for each in self.root.glob(names) if _is_old(each))
+        for each in chain.from_iterable(map(self.root.glob, _NOTES)):
+            if _is_old(each):
+                remove(each)
         sweep(self.data.glob(FILLING))
         sweep(self.root.glob(f"logs/*/*/{OF_TORCHRUN}*"))
         sweep_scratch()
@@ -193,15 +197,6 @@ def _is_old(path: Path) -> bool:
         return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
     except OSError:
         return False  # it has got its name
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,21 +6,19 @@ becomes a line.
 
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.commands.report import (
     Format,
-    comparison_report_of,
     report_of,
+    statistics_of,
     usual_path,
     write_report,
 )
@@ -29,19 +27,10 @@ from knee_tune.records.events import Attached
 from knee_tune.records.findings import Ridge
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.answer import answer_of, study_note
-from knee_tune.report.comparison import comparison_note
-from knee_tune.report.comparison_figures import comparison_figures
-from knee_tune.report.document import (
-    Report,
-    compared_table,
-    optimal_table,
-    replicates_table,
-    surface_table,
-    trials_table,
-)
-from knee_tune.report.run_figures import study_figures
-from knee_tune.stats.comparison import Comparison, comparison_of
-from knee_tune.stats.ridge import RESAMPLES, ridge_of
+from knee_tune.report.document import Report
+from knee_tune.report.report import study_figures
+from knee_tune.report.tables import study_tables
+from knee_tune.stats.comparison import Comparison
 from knee_tune.study.dashboard import (
     attach_to_study,
     attach_weights,
@@ -50,165 +39,37 @@ from knee_tune.study.dashboard import (
     write_study_note,
 )
 from knee_tune.study.patience import StorageGoneError
-from knee_tune.study.study import Study, study_record, trial_attrs
+from knee_tune.study.study import study_record, trial_attrs
 
-# What is known of a study as it is now, of a search or of a comparison, for whoever shows it.
+ON_THE_PAGE: Mapping[str, str] = MappingProxyType(
+    {
+        "surface": "Seed LR and explore fraction together",
+        "ridge": "The best explore fraction for each seed LR",
+        "beside": "Ours, and the paper's",
+    }
+)
+"""Figures that Optuna Dashboard shows, with their titles."""
+
+Statistics = Ridge | Comparison | None
 
 
-class Findings(ABC):
-    """The record of a study and its statistics."""
-
-    on_the_page: ClassVar[Mapping[str, str]]
-    """Figures that Optuna Dashboard shows, with their titles."""
-    ridge: Ridge | None = None
-
-    def __init__(self, record: StudyRecord) -> None:
-        self.record = record
-
-    @property
-    @abstractmethod
-    def complete(self) -> bool:
-        """Whether there is anything to report."""
-
-    @abstractmethod
-    def note(self, links: Sequence[str]) -> str:
-        """The summary of the study, Markdown."""
-
-    @abstractmethod
-    def figures(self) -> dict[str, dict[str, Any]]:
-        """Plotly figures by name."""
-
-    @abstractmethod
-    def report(self, study: Study, places: Places) -> Report:
-        """The report; UserError if nothing is complete."""
-
-    @abstractmethod
-    def tables(self) -> Iterator[Attached]:
-        """The numbers as files."""
-
-    def metrics(self) -> dict[str, float]:
-        """Of the study as a whole, finite ones."""
+def metrics_of(record: StudyRecord, statistics: Statistics) -> dict[str, float]:
+    """The study as a whole in numbers: the ridge and what is recommended; slopes of a series."""
+    if isinstance(statistics, Comparison):
+        return _finite({f"slope_{each.metric}": each.slope.value for each in statistics.trends})
+    if statistics is None:
         return {}
-
-    def tags(self) -> dict[str, str]:
-        """What the study is found by."""
-        return {}
-
-
-class SearchFindings(Findings):
-    """Of a search."""
-
-    on_the_page = MappingProxyType(
-        {
-            "surface": "Seed LR and explore fraction together",
-            "ridge": "The best explore fraction for each seed LR",
+    metrics: dict[str, float | None] = {
+        "spearman": statistics.spearman.value if statistics.spearman else None,
+        "crossover_p": statistics.crossover.p if statistics.crossover else None,
+    }
+    if (answer := answer_of(record, statistics)) is not None:
+        metrics |= {
+            "recommended_seed_lr": answer.seed_lr,
+            "recommended_explore_fraction": answer.explore_fraction,
+            f"expected_{answer.metric}": answer.expected.value,
         }
-    )
-
-    def __init__(self, record: StudyRecord, ridge: Ridge | None) -> None:
-        super().__init__(record)
-        self.ridge = ridge
-
-    @property
-    def complete(self) -> bool:
-        """Whether there is a trial to recommend."""
-        return self.record.best is not None
-
-    def note(self, links: Sequence[str]) -> str:
-        """What to use, how sure that is, and what it cost."""
-        return study_note(self.record, self.ridge, links=links)
-
-    def figures(self) -> dict[str, dict[str, Any]]:
-        """Surface, ridge and what else there is."""
-        return study_figures(self.record, self.ridge)
-
-    def report(self, study: Study, places: Places) -> Report:
-        """See :func:`knee_tune.commands.report.report_of`."""
-        return report_of(study, places, record=self.record, ridge=self.ridge)
-
-    def tables(self) -> Iterator[Attached]:
-        """Trials, replicates, the surface, the optima."""
-        yield Attached(name="tables/trials.csv", text=trials_table(self.record))
-        yield Attached(name="tables/replicates.csv", text=replicates_table(self.record))
-        if (ridge := self.ridge) is not None:
-            yield Attached(name="tables/surface.csv", text=surface_table(ridge.surface))
-            yield Attached(name="tables/surface.json", text=ridge.surface.model_dump_json(indent=2))
-            yield Attached(name="tables/optimal.csv", text=optimal_table(ridge))
-
-    def metrics(self) -> dict[str, float]:
-        """The ridge in numbers, and what is recommended."""
-        if (ridge := self.ridge) is None:
-            return {}
-        metrics: dict[str, float | None] = {
-            "spearman": ridge.spearman.value if ridge.spearman else None,
-            "crossover_p": ridge.crossover.p if ridge.crossover else None,
-        }
-        if (answer := answer_of(self.record, ridge)) is not None:
-            metrics |= {
-                "recommended_seed_lr": answer.seed_lr,
-                "recommended_explore_fraction": answer.explore_fraction,
-                f"expected_{answer.metric}": answer.expected.value if answer.expected else None,
-            }
-        return _finite(metrics)
-
-    def tags(self) -> dict[str, str]:
-        """The verdict on the inverse relation."""
-        return {"knee.verdict": self.ridge.verdict} if self.ridge else {}
-
-
-class ComparisonFindings(Findings):
-    """Of a study that trains the rows of a table."""
-
-    on_the_page = MappingProxyType({"beside": "Ours, and the paper's"})
-
-    def __init__(self, record: StudyRecord, comparison: Comparison | None) -> None:
-        super().__init__(record)
-        self.comparison = comparison
-
-    @property
-    def complete(self) -> bool:
-        """Whether a run is."""
-        return self.comparison is not None
-
-    def note(self, links: Sequence[str]) -> str:
-        """What was found, and the table beside the paper's."""
-        if self.comparison is None:
-            return study_note(self.record, None, links=links)
-        return comparison_note(
-            self.record.name, self.record.spec.description, self.comparison, links=links
-        )
-
-    def figures(self) -> dict[str, dict[str, Any]]:
-        """Beside the paper's, and over the random seeds."""
-        return comparison_figures(self.comparison) if self.comparison else {}
-
-    def report(self, study: Study, places: Places) -> Report:
-        """See :func:`knee_tune.commands.report.comparison_report_of`."""
-        return comparison_report_of(study, places, record=self.record)
-
-    def tables(self) -> Iterator[Attached]:
-        """Every run, with its numbers."""
-        yield Attached(name="tables/compared.csv", text=compared_table(self.record))
-
-    def metrics(self) -> dict[str, float]:
-        """Slopes, where the rows are a series."""
-        trends = self.comparison.trends if self.comparison else ()
-        return _finite({f"slope_{trend.metric}": trend.slope.value for trend in trends})
-
-
-def findings_of(record: StudyRecord, *, resamples: int = RESAMPLES) -> Findings:
-    """All statistics; without resamples it is quick, and a search has no intervals."""
-    if record.spec.compare is None:
-        return SearchFindings(record, ridge_of(record, resamples=resamples))
-    done = any(run.state == "complete" for run in record.compared)
-    return ComparisonFindings(record, comparison_of(record) if done else None)
-
-
-def without_statistics(record: StudyRecord) -> Findings:
-    """The record alone, where statistics could not be had."""
-    if record.spec.compare is None:
-        return SearchFindings(record, None)
-    return ComparisonFindings(record, None)
+    return _finite(metrics)
 
 
 def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
@@ -216,19 +77,15 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 INTERVAL = 20.0
-
 """Seconds between two updates of a running study, at least."""
 
 SHARE = 20
-
 """Updates take at most one part in so many of a running study's time."""
 
 MOST_COLUMNS = 6
-
 """Of a heat map on half a page that leave room for numbers in its cells."""
 
 CARD_HEIGHT = 450
-
 """Pixels that the dashboard shows of a figure."""
 
 FORMS: tuple[Format, ...] = ("html", "md", "json")
@@ -251,28 +108,32 @@ class Published:
 def publish(opened: OpenedStudy, *, on_line: Say) -> Published:
     """Everything about a study as it is now, with all statistics; takes seconds."""
     record = study_record(opened.study)
-    found = without_statistics(record)
+    statistics: Statistics = None
     with _or_a_line("statistics", opened, on_line):
-        found = findings_of(record)
-    if not found.complete:
+        statistics = statistics_of(record)
+    if record.best is None and not isinstance(statistics, Comparison):
         show_now(opened, on_line=on_line)
         return Published()
     report = None
     files: tuple[Path, ...] = ()
     with _or_a_line("report", opened, on_line):
-        report = found.report(opened.study, opened.places)
+        report = report_of(opened.study, opened.places, record=record, statistics=statistics)
         files = _write(report, opened)
     opened.tracker.flush()  # so that every run's address is known
     with _or_a_line("Optuna Dashboard", opened, on_line):
-        _show(opened, found, report.figures if report else {})
+        _show(opened, record, statistics, report.figures if report else {})
         _attach(opened, record, files)
     with _or_a_line("MLflow", opened, on_line):
-        for artifact in (*_pages(report, files), *found.tables()):
+        for artifact in _pages(report, files):
             opened.tracker.record(artifact)
+        for name, text in study_tables(record, statistics):
+            opened.tracker.record(Attached(name=f"tables/{name}", text=text))
+    ridge = statistics if isinstance(statistics, Ridge) else None
     return Published(
-        metrics=found.metrics(),
-        tags={"mlflow.note.content": found.note(_more(opened))} | found.tags(),
-        ridge=found.ridge,
+        metrics=metrics_of(record, statistics),
+        tags={"mlflow.note.content": study_note(record, statistics, links=_more(opened))}
+        | ({"knee.verdict": ridge.verdict} if ridge else {}),
+        ridge=ridge,
         report=files[0] if files else None,
     )
 
@@ -316,24 +177,28 @@ class LivePages:
 def show_now(opened: OpenedStudy, *, on_line: Say) -> None:
     """Show in Optuna Dashboard how the study stands; without intervals, which take long."""
     with _or_a_line("Optuna Dashboard", opened, on_line):
-        found = findings_of(study_record(opened.study), resamples=0)
-        _show(opened, found, found.figures())
+        record = study_record(opened.study)
+        statistics = statistics_of(record, resamples=0)
+        _show(opened, record, statistics, study_figures(record, statistics))
 
 
-def _show(opened: OpenedStudy, found: Findings, figures: Mapping[str, dict[str, Any]]) -> None:
+def _show(
+    opened: OpenedStudy,
+    record: StudyRecord,
+    statistics: Statistics,
+    figures: Mapping[str, dict[str, Any]],
+) -> None:
     links = [*_more(opened), *_link_to_study(opened)]
-    write_study_note(opened.study, found.note(links))
+    write_study_note(opened.study, study_note(record, statistics, links=links))
     show_figures(
         opened.study,
         {
             name: _titled(_legible(figures[name]), title)
-            for name, title in found.on_the_page.items()
+            for name, title in ON_THE_PAGE.items()
             if name in figures
         },
     )
-    unlinked = [
-        each for each in found.record.trials if each.run_url is None and each.state in ENDED
-    ]
+    unlinked = [each for each in record.trials if each.run_url is None and each.state in ENDED]
     runs = {trial.number: opened.tracker.run_of(trial.key) for trial in unlinked}
     link_trials(opened.study, {number: run.url for number, run in runs.items() if run})
 

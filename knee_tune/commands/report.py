@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -12,13 +12,16 @@ from knee_tune.commands.look import find_study
 from knee_tune.commands.winner import TEST_PREFIX
 from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError, disk_trouble
-from knee_tune.records.findings import Ridge
+from knee_tune.files import write_whole
 from knee_tune.records.study import StudyRecord
-from knee_tune.report.comparison import ComparisonReport, build_comparison_report
 from knee_tune.report.document import Command, Report, ReportContext, as_html, as_markdown
-from knee_tune.report.report import StudyReport, build_report
+from knee_tune.report.report import build_report
 from knee_tune.study.study import Study, importances_of, study_record
 from knee_tune.tracking import provenance
+
+if TYPE_CHECKING:
+    from knee_tune.records.findings import Ridge
+    from knee_tune.stats.comparison import Comparison
 
 Format = Literal["html", "md", "json"]
 
@@ -28,22 +31,40 @@ def study_report(places: Places, name: str | None) -> Report:
 
     UserError if there is none, or if none of its trials (of a comparison: its runs) is complete.
     """
-    from knee_tune.stats.ridge import ridge_of  # slow
-
     study = find_study(places, name)
     record = study_record(study)
-    if record.spec.compare is not None:
-        return comparison_report_of(study, places, record=record)
-    return report_of(study, places, record=record, ridge=ridge_of(record))
+    return report_of(study, places, record=record, statistics=statistics_of(record))
+
+
+def statistics_of(
+    record: StudyRecord, *, resamples: int | None = None
+) -> "Ridge | Comparison | None":
+    """All that is computed of a search or of a comparison; None if nothing of it is complete.
+
+    ``resamples=0`` is quick, and a search has no intervals then.
+    """
+    from knee_tune.stats.comparison import comparison_of  # slow
+    from knee_tune.stats.ridge import RESAMPLES, ridge_of  # slow
+
+    if record.spec.compare is None:
+        return ridge_of(record, resamples=RESAMPLES if resamples is None else resamples)
+    done = any(run.state == "complete" for run in record.compared)
+    return comparison_of(record) if done else None
 
 
 def report_of(
-    study: Study, places: Places, *, record: StudyRecord, ridge: Ridge | None
-) -> StudyReport:
-    """The report of a study whose record and statistics are at hand."""
-    if record.best is None:
+    study: Study,
+    places: Places,
+    *,
+    record: StudyRecord,
+    statistics: "Ridge | Comparison | None",
+) -> Report:
+    """The report of a study whose record and statistics are at hand; UserError as above."""
+    compares = record.spec.compare is not None
+    if (not compares and record.best is None) or (compares and statistics is None):
         raise UserError(
-            f"study {record.name}: no trial is complete yet, so there is nothing to report"
+            f"study {record.name}: no {'run' if compares else 'trial'} is complete yet, so there "
+            "is nothing to report"
         )
     noted = study.user_attrs  # a query of the storage each time it is asked for
     test = {
@@ -53,33 +74,13 @@ def report_of(
     }
     context = ReportContext(
         written=time.time(),
-        importances=importances_of(study, seed=record.spec.seed),
+        importances=None if compares else importances_of(study, seed=record.spec.seed),
         environment=_environment(study, record),
         replay=_replay(places, record, tested=test),
         study_file=_study_file(record.spec),
         test=test,
     )
-    return build_report(record, ridge=ridge, context=context)
-
-
-def comparison_report_of(study: Study, places: Places, *, record: StudyRecord) -> ComparisonReport:
-    """The report of a study that trains a table, whose record is at hand.
-
-    UserError if none of its runs is complete.
-    """
-    if not any(run.state == "complete" for run in record.compared):
-        raise UserError(
-            f"study {record.name}: no run is complete yet, so there is nothing to report"
-        )
-    context = ReportContext(
-        written=time.time(),
-        environment=_environment(study, record),
-        replay=(
-            Command(what="Write this report anew", text=places.command("report", record.name)),
-        ),
-        study_file=_study_file(record.spec),
-    )
-    return build_comparison_report(record, context=context)
+    return build_report(record, statistics, context=context)
 
 
 def text_of(report: Report, form: Format) -> str:
@@ -96,13 +97,10 @@ def text_of(report: Report, form: Format) -> str:
 
 def write_report(report: Report, path: Path, form: Format) -> Path:
     """Write it, the whole of it or nothing; UserError if the file cannot be written there."""
-    draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text_of(report, form), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, text_of(report, form))
     except OSError as error:
-        draft.unlink(missing_ok=True)
         if disk_trouble(error):
             raise
         raise UserError(
@@ -148,35 +146,28 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
 def _replay(
     places: Places, record: StudyRecord, *, tested: dict[int, dict[str, float]]
 ) -> tuple[Command, ...]:
-    winner = record.winner
-    trial = winner.trial if winner else None
-    commands = [
-        *(
-            [
-                Command(
-                    what=f"Train trial {trial.number}, the best one, again from its recorded plan "
-                    "and compare",
-                    text=places.command("replay", record.name, "--trial", str(trial.number)),
-                )
-            ]
-            if trial is not None
-            else []
-        ),
-        Command(what="Write this report anew", text=places.command("report", record.name)),
-        Command(what="List every trial", text=places.command("status", record.name, "--all")),
-        Command(
-            what="Look at every trial in Optuna Dashboard",
-            text=places.command("dashboard", record.name),
-        ),
-    ]
-    if trial is not None and not tested:
-        commands.append(
-            Command(
-                what="Test the winner once and put it into the model registry",
-                text=places.command("register", record.name),
-            )
-        )
-    return tuple(commands)
+    anew = Command(what="Write this report anew", text=places.command("report", record.name))
+    if record.spec.compare is not None:
+        return (anew,)
+    all_of_them = Command(
+        what="List every trial", text=places.command("status", record.name, "--all")
+    )
+    dashboard = Command(
+        what="Look at every trial in Optuna Dashboard",
+        text=places.command("dashboard", record.name),
+    )
+    trial = record.winner.trial if record.winner else None
+    if trial is None:
+        return (anew, all_of_them, dashboard)
+    replay = Command(
+        what=f"Train trial {trial.number}, the best one, again from its recorded plan and compare",
+        text=places.command("replay", record.name, "--trial", str(trial.number)),
+    )
+    register = Command(
+        what="Test the winner once and put it into the model registry",
+        text=places.command("register", record.name),
+    )
+    return (replay, anew, all_of_them, dashboard, *([] if tested else [register]))
 
 
 def _study_file(spec: StudySpec) -> str:

@@ -22,6 +22,7 @@ from knee_tune.records.shown import percent, setting
 from knee_tune.records.study import BaselineRecord, RunRecord, StudyRecord, TrialRecord
 from knee_tune.records.values import StepCount
 from knee_tune.report.run_figures import curves_figure
+from knee_tune.report.wording import told
 from knee_tune.schedules import Knee
 from knee_tune.stats.estimates import judge
 from knee_tune.study.attributes import record_confirmation
@@ -56,7 +57,7 @@ def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | No
     trained = _train(opened, watcher, candidates, timeout=timeout)
     if trained is None:
         return False
-    confirmation = judge(trained, metric=record.metric, direction=record.direction)
+    confirmation = told(judge(trained, metric=record.metric, direction=record.direction))
     confirmation = confirmation.bounded(percent=record.in_percent(record.metric))
     record_confirmation(opened.study, confirmation)
     text = confirmation.model_dump_json(indent=2)

@@ -120,7 +120,7 @@ class ExploreFractionSpace(Spec):
 
     @property
     def count(self) -> int:
-        """How many :meth:`points` there are, told without making them."""
+        """The number of :meth:`points`, told without making them."""
         if self.values is not None:
             return len(self.values)
         assert self.low is not None, "_one_form has seen to it"
@@ -130,13 +130,13 @@ class ExploreFractionSpace(Spec):
 
 
 class SearchSpace(Spec):
-    """Seed LR x explore fraction."""
+    """The seed LRs and explore fractions that a study may try."""
 
     seed_lr: SeedLRSpace
     explore_fraction: ExploreFractionSpace
 
     def problems(self, anchor: float, *, with_default: bool) -> Iterator[tuple[str, str]]:
-        """What keeps the space from being searched: the field, and what is wrong with it.
+        """Yield what keeps the space from being searched: the field, and what is wrong with it.
 
         It needs points, :data:`MOST_POINTS` at most, and points that differ: one schedule under two
         names would be searched twice. ``anchor`` is the recipe's own seed LR; ``with_default``: the
@@ -165,7 +165,7 @@ class SearchSpace(Spec):
 
 
 def alike_points(points: Iterable[float]) -> str:
-    """Which two points differ by less than a schedule can show; empty if none do."""
+    """Name two points that differ by less than a schedule can show; empty if none do."""
     for left, right in pairwise(sorted({*points})):
         if math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-15):
             return f"{left!r} and {right!r} are the same point; give one of them"
@@ -178,7 +178,7 @@ def _check_form(
     extra: dict[str, float | None] | None = None,
     **required: float | None,
 ) -> None:
-    """ValueError unless the points are given in exactly one of the two forms."""
+    """Raise ValueError unless the points are given in exactly one of the two forms."""
     names = [*required, *(extra or {})]
     given = [name for name, number in {**required, **(extra or {})}.items() if number is not None]
     if values is not None:
@@ -233,7 +233,7 @@ class Optimizer(Spec):
 
 
 class Recipe(Spec):
-    """What every task's recipe has; a task adds its model and data settings in a subclass.
+    """The settings of every task; one adds those of its model and data in a subclass.
 
     ``metrics`` names every number the task's evaluations return. ``watched`` is the metric of
     the learning curve: trials are pruned on it and the best checkpoint is chosen by it. The study
@@ -283,7 +283,7 @@ class Recipe(Spec):
         return self
 
     def with_warmup_of(self, budget: int) -> Self:
-        """This recipe with its warmup counted in steps, should it be a share of a ``budget``."""
+        """Return this recipe with its warmup in steps, should it be a share of a ``budget``."""
         if self.warmup is None:
             return self
         share = float(self.warmup.removesuffix("%")) / 100

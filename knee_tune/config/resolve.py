@@ -50,14 +50,14 @@ def scaled(study: StudySpec, recipe: Recipe, *, name: str) -> tuple[StudySpec, R
 
 
 def scaled_name(name: str, scale: float) -> str:
-    """What a study is called at another scale: budgets are never mixed."""
+    """Name a study at another scale: budgets are never mixed."""
     return f"{name}-scale{scale:g}"
 
 
 def refuse_searching(
     layer: Mapping[str, Any], place: Callable[[FieldPath], Place], *, recipe: Sequence[str] = ()
 ) -> None:
-    """UserError for settings of a search, and these of the recipe, in a study with ``compare``."""
+    """Refuse settings of a search, or of the recipe, in a study with ``compare``: UserError."""
     settings = layer.get("recipe", {})
     fields: list[FieldPath] = [(name,) for name in SEARCHING if name in layer]
     fields += [("recipe", name) for name in recipe if name in settings]
@@ -82,7 +82,7 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """``recipe.epochs=4`` as an override; the value is read as YAML. UserError if it is not one."""
+    """Read ``recipe.epochs=4`` as an override, its value as YAML; UserError if it is none."""
     label = f"`settings` {text}"
     field, equals, value = text.partition("=")
     path = tuple(field.strip().split("."))
@@ -117,7 +117,7 @@ def origin_of(overrides: Iterable[Override], path: FieldPath) -> Place:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``: mappings are merged key by key, anything else is replaced.
+    """Lay ``over`` on ``base``: mappings are merged key by key, anything else is replaced.
 
     In ``space`` the two forms of a grid are never mixed: ``values`` replaces low, high and the
     distance, and the other way round.

@@ -1,4 +1,4 @@
-"""YAML without surprises.
+"""YAML without surprises: where its files are, what they say, and what is wrong with it, in a line.
 
 Plain scalars mean what YAML 1.2 and people say they mean: ``1e-3`` is a number, ``no`` and ``on``
 are text, ``010`` is ten. A key given twice, an anchor or a tag is refused, and so is what no
@@ -40,7 +40,7 @@ _LAYOUT = "\n\r\t"
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes whose tags follow our own reading of plain scalars."""
+    """Loader of nodes whose tags follow our own reading of plain scalars."""
 
     _depth = 0
 
@@ -245,7 +245,7 @@ def dotted(path: FieldPath) -> str:
 def check(
     model: type[M], data: object, prefix: FieldPath = ()
 ) -> tuple[M | None, tuple[Problem, ...]]:
-    """``data`` as a ``model``, or what is wrong with it, with ``prefix`` before every path.
+    """Validate ``data`` as a ``model``, or say what is wrong, with ``prefix`` before every path.
 
     Data is read as strictly as JSON: the text "4" is no number, 4.5 is no integer.
     """

@@ -140,8 +140,10 @@ class ReferenceTable(Spec):
 
 
 class Confirm(Spec):
-    """How the winner of a search is confirmed: the top candidates, and the paper's default, are
-    trained again with random seeds that the search did not use."""
+    """The confirmation of a search's winner.
+
+    The top candidates, and the paper's default, are trained again with fresh random seeds.
+    """
 
     candidates: int = Field(gt=0, le=1000)
     seeds: int = Field(gt=1, le=1000, description="an interval needs two")
@@ -292,7 +294,7 @@ class StudySpec(Spec):
 
     @property
     def size(self) -> int:
-        """How many different trials there are."""
+        """The number of different trials."""
         return len(self.seed_lrs) * len(self.explore_fractions)
 
     @property
@@ -354,7 +356,7 @@ def _ends(value: float, points: tuple[float, ...]) -> tuple[float, float] | None
 def _edge(
     name: str, end: float, inner: float, beyond: float, listed: tuple[float, ...] | None
 ) -> Edge:
-    """Of a range the bound is moved, to a list the point is added."""
+    """Move the bound of a range, or add a point to a list."""
     upwards = end > inner
     field = f"space.{name.lower().replace(' ', '_')}"
     if listed is None:

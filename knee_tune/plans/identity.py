@@ -20,7 +20,7 @@ _DECIDED_ELSEWHERE = ("epochs", "seed_lr", "warmup_steps", "amp")
 
 
 def run_identity(plan: TrainPlan) -> dict[str, Any]:
-    """Everything that decides the bits of this run, as JSON has it: equal ones, equal results.
+    """Return all that decides the bits of a run, as JSON has it: equal ones, equal results.
 
     Not in it: where data, logs and checkpoints are, and which of several devices train it.
     """
@@ -43,7 +43,7 @@ def run_key(
     replicas: Sequence[Replica] = (),
     steps_per_evaluation: int,
 ) -> str:
-    """Names a training run by its identity, before there is a plan of it."""
+    """Name a training run by its identity, before there is a plan of it."""
     identity = _identity(
         order,
         facts,
@@ -62,7 +62,7 @@ def trunk_key(
     replicas: Sequence[Replica] = (),
     steps_per_evaluation: int,
 ) -> str:
-    """Names a trunk: runs of equal keys have the same state at every step up to their knees.
+    """Name a trunk: runs of equal keys have the same state at every step up to their knees.
 
     The ``replicas`` of a fused run that has one all follow its schedule.
     """
@@ -75,30 +75,30 @@ def trunk_key(
     return f"{order.task}-{digest_of(parts)}"
 
 
-def shared_knots(
+def shared_steps(
     schedule: Exploring, knees: Iterable[int], evaluation_steps: Iterable[int], *, every: int
 ) -> tuple[int, ...]:
     """The steps of ``knees`` up to the schedule's own at which runs of any budget are the same."""
     measured = list(evaluation_steps)
     own = schedule.knee_step
     return tuple(
-        knot
-        for knot in sorted({*knees, own})
-        if 0 < knot <= own and measured_alike(knot, measured, every=every)
+        step
+        for step in sorted({*knees, own})
+        if 0 < step <= own and measured_alike(step, measured, every=every)
     )
 
 
-def measured_alike(knot: int, evaluation_steps: Iterable[int], *, every: int) -> bool:
-    """Whether these evaluations are those of every budget up to the step ``knot``.
+def measured_alike(last: int, evaluation_steps: Iterable[int], *, every: int) -> bool:
+    """Whether these evaluations are those of every budget up to the step ``last``.
 
     Near its end a budget shifts its evaluations (see ``TrainPlan.evaluation_steps``), and what is
     measured and kept is part of a run's state.
     """
-    return [step for step in evaluation_steps if step <= knot] == [*range(every, knot + 1, every)]
+    return [step for step in evaluation_steps if step <= last] == [*range(every, last + 1, every)]
 
 
 def digest_of(parts: dict[str, Any]) -> str:
-    """A short name for what JSON can hold: another one for anything else."""
+    """Return a short name for what JSON can hold: the first 16 hex digits of its SHA-256."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -117,7 +117,7 @@ def _identity(
 
 
 def _parts(order: TaskOrder, facts: TaskFacts | None, steps_per_evaluation: int) -> dict[str, Any]:
-    """What is in the identity of a run and of its trunk."""
+    """Return what is in the identity of a run and of its trunk."""
     recipe = {name: value for name, value in order.recipe.items() if name not in _DECIDED_ELSEWHERE}
     placement = order.placement
     parts = {

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from knee_tune.config.recipe import Spec
 from knee_tune.config.study import Analysis
@@ -30,7 +30,7 @@ Schedule = Annotated[
 
 
 class Placement(Spec):
-    """Where a worker group runs: ranks, device kind, arithmetic."""
+    """The ranks, devices and arithmetic of a worker group."""
 
     world_size: int = Field(default=1, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -45,7 +45,7 @@ class Placement(Spec):
 
 
 class TaskOrder(Spec):
-    """What every job needs to build its task."""
+    """The part of every plan that its task is built from."""
 
     task: str
     recipe: dict[str, Any]
@@ -62,7 +62,7 @@ class DescribePlan(TaskOrder):
 
 
 class TaskFacts(Spec):
-    """What a task's data and model are; the answer to a :class:`DescribePlan`."""
+    """Facts of a task's data, model and code; the answer to a :class:`DescribePlan`."""
 
     steps_per_epoch: int
     data_fingerprint: str
@@ -83,12 +83,17 @@ class TaskFacts(Spec):
 
 
 class TrunkPlan(Spec):
-    """Where a run's trunk is kept, and which of its states are worth keeping."""
+    """The place of a run's trunk, and which of its states are saved."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     key: str = Field(description="see :func:`knee_tune.plans.identity.trunk_key`")
-    folder: Path = Field(description="starts from the highest sound knot in here")
-    knots: tuple[int, ...] = Field(
-        description="steps after which the state is saved, ascending; none beyond the run's knee"
+    folder: Path = Field(description="starts from the highest sound checkpoint in here")
+    # Plans that studies keep call them knots.
+    checkpoint_steps: tuple[int, ...] = Field(
+        validation_alias=AliasChoices("checkpoint_steps", "knots"),
+        serialization_alias="knots",
+        description="steps after which the state is saved, ascending; none beyond the run's knee",
     )
 
 
@@ -100,7 +105,8 @@ class Replica(Spec):
 
 
 class TrainPlan(TaskOrder):
-    """Train one run. Everything that decides its result is in here (``keys.run_identity``).
+    """Train one run. Everything that decides its result is in here
+    (:func:`knee_tune.plans.identity.run_identity`).
 
     With ``replicas`` it is a fused run: models of one task that train step by step together, as one
     batched model. ``seed`` and ``schedule`` are then those of the first.
@@ -173,10 +179,6 @@ KEPT_WEIGHTS = "weights.safetensors"
 
 """The file in a run's checkpoint folder with the weights that the run keeps."""
 
-DRAFT = ".draft-"
-
-"""How a checkpoint is called that is not whole yet; a file has the suffix ``.draft``."""
-
 
 def checkpoint_path(directory: Path, *, step: int) -> Path:
     """The folder of one checkpoint."""
@@ -192,11 +194,6 @@ def checkpoint_paths(directory: Path) -> list[Path]:
     """Every checkpoint in ``directory``, the newest first, sound or not."""
     found = (path for path in directory.glob("step-*") if path.name[5:].isdecimal())
     return sorted(found, key=checkpoint_step, reverse=True)
-
-
-def drafts(directory: Path) -> list[Path]:
-    """What is not whole yet in ``directory``: being written, or left by whoever was killed."""
-    return [*directory.glob(f"{DRAFT}*"), *directory.glob("*.draft")]
 
 
 def discard_checkpoints(directory: Path, *, keep: int = 0) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol, TypeVar
 from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, Recipe
 from knee_tune.config.study import ReferenceRow
 from knee_tune.errors import UserError
-from knee_tune.plans.identity import shared_knots, trunk_key
+from knee_tune.plans.identity import shared_steps, trunk_key
 from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.records.shown import percent
 from knee_tune.schedules import (
@@ -47,7 +47,7 @@ def knee_schedule(
 
 
 def check_warmup(recipe: Recipe, facts: TaskFacts) -> None:
-    """UserError unless the budget lasts longer than the warmup."""
+    """Raise UserError unless the budget lasts longer than the warmup."""
     total = budget_steps(recipe, facts)
     if recipe.warmup_steps >= total:
         raise UserError(
@@ -110,7 +110,7 @@ def fitted_knee(*, seed_lr: float, total_steps: int, explore_steps: int, warmup_
 
 
 def baseline_schedule(name: str, recipe: Recipe, facts: TaskFacts, *, seed_lr: float) -> Schedule:
-    """One of the paper's baselines over the recipe's budget (appendix A).
+    """Make one of the paper's baselines over the recipe's budget (appendix A).
 
     The step schedule is section 5.3.2's: a tenth after half of the budget and after three quarters.
     One-cycle and step bring their own start; the others take the recipe's warmup. Budgets of one
@@ -173,8 +173,9 @@ def on_trunk(
     explore_fractions: Iterable[float] = (),
     others: Iterable[Schedule] = (),
 ) -> TrainPlan:
-    """``plan`` as a branch of its trunk below ``trunks``; unchanged if its schedule never explores,
-    or if it is a fused run of several: their replicas share trunks among themselves.
+    """Make ``plan`` a branch of its trunk below ``trunks``, if its schedule explores.
+
+    A fused run of several schedules stays as it is: its replicas share trunks among themselves.
 
     The trunk's state is kept at the knees of all ``explore_fractions``, and of the ``others`` at
     its seed LR, that it passes: there the other branches leave it.
@@ -192,8 +193,8 @@ def on_trunk(
         for other in others
         if isinstance(other, Exploring) and other.seed_lr == own.seed_lr
     }
-    knots = shared_knots(own, knees, plan.evaluation_steps(), every=every)
-    trunk = TrunkPlan(key=key, folder=trunks / key, knots=knots)
+    steps = shared_steps(own, knees, plan.evaluation_steps(), every=every)
+    trunk = TrunkPlan(key=key, folder=trunks / key, checkpoint_steps=steps)
     return plan.model_copy(update={"trunk": trunk})
 
 
@@ -275,7 +276,7 @@ R = TypeVar("R", bound=Planned)
 
 
 def in_order(runs: Iterable[R], *, slots: int) -> list[R]:
-    """``runs`` so that those of one trunk come after one another, the longest explore first.
+    """Sort ``runs``: those of one trunk after one another, the longest explore first.
 
     It leaves the states behind that the others start from. With several ``slots`` as many trunks
     take turns: two runs at a time are of two trunks, as long as there are two.
@@ -290,7 +291,7 @@ def in_order(runs: Iterable[R], *, slots: int) -> list[R]:
 
 
 def trunk_of(run: Planned, *, alone: Hashable) -> Hashable:
-    """Equal for runs of a study that may share a trunk; ``alone`` for one that shares none."""
+    """Return what is equal for runs that may share a trunk; ``alone`` for one that shares none."""
     if isinstance(run.schedule, Exploring):
         return run.seed, run.schedule.seed_lr, run.schedule.warmup_steps
     return alone

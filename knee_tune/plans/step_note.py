@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.records.values import StepCount
 
@@ -21,7 +22,7 @@ _NOT_BEGUN = " " * (_LENGTH - 1) + "\n"
 
 
 def note_path(plan: TrainPlan) -> Path:
-    """Of one run and of whom it is trained for: another study counts its own attempts."""
+    """Return the file of one run and of whom it is trained for: others count their own attempts."""
     return plan.log_dir / f"{plan.checkpoint_dir.name}.steps"
 
 
@@ -32,13 +33,11 @@ def begin_note(plan: TrainPlan, before: StepCount) -> None:
     """
     path = note_path(plan)
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(_NOT_BEGUN + before.model_dump_json())
-    draft.replace(path)
+    write_whole(path, _NOT_BEGUN + before.model_dump_json())
 
 
 def read_note(plan: TrainPlan) -> StepCount | None:
-    """All attempts up to the one that is noted, as far as it got; None: none is noted."""
+    """Count all attempts up to the one that is noted, as far as it got; None: none is noted."""
     try:
         text = note_path(plan).read_text()
         before = StepCount.model_validate_json(text[_LENGTH:])
@@ -49,7 +48,7 @@ def read_note(plan: TrainPlan) -> StepCount | None:
 
 
 def end_note(plan: TrainPlan) -> None:
-    """Forget it: what it says is counted elsewhere."""
+    """Delete the note: what it says is counted elsewhere."""
     with suppress(OSError):
         note_path(plan).unlink(missing_ok=True)
 
@@ -58,7 +57,7 @@ def end_note(plan: TrainPlan) -> None:
 def counted_elsewhere(
     plan: TrainPlan, steps: StepCount, *, checkpoint: str | None
 ) -> Iterator[StepCount]:
-    """``steps``, or what a note says that earlier code left of the same run, if that is more.
+    """Yield ``steps``, or what a note of earlier code says of the same run, if that is more.
 
     ``checkpoint``: the folder that the run had then, named after that code as well; its state is of
     no use now. The note is forgotten at the end of the context, when its steps are counted.
@@ -75,7 +74,7 @@ def counted_elsewhere(
 
 
 class StepNote:
-    """The hand of rank 0 in the note of an attempt; there is none where no driver counts."""
+    """The note of an attempt as rank 0 writes it; nothing is written where no driver counts."""
 
     def __init__(self, plan: TrainPlan, *, first: int) -> None:
         self._first = first
@@ -86,14 +85,14 @@ class StepNote:
         self.write(first)
 
     def write(self, step: int) -> None:
-        """``step`` is trained."""
+        """Note that ``step`` is trained."""
         if self._file is not None:
             steps = _STEPS.format(first=self._first, last=step).encode()
             with suppress(OSError):  # a full disk: the driver counts by signs of life
                 os.pwrite(self._file, steps, 0)
 
     def close(self) -> None:
-        """The attempt is over."""
+        """Close the file: the attempt is over."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

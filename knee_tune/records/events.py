@@ -7,12 +7,31 @@ The driver states facts; which MLflow run, tag or status they become is decided 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from knee_tune.config.recipe import Spec
 from knee_tune.records.findings import Confirmed
+from knee_tune.records.values import RunEnd
 
-TrialState = Literal["COMPLETE", "PRUNED", "FAIL"]
+STORED = {
+    RunEnd.COMPLETE: "COMPLETE",
+    RunEnd.PRUNED: "PRUNED",
+    RunEnd.DIVERGED: "PRUNED",
+    RunEnd.FAILED: "FAIL",
+}
+
+"""Each end of a run as an outbox spells it, which are Optuna's words."""
+
+_READ = {word: end for end, word in STORED.items() if end is not RunEnd.DIVERGED}
+
+
+def _read(word: Any) -> Any:
+    return _READ.get(word, word) if isinstance(word, str) else word
+
+
+StoredEnd = Annotated[
+    RunEnd, BeforeValidator(_read), PlainSerializer(STORED.__getitem__, return_type=str)
+]
 
 StudyState = Literal["COMPLETE", "INTERRUPTED", "FAIL"]
 
@@ -70,7 +89,7 @@ class TrialFinished(Spec):
 
     kind: Literal["trial_finished"] = "trial_finished"
     key: Key
-    state: TrialState
+    state: StoredEnd
     step: int = Field(default=0, ge=0, description="the step that ``metrics`` belong to")
     metrics: dict[str, float] = Field(default_factory=dict, description="finite values only")
     reason: str = ""
@@ -81,7 +100,7 @@ class Attached(Spec):
     """An artifact of a trial (``key``) or of the study (None): exactly one kind of content.
 
     A ``file`` must stay where it is until it is sent. A ``figure`` is a plotly figure as a dict;
-    its page is small because it loads plotly.js from the web, unless it is ``offline`` (5 MB).
+    its page is small because it loads plotly.js from the web.
     """
 
     kind: Literal["attached"] = "attached"
@@ -90,7 +109,9 @@ class Attached(Spec):
     file: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     text: str | None = None
     figure: dict[str, Any] | None = None
-    offline: bool = False
+    offline: Literal[False] = Field(
+        default=False, exclude=True, description="in outboxes of earlier versions; never true"
+    )
 
     @model_validator(mode="after")
     def _one_content(self) -> "Attached":

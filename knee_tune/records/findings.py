@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from knee_tune.config.recipe import Direction, Spec
+from knee_tune.records.shown import setting
 from knee_tune.records.values import Estimate, StepCount
 
 Confirmed = Literal["yes", "no", "not tried"]
@@ -16,7 +17,6 @@ Confirmed = Literal["yes", "no", "not tried"]
 """Whether fresh seeds have confirmed a point."""
 
 CLAIMING_SEEDS = 5
-
 """Seeds from which on a difference may be claimed (design rule; fewer are good for a look)."""
 
 
@@ -67,7 +67,7 @@ class Confirmation(Spec):
     comparisons: int = Field(ge=0, description="differences that are judged together")
     winner: int | None = Field(description="index of the best mean; None: no candidate has one")
     confirmed: bool
-    words: str = Field(description="the verdict in one line")
+    words: str = Field(default="", description="the verdict in one line")
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -113,7 +113,6 @@ class Confirmation(Spec):
 # The audit of a study's pruning: pruned trials trained to their end, and what that says.
 
 TOP = 3
-
 """Places that people look at when they choose among trials by hand."""
 
 CONFIDENCE = 0.95
@@ -326,21 +325,34 @@ class Crossover(Spec):
     low_lrs: Estimate
     high_lrs: Estimate
 
+    @property
+    def opposed(self) -> bool:
+        """Whether the seeds show the opposite of an inverse relation at one end."""
+        return self.low_lrs.side < 0 or self.high_lrs.side > 0
+
 
 class Recommendation(Spec):
-    """The search's best setting, and what to expect of it."""
+    """The setting to use. Its numbers are means of ``metric``, over random seeds to come."""
 
     seed_lr: float
     explore_fraction: float
+    metric: str = Field(description="with its split, as in valid_accuracy")
     expected: Estimate = Field(
-        description="mean of its metric over new random seeds: leave-one-seed-out, not the best one"
+        description="over fresh seeds, or leave-one-seed-out: not the best mean itself"
     )
     default: Estimate | None = Field(
         default=None, description="the paper's default, the recipe's own seed LR with 50 % explore"
     )
     difference: Estimate | None = Field(
-        default=None, description="to the default, seed by seed, leave-one-seed-out"
+        default=None, description="to the default, seed by seed, with its sign as measured"
     )
+    confirmed: Confirmed = Field(default="not tried", description="by fresh seeds")
+    evidence: str = Field(default="", description="where the numbers come from, in words")
+
+    @property
+    def setting(self) -> str:
+        """``seed LR 0.05, explore 50%``."""
+        return setting(self.seed_lr, self.explore_fraction)
 
 
 class Ridge(Spec):
@@ -353,7 +365,6 @@ class Ridge(Spec):
     )
     crossover: Crossover | None = Field(description="the evidence; None: too few points or seeds")
     verdict: Verdict
-    words: str = Field(description="the verdict, in a sentence or two for a practitioner")
     recommended: Recommendation | None
 
 

@@ -1,5 +1,6 @@
-"""A number over random seeds, and how sure it is."""
+"""What findings are made of: an estimate over random seeds, what runs cost, how they ended."""
 
+from enum import StrEnum
 from typing import Self
 
 from pydantic import AliasChoices, Field
@@ -39,7 +40,19 @@ class Estimate(Spec):
         return self.side == (-1 if direction == "minimize" else 1)
 
 
-# Steps of a training run: trained, taken over, never needed.
+class RunEnd(StrEnum):
+    """How a training run ended, from the driver to MLflow.
+
+    Each border has its own words for it, in one table: ranks, records and screens
+    (``study/events.py``), Optuna (``study/study.py``), the outbox (``records/events.py``), MLflow
+    (``tracking/runs.py``). To all of them a run that diverged is a pruned one: a normal outcome of
+    a search, not a crash.
+    """
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
 
 
 class StepCount(Spec):

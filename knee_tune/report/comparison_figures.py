@@ -2,26 +2,34 @@
 
 from typing import Any
 
+from knee_tune.config.recipe import Direction
 from knee_tune.records.shown import in_words, learning_rate
 from knee_tune.records.values import Estimate
+from knee_tune.report.plotting import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Limits,
+    axis,
+    bars,
+    figure,
+    limits_of,
+    marks,
+    subplot,
+)
 from knee_tune.report.run_figures import seeds_figure
-from knee_tune.report.surface_figures import BLUE, GREY, ORANGE, axis, bars, figure, subplot
 from knee_tune.stats.comparison import Comparison, RowOutcome
 
 MOST_PANELS = 4
 
 PANEL = 250
-
 """Pixels per metric."""
 
 
-def comparison_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Ready for ``plotly.graph_objects.Figure``: ``beside``, then ``seeds_<metric>`` of each."""
-    figures = {"beside": beside_figure(comparison)}
-    for name in scattered(comparison):
-        groups = {row.label: row.metrics[name].values for row in comparison.rows}
-        figures[f"seeds_{name}"] = seeds_figure(groups, metric=name)
-    return {name: each for name, each in figures.items() if each is not None}
+def seeds_of_rows(comparison: Comparison, metric: str) -> dict[str, Any] | None:
+    """How random seeds scatter in every row; None where nothing was measured."""
+    groups = {row.label: row.metrics[metric].values for row in comparison.rows}
+    return seeds_figure(groups, metric=metric, direction=direction_of(comparison, metric))
 
 
 def scattered(comparison: Comparison) -> tuple[str, ...]:
@@ -33,6 +41,17 @@ def scattered(comparison: Comparison) -> tuple[str, ...]:
         if name in comparison.metrics
         and any(len(row.metrics[name].values) > 1 for row in comparison.rows)
     )
+
+
+def direction_of(comparison: Comparison, metric: str) -> Direction | None:
+    """The better way of the metric that rows are judged by; None of another one."""
+    return comparison.direction if metric == comparison.metric else None
+
+
+def metric_limits(comparison: Comparison, metric: str) -> Limits:
+    """What of all runs' values is drawn where it is. ValueError where nothing was measured."""
+    values = (value for row in comparison.rows for value in row.metrics[metric].values.values())
+    return limits_of(values, direction_of(comparison, metric))
 
 
 def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
@@ -52,6 +71,7 @@ def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
     height = 1 / len(names)
     for panel, name in enumerate(names):
         top = 1 - panel * height
+        limits = metric_limits(comparison, name)
         for side, (left, right) in enumerate(((0.0, 0.46), (0.56, 1.0))):
             suffix = subplot(2 * panel + side)
             last = panel == len(names) - 1
@@ -67,7 +87,7 @@ def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
                 "anchor": f"y{suffix}",
                 "automargin": True,
             }
-            drawn = _ours(comparison, name) if side == 0 else _papers(comparison, name)
+            drawn = _ours(comparison, name, limits) if side == 0 else _papers(comparison, name)
             traces += [
                 each
                 | {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
@@ -83,13 +103,15 @@ def beside_figure(comparison: Comparison) -> dict[str, Any] | None:
     )
 
 
-def _ours(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
+def _ours(comparison: Comparison, metric: str, limits: Limits) -> list[dict[str, Any]]:
     """Every seed as a point, means with their intervals above."""
     known = [row for row in comparison.rows if row.metrics[metric].values]
     seeds = [
         (row, seed, value) for row in known for seed, value in row.metrics[metric].values.items()
     ]
     series = comparison.explored is not None
+    points = marks([value for _, _, value in seeds], limits)
+    means = marks([_mean(row, metric).value for row in known], limits, size=9)
     return [
         {
             "type": "scatter",
@@ -97,10 +119,10 @@ def _ours(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
             "name": "each random seed",
             "legendgroup": "seeds",
             "x": [_x(row) for row, _, _ in seeds],
-            "y": [value for _, _, value in seeds],
             "text": [f"{row.label}, random seed {seed}" for row, seed, _ in seeds],
-            "marker": {"color": GREY, "size": 6, "opacity": 0.55},
-            "hovertemplate": "%{text}<br>%{y:.4g}<extra></extra>",
+            "hovertemplate": "%{text}<br>%{customdata:.4g}<extra></extra>",
+            **points,
+            "marker": points["marker"] | {"color": GREY, "opacity": 0.55},
         },
         {
             "type": "scatter",
@@ -108,12 +130,12 @@ def _ours(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
             "name": "ours: mean, 95% interval",
             "legendgroup": "ours",
             "x": [_x(row) for row in known],
-            "y": [_mean(row, metric).value for row in known],
             "error_y": bars([_mean(row, metric) for row in known], colour=BLUE),
             "line": {"color": BLUE, "width": 2},
-            "marker": {"color": BLUE, "size": 9},
             "text": [row.label for row in known],
-            "hovertemplate": "%{text}<br>%{y:.4g}<extra></extra>",
+            "hovertemplate": "%{text}<br>%{customdata:.4g}<extra></extra>",
+            **means,
+            "marker": means["marker"] | {"color": BLUE},
         },
     ]
 

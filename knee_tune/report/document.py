@@ -1,36 +1,49 @@
 """What a report is made of, whatever it is written as: sections of words, figures and tables."""
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from knee_tune.config.recipe import Direction, Spec
 from knee_tune.errors import printable
-from knee_tune.records.findings import Importances, Optimum, Ridge, Surface
-from knee_tune.records.study import StudyRecord
-from knee_tune.records.values import Estimate
+from knee_tune.records.findings import Importances
+from knee_tune.records.shown import NOTHING
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 _NUMBER = re.compile(r"[-+–]?[\d.,]*(\d|–)")
 
 
 class Table(Spec):
-    """Cells as they are shown. Every row is as long as ``columns``."""
+    """Cells as they are shown. Every row is as long as ``columns``; a column in which no row has
+    anything is left out."""
 
     caption: str = Field(description="what the numbers are, and of which split")
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marked: int | None = Field(default=None, description="index of the row that stands out")
     folded: bool = Field(default=False, description="long: HTML opens it on a click")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_empty_columns(cls, table: dict[str, Any]) -> dict[str, Any]:
+        rows, columns = table["rows"], table["columns"]
+        kept = [
+            index
+            for index in range(len(columns))
+            if not rows or any(row[index] not in (NOTHING, "") for row in rows)
+        ]
+        return table | {
+            "columns": tuple(columns[index] for index in kept),
+            "rows": tuple(tuple(row[index] for index in kept) for row in rows),
+        }
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -65,6 +78,7 @@ class Tile(Spec):
 
     label: str
     value: str
+    unit: str = ""
     note: str = ""
 
 
@@ -89,82 +103,28 @@ class Report(Spec):
     sections: tuple[Section, ...] = Field(exclude=True, description="the answer first")
     figures: dict[str, dict[str, Any]] = Field(exclude=True, description="plotly figures, by name")
 
-
-# The numbers of a study as CSV, for spreadsheets, pandas and MLflow's artifact view.
-
-TRIAL_COLUMNS = (
-    *("number", "seed_lr", "explore_fraction", "state", "value", "spread", "steps_trained"),
-    *("steps_reused", "steps_pruned", "steps_budget", "seconds", "reason", "checkpoint", "run_url"),
-)
-
-WAYS = ("raw", "gp", "cubic")
-
-"""How an optimum is found."""
+    @property
+    def answer_text(self) -> str:
+        """The answer as plain text, a line for each thing it says."""
+        return "\n".join((f"{self.study} ({self.task})", *self.sections[0].words))
 
 
-def trials_table(record: StudyRecord) -> str:
-    """A row per trial; ``value`` is the mean of the study's metric over its replicates."""
-    rows = ([getattr(trial, name) for name in TRIAL_COLUMNS] for trial in record.trials)
-    return _csv(TRIAL_COLUMNS, rows)
+class ReportContext(Spec):
+    """What a report shows that the record of its study does not hold."""
 
-
-def replicates_table(record: StudyRecord) -> str:
-    """A row per training run: the raw numbers that every statistic comes from."""
-    rows = (
-        (trial.number, trial.seed_lr, trial.explore_fraction, run.seed, run.state, run.value)
-        for trial in record.trials
-        for run in trial.replicates
+    written: float = Field(description="seconds since 1970, UTC")
+    importances: Importances | None = None
+    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, data")
+    replay: tuple[Command, ...] = ()
+    study_file: str = Field(default="", description="YAML with which the study can be run again")
+    test: dict[int, dict[str, float]] = Field(
+        default_factory=dict, description="metrics on the test split, by trial, where measured"
     )
-    return _csv(("number", "seed_lr", "explore_fraction", "seed", "state", "value"), rows)
 
 
-def compared_table(record: StudyRecord) -> str:
-    """A row per run of a comparison, with all that was measured of it."""
-    table = record.spec.compare
-    names = sorted({name for run in record.compared for name in run.metrics})
-    rows = (
-        (
-            *(run.row, table.rows[run.row].shown if table else "", run.seed, run.state),
-            *(run.metrics.get(name) for name in names),
-            *(run.steps.trained, run.steps.reused, run.seconds, run.reason, run.checkpoint),
-        )
-        for run in record.compared
-    )
-    after = ("steps_trained", "steps_reused", "seconds", "reason", "checkpoint")
-    return _csv(("row", "label", "seed", "state", *names, *after), rows)
-
-
-def surface_table(surface: Surface) -> str:
-    """A row per point that has a mean."""
-    rows = (
-        (seed_lr, fraction, mean, error)
-        for seed_lr, means, errors in zip(
-            surface.seed_lrs, surface.means, surface.errors, strict=True
-        )
-        for fraction, mean, error in zip(surface.explore_fractions, means, errors, strict=True)
-        if mean is not None
-    )
-    return _csv(("seed_lr", "explore_fraction", surface.metric, "standard_error"), rows)
-
-
-def optimal_table(ridge: Ridge) -> str:
-    """A row per seed LR: the best explore fraction found in every way, with its interval."""
-    header = ["seed_lr", *(f"{way}{part}" for way in WAYS for part in ("", "_low", "_high"))]
-    return _csv(header, ([each.seed_lr, *_numbers(each)] for each in ridge.optimal))
-
-
-def _numbers(optimum: Optimum) -> Iterable[float | None]:
-    for estimate in (optimum.raw, optimum.gp, optimum.cubic):
-        known: Estimate | None = estimate
-        yield from (None,) * 3 if known is None else (known.value, known.low, known.high)
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+def written_at(context: ReportContext) -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.fromtimestamp(context.written, UTC).isoformat(timespec="seconds")
 
 
 # A report as one HTML file that needs nothing else: no network, no server, no other file.
@@ -173,14 +133,41 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def as_html(report: Report) -> str:
-    """The page, with the figures and the library that draws them inside; some 5 MB."""
-    from plotly.offline import get_plotlyjs  # slow
-
-    return _template().render(
-        report=report,
-        figures=script_json({name: _undressed(each) for name, each in report.figures.items()}),
-        plotly_js=get_plotlyjs() if report.figures else "",
+    """The page, with its figures and the library that draws them inside; some 1.6 MB."""
+    figures = {name: _undressed(each) for name, each in report.figures.items()}
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            figures=script_json(figures),
+            plotly_js=plotly_js() if figures else "",
+        )
     )
+
+
+def figure_page(figure: dict[str, Any]) -> str:
+    """One figure, which has a title, as a page of its own; drawn like those of a report."""
+    return (
+        _environment()
+        .get_template("figure.html")
+        .render(
+            title=figure["layout"]["title"]["text"],
+            figure=figure,
+            figures=script_json({"figure": _undressed(figure)}),
+            plotly_js=plotly_js(),
+        )
+    )
+
+
+@cache
+def plotly_js() -> str:
+    """The part of plotly.js that draws on two axes: a third of the whole.
+
+    It is plotly.js-cartesian-dist-min as npm has it, with its licence beside it.
+    """
+    bundle = files("knee_tune.report") / "page" / "plotly" / "plotly-cartesian.min.js"
+    return bundle.read_text(encoding="utf-8")
 
 
 def script_json(value: Any) -> str:
@@ -198,10 +185,10 @@ def _undressed(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _template() -> "Template":
+def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # slow
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("knee_tune.report", "page"),
         autoescape=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
@@ -209,7 +196,6 @@ def _template() -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
 
 
 # A report as Markdown, as GitHub, MLflow and Optuna Dashboard render it.
@@ -227,7 +213,9 @@ def _blocks(report: Report) -> Iterator[str]:
     if report.description:
         yield _text(report.description)
     head = " | ".join(_text(tile.label) for tile in report.tiles)
-    values = " | ".join(f"**{_text(tile.value)}**" for tile in report.tiles)
+    values = " | ".join(
+        f"**{_text(f'{tile.value} {tile.unit}'.strip())}**" for tile in report.tiles
+    )
     notes = " | ".join(_text(tile.note) for tile in report.tiles)
     yield f"| {head} |\n|{' --- |' * len(report.tiles)}\n| {values} |\n| {notes} |"
     for section in report.sections:
@@ -264,58 +252,3 @@ def _table(table: Table) -> str:
 def _text(text: str) -> str:
     """On one line, with nothing in it that Markdown or HTML would take for their own."""
     return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
-
-
-# What a report shows that is not in the record of its study: when, where, and how to go on.
-
-
-class ReportContext(Spec):
-    """What a report shows that the record of its study does not hold."""
-
-    written: float = Field(description="seconds since 1970, UTC")
-    importances: Importances | None = None
-    environment: dict[str, str] = Field(default_factory=dict, description="versions, devices, data")
-    replay: tuple[Command, ...] = ()
-    study_file: str = Field(default="", description="YAML with which the study can be run again")
-    test: dict[int, dict[str, float]] = Field(
-        default_factory=dict, description="metrics on the test split, by trial, where measured"
-    )
-
-
-def written_at(context: ReportContext) -> str:
-    """ISO 8601, UTC, to the second."""
-    return datetime.fromtimestamp(context.written, UTC).isoformat(timespec="seconds")
-
-
-def again_section(context: ReportContext, *, unit: str) -> Section:
-    """Environment, versions, and how to get these numbers again; ``unit`` is a trial or a run."""
-    return Section(
-        key="again",
-        title="Environment, and how to replay",
-        words=(
-            "Training is deterministic: with the same versions on the same kind of machine a "
-            f"{unit} comes out the same, to the bit if its runs were trained one by one, up to "
-            "rounding if they were trained together as one batched model.",
-        ),
-        tables=(
-            Table(
-                caption="Where the study was trained, and the versions that wrote this report",
-                columns=("what", "which"),
-                rows=tuple(context.environment.items()),
-            ),
-        )
-        if context.environment
-        else (),
-        commands=context.replay
-        + (
-            (
-                Command(
-                    what="The whole study, with its settings: save this as study.yaml and type "
-                    "knee-tune run --study study.yaml",
-                    text=context.study_file,
-                ),
-            )
-            if context.study_file
-            else ()
-        ),
-    )

@@ -7,31 +7,30 @@ from math import log10
 from typing import Any
 
 from knee_tune.analysis.range_curve import RangeReading, smoothed
+from knee_tune.config.recipe import Direction
 from knee_tune.plans.planner import fitted_knee
-from knee_tune.records.findings import Confirmation, Importances, Ridge
+from knee_tune.records.findings import Confirmation, Importances
 from knee_tune.records.shown import in_words, learning_rate, percent, setting
 from knee_tune.records.study import RunRecord, Steps, StudyRecord, TrialRecord
-from knee_tune.report.surface_figures import (
+from knee_tune.report.plotting import (
     ACCENT,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
+    Limits,
     axis,
+    axis_range,
     bars,
-    crossover_figure,
     figure,
-    metrics_figure,
+    limits_of,
+    marks,
     ramp,
-    ridge_figure,
-    slices_figure,
     subplot,
-    surface_figure,
 )
 from knee_tune.schedules import Knee, Schedule
 
 MOST_CURVES = 10
-
 """Lines that can still be told apart."""
 
 
@@ -42,6 +41,7 @@ def curves_of_study(record: StudyRecord) -> dict[str, Any] | None:
         return None
     several = len({trial.seed_lr for trial in trials}) > 1
     names = sorted({name for trial in trials for each in trial.curve for name in each.metrics})
+    limits = curve_limits(record)
     traces = []
     for trial, colour in zip(trials, ramp(len(trials)), strict=True):
         label = percent(trial.explore_fraction)
@@ -51,7 +51,7 @@ def curves_of_study(record: StudyRecord) -> dict[str, Any] | None:
     return figure(
         traces,
         x=axis("step", anchor="y", rangemode="tozero"),
-        y=axis(in_words(names[0]), domain=[0, 0.74]),
+        y=axis(in_words(names[0]), domain=[0, 0.74], range=axis_range(limits)),
         yaxis2=axis("LR", domain=[0.82, 1], rangemode="tozero", automargin=True),
         height=520,
         legend={
@@ -87,14 +87,24 @@ def curves_shown(record: StudyRecord) -> list[TrialRecord]:
     return sorted(ranked, key=lambda trial: trial.point)
 
 
+def curve_limits(record: StudyRecord) -> Limits:
+    """What of the learning curves is in view: not their start, where that is far out."""
+    trials = curves_shown(record)
+    name = min(name for trial in trials for each in trial.curve for name in each.metrics)
+    direction = record.direction if name == record.metric else None
+    return limits_of(
+        (each.metrics.get(name) for trial in trials for each in trial.curve), direction
+    )
+
+
 def steps_figure(steps: Steps) -> dict[str, Any] | None:
     """Where the steps of independent trials went; None before a trial has finished."""
     if not steps.independent:
         return None
     parts = [
         ("trained", steps.trained, BLUE),
-        ("taken over from trunks", steps.reused - steps.recorded, GREEN),
-        ("answered from records", steps.recorded, GREY),
+        ("from trunks", steps.reused - steps.recorded, GREEN),
+        ("from cached runs", steps.recorded, GREY),
         ("saved by pruning", steps.pruned, ORANGE),
     ]
     traces = [
@@ -251,7 +261,6 @@ def _thinned(trials: list[TrialRecord], *, keep: float) -> list[TrialRecord]:
 # One run's LR and validation curve, above one another over the same steps.
 
 POINTS = 400
-
 """Steps at which the LR is drawn, evenly spaced; those where it turns come on top."""
 
 
@@ -315,11 +324,9 @@ def _trace(
 # How random seeds scatter around their means, as in Figures 2 and 3 of the paper.
 
 MANY_SEEDS = 15
-
 """From so many on a histogram says more than points."""
 
 FEWEST_SEEDS = 5
-
 """Fewer are no distribution."""
 
 BINS = 24
@@ -329,16 +336,19 @@ Groups = Mapping[str, Mapping[int, float]]
 """By what people read: a metric by random seed."""
 
 
-def seeds_figure(groups: Groups, *, metric: str) -> dict[str, Any] | None:
+def seeds_figure(
+    groups: Groups, *, metric: str, direction: Direction | None = None
+) -> dict[str, Any] | None:
     """A strip of points for every group that has values, with many seeds a histogram.
 
-    None where no group has any.
+    None where no group has any. Far-out values are at the edge.
     """
     shown = {label: values for label, values in groups.items() if values}
     if not shown:
         return None
+    limits = limits_of((each for values in shown.values() for each in values.values()), direction)
     many = max(map(len, shown.values())) >= MANY_SEEDS
-    return _histograms(shown, metric) if many else _strips(shown, metric)
+    return (_histograms if many else _strips)(shown, metric, limits)
 
 
 def seeds_of_study(record: StudyRecord) -> dict[str, Any] | None:
@@ -359,22 +369,23 @@ def seeds_of_study(record: StudyRecord) -> dict[str, Any] | None:
         }
         for trial in trials
     }
-    return seeds_figure(groups, metric=record.metric)
+    return seeds_figure(groups, metric=record.metric, direction=record.direction)
 
 
-def _strips(groups: Groups, metric: str) -> dict[str, Any]:
+def _strips(groups: Groups, metric: str, limits: Limits) -> dict[str, Any]:
     """A line of points per group, the first one on top, a bar at its mean."""
     traces: list[dict[str, Any]] = []
     for (label, values), colour in zip(groups.items(), ramp(len(groups)), strict=True):
+        drawn = marks(list(values.values()), limits, along="x", size=10)
         points = {
             "type": "scatter",
             "mode": "markers",
             "name": label,
-            "x": list(values.values()),
             "y": [label] * len(values),
             "text": [f"random seed {seed}" for seed in values],
-            "marker": {"color": colour, "size": 10, "opacity": 0.75},
-            "hovertemplate": f"{label}, %{{text}}<br>%{{x:.4g}}<extra></extra>",
+            "hovertemplate": f"{label}, %{{text}}<br>%{{customdata:.4g}}<extra></extra>",
+            **drawn,
+            "marker": drawn["marker"] | {"color": colour, "opacity": 0.75},
         }
         bar = {
             "type": "scatter",
@@ -389,7 +400,7 @@ def _strips(groups: Groups, metric: str) -> dict[str, Any]:
     order = {"categoryorder": "array", "categoryarray": list(groups)[::-1]}
     return figure(
         traces,
-        x=axis(in_words(metric)),
+        x=axis(in_words(metric), range=axis_range(limits)),
         y=axis("", type="category", **order),
         height=110 + 46 * len(groups),
         showlegend=False,
@@ -397,10 +408,9 @@ def _strips(groups: Groups, metric: str) -> dict[str, Any]:
     )
 
 
-def _histograms(groups: Groups, metric: str) -> dict[str, Any]:
+def _histograms(groups: Groups, metric: str, limits: Limits) -> dict[str, Any]:
     """A panel per group, one above the other, with the same bins: they move and they tighten."""
-    every = [value for values in groups.values() for value in values.values()]
-    low, high = min(every), max(every)
+    low, high = limits
     size = (high - low) / BINS or 1.0
     bins = {"start": low, "end": high + size, "size": size}  # a bin holds its start, not its end
     axes: dict[str, Any] = {}
@@ -415,7 +425,7 @@ def _histograms(groups: Groups, metric: str) -> dict[str, Any]:
             {
                 "type": "histogram",
                 "name": label,
-                "x": list(values.values()),
+                "x": marks(list(values.values()), limits, along="x")["x"],
                 "xbins": bins,
                 "autobinx": False,
                 "yaxis": f"y{subplot(panel)}",
@@ -447,7 +457,7 @@ def _histograms(groups: Groups, metric: str) -> dict[str, Any]:
     )
 
 
-# The curve of a LR range test (the paper's figure 4), and the page it stands on.
+# The curve of a LR range test (the paper's Figure 4).
 
 
 def lr_range_figure(
@@ -499,13 +509,6 @@ def lr_range_figure(
     )
 
 
-def as_page(drawn: dict[str, Any]) -> str:
-    """One HTML file that needs nothing else; some 5 MB."""
-    import plotly.io  # slow
-
-    return str(plotly.io.to_html(drawn, include_plotlyjs=True, full_html=True))
-
-
 def _line(
     lrs: Sequence[float], values: Sequence[float], name: str, colour: str, *, width: int
 ) -> dict[str, Any]:
@@ -530,29 +533,3 @@ def _visible(curve: Sequence[float]) -> list[float]:
 def _exponent(lr: float) -> float:
     """Plotly places annotations on a logarithmic axis by their exponent."""
     return log10(lr)
-
-
-# The figures of a study: plotly figures as dicts, by name, in the order of the report.
-
-
-def study_figures(
-    record: StudyRecord, ridge: Ridge | None, *, importances: Importances | None = None
-) -> dict[str, dict[str, Any]]:
-    """Those that have something to show, ready for ``plotly.graph_objects.Figure``.
-
-    Names: surface, ridge, crossover, slices, seeds, metrics, curves, steps, importance,
-    confirmation.
-    """
-    figures = {
-        "surface": surface_figure(ridge.surface, winner=record.winner) if ridge else None,
-        "ridge": ridge_figure(ridge, record.spec.reference) if ridge else None,
-        "crossover": crossover_figure(ridge) if ridge else None,
-        "slices": slices_figure(ridge) if ridge else None,
-        "seeds": seeds_of_study(record),
-        "metrics": metrics_figure(record),
-        "curves": curves_of_study(record),
-        "steps": steps_figure(record.steps),
-        "importance": importance_figure(importances) if importances else None,
-        "confirmation": confirmation_figure(record.confirmation) if record.confirmation else None,
-    }
-    return {name: figure for name, figure in figures.items() if figure is not None}

@@ -1,20 +1,12 @@
-"""Sections of a report that say what was found: surface, ridge, evidence, learning curves."""
+"""Sections that say what was found: of a search and of a comparison."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
-from knee_tune.config.study import ReferenceRow, ReferenceTable
-from knee_tune.records.findings import (
-    Candidate,
-    Confirmation,
-    Crossover,
-    Importances,
-    Ridge,
-    Surface,
-)
+from knee_tune.config.recipe import Direction
+from knee_tune.records.findings import Crossover, Ridge, Surface
 from knee_tune.records.shown import (
     NOTHING,
     correlation,
-    duration,
     estimate,
     fraction_estimate,
     in_words,
@@ -22,40 +14,34 @@ from knee_tune.records.shown import (
     number,
     p_value,
     percent,
+    rounded,
     sentence,
-    setting,
     split_of,
 )
 from knee_tune.records.study import StudyRecord, TrialRecord
-from knee_tune.report.answer import Answer, answer_in_words
+from knee_tune.records.values import Estimate
+from knee_tune.report.comparison_figures import direction_of, metric_limits, scattered
 from knee_tune.report.document import Section, Table
-from knee_tune.report.run_figures import FEWEST_SEEDS, curves_shown
-from knee_tune.report.surface_figures import other_metrics, paper_ridges
+from knee_tune.report.plotting import far_out_words, limits_of
+from knee_tune.report.run_figures import FEWEST_SEEDS, curve_limits, curves_shown
+from knee_tune.report.surface_figures import other_metrics, paper_ridges, surface_limits
+from knee_tune.report.wording import counted_seeds, difference_words, judged_shortly
+from knee_tune.stats.comparison import PER_EPOCHS, Comparison, RowOutcome
 
 MOST_POINTS = 200
-
 """Rows of the table of all metrics."""
-
-
-def answer_section(record: StudyRecord, ridge: Ridge | None, answer: Answer) -> Section:
-    """What to use, first; then what holds for other seed LRs."""
-    words = answer_in_words(answer, record)
-    if ridge is not None and len(ridge.optimal) > 1:
-        words = (*words, ridge.words)
-    return Section(key="answer", title="The answer", words=words)
 
 
 def surface_section(record: StudyRecord, ridge: Ridge) -> Section:
     """Every point that was tried."""
     surface = ridge.surface
-    seeds = f"{surface.seeds} random seeds" if surface.seeds != 1 else "one random seed"
     better = "lower" if surface.direction == "minimize" else "higher"
     errors = any(error is not None for row in surface.errors for error in row)
     winner = record.winner
     framed = winner is not None and surface.cell(winner.point) is not None
     words = [
-        f"Mean {in_words(surface.metric)} over {seeds} for every seed LR and explore fraction that "
-        f"was trained to its end; {better} is better. "
+        f"Mean {in_words(surface.metric)} over {counted_seeds(surface.seeds)} for every seed LR "
+        f"and explore fraction that was trained to its end; {better} is better. "
         + ("± is the standard error of the mean. " if errors else "")
         + "The best fraction of each seed LR is in bold"
         + ("; the frame marks the recommended setting." if framed else ".")
@@ -64,6 +50,12 @@ def surface_section(record: StudyRecord, ridge: Ridge) -> Section:
         words.append(
             "With one random seed nothing says how far a number is chance; --replicates 3 or more "
             "does."
+        )
+    means = [mean for row in surface.means for mean in row]
+    if far_out := far_out_words(means, surface_limits(surface)):
+        words.append(
+            f"{far_out} The smooth surfaces below take such a value for one at that edge, so that "
+            "a single run that went wrong does not bend them everywhere."
         )
     return Section(
         key="surface",
@@ -166,6 +158,11 @@ def metrics_section(record: StudyRecord) -> Section | None:
     names = other_metrics(record)
     if not names:
         return None
+    far_out = [
+        far_out_words(values, limits_of(values))
+        for name in names
+        if (values := [trial.metrics[name] for trial in record.ranked if name in trial.metrics])
+    ]
     listed = " and ".join(in_words(name) for name in names)
     return Section(
         key="metrics",
@@ -173,6 +170,7 @@ def metrics_section(record: StudyRecord) -> Section | None:
         words=(
             f"At the end of the same runs: {listed}. The study did not choose by "
             f"{'them' if len(names) > 1 else 'it'}.",
+            *dict.fromkeys(filter(None, far_out)),
         ),
         figures=("metrics",),
         tables=(_metrics_table(record, names),),
@@ -192,6 +190,14 @@ def curves_section(record: StudyRecord) -> Section | None:
     )
     metric = in_words(min(trials[0].curve[0].metrics))
     many = record.spec.replicates > 1
+    low, high = curve_limits(record)
+    cut = any(
+        not low <= value <= high
+        for trial in trials
+        for each in trial.curve
+        for value in each.metrics.values()
+    )
+    view = "What is far out, as the first evaluations may be, is beyond the axis."
     means = ", means over random seeds" if many else ""
     return Section(
         key="curves",
@@ -200,12 +206,13 @@ def curves_section(record: StudyRecord) -> Section | None:
             f"{sentence(metric)} {which}{means}. A diamond marks the knee, where the LR (above) "
             "begins to fall; most of the gain comes after it, so a run that still explores looks "
             "worse than it ends.",
+            *([view] if cut else []),
         ),
         figures=("curves",),
     )
 
 
-def seeds_section(record: StudyRecord) -> Section | None:
+def seeds_of_search(record: StudyRecord) -> Section | None:
     """How random seeds scatter at the recommended seed LR; None with too few of them."""
     winner = record.winner
     if winner is None or winner.trial is None or record.spec.replicates < FEWEST_SEEDS:
@@ -219,6 +226,137 @@ def seeds_section(record: StudyRecord) -> Section | None:
             "single run may be from what a setting gives on average (as in the paper's Figure 3).",
         ),
         figures=("seeds",),
+    )
+
+
+def beside_section(comparison: Comparison) -> Section:
+    """Every metric of the paper's table, theirs beside ours."""
+    words = [
+        f"{comparison.table} (section {comparison.section}), every row of it trained. "
+        f"The paper's values are means{_runs(comparison)} ± standard deviations, where it gives "
+        "them; ours are means with their 95% t intervals over the random seeds. "
+        f"{_tested(comparison)}",
+    ]
+    if comparison.scale != 1:
+        words.append(
+            "At another budget compare the order of the rows and the direction, not the numbers: "
+            "so both stand on scales of their own in the figure."
+        )
+    if comparison.note:
+        words.append(comparison.note)
+    names = comparison.papers_metrics or (comparison.metric,)
+    return Section(
+        key="beside",
+        title="Beside the paper",
+        words=tuple(words),
+        figures=("beside",),
+        wide=True,
+        tables=tuple(_beside_table(comparison, name) for name in names),
+    )
+
+
+def trend_section(comparison: Comparison) -> Section | None:
+    """The slopes; None where the rows are no series or nothing was measured in all of them."""
+    if comparison.explored is None or not comparison.trends:
+        return None
+    lr = learning_rate(comparison.explored.lr)
+    scaled = (
+        ""
+        if comparison.scale == 1
+        else f" ({PER_EPOCHS * comparison.scale:.3g} of the epochs that were trained)"
+    )
+    rows = tuple(
+        (
+            in_words(trend.metric),
+            rounded(trend.slope, sign=True),
+            NOTHING if trend.paper is None else f"{trend.paper:+.2g}",
+            trend.expected,
+            NOTHING if trend.p is None else p_value(trend.p),
+            str(trend.seeds),
+        )
+        for trend in comparison.trends
+    )
+    return Section(
+        key="trend",
+        title="More exploring, and what it changes",
+        words=(
+            f"For every random seed a straight line was laid through the rows: the metric against "
+            f"the epochs at LR {lr}. Its slope is told per {PER_EPOCHS} of the paper's epochs"
+            f"{scaled}; the interval and p are of the mean slope over the seeds (Student's t, "
+            "every metric by itself). p is two-sided: how probable a slope at least this far from "
+            "zero would be if there were none. A trend is told where the interval excludes zero, "
+            "that is p < 0.05. The paper's slope is of the rows that it has a value for.",
+            "A line is a summary: where the first epochs change most it says too little of them.",
+        ),
+        tables=(
+            Table(
+                caption=f"Slope per {PER_EPOCHS} of the paper's epochs at LR {lr}",
+                columns=("metric", "slope", "the paper's", "expected", "p", "random seeds"),
+                rows=rows,
+            ),
+        ),
+    )
+
+
+def seeds_of_comparison(comparison: Comparison) -> Section | None:
+    """How random seeds scatter; None with one of them."""
+    names = scattered(comparison)
+    if not names:
+        return None
+    far_out = [
+        far_out_words(
+            [value for row in comparison.rows for value in row.metrics[name].values.values()],
+            metric_limits(comparison, name),
+        )
+        for name in names
+    ]
+    table_rows = tuple(
+        (row.label, *(_spread(row, name) for name in names)) for row in comparison.rows
+    )
+    return Section(
+        key="seeds",
+        title="Over the random seeds",
+        words=(
+            "By the paper's hypothesis longer exploring moves the distribution over random seeds "
+            "to wider minima and higher test accuracy, and tightens it (its Figures 2 and 3)."
+            if comparison.explored
+            else "Every point is one run: another random seed falls somewhere among them.",
+            *dict.fromkeys(filter(None, far_out)),
+        ),
+        figures=tuple(f"seeds_{name}" for name in names),
+        tables=(
+            Table(
+                caption="Standard deviation over the random seeds, and lowest to highest",
+                columns=("row", *(in_words(name) for name in names)),
+                rows=table_rows,
+            ),
+        ),
+    )
+
+
+def others_section(comparison: Comparison) -> Section | None:
+    """What was measured and is not in the paper's table; None if nothing."""
+    names = [
+        name
+        for name in comparison.metrics
+        if name not in (comparison.papers_metrics or (comparison.metric,))
+        and any(row.metrics[name].values for row in comparison.rows)
+    ]
+    if not names:
+        return None
+    return Section(
+        key="others",
+        title="What else was measured",
+        tables=(
+            Table(
+                caption="Means over random seeds with 95% intervals, each of the split it names",
+                columns=("row", *(in_words(name) for name in names)),
+                rows=tuple(
+                    (row.label, *(rounded(row.metrics[name].mean) for name in names))
+                    for row in comparison.rows
+                ),
+            ),
+        ),
     )
 
 
@@ -285,284 +423,67 @@ def _surface_table(surface: Surface) -> Table:
     )
 
 
-# Sections of a report that give an account: cost, pruning, what matters, baselines, fresh seeds,
-# the paper's tables, all trials.
-
-MOST_BEST = MOST_NEWEST = 50
-
-"""Trials in the table of a report: one of thousands is no reading, and the page has to open."""
-
-
-def steps_section(record: StudyRecord) -> Section | None:
-    """What the study cost beside trials that each train alone; None before one has finished."""
-    words = record.steps.words
-    if not words:
-        return None
-    extra = {
-        "for the confirmation": record.confirmation.steps if record.confirmation else None,
-        "for the audit of pruning": record.audit.steps if record.audit.trials else None,
-    }
-    outside = [f"{steps.trained:,} {what}" for what, steps in extra.items() if steps is not None]
-    if record.seconds:
-        words.insert(0, f"time in which trials were trained: {duration(record.seconds)}")
-    if outside:
-        words.append(f"outside the search: {' and '.join(outside)}")
-    sentences = tuple(f"{sentence(line)}." for line in words)
-    return Section(key="steps", title="What it cost", words=sentences, figures=("steps",))
-
-
-def audit_section(record: StudyRecord) -> Section | None:
-    """How often pruning was wrong; None without an audit."""
-    report = record.audit_report
-    if report is None:
-        return None
-    trials = {trial.number: trial for trial in record.trials}
-    rows = tuple(
-        (
-            str(each.number),
-            learning_rate(trials[each.number].seed_lr),
-            percent(trials[each.number].explore_fraction),
-            "diverged" if each.value is None else number(each.value),
-            NOTHING if each.rank is None else str(each.rank),
-            "wrong" if each.wrong else "right",
-        )
-        for each in report.verdicts
+def _tested(comparison: Comparison) -> str:
+    chosen = (
+        "nothing was selected"
+        if comparison.keep == "last"
+        else "the weights that were best on the validation split were kept"
     )
-    return Section(
-        key="audit",
-        title="Was pruning right?",
-        words=(
-            f"{report.wrong.of} of {report.pruned} pruned trials, chosen at random, were trained "
-            f"to their end. Wrong prunes (better than every complete trial): {report.wrong.words}."
-            f" Among the best three: {report.top.words}. In the best quarter: "
-            f"{report.top_quarter.words}.",
-            f"Pruning saved {report.steps_saved:,} steps; the audit trained "
-            f"{report.steps_trained:,}.",
-        ),
-        tables=(
-            Table(
-                caption=f"Audited trials ({split_of(record.metric)} split)",
-                columns=("trial", "seed LR", "explore", record.metric, "rank", "its prune was"),
-                rows=rows,
-            ),
-        ),
-    )
-
-
-def importance_section(importances: Importances | None) -> Section | None:
-    """What matters more; None if it could not be computed."""
-    if importances is None:
-        return None
-    theirs = ""
-    if importances.dashboard:
-        theirs = (
-            "Optuna Dashboard's chart of hyperparameter importance is PED-ANOVA's, which asks what "
-            "sets the best tenth of the trials apart from the others, and has other numbers for "
-            f"the same trials: {_shares(importances.dashboard)}."
-        )
-    return Section(
-        key="importance",
-        title="Which of the two matters more",
-        words=(
-            f"By {importances.evaluator}, from {importances.trials} complete trials: "
-            f"{_shares(importances.values)}. A share is {importances.measures}.",
-            *filter(None, [theirs]),
-        ),
-        figures=("importance",),
-    )
-
-
-def _shares(values: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{'seed LR' if name == 'seed_lr' else name.replace('_', ' ')} {share:.0%}"
-        for name, share in values.items()
-    )
-
-
-def baselines_section(record: StudyRecord) -> Section | None:
-    """Other schedules; None if none was trained."""
-    if not record.baselines:
-        return None
-    winner = record.winner
-    rows = [
-        (
-            each.schedule.replace("_", " "),
-            learning_rate(each.seed_lr),
-            NOTHING,
-            number(each.value) if each.value is not None else each.reason or each.state,
-            NOTHING if each.seed is None else str(each.seed),
-        )
-        for each in record.baselines
-    ]
-    best = winner.trial if winner else None
-    if best is not None:
-        first = best.replicates[0] if best.replicates else None
-        rows.append(
-            (
-                "knee (best trial)",
-                learning_rate(best.seed_lr),
-                percent(best.explore_fraction),
-                number(first.value if first else best.value),
-                NOTHING if best.seed is None else str(best.seed),
-            )
-        )
-    return Section(
-        key="baselines",
-        title="Other schedules",
-        words=(
-            "Trained outside the search with the same budget, one random seed each, beside the run "
-            "of the best trial with its first seed. The best of many runs is rather too good.",
-        ),
-        tables=(
-            Table(
-                caption=f"{sentence(in_words(record.metric))} by schedule",
-                columns=("schedule", "seed LR", "explore", record.metric, "random seed"),
-                rows=tuple(rows),
-                marked=len(rows) - 1 if best is not None else None,
-            ),
-        ),
-    )
-
-
-def confirmation_section(confirmation: Confirmation | None) -> Section | None:
-    """The best points again, with seeds that the search did not use; None if not asked for."""
-    if confirmation is None:
-        return None
-    count = confirmation.comparisons
-    together = f" The {count} differences hold together (Bonferroni)." if count > 1 else ""
-    failures = tuple(
-        f"{sentence(setting(each.seed_lr, each.explore_fraction))} is out: "
-        f"{run.reason or 'no value'} (random seed {run.seed})."
-        for each in confirmation.candidates
-        for run in each.runs
-        if run.value is None
-    )
-    return Section(
-        key="confirmation",
-        title="With fresh random seeds",
-        words=(
-            f"{sentence(confirmation.words)}.",
-            "The best of a search owes part of its lead to luck. So the best points and the "
-            f"paper's default were trained again with {len(confirmation.seeds)} random seeds that "
-            f"the search did not use. Intervals are Student's t at 95%.{together}",
-            *failures,
-        ),
-        figures=("confirmation",),
-        tables=(
-            Table(
-                caption=f"{sentence(in_words(confirmation.metric))} over fresh seeds",
-                columns=("seed LR", "explore", confirmation.metric, "difference to the default"),
-                rows=tuple(_candidate(each) for each in confirmation.candidates),
-                marked=confirmation.winner,
-            ),
-        ),
-    )
-
-
-def reference_section(record: StudyRecord) -> Section | None:
-    """The paper's tables; None if the study names none."""
-    if not record.spec.reference:
-        return None
-    return Section(
-        key="paper",
-        title="The paper's own numbers",
-        words=(
-            "From the paper that proposed the Knee schedule"
-            + (f" ({record.spec.source})" if record.spec.source else "")
-            + ". Where task, model or metric differ, compare what they say, not the numbers.",
-        ),
-        tables=tuple(_reference(table) for table in record.spec.reference),
-    )
-
-
-def trials_section(record: StudyRecord) -> Section:
-    """Every trial there is; of many the best and the newest."""
-    winner = record.winner
-    best = winner.trial if winner else None
-    shown = record.shown(best=MOST_BEST, newest=MOST_NEWEST)
-    numbers = [trial.number for trial in shown]
-    counts = record.counts
-    cut = ""
-    if len(shown) < len(record.trials):
-        cut = (
-            f" Below are {len(shown)} of {len(record.trials):,}, the best {MOST_BEST} and the "
-            f"newest {MOST_NEWEST}; the command that lists every one is at the end."
-        )
-    rows = tuple(
-        (
-            str(trial.number),
-            learning_rate(trial.seed_lr),
-            percent(trial.explore_fraction),
-            number(trial.value),
-            NOTHING if trial.spread is None else f"{trial.spread:.2g}",
-            f"{trial.steps_trained:,}",
-            f"{trial.steps_reused:,}",
-            trial.state if trial.state == "complete" else trial.reason or trial.state,
-        )
-        for trial in shown
-    )
-    return Section(
-        key="trials",
-        title="Trials" if cut else "All trials",
-        words=(
-            f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed, "
-            f"{counts.running} running.{cut}",
-            *_codes(record),
-        ),
-        tables=(
-            Table(
-                caption=f"Trials; {record.metric} is the mean over random seeds "
-                f"({split_of(record.metric)} split), sd their standard deviation",
-                columns=(
-                    *("trial", "seed LR", "explore", record.metric, "sd"),
-                    *("steps trained", "steps reused", "state"),
-                ),
-                rows=rows,
-                marked=numbers.index(best.number) if best and best.number in numbers else None,
-                folded=True,
-            ),
-        ),
-    )
-
-
-def _codes(record: StudyRecord) -> Iterator[str]:
-    """Which trials were trained by which code; nothing if all by the same."""
-    if len(record.codes) > 1:
-        parts = (f"{what} by {code or 'code not noted'}" for code, what in record.codes.items())
-        yield (
-            "Not all by the same code and libraries, so numbers may differ for that reason too: "
-            f"{'; '.join(parts)}."
-        )
-
-
-def _candidate(candidate: Candidate) -> tuple[str, ...]:
     return (
-        learning_rate(candidate.seed_lr),
-        percent(candidate.explore_fraction),
-        estimate(candidate.mean),
-        "the default itself" if candidate.default else estimate(candidate.difference, sign=True),
+        f"Training ran to the end of the budget and {chosen}; the test split is looked at once per "
+        "run."
     )
 
 
-def _reference(table: ReferenceTable) -> Table:
-    metrics = sorted({name for row in table.rows for name in row.metrics})
-    page = f", page {table.page}" if table.page else ""
-    runs = f"; means over {table.runs} runs" if table.runs else ""
-    note = f". {table.note}" if table.note else ""
+def _beside_table(comparison: Comparison, metric: str) -> Table:
+    reference = comparison.rows[comparison.reference]
+    direction = direction_of(comparison, metric)
     return Table(
-        caption=f"{table.table} (section {table.section}{page}{runs}){note}",
-        columns=("schedule", "epochs", "seed LR", "explore epochs", "explore", *metrics),
-        rows=tuple(tuple(_reference_row(row, metrics)) for row in table.rows),
-        folded=len(table.rows) > 12,
+        caption=f"{sentence(in_words(metric))}; differences to {reference.label}, seed by seed, "
+        "hold together (Bonferroni)",
+        columns=("row", "epochs", "the paper", "ours", "random seeds", "difference", "verdict"),
+        rows=tuple(
+            (
+                row.label,
+                _epochs(row),
+                _papers(row, metric),
+                rounded(row.metrics[metric].mean),
+                str(len(row.metrics[metric].values)),
+                *_difference(row.metrics[metric].difference, metric, direction),
+            )
+            for row in comparison.rows
+        ),
     )
 
 
-def _reference_row(row: ReferenceRow, metrics: list[str]) -> Iterator[str]:
-    yield row.schedule.replace("_", " ")
-    yield str(row.epochs)
-    yield NOTHING if row.seed_lr is None else learning_rate(row.seed_lr)
-    yield NOTHING if row.explore_epochs is None else str(row.explore_epochs)
-    yield NOTHING if row.explore_epochs is None else percent(row.explore_epochs / row.epochs)
-    for name in metrics:
-        value, spread = row.metrics.get(name), row.std.get(name)
-        yield number(value) + ("" if spread is None else f" ± {spread:.2g}")
+def _difference(
+    difference: Estimate | None, metric: str, direction: Direction | None
+) -> tuple[str, str]:
+    """A difference to the reference row, and whether it is good, where a better way is known."""
+    if difference is None:
+        return NOTHING, NOTHING
+    told = judged_shortly(difference, direction) if direction else NOTHING
+    return difference_words(difference, metric), told
+
+
+def _epochs(row: RowOutcome) -> str:
+    trained = f"{row.trained_epochs:.4g}"
+    return trained if row.trained_epochs == row.epochs else f"{trained} of {row.epochs}"
+
+
+def _papers(row: RowOutcome, metric: str) -> str:
+    measured = row.metrics[metric]
+    if measured.paper is None:
+        return NOTHING
+    return f"{measured.paper:g}" + (f" ± {measured.paper_std:g}" if measured.paper_std else "")
+
+
+def _spread(row: RowOutcome, metric: str) -> str:
+    values = list(row.metrics[metric].values.values())
+    if len(values) < 2:
+        return NOTHING
+    return f"{row.metrics[metric].std:.2g} ({number(min(values))} to {number(max(values))})"
+
+
+def _runs(comparison: Comparison) -> str:
+    return f" over {comparison.runs} runs" if comparison.runs else ""

@@ -8,134 +8,29 @@ from typing import Any
 
 from knee_tune.config.study import ReferenceRow, ReferenceTable
 from knee_tune.records.findings import Ridge, Surface
-from knee_tune.records.shown import learning_rate, number, percent
+from knee_tune.records.shown import in_words, learning_rate, number, percent
 from knee_tune.records.study import StudyRecord, TrialRecord, Winner
 from knee_tune.records.values import Estimate
-
-# What figures share: colours that everybody can tell apart, axes, lines.
-
-BLUE, ORANGE, GREEN, GREY = "#2f81c7", "#d98600", "#12977a", "#8a8f98"
-
-"""After Okabe and Ito: told apart with any colour vision, legible on white and on black."""
-
-ACCENT = "#d1495b"
-
-"""Marks the recommended setting, and nothing else."""
-
-SCALE = "Cividis"
-
-"""Of heat maps: its lightness rises evenly, with any colour vision and in grey."""
-
-
-def figure(
-    traces: list[dict[str, Any]],
-    *,
-    x: dict[str, Any],
-    y: dict[str, Any],
-    height: int = 420,
-    **layout: Any,
-) -> dict[str, Any]:
-    """A figure with a legend above it and room for its labels."""
-    return {
-        "data": traces,
-        "layout": {
-            "template": "plotly_white",
-            "xaxis": {"automargin": True, **x},
-            "yaxis": {"automargin": True, **y},
-            "height": height,
-            "margin": {"l": 60, "r": 24, "t": 48, "b": 56},
-            "legend": {
-                "orientation": "h",
-                "yanchor": "bottom",
-                "y": 1.02,
-                "x": 0,
-                "traceorder": "normal",
-            },
-            "hoverlabel": {"align": "left"},
-            **layout,
-        },
-    }
-
-
-def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """One axis with its title."""
-    return {"title": {"text": title, "standoff": 14}, **settings}
-
-
-def subplot(index: int) -> str:
-    """What plotly appends to the names of a panel's axes: it counts from 1 and omits the first."""
-    return str(index + 1) if index else ""
-
-
-def slice_line(
-    fractions: Sequence[float],
-    means: Sequence[float | None],
-    errors: Sequence[float | None],
-    *,
-    label: str,
-    colour: str,
-) -> dict[str, Any]:
-    """A metric against the explore fraction at the seed LR ``label``, with standard errors."""
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": label,
-        "x": [100 * fraction for fraction in fractions],
-        "y": means,
-        "error_y": {
-            "type": "data",
-            "array": errors,
-            "thickness": 1,
-            "width": 2,
-            "visible": any(error is not None for error in errors),
-        },
-        "line": {"color": colour, "width": 2},
-        "hovertemplate": f"seed LR {label}, explore %{{x:.4g}}%<br>%{{y:.4g}}<extra></extra>",
-    }
-
-
-def bars(
-    estimates: Sequence[Estimate | None], *, scale: float = 1.0, colour: str = ""
-) -> dict[str, Any]:
-    """Intervals as error bars, unlike in both directions; none where there is no interval."""
-    above: list[float | None] = []
-    below: list[float | None] = []
-    for each in estimates:
-        if each is None or each.low is None or each.high is None:
-            above.append(None)
-            below.append(None)
-        else:  # the interval of a resampled argmax may lie beside the argmax itself
-            above.append(max(0.0, scale * (each.high - each.value)))
-            below.append(max(0.0, scale * (each.value - each.low)))
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": above,
-        "arrayminus": below,
-        "thickness": 1.4,
-        "width": 3,
-        **({"color": colour} if colour else {}),
-        "visible": any(each is not None for each in above),
-    }
-
-
-def ramp(count: int) -> list[str]:
-    """``count`` colours from blue to yellow, dark enough for thin lines on white."""
-    ends = [(38, 84, 150), (60, 140, 150), (110, 165, 90), (215, 150, 30)]
-    colours = []
-    for index in range(count):
-        at = index / max(1, count - 1) * (len(ends) - 1)
-        lower = min(int(at), len(ends) - 2)
-        mixed = (
-            round(low + (high - low) * (at - lower))
-            for low, high in zip(ends[lower], ends[lower + 1], strict=True)
-        )
-        colours.append(f"rgb({','.join(map(str, mixed))})")
-    return colours
-
+from knee_tune.report.plotting import (
+    ACCENT,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SCALE,
+    Limits,
+    axis,
+    axis_range,
+    bars,
+    figure,
+    limits_of,
+    marks,
+    ramp,
+    subplot,
+    within,
+)
 
 MOST_COLUMNS = 14
-
 """More explore fractions than this leave no room for numbers in the cells."""
 
 
@@ -163,7 +58,7 @@ def surface_figure(surface: Surface, *, winner: Winner | None) -> dict[str, Any]
         "ygap": 2,
         "hoverongaps": False,
         "hovertemplate": "seed LR %{y}, explore %{x}<br>%{text}<extra></extra>",
-        "colorbar": {"title": {"text": surface.metric, "side": "right"}, "thickness": 12},
+        "colorbar": {"title": {"text": in_words(surface.metric), "side": "right"}, "thickness": 12},
     }
     if len(columns) <= MOST_COLUMNS:
         trace["texttemplate"] = "%{text}"
@@ -191,9 +86,10 @@ def ridge_figure(ridge: Ridge, reference: Sequence[ReferenceTable]) -> dict[str,
         ("cubic surface", GREEN, "triangle-up", [each.cubic for each in optimal]),
     ]
     gap = min(high / low for low, high in pairwise(lrs))
+    shifts = (1.0, gap**-0.13, gap**0.13)  # what was tried stands at its seed LR
     traces = [
-        _way(name, lrs, estimates, colour=colour, symbol=symbol, shift=gap ** (0.13 * (place - 1)))
-        for place, (name, colour, symbol, estimates) in enumerate(ways)
+        _way(name, lrs, estimates, colour=colour, symbol=symbol, shift=shift)
+        for shift, (name, colour, symbol, estimates) in zip(shifts, ways, strict=True)
         if any(estimate is not None for estimate in estimates)
     ]
     traces += [
@@ -263,6 +159,7 @@ def slices_figure(ridge: Ridge) -> dict[str, Any] | None:
     surface = ridge.surface
     if len(surface.explore_fractions) < 2:
         return None
+    limits = surface_limits(surface)
     traces = [
         slice_line(
             surface.explore_fractions,
@@ -270,19 +167,52 @@ def slices_figure(ridge: Ridge) -> dict[str, Any] | None:
             surface.errors[row],
             label=learning_rate(surface.seed_lrs[row]),
             colour=colour,
+            limits=limits,
         )
         | {"connectgaps": True}
         for row, colour in enumerate(ramp(len(surface.seed_lrs)))
     ]
-    low, high = _colour_range(surface)
-    room = 0.06 * (high - low) or 1.0
     return figure(
         traces,
         x=axis("explore fraction", ticksuffix="%"),
-        y=axis(surface.metric, range=[low - room, high + room]),
+        y=axis(in_words(surface.metric), range=axis_range(limits)),
         height=440,
         legend={"title": {"text": "seed LR"}, "orientation": "v", "x": 1.02, "y": 1},
     )
+
+
+def slice_line(
+    fractions: Sequence[float],
+    means: Sequence[float | None],
+    errors: Sequence[float | None],
+    *,
+    label: str,
+    colour: str,
+    limits: Limits,
+) -> dict[str, Any]:
+    """A metric against the explore fraction at the seed LR ``label``, with standard errors."""
+    drawn = marks(means, limits)
+    shown = [
+        None if mean is None else error
+        for mean, error in zip(within(means, limits), errors, strict=True)
+    ]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": label,
+        "x": [100 * fraction for fraction in fractions],
+        "error_y": {
+            "type": "data",
+            "array": shown,
+            "thickness": 1,
+            "width": 2,
+            "visible": any(error is not None for error in shown),
+        },
+        "line": {"color": colour, "width": 2},
+        "hovertemplate": f"seed LR {label}, explore %{{x:.4g}}%<br>%{{customdata:.4g}}"
+        "<extra></extra>",
+        **drawn,
+    }
 
 
 def _cells(surface: Surface, row: int) -> list[str]:
@@ -300,19 +230,18 @@ def _cells(surface: Surface, row: int) -> list[str]:
     return cells
 
 
-def _colour_range(surface: Surface) -> tuple[float, float]:
-    """From the best mean to the worst that is not far out (Tukey's outer fence).
+def surface_limits(surface: Surface) -> Limits:
+    """From the best mean to the worst that is drawn where it is."""
+    return limits_of((mean for row in surface.means for mean in row), surface.direction)
 
-    A single run that diverged would else leave one colour for all the others.
-    """
-    means = sorted(mean for row in surface.means for mean in row if mean is not None)
-    if len(means) < 4:
-        return means[0], means[-1]
-    lower, _, upper = statistics.quantiles(means, n=4, method="inclusive")
-    fence = 3 * (upper - lower)
-    if surface.direction == "minimize":
-        return means[0], max(mean for mean in means if mean <= upper + fence)
-    return min(mean for mean in means if mean >= lower - fence), means[-1]
+
+def _colour_range(surface: Surface) -> Limits:
+    """From the best mean to the worst that is not far out: that one has the last colour, too."""
+    low, high = surface_limits(surface)
+    inside = [
+        mean for row in surface.means for mean in row if mean is not None and low <= mean <= high
+    ]
+    return min(inside), max(inside)
 
 
 def _frame(row: int, column: int) -> dict[str, Any]:
@@ -369,12 +298,9 @@ def _paper(name: str, rows: Sequence[ReferenceRow]) -> dict[str, Any]:
     }
 
 
-# The metrics that the study did not optimise, against the explore fraction.
-
 MOST_PANELS = 3
 
 PANEL = 260
-
 """Height of a panel."""
 
 
@@ -396,12 +322,17 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     for panel, name in enumerate(names):
         suffix = subplot(panel)
         top = 1 - panel * height
+        limits = limits_of(trial.metrics.get(name) for trial in record.ranked)
         axes[f"yaxis{suffix}"] = axis(
-            name, domain=[top - 0.86 * height, top], anchor="x", automargin=True
+            in_words(name),
+            domain=[top - 0.86 * height, top],
+            anchor="x",
+            automargin=True,
+            range=axis_range(limits),
         )
         for lr, colour in zip(lrs, ramp(len(lrs)), strict=True):
             row = [trial for point, trial in sorted(trials.items()) if point[0] == lr]
-            line = _line(row, name, label=learning_rate(lr), colour=colour)
+            line = _line(row, name, label=learning_rate(lr), colour=colour, limits=limits)
             traces.append(line | {"yaxis": f"y{suffix}", "showlegend": panel == 0 and len(lrs) > 1})
     first = axes.pop("yaxis")
     return figure(
@@ -420,7 +351,9 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     )
 
 
-def _line(trials: list[TrialRecord], metric: str, *, label: str, colour: str) -> dict[str, Any]:
+def _line(
+    trials: list[TrialRecord], metric: str, *, label: str, colour: str, limits: Limits
+) -> dict[str, Any]:
     """Means over random seeds with their standard errors."""
     known = [trial for trial in trials if metric in trial.metrics]
     return slice_line(
@@ -429,6 +362,7 @@ def _line(trials: list[TrialRecord], metric: str, *, label: str, colour: str) ->
         [_standard_error(trial, metric) for trial in known],
         label=label,
         colour=colour,
+        limits=limits,
     ) | {"legendgroup": label}
 
 

@@ -1,1 +1,1 @@
-"""Training runs as the driver sees them: trained once, answered from their records ever after."""
+"""Training runs as the driver sees them: trained once, and cached ever after."""

@@ -1,4 +1,7 @@
-"""Locks between slots, drivers and commands: a file each, freed by the system with its holder."""
+"""Who else is at work: locks of slots, drivers and commands, and whether a noted process lives.
+
+A lock is on a file, and the system frees it with its holder, however that ends.
+"""
 
 import functools
 import os
@@ -17,7 +20,7 @@ POLL_SECONDS = 0.2
 
 
 def file_lock(path: Path) -> FileLock:
-    """A lock that excludes every other one on ``path``, those of this process's threads too."""
+    """Return a lock that excludes every other on ``path``, those of this process's threads too."""
     path.parent.mkdir(exist_ok=True)
     return FileLock(path, thread_local=False, is_singleton=False)
 
@@ -48,13 +51,11 @@ def held_once(
         lock.release()
 
 
-# Which process is meant by a note that another process reads, and whether it still lives.
-
 PROC = Path("/proc")
 
 
 def process_id() -> dict[str, Any]:
-    """This process, so that others can tell whether it lives.
+    """Describe this process, so that others can tell whether it lives (:func:`lives`).
 
     A pid means something within one boot of one machine and within one PID namespace (a container
     has its own), and names one process together with its start. ``ticks`` is that start in clock

@@ -1,6 +1,6 @@
-"""The record of a finished run, beside its weights: who wants the same run is answered from it.
+"""The run cache: a finished run is recorded beside its weights, and not trained again.
 
-It answers only as it was written: record and weights must match their checksums.
+It serves only as it was written: record and weights must match their checksums.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class KeptWeights(Spec):
 
 
 class FinishedRun(Spec):
-    """Everything that training the same run again would tell."""
+    """Record of a finished run: all that training it again would tell."""
 
     run: dict[str, Any]
     """What was trained (see ``plans/identity.py``)."""

@@ -36,12 +36,12 @@ class Slots:
         return self._stopped
 
     def raise_if_stopped(self) -> None:
-        """Called at every sign of life of a run: this is how an interrupt reaches all slots."""
+        """Raise SlotInterruptedError once stopped; called at every sign of life of a run."""
         if self.stopped:
             raise SlotInterruptedError("another slot was interrupted")
 
     def run(self, work: Callable[[int], None]) -> None:
-        """``work(slot)`` in every slot, the first one in this thread, where Ctrl-C arrives.
+        """Call ``work(slot)`` in every slot, the first one in this thread, where Ctrl-C arrives.
 
         Raises the interrupt, or else the first exception of any slot, once all of them have ended.
         """

@@ -1,4 +1,4 @@
-"""Trains a run once: answers it from its record, shares its trunk, starts it again if it dies."""
+"""Trains a run once: takes a cached result, shares its trunk, starts it again if it dies."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from knee_tune.errors import GOES_ON, MachineError, UserError
+from knee_tune.errors import CONTINUES, MachineError, UserError
 from knee_tune.plans.plan import (
     Plan,
     TrainPlan,
@@ -22,9 +22,15 @@ from knee_tune.runs.locks import POLL_SECONDS, file_lock, held_once
 from knee_tune.runs.run_cache import read_record, write_record
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
-from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
-
-# Groups that died: whether and when another is started, and whose fault it was in the end.
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Done,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
 
 OWN_STARTS = 3
 
@@ -44,7 +50,7 @@ FIRST_PAUSE = 1.0
 
 
 class Restarts:
-    """How often, and after which pause, a group that died is started again."""
+    """Rule by which a group that died is started again: how often, after which pause."""
 
     def __init__(self, *, own: int = OWN_STARTS, machine: int = MACHINE_STARTS) -> None:
         self._own, self._machine = own, machine
@@ -58,7 +64,7 @@ class Restarts:
         that is a later one every time the machine may end as many as it likes.
         """
         if failure.kind == "user_error":
-            return None  # what people must put right comes out the same again
+            return None  # what people must fix comes out the same again
         if not failure.by_machine:
             self._errors += 1
             return 0.0 if self._errors < self._own else None
@@ -67,14 +73,14 @@ class Restarts:
         return FIRST_PAUSE * 2 ** (self._deaths - 1) if self._deaths < self._machine else None
 
     def given_up(self, failure: Failure) -> Failure:
-        """``failure`` as the last one, for the people who have to find out."""
+        """Word ``failure`` as the last one, for the people who have to find out."""
         if not failure.by_machine:
             return failure
         times = f"{failure.message}, {self._deaths} times without getting any further"
         return failure.model_copy(update={"message": times})
 
     def words(self, failure: Failure) -> str:
-        """Which of how many starts comes next, as in ``1 of 2``."""
+        """Count which of how many starts comes next, as in ``1 of 2``."""
         if failure.by_machine:
             return f"{self._deaths} of {self._machine - 1}"
         return f"{self._errors} of {self._own - 1}"
@@ -117,17 +123,17 @@ def run_job(
 def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineError:
     """The error that says ``said``: whose the failure was decides the command's exit code.
 
-    An exception in a task that is not ours is its author's to put right.
+    An exception in a task that is not ours is its author's to fix.
     """
     theirs = not task_entry(task).task.startswith("knee_tune.")
     of_code = failure.kind in ("exception", "exit")
     if failure.kind == "user_error" or (theirs and of_code):
         return UserError(said)
-    return MachineError(f"{said}; {GOES_ON}" if failure.kind == "disk" else said)
+    return MachineError(f"{said}; {CONTINUES}" if failure.kind == "disk" else said)
 
 
 def _shown(failure: Failure, plan: Plan) -> str:
-    """What people can put right in its own words; anything else with the place of its traceback."""
+    """A user's mistake in its own words; anything else with the place of its traceback."""
     if failure.kind == "user_error":
         return failure.message
     return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
@@ -140,22 +146,19 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended, and what that cost."""
+    """Outcome of a run, and what it cost."""
 
     outcome: Outcome
     steps: StepCount
     """Including what was counted before."""
-    answered: bool = False
-    """From its record: nothing was trained."""
+    cached: bool = False
+    """From the run cache: nothing was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Listener:
-    """Whom to tell about a run."""
+class _Listener(Callbacks):
+    """Callbacks of one run, and of what it cost."""
 
-    on_report: Callable[[Report], Decision]
-    on_line: Callable[[str], None]
-    on_progress: Callable[[int], None]
     on_steps: Callable[[StepCount], None]
 
 
@@ -196,8 +199,8 @@ class Trainer:
         ``steps`` tells what was counted for this run before, and is asked again when nobody else
         trains it any more: they may have counted meanwhile. ``on_steps`` gets the new count after
         every attempt, also after one that ended in an exception, while still nobody else does.
-        ``on_progress`` is called while there is nothing to do but wait, too. Reports that answer
-        from a record or from a checkpoint come again; only those of new steps decide anything.
+        ``on_progress`` is called while there is nothing to do but wait, too. Reports of a
+        cached run or from a checkpoint come again; only those of new steps decide anything.
         What a callback raises ends the run and propagates; no lock stays held.
         """
         listener = _Listener(
@@ -212,10 +215,10 @@ class Trainer:
         wait = _Wait(listener, step=steps().reached, why=why)
         with held_once(lock, unless=lambda: False, meanwhile=wait):
             before = _counted(plan, steps(), listener)
-            return _answered(plan, before, listener) or self._train(plan, before, listener)
+            return _cached(plan, before, listener) or self._train(plan, before, listener)
 
     def _alive(self, callback: Callable[[T], R]) -> Callable[[T], R]:
-        """``callback`` as long as ``on_life`` raises nothing."""
+        """Wrap ``callback``: it is called as long as ``on_life`` raises nothing."""
 
         def called(what: T) -> R:
             self._on_life()
@@ -252,7 +255,7 @@ class Trainer:
         reports: dict[int, Report],
         listener: _Listener,
     ) -> tuple[Outcome, int | None, StepCount]:
-        """One start of the group: its outcome, its first step, and all steps with its own among.
+        """Start the group once: its outcome, its first step, and all steps with its own among.
 
         An attempt that did not come back is counted by what its rank 0 noted, or else by its signs
         of life: the first step it gave tells where it started. Reports do not, for it repeats those
@@ -301,15 +304,15 @@ class Trainer:
     def _trunk_alone(
         self, plan: TrainPlan, steps: StepCount, listener: _Listener
     ) -> Iterator[Callable[[int], None]]:
-        """Nobody else trains this trunk until the run, which tells its steps, has left it.
+        """Keep others from training this trunk until the run, which tells its steps, has left it.
 
         There is no need for that if the state where it leaves is known, or becomes known while we
         wait. From then on the run adds nothing to the store, which is kept within its limit.
         """
-        if self._trunks is None or plan.trunk is None or not plan.trunk.knots:
+        if self._trunks is None or plan.trunk is None or not plan.trunk.checkpoint_steps:
             yield lambda step: None
             return
-        trunk, leaves = plan.trunk, plan.trunk.knots[-1]
+        trunk, leaves = plan.trunk, plan.trunk.checkpoint_steps[-1]
 
         def known() -> bool:
             own = checkpoint_paths(plan.checkpoint_dir)
@@ -345,7 +348,7 @@ class Trainer:
 
 
 class _Wait:
-    """What to do while there is nothing to do: say why, once, and let interrupts through."""
+    """Wait for another run: say why, once, and let interrupts through."""
 
     def __init__(self, listener: _Listener, *, step: int, why: str) -> None:
         self._listener, self._step, self._why = listener, step, why
@@ -359,7 +362,7 @@ class _Wait:
 
 
 def _counted(plan: TrainPlan, steps: StepCount, listener: _Listener) -> StepCount:
-    """``steps`` with those of an attempt whose driver was killed before it could count them."""
+    """Add to ``steps`` those of an attempt whose driver was killed before it counted them."""
     noted = read_note(plan)
     if noted is not None and noted.trained > steps.trained:
         steps = noted
@@ -368,7 +371,7 @@ def _counted(plan: TrainPlan, steps: StepCount, listener: _Listener) -> StepCoun
     return steps
 
 
-def _answered(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult | None:
+def _cached(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResult | None:
     """The result of a run that was trained before, told as if it were trained now."""
     record = read_record(plan, on_line=listener.on_line)
     if record is None:
@@ -378,13 +381,13 @@ def _answered(plan: TrainPlan, steps: StepCount, listener: _Listener) -> RunResu
     listener.on_steps(steps)
     for report in record.reports:
         listener.on_report(report)  # how it ended is known: there is nothing to decide
-    return RunResult(outcome=outcome, steps=steps, answered=True)
+    return RunResult(outcome=outcome, steps=steps, cached=True)
 
 
 def _record(
     plan: TrainPlan, outcome: Done, reports: dict[int, Report], listener: _Listener
 ) -> None:
-    """Keep what the next one who wants this run needs to know, and no more."""
+    """Cache a run that is done, and discard its checkpoints."""
     curve = [report for step, report in sorted(reports.items()) if step <= outcome.step]
     try:
         if write_record(plan, outcome, curve):

@@ -19,6 +19,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from knee_tune.config.recipe import Spec
+from knee_tune.files import write_whole
 from knee_tune.plans.plan import TrainPlan, checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.schedules import Exploring
@@ -29,7 +30,7 @@ N = TypeVar("N", bound=Spec)
 
 
 class TrunkNote(Spec):
-    """What a trunk is, for people, and when it was used last."""
+    """A trunk, described for people, and its last use."""
 
     task: str
     seed_lr: float
@@ -43,7 +44,7 @@ class TrunkNote(Spec):
 
 
 class StoreNote(Spec):
-    """What the store knows as a whole."""
+    """The uses and the limit of the whole store."""
 
     uses: int = 0
     """Runs that used any trunk."""
@@ -62,16 +63,14 @@ def read_note(path: Path, kind: type[N]) -> N | None:
 def write_note(path: Path, note: Spec) -> None:
     """Write ``note``, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(note.model_dump_json())
-    draft.replace(path)
+    write_whole(path, note.model_dump_json())
 
 
 # Which trunk checkpoints to drop when they take too much room: the rule "gap".
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knot:
+class TrunkCheckpoint:
     """One checkpoint of a trunk."""
 
     trunk: str
@@ -84,16 +83,18 @@ class Knot:
     """Whether its trunk is being trained: then it stays."""
 
 
-def to_drop(knots: Iterable[Knot], *, limit: int) -> list[Knot]:
+def to_drop(checkpoints: Iterable[TrunkCheckpoint], *, limit: int) -> list[TrunkCheckpoint]:
     """The checkpoints to drop, in order, until what is left takes at most ``limit`` bytes.
 
     First goes the one with the smallest distance to the next lower checkpoint of its trunk, which
     is what a run has to train again, over ``sqrt(1 + idle)``. Sizes do not enter: where a
     checkpoint is big, a step is dear, too.
     """
-    kept = sorted(knots, key=lambda knot: (knot.trunk, knot.step))
-    scores = [_score(lower, knot) for lower, knot in zip([None, *kept], kept, strict=False)]
-    size = sum(knot.size for knot in kept)
+    kept = sorted(checkpoints, key=lambda checkpoint: (checkpoint.trunk, checkpoint.step))
+    scores = [
+        _score(lower, checkpoint) for lower, checkpoint in zip([None, *kept], kept, strict=False)
+    ]
+    size = sum(checkpoint.size for checkpoint in kept)
     dropped = []
     while size > limit and (lowest := min(scores)) < math.inf:
         index = scores.index(lowest)
@@ -105,11 +106,11 @@ def to_drop(knots: Iterable[Knot], *, limit: int) -> list[Knot]:
     return dropped
 
 
-def _score(lower: Knot | None, knot: Knot) -> float:
-    if knot.in_use:
+def _score(lower: TrunkCheckpoint | None, checkpoint: TrunkCheckpoint) -> float:
+    if checkpoint.in_use:
         return math.inf
-    start = lower.step if lower is not None and lower.trunk == knot.trunk else 0
-    return (knot.step - start) / math.sqrt(1 + knot.idle)
+    start = lower.step if lower is not None and lower.trunk == checkpoint.trunk else 0
+    return (checkpoint.step - start) / math.sqrt(1 + checkpoint.idle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +127,13 @@ class TrunkEntry:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size of all checkpoints, in bytes."""
         return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleared:
-    """What :meth:`TrunkStore.clear` did."""
+    """The result of :meth:`TrunkStore.clear`."""
 
     removed: tuple[TrunkEntry, ...]
     in_use: tuple[TrunkEntry, ...]
@@ -146,7 +147,7 @@ class TrunkStore:
         self.root, self.limit = root, limit
 
     def lock(self, key: str) -> FileLock:
-        """Held by the one run that trains this trunk on."""
+        """Return the lock of the one run that trains this trunk on."""
         return file_lock(self.root / f"{key}.lock")
 
     def use(self, plan: TrainPlan) -> None:
@@ -174,7 +175,7 @@ class TrunkStore:
 
     @property
     def note(self) -> StoreNote:
-        """What the store knows as a whole."""
+        """The uses and the limit of the whole store."""
         return read_note(self._note_path, StoreNote) or StoreNote()
 
     def entries(self) -> list[TrunkEntry]:
@@ -192,19 +193,20 @@ class TrunkStore:
             if sum(entry.size for entry in entries) <= self.limit:
                 return 0
             uses = self.note.uses
-            knots = []
+            checkpoints = []
             for entry in entries:
                 lock = self.lock(entry.key)
                 locks.callback(lock.release)
                 idle = uses - entry.note.use if entry.note else uses
                 in_use = not try_lock(lock)
-                knots += [
-                    Knot(trunk=entry.key, step=step, size=size, idle=idle, in_use=in_use)
+                checkpoints += [
+                    TrunkCheckpoint(trunk=entry.key, step=step, size=size, idle=idle, in_use=in_use)
                     for step, size in entry.sizes.items()
                 ]
-            dropped = to_drop(knots, limit=self.limit)
+            dropped = to_drop(checkpoints, limit=self.limit)
             self._remove(
-                checkpoint_path(self.root / knot.trunk, step=knot.step) for knot in dropped
+                checkpoint_path(self.root / checkpoint.trunk, step=checkpoint.step)
+                for checkpoint in dropped
             )
             return len(dropped)
 
@@ -235,7 +237,7 @@ class TrunkStore:
         return self.root / "store.json"
 
     def _alone(self) -> FileLock:
-        """Held by whoever counts a use or removes something: for a moment."""
+        """Return the lock of whoever counts a use or removes something: for a moment."""
         return file_lock(self.root / ".lock")
 
     def _remove(self, folders: Iterable[Path]) -> None:

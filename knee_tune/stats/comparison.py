@@ -62,11 +62,9 @@ def _phases(row: ReferenceRow) -> dict[float, int]:
 Course = Literal["rises", "falls"]
 
 PER_EPOCHS = 10
-
 """Explore epochs, of the paper's, that a slope is told for."""
 
 SHARPNESS = ("sharpness", "fisher")
-
 """Fall with more exploring, says the paper's hypothesis (section 3.1)."""
 
 

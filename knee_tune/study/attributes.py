@@ -1,4 +1,4 @@
-"""What a study keeps beside its trials: the runs and findings of other commands."""
+"""What a study and its trials keep as attributes: findings, runs outside the search, replicates."""
 
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
@@ -29,7 +29,7 @@ STEPS_PREFIX = "steps:"
 
 
 class Attributes(Protocol):
-    """Where facts are kept beside runs, as an Optuna study does it."""
+    """Store of facts beside runs, as an Optuna study is one."""
 
     @property
     def user_attrs(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Attributes(Protocol):
 
 
 def extra_steps(study: Attributes, key: str) -> StepCount:
-    """What an extra run has cost so far, over all commands that trained it.
+    """Read what an extra run has cost so far, over all commands that trained it.
 
     Who notes more must have read it while nobody else could: what is noted replaces it.
     """
@@ -96,10 +96,9 @@ def known_compared(study: Attributes) -> tuple[ComparedRun, ...]:
     return tuple(sorted(kept, key=lambda run: (run.row, run.seed)))
 
 
-# How a trial's replicates stand among its attributes.
-#
-# Those that train one after another have an attribute each. Those of a fused trial are written all
-# at once, hundreds of them, so they share one, their curves over the same steps as bare numbers.
+# A trial's replicates that train one after another have an attribute each. Those of a fused trial
+# are written all at once, hundreds of them, so they share one, their curves over the same steps as
+# bare numbers.
 
 REPLICATE_PREFIX = "replicate:"
 
@@ -126,7 +125,7 @@ def replicates_of(attrs: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
 
 
 def runs_of(attrs: Mapping[str, Any]) -> int:
-    """How many replicates a trial is to have."""
+    """Number of replicates that a trial is to have."""
     if FUSED in attrs:
         return len(attrs[FUSED]["replicates"])
     runs: int = attrs.get("replicates", 1)
@@ -155,13 +154,13 @@ def fused_attr(
 
 
 def run_of(attrs: Mapping[str, Any]) -> StepCount:
-    """What the one run of a fused trial has cost so far."""
+    """Steps that the one run of a fused trial has cost so far."""
     noted = attrs.get(FUSED)
     return StepCount() if noted is None else StepCount.model_validate(noted["run"])
 
 
 def _unpacked(noted: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
-    """Validated as a whole: a study may have tens of thousands of evaluations."""
+    """Validate as a whole: a study may have tens of thousands of evaluations."""
     watched, steps = noted["watched"], noted["steps"]
     return _RECORDS.validate_python(
         [

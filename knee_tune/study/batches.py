@@ -1,8 +1,7 @@
 """Which points of a grid train together as one batched model, and the trials that stand for them.
 
 A batch's points are written down before its trials are made. Whatever becomes of the driver then,
-the next one takes the same batch up: the same run, which goes on from its checkpoint or is answered
-from its record.
+the next one takes the same batch up: the same run, which goes on from its checkpoint or is cached.
 """
 
 import queue
@@ -22,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import TrialRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.runs.trainer import RunResult, Trainer, error_of
 from knee_tune.study.attributes import extra_steps, note_extra_steps
@@ -33,17 +32,16 @@ from knee_tune.study.events import (
     Ending,
     Recorder,
     RefusedError,
-    RunEvents,
     Watcher,
 )
 from knee_tune.study.locks import retaken
 from knee_tune.study.recovery import BATCH, current, params_of, put_back
-from knee_tune.study.replicates import NOTE_SECONDS
 from knee_tune.study.samplers import Axis, Point, untried
 from knee_tune.study.storage import HEARTBEAT_SECONDS
-from knee_tune.study.study import Study, trial_record
+from knee_tune.study.study import TOLD, Study, trial_record
 from knee_tune.study.trial import FusedTrial, Search
-from knee_tune.workers.protocol import Decision, Failure, Report
+from knee_tune.study.trial_trainer import RunTraining
+from knee_tune.workers.protocol import Decision, Done, Failure, Report
 
 MAX_REPLICAS = 4096
 
@@ -74,7 +72,9 @@ class Batch:
     """Those that are to be told, by the place of their point; none if others were quicker."""
 
 
-def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None:
+def take_batch(
+    search: Search, recorder: Recorder, *, slot: int, trials: int | None
+) -> Batch | None:
     """The next batch of the study, its trials running; None if the study wants no more of them.
 
     Call it where no other driver does (see :func:`knee_tune.study.locks.asking_lock`). The
@@ -114,7 +114,7 @@ def take_batch(search: Search, *, slot: int, trials: int | None) -> Batch | None
             continue
         trial = _running(search, point, queued.get(point), batch=name)
         if trial is not None:
-            running[place] = FusedTrial(trial, search)
+            running[place] = FusedTrial(trial, search, recorder)
     for run in running.values():
         run.begin(plan)
     return Batch(name=name, points=tuple(points), plan=plan, trials=running)
@@ -187,21 +187,19 @@ def _running(
 
 
 def _point_of(trial: FrozenTrial, axes: Mapping[str, Axis]) -> Point | None:
-    """Where a trial is, or will be; None if the grid has no such point."""
+    """Point that a trial is at, or will be; None if the grid has no such one."""
     params = params_of(trial)
     if not all(params.get(name) in axis.points for name, axis in axes.items()):
         return None
     return tuple(params[name] for name in axes)
 
 
-# Writes what a batch tells while the batch trains on: ranks are not to wait for the storage.
-
-
-class Scribe:
+class ReportWriter:
     """A thread that keeps trials alive by their heartbeats and has every report written.
 
-    Optuna beats for trials of ``Study.optimize`` alone. What goes wrong in the thread is raised by
-    the next :meth:`check`, :meth:`put` or :meth:`flush`.
+    The batch trains on meanwhile: ranks are not to wait for the storage, and Optuna beats for
+    trials of ``Study.optimize`` alone. What goes wrong in the thread is raised by the next
+    :meth:`check`, :meth:`put` or :meth:`flush`.
     """
 
     def __init__(
@@ -211,7 +209,7 @@ class Scribe:
         self._queue = queue.Queue[Report | None]()
         self._error: Exception | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="reports", daemon=True)
 
     def put(self, report: Report) -> None:
         """Have a report written, after those before."""
@@ -265,41 +263,33 @@ class Scribe:
             self._error = error
 
 
-# The training of a batch: one fused run of many trials, each of which gets an end of its own.
-
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchCrew:
-    """Who trains a batch and who hears of it."""
+class BatchTraining(RunTraining):
+    """One fused run of many trials, each of which gets an end of its own.
 
-    study: Study
-    trainer: Trainer
-    tracker: Recorder
-    watcher: Watcher
-    raise_if_stopped: Callable[[], None]
-    """Called at every sign of life."""
-    after_trial: Callable[[TrialRecord], None]
-    """Called with every trial that was told."""
+    ``after_trial`` is called with every trial that was told.
+    """
 
-
-class BatchTraining:
-    """A batch on its way: its trials learn of their replicates from the reports of one run."""
-
-    def __init__(self, batch: Batch, crew: BatchCrew) -> None:
-        self._batch, self._crew, self._study = batch, crew, crew.study
+    def __init__(
+        self,
+        batch: Batch,
+        *,
+        study: Study,
+        trainer: Trainer,
+        watcher: Watcher,
+        raise_if_stopped: Callable[[], None],
+        after_trial: Callable[[TrialRecord], None],
+    ) -> None:
+        super().__init__(
+            batch.plan, trainer=trainer, on_line=watcher.line, raise_if_stopped=raise_if_stopped
+        )
+        self._batch, self._study = batch, study
+        self._watcher, self._after_trial = watcher, after_trial
         self._replicates = len(batch.plan.replicas) // len(batch.points)
-        self._events = {
-            place: RunEvents(crew.tracker, run.key) for place, run in batch.trials.items()
-        }
         ids = [run.trial._trial_id for run in batch.trials.values()]
-        self._scribe = Scribe(crew.study._storage, ids, self._write)
-        self._before = extra_steps(crew.study, batch.name)
-        """Counted before this attempt."""
-        self._first: int | None = None
-        """The step that this attempt started from; what it reports before it trains is history."""
-        self._noted = time.monotonic()
+        self._writer = ReportWriter(study._storage, ids, self._write)
 
     def run(self) -> None:
         """Train, and tell every trial. However that ends, none is left running.
@@ -308,20 +298,13 @@ class BatchTraining:
         are told of it only if the fault may be their own, as single ones are.
         """
         try:
-            with self._scribe:
+            with self._writer:
                 self._begin()
-                result = self._crew.trainer.train(
-                    self._batch.plan,
-                    steps=lambda: self._before,
-                    on_report=self._on_report,
-                    on_line=self._crew.watcher.line,
-                    on_progress=self._on_progress,
-                    on_steps=self._on_steps,
-                )
-                self._scribe.flush()
+                result = self.train()
+                self._writer.flush()
                 self._tell_all(result)
         except UpdateFinishedTrialError:
-            self._break_off(Ending(end="failed", reason=TAKEN_OVER), go_on=True)
+            self._break_off(Ending(end=RunEnd.FAILED, reason=TAKEN_OVER), go_on=True)
             raise
         except BaseException as error:
             go_on = isinstance(error, NO_FAULT_OF_ITS_OWN)
@@ -332,51 +315,32 @@ class BatchTraining:
 
     def _begin(self) -> None:
         trials = self._batch.trials
-        for place, run in trials.items():
-            self._events[place].started(
-                run.own_plan,
-                name=f"trial {run.number}",
-                number=run.number,
-                seed_lr=run.seed_lr,
-                explore_fraction=run.explore_fraction,
-                replicates=len(run.replicates),
-            )
+        for run in trials.values():
+            run.started(run.own_plan(self.plan))
         points = {run.number: (run.seed_lr, run.explore_fraction) for run in trials.values()}
-        self._crew.watcher.batch_started(points, self._batch.plan)
+        self._watcher.batch_started(points, self.plan)
 
-    def _on_report(self, report: Report) -> Decision:
-        self._crew.raise_if_stopped()
-        self._scribe.put(report)
-        if self._first is not None:
-            self._crew.watcher.batch_reported(report)
-            if time.monotonic() - self._noted >= NOTE_SECONDS:
-                self._note(self._before.after(first=self._first, last=report.step))
+    def _counted(self) -> StepCount:
+        return extra_steps(self._study, self._batch.name)
+
+    def _count(self, steps: StepCount) -> None:
+        note_extra_steps(self._study, self._batch.name, steps)
+
+    def _hear(self, report: Report, *, new: bool) -> Decision:
+        self._writer.put(report)
+        if new:
+            self._watcher.batch_reported(report)
         return Decision(stop=False)
 
-    def _on_progress(self, step: int) -> None:
-        self._crew.raise_if_stopped()
-        self._scribe.check()
-        if self._first is None and step != self._before.reached:
-            self._first = step - 1
-        self._crew.watcher.batch_progressed(step)
-
-    def _on_steps(self, steps: StepCount) -> None:
-        self._before, self._first = steps, None
-        self._note(steps)
-
-    def _note(self, steps: StepCount) -> None:
-        note_extra_steps(self._study, self._batch.name, steps)
-        self._noted = time.monotonic()
+    def _progressed(self, step: int) -> None:
+        self._writer.check()
+        self._watcher.batch_progressed(step)
 
     def _write(self, report: Report) -> None:
-        """Have every trial whose replicates all train take, tell and track its share."""
+        """Have every trial take its share, told and tracked while its replicates all train."""
         for place, run in self._batch.trials.items():
             values = {name: self._share(each, place) for name, each in report.replicas.items()}
-            own = report.model_copy(update={"replicas": values})
-            if run.remember_all(own) and run.whole(own):
-                self._events[place].reported(run.mean(own))
-                run.report_all(report.step)
-                run.note_link(self._events[place].link)
+            run.hear(report.model_copy(update={"replicas": values}))
 
     def _share(self, each: tuple[T, ...], place: int) -> tuple[T, ...]:
         return each[place * self._replicates : (place + 1) * self._replicates]
@@ -386,13 +350,13 @@ class BatchTraining:
         if isinstance(outcome, Failure) and outcome.for_all:
             raise RefusedError(self._failed(outcome))
         for place, run in self._batch.trials.items():
-            if isinstance(outcome, Failure):
-                run.broken_off()
-                ending = Ending.of(outcome)
-            else:
-                dones = self._share(outcome.replicas, place)
-                ending = run.settle(dones, result.steps, answered=result.answered)
-            record_end(run, ending, events=self._events[place], watcher=self._crew.watcher)
+            own = outcome
+            if isinstance(outcome, Done):
+                own = outcome.model_copy(update={"replicas": self._share(outcome.replicas, place)})
+            ending = run.settle(own, result.steps, cached=result.cached)
+            if ending.end is RunEnd.COMPLETE:
+                ending = run.complete()
+            record_end(run, ending, watcher=self._watcher)
             self._tell(run, ending)
         if isinstance(outcome, Failure):
             raise self._failed(outcome)
@@ -400,24 +364,23 @@ class BatchTraining:
     def _failed(self, failure: Failure) -> Exception:
         return error_of(
             failure,
-            task=self._batch.plan.task,
+            task=self.plan.task,
             said=f"study {self._study.study_name}: its batch of {len(self._batch.trials)} "
-            f"trials failed: {failure.message}; see {self._batch.plan.log_dir}",
+            f"trials failed: {failure.message}; see {self.plan.log_dir}",
         )
 
     def _tell(self, run: FusedTrial, ending: Ending) -> None:
-        states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        if ending.end == "complete":
+        if ending.end is RunEnd.COMPLETE:
             self._study.tell(run.number, ending.metrics[run.metric])
         else:
-            self._study.tell(run.number, state=states[ending.end])
+            self._study.tell(run.number, state=TOLD[ending.end])
         told = self._study._storage.get_trial(run.trial._trial_id)
-        self._crew.after_trial(trial_record(self._study, told))
+        self._after_trial(trial_record(self._study, told))
 
     def _break_off(self, ending: Ending, *, go_on: bool) -> None:
         """Tell every trial that was not told yet, or put it back if it is to ``go_on`` later."""
         storage = self._study._storage
-        for place, run in self._batch.trials.items():
+        for run in self._batch.trials.values():
             trial_id = run.trial._trial_id
             try:
                 if go_on:
@@ -427,7 +390,5 @@ class BatchTraining:
                     storage.set_trial_state_values(trial_id, TrialState.FAIL)
             except UpdateFinishedTrialError:
                 continue  # it has its end, or another driver took it over
-            self._events[place].finished(ending)
-            self._crew.watcher.trial_finished(
-                run.number, ending.end, value=None, reason=ending.reason
-            )
+            run.events.finished(ending)
+            self._watcher.trial_finished(run.number, ending.state, value=None, reason=ending.reason)

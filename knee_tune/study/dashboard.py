@@ -3,7 +3,6 @@
 import json
 import mimetypes
 import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,18 +13,19 @@ import optuna
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
+from knee_tune.files import link_or_copy, whole
 from knee_tune.records.shown import learning_rate, percent
-from knee_tune.study.events import Ending, RunEvents, Watcher
+from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
 
 
 def write_trial_note(run: TrialRun, ending: Ending) -> None:
-    """What a trial was and where its MLflow run is."""
+    """Write what a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
     point = f"Seed LR {learning_rate(run.seed_lr)}, explore {percent(run.explore_fraction)}"
     lines = [
-        f"**{point}**: {ending.end}",
+        f"**{point}**: {ending.state}",
         ending.reason,
         f"Steps trained: {run.counts['steps_trained']:,} of {run.budget:,}, "
         f"reused: {run.counts['steps_reused']:,}",
@@ -107,8 +107,6 @@ def serve_dashboard(storage: BaseStorage, *, port: int, artifact_dir: Path) -> N
     )
 
 
-# Files that Optuna Dashboard offers with a study and its trials: the report, the weights.
-#
 # A file gets the same artifact id whenever it is attached, so a newer one takes its place.
 
 OF_STUDY = "artifacts:"
@@ -149,12 +147,8 @@ def _attach(study: optuna.Study, file: Path, *, name: str, prefix: str, store: P
     identity = _identity(study, name)
     for folder in (store.parent, store):
         folder.mkdir(exist_ok=True)
-    draft = store / f"{identity}.{uuid.uuid4().hex}.draft"
-    try:
-        _link_or_copy(file, draft)
-        draft.replace(store / identity)
-    finally:
-        draft.unlink(missing_ok=True)  # also left by replacing a link of the same file
+    with whole(store / identity) as draft:
+        os.utime(link_or_copy(file, draft))  # by the file's own time it would count as left behind
     mimetype, encoding = mimetypes.guess_type(name)
     meta = ArtifactMeta(
         artifact_id=identity,
@@ -171,29 +165,17 @@ def _identity(study: optuna.Study, name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"knee-tune:{study.user_attrs['key']}/{name}"))
 
 
-def _link_or_copy(file: Path, target: Path) -> None:
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
-    else:
-        os.utime(target)  # it is new: by the file's own time it would be swept as left behind
-
-
-# The end of a trial, told to everybody but Optuna.
-
-
-def record_end(run: TrialRun, ending: Ending, *, events: RunEvents, watcher: Watcher) -> None:
+def record_end(run: TrialRun, ending: Ending, *, watcher: Watcher) -> None:
     """Record how a trial ended everywhere but in its state, which Optuna is told next."""
-    run.note_steps(pruned=ending.end == "pruned")
+    run.note_steps(pruned=ending.state == "pruned")
     if ending.reason:
         run.note(reason=ending.reason)
-    run.note_link(events.link)
+    run.note_link()
     write_trial_note(run, ending)
-    events.finished(ending, **run.counts)
+    run.events.finished(ending, **run.counts)
     watcher.trial_finished(
         run.number,
-        ending.end,
+        ending.state,
         value=ending.metrics.get(run.metric),
         reason=ending.reason,
     )

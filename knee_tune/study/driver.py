@@ -16,9 +16,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.errors import HomeGoneError
 from knee_tune.records.study import TrialRecord
+from knee_tune.records.values import RunEnd
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import Trainer, error_of
-from knee_tune.study.batches import BatchCrew, BatchTraining, take_batch
+from knee_tune.study.batches import BatchTraining, take_batch
 from knee_tune.study.dashboard import record_end, write_trial_note
 from knee_tune.study.events import (
     INTERRUPTED,
@@ -27,17 +28,16 @@ from knee_tune.study.events import (
     Ending,
     Recorder,
     RefusedError,
-    RunEvents,
     Watcher,
 )
 from knee_tune.study.locks import retaken
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import current, give_back, params_of, put_back, recover
-from knee_tune.study.replicates import Crew, train_fused, train_replicates
 from knee_tune.study.samplers import wanted
 from knee_tune.study.storage import quiet_optuna
-from knee_tune.study.study import trial_record
+from knee_tune.study.study import TOLD, trial_record
 from knee_tune.study.trial import FusedTrial, Search, TrialRun
+from knee_tune.study.trial_trainer import train_trial
 from knee_tune.workers.protocol import Failure
 
 FAILURES_IN_A_ROW = 3
@@ -91,8 +91,8 @@ class Driver:
         It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
-        UserError or MachineError when trial after trial fails, or when one does for what people
-        must put right: then it is in the queue again, too.
+        UserError or MachineError when trial after trial fails, or when one does for a cause that
+        somebody must fix: then it is in the queue again, too.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with quiet_optuna():
@@ -114,7 +114,7 @@ class Driver:
             self._watcher.line(f"every point of the search space was tried{but}")
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
-        """One slot's life: one trial after another until there is nothing left to do.
+        """Train one trial after another in a slot until there is nothing left to do.
 
         A batch takes whatever is left, so there is work for one slot alone.
         """
@@ -141,7 +141,7 @@ class Driver:
                 try:
                     self._give_way(trial, trials)
                     kind = FusedTrial if self._search.fused else TrialRun
-                    run = kind(trial, self._search)
+                    run = kind(trial, self._search, self._tracker)
                     asking.close()
                     return self._objective(run, slot)
                 except NO_FAULT_OF_ITS_OWN as why:
@@ -184,7 +184,7 @@ class Driver:
         return True
 
     def _give_way(self, trial: optuna.Trial, trials: int | None) -> None:
-        """TurnLostError if our turn to ask was lost before the trial, and others took the last one.
+        """Raise TurnLostError if our turn to ask was lost, and others took the last trial.
 
         Nothing is left of a trial without parameters; one from the queue goes back to it.
         """
@@ -202,21 +202,21 @@ class Driver:
         with self._asking, self._search.asking:
             if not wanted(self._study, self._search.axes, trials=trials):
                 return False
-            batch = take_batch(self._search, slot=0, trials=trials)
+            batch = take_batch(self._search, self._tracker, slot=0, trials=trials)
         if batch is None:
             return False
         if not batch.trials:
             return True
-        crew = BatchCrew(
+        training = BatchTraining(
+            batch,
             study=self._study,
             trainer=self._trainer,
-            tracker=self._tracker,
             watcher=self._watcher,
             raise_if_stopped=self._slots.raise_if_stopped,
             after_trial=self._after_trial,
         )
         try:
-            BatchTraining(batch, crew).run()
+            training.run()
         except UpdateFinishedTrialError:
             self._watcher.line(TAKEN_OVER)
         return True
@@ -225,42 +225,30 @@ class Driver:
         twin = run.finished_twin()
         if twin is not None:
             return self._repeat(run, twin)
-        plans = [run.plan_for(slot)] if isinstance(run, FusedTrial) else run.plans_for(slot)
-        events = RunEvents(self._tracker, run.key)
-        crew = Crew(
-            trainer=self._trainer,
-            events=events,
-            watcher=self._watcher,
-            raise_if_stopped=self._slots.raise_if_stopped,
-        )
+        plans = run.plans_for(slot)
         try:
-            events.started(
-                plans[0],
-                name=f"trial {run.number}",
-                number=run.number,
-                seed_lr=run.seed_lr,
-                explore_fraction=run.explore_fraction,
-                replicates=len(run.replicates),
-            )
+            run.started(plans[0])
             self._watcher.trial_started(
                 run.number,
                 plans[0],
                 explore_fraction=run.explore_fraction,
                 replicates=len(plans),
             )
-            if isinstance(run, FusedTrial):
-                ending = train_fused(run, plans[0], crew)
-            else:
-                ending = train_replicates(run, plans, crew)
+            ending = train_trial(
+                run,
+                plans,
+                trainer=self._trainer,
+                watcher=self._watcher,
+                raise_if_stopped=self._slots.raise_if_stopped,
+            )
         except BaseException as error:
-            broken = Ending.of_exception(error)
-            record_end(run, broken, events=events, watcher=self._watcher)
+            record_end(run, Ending.of_exception(error), watcher=self._watcher)
             raise
-        record_end(run, ending, events=events, watcher=self._watcher)
+        record_end(run, ending, watcher=self._watcher)
         if ending.failure is not None:
             raise self._failed(run, ending.failure, task=plans[0].task, reason=ending.reason)
         self._failures_in_a_row = 0
-        if ending.end == "pruned":
+        if TOLD[ending.end] == TrialState.PRUNED:
             raise optuna.TrialPruned(ending.reason)
         return ending.metrics[run.metric]
 
@@ -281,14 +269,14 @@ class Driver:
         )
 
     def _repeat(self, run: TrialRun, twin: FrozenTrial) -> float:
-        """The same training was done before, and would end the same way."""
+        """Repeat the end of the same training, which was done before."""
         reason = f"same as trial {twin.number}"
         run.copy(twin, reason=reason)
         pruned = twin.state == TrialState.PRUNED
         value = None if pruned else twin.value
-        ending = Ending(end="pruned" if pruned else "complete", reason=reason)
+        ending = Ending(end=RunEnd.PRUNED if pruned else RunEnd.COMPLETE, reason=reason)
         write_trial_note(run, ending)
-        self._watcher.trial_finished(run.number, ending.end, value=value, reason=reason)
+        self._watcher.trial_finished(run.number, ending.state, value=value, reason=reason)
         if value is None:
             raise optuna.TrialPruned(reason)
         return value

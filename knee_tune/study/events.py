@@ -1,4 +1,4 @@
-"""What the tracking is told of one training run, be it a trial's or one outside the search."""
+"""How a run ends, and who is told what happens: the tracking records it, a watcher shows it."""
 
 import math
 from collections.abc import Mapping
@@ -11,79 +11,91 @@ from optuna.exceptions import StorageInternalError
 from knee_tune.errors import HomeGoneError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.records.events import Event, RunLink, TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.values import RunEnd
 from knee_tune.runs.slots import SlotInterruptedError
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.workers.protocol import Failure, Outcome, Report
 
-# Who is told what happens in a study: the tracking records it, a watcher shows it.
-
 End = Literal["complete", "pruned", "failed"]
+
+"""An end as records, screens and ``--json`` spell it."""
+
+STATES: Mapping[RunEnd, End] = MappingProxyType(
+    {
+        RunEnd.COMPLETE: "complete",
+        RunEnd.PRUNED: "pruned",
+        RunEnd.DIVERGED: "pruned",
+        RunEnd.FAILED: "failed",
+    }
+)
+
+_OF_RANK = {
+    "complete": RunEnd.COMPLETE,
+    "stopped": RunEnd.PRUNED,
+    "diverged": RunEnd.DIVERGED,
+}
+
+"""What a rank says of its run, which a driver alone can stop."""
 
 Origin = Literal["trunk", "record"]
 
 """Where steps come from that need no training."""
 
-TOLD: Mapping[str, Literal["COMPLETE", "PRUNED", "FAIL"]] = MappingProxyType(
-    {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-)
-
-"""Each :data:`End` as the tracking is told it."""
-
 
 class Recorder(Protocol):
-    """Where events are recorded; takes them at once, whatever the tracking server does."""
+    """Recorder of events; takes them at once, whatever the tracking server does."""
 
     def record(self, event: Event) -> None:
         """Take an event."""
         ...
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+    def run_of(self, key: str | None) -> RunLink | None:
         """The tracked run of a trial, if it is known."""
         ...
 
 
 class Watcher(Protocol):
-    """Who is told what happens, to show it. Called from the thread of every slot."""
+    """Display of what happens. Called from the thread of every slot."""
 
     def trial_started(
         self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
     ) -> None:
-        """A trial begins, or goes on: ``replicates`` runs, ``plan`` is the first one's."""
+        """Show that a trial of so many runs begins, or goes on; ``plan`` is the first one's."""
         ...
 
     def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
-        """A replicate (counted from 0) needs no training up to ``step``."""
+        """Show that a replicate (counted from 0) needs no training up to ``step``."""
         ...
 
     def trial_progressed(self, number: int, step: int) -> None:
-        """A trial reached a step, counted on over its replicates."""
+        """Show that a trial reached a step, counted on over its replicates."""
         ...
 
     def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
-        """A replicate was evaluated."""
+        """Show an evaluation of a replicate."""
         ...
 
     def trial_finished(self, number: int, end: End, *, value: float | None, reason: str) -> None:
-        """A trial came to its end."""
+        """Show the end of a trial."""
         ...
 
     def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
-        """Trials begin, or go on, that train as one batched model.
+        """Show that trials begin, or go on, that train as one batched model.
 
         ``points``: seed LR and explore fraction of each, by its number.
         """
         ...
 
     def batch_progressed(self, step: int) -> None:
-        """All trials of the batch reached a step."""
+        """Show that all trials of the batch reached a step."""
         ...
 
     def batch_reported(self, report: Report) -> None:
-        """All trials of the batch were evaluated; the metrics are means over all their models."""
+        """Show an evaluation of a batch; the metrics are means over all its models."""
         ...
 
     def line(self, text: str) -> None:
-        """Anything else worth a line."""
+        """Show anything else worth a line."""
         ...
 
 
@@ -93,7 +105,7 @@ TAKEN_OVER = "this driver was silent for so long that another one took over its 
 
 
 class RefusedError(Exception):
-    """A trial, and so every other one, cannot be trained before people put something right."""
+    """A trial, and so every other one, cannot be trained before somebody fixes the cause."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -110,9 +122,9 @@ NO_FAULT_OF_ITS_OWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a run ended, in the words that trials are told in."""
+    """End of a run, and what is said of it."""
 
-    end: End
+    end: RunEnd
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Of the final evaluation, if complete."""
@@ -121,26 +133,33 @@ class Ending:
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Ending":
-        """A run that diverged is told as pruned: a normal outcome of a search, not a crash."""
+        """Translate what a group said; metrics that are not finite are those of a diverged run."""
         if isinstance(outcome, Failure):
-            return cls(end="failed", reason=outcome.message, failure=outcome)
+            return cls(end=RunEnd.FAILED, reason=outcome.message, failure=outcome)
+        end, why = _OF_RANK[outcome.state], outcome.reason
         metrics: dict[str, float] = outcome.result.get("metrics", {})
-        if outcome.state == "stopped":
-            return cls(end="pruned", reason=f"pruned at step {outcome.step}")
-        if outcome.state == "diverged":
-            return cls(end="pruned", reason=f"diverged: {outcome.reason}")
-        if not all(map(math.isfinite, metrics.values())):
-            return cls(end="pruned", reason="diverged: non-finite metric of the final evaluation")
-        return cls(end="complete", metrics=metrics)
+        if end is RunEnd.COMPLETE and not all(map(math.isfinite, metrics.values())):
+            end, why = RunEnd.DIVERGED, "non-finite metric of the final evaluation"
+        match end:
+            case RunEnd.COMPLETE:
+                return cls(end=end, metrics=metrics)
+            case RunEnd.DIVERGED:
+                return cls(end=end, reason=f"diverged: {why}")
+        return cls(end=end, reason=f"pruned at step {outcome.step}")
+
+    @property
+    def state(self) -> End:
+        """Its end as records and screens spell it."""
+        return STATES[self.end]
 
     @classmethod
     def of_exception(cls, error: BaseException) -> "Ending":
-        """A run that an interrupt or an error of our own broke off."""
+        """Name what broke a run off, an interrupt or an error of our own."""
         if isinstance(error, RefusedError):
-            return cls(end="failed", reason=str(error))
+            return cls(end=RunEnd.FAILED, reason=str(error))
         if isinstance(error, NO_FAULT_OF_ITS_OWN):
-            return cls(end="failed", reason=INTERRUPTED)
-        return cls(end="failed", reason=f"{type(error).__name__}: {error}")
+            return cls(end=RunEnd.FAILED, reason=INTERRUPTED)
+        return cls(end=RunEnd.FAILED, reason=f"{type(error).__name__}: {error}")
 
 
 class RunEvents:
@@ -151,19 +170,19 @@ class RunEvents:
 
     @property
     def link(self) -> RunLink | None:
-        """Where it is tracked, once that is known."""
+        """Link to where it is tracked, once that is known."""
         return self._recorder.run_of(self._key)
 
     def started(
         self, plan: TrainPlan, *, name: str, replicates: int | None = None, **facts: Any
     ) -> None:
-        """It begins, or goes on. ``facts`` are further fields of :class:`TrialStarted`."""
+        """Record that it begins, or goes on. ``facts``: further fields of :class:`TrialStarted`."""
         params = plan.model_dump(mode="json", include={"recipe", "schedule", "seed"})
         params["replicates"] = replicates
         self._recorder.record(TrialStarted(key=self._key, name=name, params=params, **facts))
 
     def reported(self, report: Report, *, replicate: int = 0) -> dict[str, float]:
-        """It, or a further replicate of it, was evaluated; returns the metrics without the LR."""
+        """Record an evaluation of it, or of a replicate; returns the metrics without the LR."""
         metrics = dict(report.metrics)
         lr = metrics.pop("lr")
         self._recorder.record(
@@ -174,11 +193,11 @@ class RunEvents:
         return metrics
 
     def finished(self, ending: Ending, **counts: float) -> None:
-        """It came to its end. ``counts`` become metrics of their names."""
+        """Record its end. ``counts`` become metrics of their names."""
         self._recorder.record(
             TrialFinished(
                 key=self._key,
-                state=TOLD[ending.end],
+                state=ending.end,
                 metrics={f"final_{name}": value for name, value in ending.metrics.items()} | counts,
                 reason=ending.reason,
             )

@@ -1,12 +1,11 @@
-"""One driver at a time asks a study for its next trial."""
+"""Locks between the drivers of a study: one at a time asks, and one alone trains a claimed run."""
 
 import hashlib
 import threading
 import zlib
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy
 from filelock import FileLock
@@ -20,9 +19,13 @@ from knee_tune.study.patient_storage import UPTIME
 from knee_tune.study.storage import engine_options
 from knee_tune.urls import sqlite_file
 
+_WAIT = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
+
+_TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
+
 
 def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:
-    """Held while a driver asks for a trial, until the trial has its parameters.
+    """Lock to be held while a driver asks for a trial, until the trial has its parameters.
 
     So each driver counts the trials of the others and samples beside them: the number of trials is
     exact, and no point is tried twice. Optuna sees to neither, and SQLite ignores the
@@ -33,12 +36,12 @@ def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:
     if file is not None:
         return FileLock(f"{file}.asking")
     if make_url(url).get_backend_name() == "postgresql":
-        return _AdvisoryLock(url, name=study)
+        return _AdvisoryLock(url, zlib.crc32(f"knee-tune asks {study}".encode()))
     return nullcontext()
 
 
 def retaken(lock: AbstractContextManager[object]) -> bool:
-    """Whether a lock that we hold had got lost meanwhile; then it is ours again.
+    """Tell whether a lock that we hold had got lost meanwhile; then it is ours again.
 
     A PostgreSQL that restarts frees its locks: what was read under one may no longer be so.
     """
@@ -46,53 +49,62 @@ def retaken(lock: AbstractContextManager[object]) -> bool:
 
 
 class _AdvisoryLock:
-    """A transaction that holds PostgreSQL's lock of one name; it ends with the driver as well."""
+    """PostgreSQL's lock of one number: it ends with its connection, and so with the driver."""
 
-    def __init__(self, url: str, *, name: str) -> None:
-        self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, **engine_options(url))
+    def __init__(self, url: str, key: int, **options: Any) -> None:
+        self._engine = sqlalchemy.create_engine(
+            url, poolclass=NullPool, **options, **engine_options(url)
+        )
         self._patience = patience_with(url)
-        self._key = zlib.crc32(f"knee-tune asks {name}".encode())
+        self._key = key
         self._connection: sqlalchemy.Connection | None = None
 
-    def __enter__(self) -> None:
-        self._connection = self._patience.outlast(self._take)
+    def __enter__(self) -> Self:
+        self._patience.outlast(self._take)
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(SQLAlchemyError):  # of a connection that is no more: nor is its lock
-                connection.close()
-
-    def _take(self) -> sqlalchemy.Connection:
-        connection = self._engine.connect()
-        try:
-            lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
-            connection.execute(lock, {"key": self._key})
-        except BaseException:
-            with suppress(SQLAlchemyError):
-                connection.close()
-            raise
-        return connection
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     def retaken(self) -> bool:
+        """Tell whether it had got lost; then it is ours again."""
+        if self._answers():
+            return False
+        self._close()
+        self._patience.outlast(self._take)
+        return True
+
+    def _take(self) -> bool:
+        """Take it with a new connection; False if another driver has it."""
+        self._connection = self._engine.connect()
+        taken = False
+        try:
+            taken = self._acquire(self._connection)
+        finally:
+            if not taken:
+                self._close()
+        return taken
+
+    def _acquire(self, connection: sqlalchemy.Connection) -> bool:
+        """Wait for it; it is the transaction's, which a server that pools connections keeps."""
+        connection.execute(_WAIT, {"key": self._key})
+        return True
+
+    def _answers(self) -> bool:
+        """Tell whether its connection stands, and the lock with it."""
         assert self._connection is not None, "it was taken"
         try:
             self._connection.exec_driver_sql("SELECT 1")
         except SQLAlchemyError:
-            self.__exit__(None, None, None)
-            self.__enter__()
-            return True
-        return False
+            return False
+        return True
 
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):  # it may be no more, and its lock neither
+                connection.close()
 
-# Claims on runs outside the search: of several drivers of a study one alone trains each.
-
-_TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
 
 LOOK_SECONDS = 2.0
 
@@ -112,7 +124,7 @@ _NOTICE_A_LOST_MACHINE = (
 
 
 def take_claim(url: str, name: str) -> AbstractContextManager[object] | None:
-    """A claim on what ``name`` says, against every driver of this storage; None if it is taken.
+    """Claim what ``name`` says, against every driver of this storage; None if it is taken.
 
     It lasts until its context ends. A driver that dies leaves none: it is a lock on a file beside
     an SQLite database, which the system frees, and an advisory lock of a connection to PostgreSQL,
@@ -129,30 +141,27 @@ def take_claim(url: str, name: str) -> AbstractContextManager[object] | None:
         claim.callback(lock.release)
         return claim
     if make_url(url).get_backend_name() == "postgresql":
-        advisory = _AdvisoryClaim(url, name)
-        return advisory if patience_with(url).outlast(advisory.take) else None
+        advisory = _Claim(url, _claim_key(name))
+        return advisory if advisory.take() else None
     return nullcontext()
 
 
-class _AdvisoryClaim:
-    """PostgreSQL's lock of one name, and a thread that takes it again after a restart."""
+class _Claim(_AdvisoryLock):
+    """A lock that nobody waits for, and a thread that takes it again after a restart."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, key: int) -> None:
         # For hours: not in a transaction, which a server may limit and must keep.
-        self._engine = sqlalchemy.create_engine(
-            url, poolclass=NullPool, isolation_level="AUTOCOMMIT", **engine_options(url)
-        )
-        self._key = _key(name)
-        self._connection: sqlalchemy.Connection | None = None
+        super().__init__(url, key, isolation_level="AUTOCOMMIT")
+        self._was_ours = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
 
     def take(self) -> bool:
-        """Whether it is ours, which it stays until the context ends."""
-        if not self._try():
-            return False
-        self._thread.start()
-        return True
+        """Take it until the context ends; False if another driver has it."""
+        self._was_ours = self._patience.outlast(self._take)
+        if self._was_ours:
+            self._thread.start()
+        return self._was_ours
 
     def __enter__(self) -> Self:
         return self
@@ -162,41 +171,25 @@ class _AdvisoryClaim:
         self._thread.join()
         self._close()
 
-    def _try(self, *, again: bool = False) -> bool:
-        """Take the lock if nobody has it; after a restart those who had it before come first."""
-        self._connection = self._engine.connect()
-        try:
-            for setting in _NOTICE_A_LOST_MACHINE:
-                self._connection.exec_driver_sql(setting)
-            uptime = float(self._connection.scalar(UPTIME))
-            if not again and uptime < PRECEDENCE_SECONDS:
-                self._over.wait(PRECEDENCE_SECONDS - uptime)
-            taken = bool(self._connection.scalar(_TRY, {"key": self._key}))
-        except BaseException:
-            self._close()
-            raise
-        if not taken:
-            self._close()
-        return taken
+    def _acquire(self, connection: sqlalchemy.Connection) -> bool:
+        """Take it if nobody has it; after a restart those who had it before come first."""
+        for setting in _NOTICE_A_LOST_MACHINE:
+            connection.exec_driver_sql(setting)
+        uptime = float(connection.scalar(UPTIME))
+        if not self._was_ours and uptime < PRECEDENCE_SECONDS:
+            self._over.wait(PRECEDENCE_SECONDS - uptime)
+        return bool(connection.scalar(_TRY, {"key": self._key}))
 
     def _keep(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
-            try:
-                if self._connection is None:
-                    self._try(again=True)
-                else:
-                    self._connection.exec_driver_sql("SELECT 1")
-            except SQLAlchemyError:
+            if self._connection is None:
+                with suppress(SQLAlchemyError):
+                    self._take()
+            elif not self._answers():
                 self._close()
 
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(SQLAlchemyError):  # it may be no more, and its lock neither
-                connection.close()
 
-
-def _key(name: str) -> int:
-    """PostgreSQL's locks have numbers of 64 bits for names."""
+def _claim_key(name: str) -> int:
+    """Number of 64 bits that PostgreSQL has for the name of a lock."""
     digest = hashlib.blake2b(f"knee-tune trains {name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)

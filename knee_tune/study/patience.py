@@ -75,7 +75,7 @@ class StorageGoneError(MachineError):
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether the database was away, or asked for a repeat: nothing is wrong with what was sent."""
+    """Tell whether the database was away, or asked for a repeat: what was sent is right."""
     while error is not None and not isinstance(error, StorageGoneError):
         if isinstance(error, PendingRollbackError):  # of a session that met an outage before
             return True
@@ -102,7 +102,7 @@ def _was_away(error: DBAPIError) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """What the database, or its driver, said; in one line."""
+    """Cause that the database, or its driver, gave, in one line."""
     innermost = error
     while innermost.__cause__ is not None and not isinstance(innermost, DBAPIError):
         innermost = innermost.__cause__
@@ -124,12 +124,12 @@ def storage_timeout() -> float:
 
 @functools.cache
 def patience_with(url: str) -> "Patience":
-    """The one that all calls of this process to the database at ``url`` share."""
+    """Patience that all calls of this process to the database at ``url`` share."""
     return Patience(url)
 
 
 class Patience:
-    """How calls to one database outlast its absence. Threads wait side by side, and say it once."""
+    """Repetition of calls to a database that is away; threads wait together, and say it once."""
 
     def __init__(self, url: str) -> None:
         self._shown = shown_url(url, password="***")
@@ -144,24 +144,24 @@ class Patience:
         """Whether it ever answered."""
 
     def interrupt(self) -> None:
-        """Ctrl-C: no call waits any more, in any thread. Takes no lock, for signal handlers."""
+        """End all waiting, in any thread, on Ctrl-C. Takes no lock, for signal handlers."""
         self._interrupted = True
 
     def resume(self) -> None:
-        """A new command: what ended an earlier one of this process is over."""
+        """Begin a new command: what ended an earlier one of this process is over."""
         self._given_up = self._interrupted = False
 
     def away_within(self, seconds: float) -> bool:
-        """Whether it was seen to be away in the last ``seconds``."""
+        """Tell whether it was seen to be away in the last ``seconds``."""
         return time.monotonic() - self._away_at < seconds
 
     @property
     def away_now(self) -> bool:
-        """Whether the newest call found it away, a moment ago."""
+        """Tell whether the newest call found it away, a moment ago."""
         return self._away and self.away_within(MOMENT)
 
     def attempt(self, call: Callable[[], T]) -> T:
-        """``call()``, once."""
+        """Call once."""
         try:
             value = call()
         except Exception as error:
@@ -174,7 +174,7 @@ class Patience:
         return value
 
     def outlast(self, call: Callable[[], T]) -> T:
-        """``call()``, again and again while the database is away; it must be safe to repeat.
+        """Call again and again while the database is away; ``call`` must be safe to repeat.
 
         StorageGoneError where that lasts too long, and at once as long as the calls of a command
         that gave up go on failing: whoever cleans up waits no second time. The same after Ctrl-C,

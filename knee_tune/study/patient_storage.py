@@ -24,15 +24,13 @@ from sqlalchemy.exc import IntegrityError
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.study.patience import Patience, is_outage
 
-# Optuna's database, read in five plain queries where a whole study is wanted at once.
-
 _distribution = lru_cache(maxsize=1024)(json_to_distribution)
 
 """There are as many different ones as there were search spaces; Optuna parses two per trial."""
 
 
 class QuickStorage(RDBStorage):
-    """As Optuna's own, but the first read of a study makes no object of every row.
+    """Optuna's storage, whose first read of a study makes no object of every row.
 
     A study of 3,000 trials has 80,000 rows, and mapping them is most of what ``status`` takes.
     """
@@ -224,7 +222,7 @@ class PatientStorage(QuickStorage):
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
     ) -> FrozenTrial:
-        """Once, unlike RDBStorage's own: that one repeats it five times, whatever got through."""
+        """Create it once, unlike RDBStorage, which repeats it five times, whatever got through."""
         nonce = uuid.uuid4().hex
         trial = copy.deepcopy(template_trial) or create_trial(state=TrialState.RUNNING)
         trial.system_attrs = {**trial.system_attrs, NONCE: nonce}

@@ -22,10 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.schedules import Knee
 
-# Where runs of different Knee schedules can be compared, and when one of them is worse.
-#
 # At the same step one run still explores while another already decays, and a decaying run always
-# looks better. So the decays are laid over each other, by LR or by their progress. No Optuna here.
+# looks better. So the decays are laid over each other, by LR or by their progress.
 
 
 def locate(reported: int, *, total_steps: int) -> tuple[int, int]:
@@ -67,7 +65,7 @@ def step_at_lr(schedule: Knee, lr: float) -> float | None:
 def value_at(
     reports: Mapping[int, float], step: float, *, replicate: int, total_steps: int
 ) -> float | None:
-    """What a run has at ``step`` of a replicate: reported there, or on the line between neighbours.
+    """Value of a run at ``step`` of a replicate: reported there, or between its neighbours.
 
     None before the replicate's first report, after its last one, and where a value is NaN.
     """
@@ -87,7 +85,7 @@ def value_at(
 
 
 def is_outside(value: float, others: Sequence[float], *, percentile: float) -> bool:
-    """Whether ``value`` misses the best ``percentile`` % of ``others``; smaller is better.
+    """Tell whether ``value`` misses the best ``percentile`` % of ``others``; smaller is better.
 
     The bound is their percentile as NumPy has it by default (linear between two of them). A value
     that equals it, up to rounding, does not miss it.
@@ -198,7 +196,7 @@ class KneePruner(BasePruner):
         trial.set_user_attr(REPLICATES, replicates)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial should end here; Optuna asks, by ``trial.should_prune()``."""
+        """Tell whether the trial should end here; Optuna asks, by ``trial.should_prune()``."""
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
         at = trial.last_step
         if at is None:
@@ -237,7 +235,7 @@ class KneePruner(BasePruner):
         *,
         sign: int,
     ) -> bool:
-        """Whether what the trial reported there is not among the best."""
+        """Tell whether what the trial reported there is not among the best."""
         replicate, step = locate(reported, total_steps=schedule.total_steps)
         if not self._acts(trial, schedule, step, peers):
             return False
@@ -347,8 +345,6 @@ def _check(right: bool, name: str, value: Any, wanted: str) -> None:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
-# Pruners by name.
-
 STARTUP_TRIALS = 4
 
 """Complete trials before a raw-step pruner acts: enough for a median, few for a short study."""
@@ -377,7 +373,7 @@ class PruningBrackets(BasePruner):
         self._hyperband = hyperband
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """As Hyperband does."""
+        """Prune as Hyperband does."""
         return self._hyperband.prune(study, trial)
 
 
@@ -412,7 +408,7 @@ def make_pruner(name: str, *, total_steps: int, replicates: int = 1) -> BasePrun
 
 
 def raw_step_warning(name: str) -> str | None:
-    """One line on what is unfair about a pruner that compares at equal steps; None for others."""
+    """Warning, in one line, of a pruner that compares at equal steps; None for others."""
     if name not in _RAW_STEP:
         return None
     return (

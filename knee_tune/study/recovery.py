@@ -11,6 +11,7 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.records.events import TrialFinished
+from knee_tune.records.values import RunEnd
 from knee_tune.runs.locks import lives, process_id
 from knee_tune.study.events import Recorder
 from knee_tune.study.storage import GRACE_SECONDS, OnStale, quiet_optuna
@@ -102,7 +103,7 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
-    """Which one it is, or goes on with, of those that were asked for: 0 is the first."""
+    """Place of a trial, or of the one it goes on with, among those asked for: 0 is the first."""
     trials = [*trials, trial]
     before = {each.number: each.user_attrs.get("continues") for each in trials}
 
@@ -116,7 +117,7 @@ def place_of(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
 
 
 def stale_trial_callback(recorder: Recorder) -> OnStale:
-    """What Optuna is to do with a trial whose driver stopped beating."""
+    """Callback of Optuna for a trial whose driver stopped beating."""
 
     def on_stale(study: optuna.Study, trial: FrozenTrial) -> None:
         requeue(study, trial)
@@ -176,7 +177,7 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _record_death(recorder: Recorder, trial: FrozenTrial) -> None:
-    recorder.record(TrialFinished(key=key_of(trial), state="FAIL", reason=KILLED))
+    recorder.record(TrialFinished(key=key_of(trial), state=RunEnd.FAILED, reason=KILLED))
 
 
 def _is_abandoned(trial: FrozenTrial, *, locked: bool) -> bool:

@@ -16,8 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.study.recovery import current, params_of, place_of
 
-# A Gaussian process that learns from pruned trials too.
-
 BAD_TENTH = 0.1
 
 """A pruned trial counts as worse than all complete ones but this share of them."""
@@ -61,8 +59,6 @@ def _as_bad(trial: FrozenTrial, value: float) -> FrozenTrial:
     return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value)
 
 
-# The points of a search: which there are, which were tried, whether another trial is wanted.
-
 Point = tuple[float, ...]
 
 """One value for each axis."""
@@ -80,7 +76,7 @@ class Axis:
         return FloatDistribution(self.points[0], self.points[-1], log=self.log)
 
     def position(self, value: float) -> float:
-        """Where ``value`` lies between the first point (0) and the last (1), by ratio if log."""
+        """Position of ``value`` between the first point (0) and the last (1), by ratio if log."""
         first, last = self.points[0], self.points[-1]
         if first == last:
             return 0.0
@@ -130,7 +126,7 @@ def wanted(
     trials: int | None,
     besides: int | None = None,
 ) -> bool:
-    """Whether the study wants another trial: it has fewer than ``trials``, and a point is left.
+    """Tell whether the study wants another trial: it has fewer than ``trials``, a point is left.
 
     Trials that any driver asked for count, and one that lives on under another number counts once.
     None for ``trials`` means every point. ``besides`` is the number of a trial to leave out.
@@ -143,13 +139,10 @@ def wanted(
     return queued > 0 or bool(untried(known, axes))
 
 
-# The full grid, in the order in which trunks are shared best.
-
-
 class TrunkOrderedGridSampler(PointSampler):
     """Every point of the grid once, seed LR by seed LR, the longest explore phase first.
 
-    The first trial of a seed LR trains its whole trunk and leaves every knot; the others branch
+    The first trial of a seed LR trains its whole trunk and leaves its states; the others branch
     from it. They have to wait for it, so whoever asks while a trial of that seed LR is running
     takes the next seed LR that nobody trains. Only when every seed LR with points left is being
     trained does it join one, the one with the fewest running trials.
@@ -285,7 +278,7 @@ class GridSnappingSampler(PointSampler):
             )
 
         def shared(point: Point) -> float:
-            """How much of its training, as a share of the budget, its trunk has already done."""
+            """Share of the budget that its trunk has already trained."""
             at = dict(zip(self._axes, point, strict=True))
             return min(at["explore_fraction"], trunks.get(at["seed_lr"], 0.0))
 

@@ -28,12 +28,10 @@ from knee_tune.study.patience import StorageGoneError, cause_of, patience_with, 
 from knee_tune.study.patient_storage import PatientStorage
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file
 
-# Keeps Optuna's own log out of the output: our lines say what happens.
-
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Our own lines say what happens; Optuna's log and its notes on experimental parts do not."""
+    """Silence Optuna's log and its notes on experimental parts: our lines say what happens."""
     logger = logging.getLogger("optuna")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -47,16 +45,13 @@ def quiet_optuna() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# Slow imports, done while a worker group warms up on another core.
-
-
 def preload(*, sampler: str) -> threading.Thread:
     """Import in the background what the trials will need; join it before importing anything else.
 
-    What Optuna's storage needs takes half a second, its Dashboard (notes) about 2 s, torch (which
-    the GP sampler uses) as long again; the warm process of the worker groups takes longer to start
-    than all of them. One thread is fastest for the sampler's small matrices, and leaves the others
-    to the ranks.
+    It is done while a worker group warms up on another core, which takes longer than all of it:
+    what Optuna's storage needs takes half a second, its Dashboard (notes) about 2 s, torch (which
+    the GP sampler uses) as long again. One thread is fastest for the sampler's small matrices, and
+    leaves the others to the ranks.
     """
 
     def load() -> None:
@@ -92,7 +87,7 @@ OnStale = Callable[[optuna.Study, FrozenTrial], None]
 
 
 def check_storage_url(url: str) -> None:
-    """UserError if ``url`` is no SQLAlchemy URL, has no driver here, or is in memory."""
+    """Refuse (UserError) what is no SQLAlchemy URL, has no driver here, or is in memory."""
     shown = shown_url(url, password="***")
     if not is_url(url):
         raise UserError(
@@ -157,7 +152,7 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
 
 
 def refuse_missing(url: str) -> None:
-    """UserError if ``url`` is an SQLite file that is not there: looking must not make one."""
+    """Refuse (UserError) an SQLite file that is not there: looking must not make one."""
     check_storage_url(url)
     file = sqlite_file(url)
     if file is not None and not file.is_file():
@@ -183,7 +178,7 @@ def _make_tables(open_it: Callable[[], PatientStorage]) -> PatientStorage:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """How connections are made and kept; what the URL itself says comes first."""
+    """Options by which connections are made and kept; what the URL itself says comes first."""
     parts = make_url(url)
     if parts.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_TIMEOUT}}
@@ -196,7 +191,7 @@ def engine_options(url: str) -> dict[str, Any]:
 
 
 def _name_the_file(error: BaseException | None, url: str) -> None:
-    """SQLite says that a disk is full, but not which."""
+    """Name the file: SQLite says that a disk is full, but not which."""
     while error is not None:
         if isinstance(error, sqlite3.Error):
             error.filename = str(sqlite_file(url))  # type: ignore[attr-defined]
@@ -204,7 +199,7 @@ def _name_the_file(error: BaseException | None, url: str) -> None:
 
 
 def _use_wal(engine: sqlalchemy.Engine, url: str) -> None:
-    """WAL lets readers (dashboard, status) and writers work at once; NORMAL still survives a crash.
+    """Use WAL: readers and writers work at once; NORMAL still survives a crash.
 
     The pool is emptied so that every later connection passes here.
     """

@@ -21,6 +21,7 @@ from knee_tune.errors import UserError
 from knee_tune.records import study
 from knee_tune.records.findings import Importances
 from knee_tune.records.study import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.records.values import RunEnd
 from knee_tune.study.attributes import (
     known_audit,
     known_compared,
@@ -39,7 +40,7 @@ Study = optuna.Study
 
 MAKER_PATIENCE = 10.0
 
-"""Seconds for another driver to furnish a study it has just made."""
+"""Seconds for another driver to note the settings of a study it has just made."""
 
 FIXED_FIELDS = (
     *("task", "recipe", "seed", "nproc", "replicates", "fuse"),
@@ -63,6 +64,15 @@ CODE = "code"
 BASELINE_PREFIX = "baseline:"
 
 """Study attributes that hold the runs of other schedules."""
+
+TOLD: Mapping[RunEnd, TrialState] = {
+    RunEnd.COMPLETE: TrialState.COMPLETE,
+    RunEnd.PRUNED: TrialState.PRUNED,
+    RunEnd.DIVERGED: TrialState.PRUNED,
+    RunEnd.FAILED: TrialState.FAIL,
+}
+
+"""Each end of a trial's last run as Optuna is told it."""
 
 _STATES: Mapping[TrialState, study.TrialState] = {
     TrialState.COMPLETE: "complete",
@@ -113,13 +123,15 @@ def open_study(
             if beside:
                 return study
         else:
-            _furnish(study, spec, recipe, data_fingerprint)
+            _note_settings(study, spec, recipe, data_fingerprint)
         study.set_user_attr("amp", amp)
         study.set_user_attr("spec", spec.model_dump(mode="json", exclude=unknown))
         return study
 
 
-def _furnish(study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerprint: str) -> None:
+def _note_settings(
+    study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerprint: str
+) -> None:
     study.set_user_attr("key", uuid.uuid4().hex[:8])
     study.set_user_attr("data_fingerprint", data_fingerprint)
     study.set_user_attr("metric", f"valid_{recipe.objective}")
@@ -133,9 +145,9 @@ def _furnish(study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerpr
 
 
 def _await_maker(study: optuna.Study) -> None:
-    """Drivers may start together: the one that made the study furnishes it, the others wait.
+    """Wait for the driver that made the study, started together with us, to note its settings.
 
-    If it was killed in between, one that waited in vain does it.
+    If that was killed in between, one that waited in vain does it.
     """
     deadline = time.monotonic() + MAKER_PATIENCE
     while "spec" not in study.user_attrs and time.monotonic() < deadline:
@@ -225,7 +237,7 @@ def trial_record(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
 
 
 def trial_attrs(study: optuna.Study, number: int) -> Mapping[str, Any]:
-    """What is noted with a trial; to be read only, for a copy of a large study takes seconds."""
+    """Notes of a trial; to be read only, for a copy of a large study takes seconds."""
     return study.get_trials(deepcopy=False)[number].user_attrs
 
 
@@ -272,7 +284,7 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
 def _curve(
     trial: FrozenTrial, study_attrs: Mapping[str, Any], total_steps: int
 ) -> tuple[Evaluation, ...]:
-    """At every step, what the last replicate to reach it reported: the mean up to itself.
+    """Learning curve: at every step the mean that the last replicate to reach it reported.
 
     NaN stands where only other code has reported.
     """
@@ -332,10 +344,6 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
         yield path, old, new
 
 
-# Which hyperparameter matters how much, by an evaluator that is named.
-
-HYPERPARAMETERS = ("seed_lr", "explore_fraction")
-
 FEWEST_TRIALS = 4
 
 """A forest grown on fewer points says nothing."""
@@ -346,7 +354,7 @@ MOST_TRIALS = 500
 
 
 def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
-    """By fANOVA; None unless both hyperparameters and the values of enough trials vary.
+    """Importances by fANOVA; None unless hyperparameters and values of enough trials vary.
 
     fANOVA, because its share is of the variance over the whole search space, which is what the
     heat map shows. Of more than ``MOST_TRIALS`` it takes as many, drawn by lot.
@@ -356,7 +364,7 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     varied = (
         {trial.value for trial in complete},
-        *({trial.params[name] for trial in complete} for name in HYPERPARAMETERS),
+        *({trial.params[name] for trial in complete} for name in PARAMETERS),
     )
     if len(complete) < FEWEST_TRIALS or any(len(values) < 2 for values in varied):
         return None

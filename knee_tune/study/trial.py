@@ -14,17 +14,17 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.config.recipe import Recipe
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
-from knee_tune.records.events import RunLink
 from knee_tune.records.study import Evaluation, ReplicateRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.schedules import Knee
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
-from knee_tune.study.events import Ending
+from knee_tune.study.events import Ending, Recorder, RunEvents
+from knee_tune.study.pruners import KneePruner
 from knee_tune.study.recovery import key_of
 from knee_tune.study.samplers import Axis
 from knee_tune.study.study import CODE, reported_sign
-from knee_tune.workers.protocol import Done, ReplicaDone, Report
+from knee_tune.workers.protocol import Done, Outcome, ReplicaDone, Report
 
 _SHARED_BY_TWINS = (
     "key",
@@ -39,8 +39,6 @@ _SHARED_BY_TWINS = (
     "mlflow_run_id",
     "mlflow_run_url",
 )
-
-_OF_THE_KNEE = {"seed_lr", "total_steps", "warmup_steps", "explore_steps"}
 
 
 class PlanMaker(Protocol):
@@ -61,7 +59,7 @@ class PlanMaker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched: the study, its axes, and how a point becomes training runs."""
+    """Search space of a study, and how a point of it becomes training runs."""
 
     study: optuna.Study
     recipe: Recipe
@@ -80,7 +78,7 @@ class Search:
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
-    """Held while a trial is asked for, against other drivers (see ``asking.asking_lock``)."""
+    """Held while a trial is asked for, against other drivers (see ``locks.asking_lock``)."""
 
 
 class TrialRun:
@@ -90,7 +88,7 @@ class TrialRun:
     is reported at r * T + t, as the mean over replicates 0..r at step t.
     """
 
-    def __init__(self, trial: optuna.Trial, search: Search) -> None:
+    def __init__(self, trial: optuna.Trial, search: Search, recorder: Recorder) -> None:
         self.trial, self._search = trial, search
         self.note(driver=process_id())  # first of all: sampling may take seconds
         if trial.user_attrs.get("reason"):
@@ -99,9 +97,12 @@ class TrialRun:
         self.seed_lr = self._suggest("seed_lr")
         self.explore_fraction = self._suggest("explore_fraction")
         self.key = key_of(trial)
+        self.events = RunEvents(recorder, self.key)
         self.schedule = search.schedule(self.seed_lr, self.explore_fraction)
         self.total_steps = 0
         """Of one replicate; known once it has plans."""
+        self.replicate = 0
+        """The one that trains; of a fused trial all do, and this stays 0."""
         self.log_dir = Path()
         """Where the ranks of its newest run write what they print."""
         self.counts: dict[str, int] = {}
@@ -139,7 +140,7 @@ class TrialRun:
             self._note_replicates(len(before))
 
     def _spent(self, steps: StepCount) -> StepCount:
-        """What earlier attempts cost, with the state that this one has of them."""
+        """Steps that earlier attempts cost, with the state that this one has of them."""
         return steps if self._goes_on else StepCount(trained=steps.trained)
 
     def _suggest(self, name: str) -> float:
@@ -148,12 +149,12 @@ class TrialRun:
 
     @property
     def metric(self) -> str:
-        """What the study optimises."""
+        """Metric that the study optimises."""
         return f"valid_{self._search.recipe.objective}"
 
     @property
     def watched(self) -> str:
-        """The metric of its learning curve."""
+        """Metric of its learning curve."""
         return f"valid_{self._search.recipe.watched}"
 
     @property
@@ -172,40 +173,118 @@ class TrialRun:
             self._search.plan(self.schedule, log_key=log_key, seed=seed, slot=slot)
             for seed, log_key in log_keys.items()
         ]
-        self.note_plan(plans[0], replicates=len(plans))
+        self._note_plan(plans[0], replicates=len(plans))
         return plans
 
-    def note_plan(self, plan: TrainPlan, *, replicates: int) -> None:
+    def started(self, plan: TrainPlan) -> None:
+        """Tell the tracking that it begins, or goes on; ``plan`` is its first replicate's."""
+        self.events.started(
+            plan,
+            name=f"trial {self.number}",
+            number=self.number,
+            seed_lr=self.seed_lr,
+            explore_fraction=self.explore_fraction,
+            replicates=len(self.replicates),
+        )
+
+    def _note_plan(self, plan: TrainPlan, *, replicates: int) -> None:
         """Keep what everybody may know of the trial's training: ``plan`` is the first replicate's.
 
         ``replicates``: those that are reported one behind the other.
         """
-        dumped = plan.model_dump(mode="json")
         self.total_steps = plan.total_steps
         self.note(
             key=self.key,
             code=self._search.code,
             checkpoint=str(plan.checkpoint_dir),
-            plan=dumped,
-            schedule={name: dumped["schedule"][name] for name in _OF_THE_KNEE},
-            replicates=replicates,
+            plan=plan.model_dump(mode="json"),
         )
+        KneePruner.describe(self.trial, self.schedule, replicates=replicates)
 
-    def remember(self, replicate: int, step: int, metrics: Mapping[str, float]) -> bool:
-        """Take an evaluation of a replicate; False if Optuna was told of it before.
+    @property
+    def steps(self) -> StepCount:
+        """Steps that the run of the replicate that trains has cost, over all attempts."""
+        return self.replicates[self.replicate].steps
 
-        History comes twice: when a run starts from a checkpoint, and when it is answered from its
-        record.
+    def has_trained(self, replicate: int) -> bool:
+        """Tell whether a replicate is complete, so that nothing is left to train of it."""
+        return self.replicates[replicate].state == "complete"
+
+    def begin(self, plan: TrainPlan, *, replicate: int) -> None:
+        """Note that a replicate trains, with what other code may have trained of it."""
+        self.replicate, self.log_dir = replicate, plan.log_dir
+        before = self.replicates[replicate]
+        with counted_elsewhere(plan, before.steps, checkpoint=before.checkpoint) as steps:
+            self._note_replicate(
+                replicate, state="running", checkpoint=str(plan.checkpoint_dir), steps=steps
+            )
+
+    def count(self, steps: StepCount) -> None:
+        """Keep what its run has cost so far."""
+        self._note_replicate(self.replicate, steps=steps)
+        self.note_steps(pruned=False)
+
+    def hear(self, report: Report) -> Report | None:
+        """Take an evaluation; Optuna and the tracking are told the one that is returned.
+
+        None: Optuna was told of it before, or a replicate has left (see :meth:`whole`). History
+        comes twice: when a run starts from a checkpoint, and when its result is cached.
         """
-        self._curves[replicate][step] = metrics[self.watched]
-        return self._axis(replicate, step) not in self._reported
-
-    def report(self, replicate: int, step: int) -> None:
-        """Tell Optuna the mean over the replicates so far, in the study's direction."""
-        mean = fmean(curve[step] for curve in self._curves[: replicate + 1] if step in curve)
-        at = self._axis(replicate, step)
-        self.trial.report(reported_sign(self._search.recipe) * mean, at)
+        self._remember(report)
+        at = self._axis(self.replicate, report.step)
+        if at in self._reported or not self.whole(report):
+            return None
+        told = self._mean(report)
+        self.events.reported(told, replicate=self.replicate)
+        self.trial.report(reported_sign(self._search.recipe) * self._mean_at(report.step), at)
         self._reported.add(at)
+        self.note_link()
+        return told
+
+    def whole(self, report: Report) -> bool:
+        """Tell whether every replicate that was evaluated still trains."""
+        return True
+
+    def _remember(self, report: Report) -> None:
+        self._curves[self.replicate][report.step] = report.metrics[self.watched]
+
+    def _mean(self, report: Report) -> Report:
+        """Report that the tracking is told."""
+        return report
+
+    def _mean_at(self, step: int) -> float:
+        """The mean over the replicates so far."""
+        return fmean(curve[step] for curve in self._curves[: self.replicate + 1] if step in curve)
+
+    def settle(self, outcome: Outcome, steps: StepCount, *, cached: bool) -> Ending:
+        """Note how its run ended, which has cost ``steps`` in all; returns how the replicate did.
+
+        Before the replicate counts as complete its weights are noted: an interrupted trial does not
+        come here again.
+        """
+        ending, index = Ending.of(outcome), self.replicate
+        metrics = dict(ending.metrics)
+        if index == 0 and ending.end is RunEnd.COMPLETE and isinstance(outcome, Done):
+            self.note(weights=outcome.result["weights"])
+        self._note_replicate(
+            index,
+            state=ending.state,
+            value=metrics.get(self.metric),
+            metrics=metrics,
+            answered=cached,
+        )
+        return ending if ending.end is RunEnd.COMPLETE else self.of_replicate(ending, index)
+
+    def broken_off(self) -> None:
+        """Note that its run ended without an answer."""
+        self._note_replicate(self.replicate, state="failed")
+
+    def of_replicate(self, ending: Ending, index: int) -> Ending:
+        """The ending of the trial by that of one replicate, whose reason names it."""
+        if len(self.replicates) == 1:
+            return ending
+        which = f" (replicate {index + 1} of {len(self.replicates)})"
+        return replace(ending, reason=ending.reason + which)
 
     def _axis(self, replicate: int, step: int) -> int:
         return replicate * self.total_steps + step
@@ -215,12 +294,9 @@ class TrialRun:
         for name, value in attributes.items():
             self.trial.set_user_attr(name, value)
 
-    def note_replicate(self, index: int, **changes: Any) -> None:
-        """Keep what is new about a replicate, with its curve so far."""
+    def _note_replicate(self, index: int, **changes: Any) -> None:
+        """Keep a replicate, with its curve so far and what else is new about it."""
         self._change(index, **changes)
-        self._note_replicate(index)
-
-    def _note_replicate(self, index: int) -> None:
         noted = self.replicates[index].model_dump(mode="json")
         self.note(**{replicate_attr(index): noted})
 
@@ -249,26 +325,27 @@ class TrialRun:
         recorded = sum(run.steps.reused for run in self.replicates if run.answered)
         self.note(**self.counts, steps_recorded=recorded)
 
-    def note_link(self, link: RunLink | None) -> None:
+    def note_link(self) -> None:
         """Keep where its MLflow run is, once that is known; training never waits for it."""
-        if self.url is None and link is not None:
+        if self.url is None and (link := self.events.link) is not None:
             self.url = link.url
             self.note(mlflow_run_id=link.run_id, mlflow_run_url=link.url)
 
-    def note_means(self) -> dict[str, float]:
+    def complete(self) -> Ending:
         """Keep the mean of every final metric; all replicates are complete.
 
-        Returns them, and with several replicates the sample standard deviations as
-        ``<metric>_std``.
+        The metrics of the trial's end are those, and with several replicates the sample standard
+        deviations as ``<metric>_std``.
         """
         finals = [replicate.metrics for replicate in self.replicates]
         means = {name: fmean(metrics[name] for metrics in finals) for name in finals[0]}
         self.note(metrics=means)
         if len(finals) == 1:
-            return means
+            return Ending(end=RunEnd.COMPLETE, metrics=means)
         spreads = {name: stdev(metrics[name] for metrics in finals) for name in finals[0]}
         self.note(spread=spreads[self.metric])
-        return means | {f"{name}_std": spread for name, spread in spreads.items()}
+        stds = {f"{name}_std": spread for name, spread in spreads.items()}
+        return Ending(end=RunEnd.COMPLETE, metrics=means | stds)
 
     def finished_twin(self) -> FrozenTrial | None:
         """A complete or pruned trial with the same parameters and code, if there is one."""
@@ -304,70 +381,67 @@ class TrialRun:
                 self.trial.report(value, at)
 
 
-# A fused trial: all its replicates train step by step, as one batched model.
-
-
 class FusedTrial(TrialRun):
-    """A trial that learns of all its replicates at once.
+    """A trial whose replicates all train step by step, as one batched model.
 
     Its learning curve is their mean, at the steps 1..T of the one run: to a pruner it is a trial of
     one replicate.
     """
 
-    @property
-    def replicas(self) -> tuple[Replica, ...]:
-        """The models of its replicates, in their order."""
-        return tuple(
+    def plans_for(self, slot: int) -> list[TrainPlan]:
+        """The one plan of all replicates, on that slot's devices, noted when it begins."""
+        own = self.replicates[0].seed
+        replicas = tuple(
             Replica(seed=replicate.seed, schedule=self.schedule) for replicate in self.replicates
         )
+        return [
+            self._search.plan(
+                self.schedule, log_key=self.key, seed=own, slot=slot, replicas=replicas
+            )
+        ]
+
+    def own_plan(self, plan: TrainPlan) -> TrainPlan:
+        """The plan of its first replicate alone, which trains as a part of ``plan``."""
+        own = {"seed": self.replicates[0].seed, "schedule": self.schedule}
+        return plan.model_copy(update={**own, "replicas": (), "trunk": None})
 
     @property
-    def run_steps(self) -> StepCount:
-        """What its run has cost in earlier attempts, as noted with the trial."""
+    def steps(self) -> StepCount:
+        """Steps that its run has cost in earlier attempts, as noted with the trial."""
         return run_of(self.trial.user_attrs)
 
-    def plan_for(self, slot: int) -> TrainPlan:
-        """The one plan of all replicates, on that slot's devices; notes what others may know."""
-        own = self.replicates[0].seed
-        plan = self._search.plan(
-            self.schedule, log_key=self.key, seed=own, slot=slot, replicas=self.replicas
-        )
-        self.begin(plan)
-        return plan
+    def has_trained(self, replicate: int) -> bool:
+        """Tell that it never has: the end of one replicate says nothing of the others."""
+        return False
 
-    def begin(self, plan: TrainPlan) -> None:
-        """Note that the trial trains, in this run or as a part of it.
-
-        The plan that is noted is the first replicate's alone.
-        """
-        self.own_plan = plan.model_copy(
-            update={
-                "seed": self.replicates[0].seed,
-                "schedule": self.schedule,
-                "replicas": (),
-                "trunk": None,
-            }
-        )
-        self.note_plan(self.own_plan, replicates=1)
+    def begin(self, plan: TrainPlan, *, replicate: int = 0) -> None:
+        """Note that the trial trains, in this run or as a part of it."""
+        self.log_dir = plan.log_dir
+        self._note_plan(self.own_plan(plan), replicates=1)
         before = self.replicates[0].checkpoint
         for index in range(len(self.replicates)):
             self._change(index, state="running", checkpoint=str(plan.checkpoint_dir))
-        with counted_elsewhere(plan, self._spent(self.run_steps), checkpoint=before) as steps:
+        with counted_elsewhere(plan, self._spent(self.steps), checkpoint=before) as steps:
             self._note_fused(steps)
 
+    def count(self, steps: StepCount) -> None:
+        """Keep what the run has cost so far, every replicate of it alike."""
+        for index in range(len(self.replicates)):
+            self._change(index, steps=steps.of_replica(first=0, last=steps.reached))
+        self._note_fused(steps)
+        self.note_steps(pruned=False)
+
     def whole(self, report: Report) -> bool:
-        """Whether every replicate still trains; without half of them nothing is said of it."""
+        """Tell whether every replicate still trains; without half of them nothing is said of it."""
         return None not in report.replicas[self.watched]
 
-    def remember_all(self, report: Report) -> bool:
-        """Take an evaluation of all replicates; False if Optuna was told of it before."""
+    def _remember(self, report: Report) -> None:
         for curve, value in zip(self._curves, report.replicas[self.watched], strict=True):
             if value is not None:
                 curve[report.step] = value
-        return report.step not in self._reported
 
-    def mean(self, report: Report) -> Report:
-        """What the tracking is told: means, and with several replicates ``<metric>_std``."""
+    def _mean(self, report: Report) -> Report:
+        """Means, and with several replicates ``<metric>_std``."""
         metrics = {"lr": self.schedule.lr(report.step)}
         for name, values in report.replicas.items():
             known = [value for value in values if value is not None]
@@ -378,66 +452,55 @@ class FusedTrial(TrialRun):
                 metrics[f"{name}_std"] = stdev(known)
         return report.model_copy(update={"metrics": metrics, "replicas": {}})
 
-    def report_all(self, step: int) -> None:
-        """Tell Optuna the mean over all replicates, in the study's direction."""
-        self.report(len(self.replicates) - 1, step)
+    def _mean_at(self, step: int) -> float:
+        return fmean(curve[step] for curve in self._curves if step in curve)
 
     def _axis(self, replicate: int, step: int) -> int:
         return step
 
-    def note_run(self, run: StepCount) -> None:
-        """Keep what the run has cost so far, every replicate of it alike."""
-        for index in range(len(self.replicates)):
-            self._change(index, steps=run.of_replica(first=0, last=run.reached))
-        self._note_fused(run)
-        self.note_steps(pruned=False)
+    def settle(self, outcome: Outcome, steps: StepCount, *, cached: bool) -> Ending:
+        """Note how every replicate ended; returns how the trial did.
+
+        One that diverged ends its trial, whose mean would be that of the lucky ones. ``steps`` is
+        what their run, or the batch that they were a part of, has cost.
+        """
+        if not isinstance(outcome, Done):
+            self.broken_off()
+            return Ending.of(outcome)
+        endings = [_ending(done) for done in outcome.replicas]
+        for index, (done, ending) in enumerate(zip(outcome.replicas, endings, strict=True)):
+            self._change(
+                index,
+                state=ending.state,
+                value=ending.metrics.get(self.metric),
+                metrics=dict(ending.metrics),
+                steps=steps.of_replica(first=done.first_step, last=done.step),
+                answered=cached,
+            )
+        self._note_fused(steps)
+        for index, ending in enumerate(endings):
+            if ending.end is RunEnd.DIVERGED:
+                return self.of_replicate(ending, index)
+        for ending in endings:
+            if ending.end is not RunEnd.COMPLETE:
+                return ending
+        self.note(weights=outcome.replicas[0].weights)
+        return endings[0]
 
     def broken_off(self) -> None:
         """Note that the run ended without an answer."""
         for index in range(len(self.replicates)):
             self._change(index, state="failed")
-        self._note_fused(self.run_steps)
-
-    def settle(self, dones: Sequence[ReplicaDone], run: StepCount, *, answered: bool) -> Ending:
-        """Note how every replicate ended; returns how the trial did.
-
-        One that diverged ends its trial, whose mean would be that of the lucky ones. ``run`` is
-        what their run, or the batch that they were a part of, has cost.
-        """
-        endings = [_ending(done) for done in dones]
-        for index, (done, ending) in enumerate(zip(dones, endings, strict=True)):
-            self._change(
-                index,
-                state=ending.end,
-                value=ending.metrics.get(self.metric),
-                metrics=dict(ending.metrics),
-                steps=run.of_replica(first=done.first_step, last=done.step),
-                answered=answered,
-            )
-        self._note_fused(run)
-        diverged = (index for index, ending in enumerate(endings) if _has_diverged(ending))
-        if (lost := next(diverged, None)) is not None:
-            which = f" (replicate {lost + 1} of {len(dones)})" if len(dones) > 1 else ""
-            return replace(endings[lost], reason=endings[lost].reason + which)
-        if (
-            stopped := next((each for each in endings if each.end != "complete"), None)
-        ) is not None:
-            return stopped
-        self.note(weights=dones[0].weights)
-        return Ending(end="complete", metrics=self.note_means())
+        self._note_fused(self.steps)
 
     def _note_fused(self, run: StepCount) -> None:
         self.note(**{FUSED: fused_attr(self.replicates, watched=self.watched, run=run)})
 
     def _note_replicates(self, begun: int) -> None:
         if begun:
-            self._note_fused(self.run_steps)
+            self._note_fused(self.steps)
 
 
 def _ending(done: ReplicaDone) -> Ending:
     result = {"metrics": done.metrics}
     return Ending.of(Done(state=done.state, step=done.step, reason=done.reason, result=result))
-
-
-def _has_diverged(ending: Ending) -> bool:
-    return ending.reason.startswith("diverged")

@@ -1,4 +1,4 @@
-"""Data that comes packed in one file: unpacked whole and verified to its last byte, or refused."""
+"""Archives of data: unpacked whole and verified to their last byte, or refused."""
 
 import bz2
 import gzip
@@ -112,7 +112,7 @@ def _zip_members(path: Path) -> Iterator[_Member]:
 
 
 def _entries(path: Path) -> int:
-    """How many members a zip archive says it has, which zipfile does not look at."""
+    """Number of members in a zip archive's end record, which zipfile does not check."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _ZIP_END.size - 0xFFFF))
         end = file.read()

@@ -1,4 +1,4 @@
-"""The task protocol: what a workload must offer so that the one training loop can serve it."""
+"""The task protocol: what the training loop, fused training and the analyses ask of a workload."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from knee_tune.config.recipe import Recipe
 from knee_tune.workers.group import Group
@@ -19,7 +20,7 @@ class Task(ABC, Generic[R]):
     """A workload. Constructing one is cheap; data is read when it is first needed.
 
     Randomness is stateless. ``train_batches`` draws order and augmentation from generators of its
-    own, started anew for every epoch (see ``seeding``); what ``build_model`` and ``loss`` draw
+    own, started anew for every epoch (see :mod:`seeding`); what ``build_model`` and ``loss`` draw
     (weights, dropout) comes from torch's global generators, which the loop seeds anew for every
     step. So model + optimizer + step is the whole state.
     """
@@ -69,7 +70,7 @@ class Task(ABC, Generic[R]):
     def evaluate(
         self, model: nn.Module, group: Group, *, split: Split, final: bool
     ) -> Mapping[str, float]:
-        """Metrics on ``split``, the same on every rank; ``final`` adds the dear ones (BLEU).
+        """Metrics on ``split``, the same on every rank; ``final`` adds the expensive ones (BLEU).
 
         Draws nothing from torch's global generators, changes nothing in the model, and calls
         ``group.alive`` at every batch: a rank without a sign of life counts as hung.
@@ -92,3 +93,57 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def examples(self) -> list[Any]:
         """A few raw inputs for ``predict``: the registered model's input example."""
+
+
+class FusableTask(Task[R]):
+    """A task whose models can train as replicas of one batched model.
+
+    Its ``loss`` and ``score`` are tensor code that ``torch.func.vmap`` can run for many models at
+    once, and batches of one step have the same shapes for every random seed. Its model must be
+    without state besides its weights (no BatchNorm statistics) and draw nothing while it trains (no
+    dropout), which is looked at before it is fused.
+    """
+
+    @abstractmethod
+    def eval_batches(self, split: Split, group: Group) -> Iterator[Any]:
+        """This rank's part of ``split``, on ``group.device``; the same for every random seed."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, batch: Any) -> tuple[Mapping[str, Tensor], float]:
+        """Sums of the metrics over a batch, and the count (examples) that makes them means."""
+
+    def evaluate(
+        self, model: nn.Module, group: Group, *, split: Split, final: bool
+    ) -> Mapping[str, float]:
+        """The mean of every metric over the split."""
+        totals: dict[str, float] = {}
+        examples = 0.0
+        for batch in self.eval_batches(split, group):
+            sums, count = self.score(model, batch)
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+            examples += count
+            group.alive()
+        *values, examples = group.sum([*totals.values(), examples])
+        return dict(zip(totals, (value / examples for value in values), strict=True))
+
+
+Examples = tuple[Tensor, Tensor]
+"""Inputs (n, ...) as the model takes them, and labels (n,) int64."""
+
+
+class Classifier(ABC):
+    """A task whose model maps inputs to class scores (n, classes); named before other bases."""
+
+    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
+        """Summed cross-entropy and the number of examples."""
+        inputs, labels = batch
+        return F.cross_entropy(model(inputs), labels, reduction="sum"), len(labels)
+
+    @abstractmethod
+    def train_examples(self, group: Group, *, limit: int | None) -> Iterator[Examples]:
+        """This rank's part of the training split's first ``limit`` examples, on ``group.device``.
+
+        As they are trained on (noisy labels stay noisy), but not augmented; always the same, in
+        the same order, in batches of a size that fits the device.
+        """

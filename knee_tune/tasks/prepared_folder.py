@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,23 @@ class FileRecord(Spec):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedSet(ABC):
+    """Result of a preparation, as commands show it and print it as JSON."""
+
+    folder: Path
+    name: str
+    fingerprint: str
+    seconds: float
+    reused: bool
+    """The set was there already."""
+    warnings: tuple[str, ...] = ()
+
+    @abstractmethod
+    def contents(self) -> str:
+        """Sizes of the set, in a few words."""
+
+
 def checksum(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file."""
     with path.open("rb") as stream:
@@ -46,7 +65,7 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:
-    """Every file in ``folder`` (but the manifest) with its checksum, and the fingerprint of all."""
+    """Checksums of the files in ``folder`` (but the manifest), and the fingerprint of all."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST:

@@ -1,4 +1,4 @@
-"""Every task by name. The only place that names concrete tasks."""
+"""The registry of tasks: the only place that names concrete ones."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """Where a task's recipe (light: no torch) and its code (torch) are, as ``module:Class``."""
+    """Locations of a task's recipe (imports no torch) and of its code, as ``module:Class``."""
 
     recipe: str
     task: str
@@ -29,19 +29,19 @@ class TaskEntry:
     """The function that prepares its data, as ``module:function``; None: it needs nothing."""
 
     def load_prepare(self) -> Callable[..., Any] | None:
-        """That function: keyword-only, ``data_root`` and the task's own options."""
+        """Import that function: keyword-only, ``data_root`` and the task's own options."""
         if self.prepare is None:
             return None
         loaded: Callable[..., Any] = self._load(self.prepare)
         return loaded
 
     def recipe_type(self) -> type[Recipe]:
-        """The recipe class; imports no torch. UserError if one of its libraries is missing."""
+        """Import the recipe class, without torch. UserError if one of its libraries is missing."""
         loaded: type[Recipe] = self._load(self.recipe)
         return loaded
 
     def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
-        """The task with this recipe; imports torch and the task's libraries.
+        """Construct the task with this recipe; imports torch and the task's libraries.
 
         UserError if one of them is missing.
         """
@@ -66,18 +66,18 @@ class TaskEntry:
 
 TASKS: Mapping[str, TaskEntry] = {
     "digits": TaskEntry(
-        recipe="knee_tune.tasks.digits.recipe:DigitsRecipe",
-        task="knee_tune.tasks.digits.task:DigitsTask",
+        recipe="knee_tune.tasks.tabular.recipe:DigitsRecipe",
+        task="knee_tune.tasks.tabular.task:DigitsTask",
         fuses=True,
     ),
     "digits-clean": TaskEntry(
-        recipe="knee_tune.tasks.digits.recipe:CleanDigitsRecipe",
-        task="knee_tune.tasks.digits.task:DigitsTask",
+        recipe="knee_tune.tasks.tabular.recipe:CleanDigitsRecipe",
+        task="knee_tune.tasks.tabular.task:DigitsTask",
         fuses=True,
     ),
     "breast-cancer": TaskEntry(
-        recipe="knee_tune.tasks.breast_cancer.recipe:BreastCancerRecipe",
-        task="knee_tune.tasks.breast_cancer.task:BreastCancerTask",
+        recipe="knee_tune.tasks.tabular.recipe:BreastCancerRecipe",
+        task="knee_tune.tasks.tabular.task:BreastCancerTask",
         fuses=True,
     ),
     "iwslt": TaskEntry(
@@ -87,15 +87,15 @@ TASKS: Mapping[str, TaskEntry] = {
         extra="translation",
     ),
     "cifar10": TaskEntry(
-        recipe="knee_tune.tasks.vision.cifar10.recipe:Cifar10Recipe",
-        task="knee_tune.tasks.vision.cifar10.task:Cifar10Task",
-        prepare="knee_tune.tasks.vision.cifar10.prepare:prepare",
+        recipe="knee_tune.tasks.vision.recipe:Cifar10Recipe",
+        task="knee_tune.tasks.vision.cifar10:Cifar10Task",
+        prepare="knee_tune.tasks.vision.cifar10_prepare:prepare",
         extra="vision",
     ),
     "imagenet": TaskEntry(
-        recipe="knee_tune.tasks.vision.imagenet.recipe:ImageNetRecipe",
-        task="knee_tune.tasks.vision.imagenet.task:ImageNetTask",
-        prepare="knee_tune.tasks.vision.imagenet.prepare:prepare",
+        recipe="knee_tune.tasks.vision.recipe:ImageNetRecipe",
+        task="knee_tune.tasks.vision.imagenet:ImageNetTask",
+        prepare="knee_tune.tasks.vision.imagenet_index:prepare",
         extra="vision",
     ),
 }

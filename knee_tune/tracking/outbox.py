@@ -21,6 +21,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from knee_tune.errors import first_line
+from knee_tune.files import whole, write_whole
 from knee_tune.records.events import Event, Recorded, StudyStarted
 from knee_tune.tracking.store import is_server
 from knee_tune.urls import shown_url, sqlite_file
@@ -62,12 +63,11 @@ class Outbox:
         folder = study_folder(root, study.name)
         for each in (root.parent, root, folder):
             each.mkdir(exist_ok=True)
-        name = f"{time.time_ns()}-{os.getpid()}"
-        draft = folder / f"{name}.draft"
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, _line(first))
-        path = draft.rename(folder / f"{name}.jsonl")  # visible to others only when locked
+        path = folder / f"{time.time_ns()}-{os.getpid()}.jsonl"
+        with whole(path) as draft:  # others see it only when it is locked
+            descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, _line(first))
         return cls(path, descriptor, study, began=first.at)
 
     def beside(self) -> Self:
@@ -136,16 +136,14 @@ class Outbox:
         return Batch(lines, end)
 
     def acknowledge(self, batch: Batch) -> None:
-        """MLflow has everything up to ``batch.end``."""
-        draft = self._ack_file.with_suffix(".ack-draft")
-        draft.write_text(json.dumps(batch.end))
-        draft.rename(self._ack_file)
+        """Note that MLflow has everything up to ``batch.end``."""
+        write_whole(self._ack_file, json.dumps(batch.end))
         with self._lock:
             self._acknowledged = batch.end
             self._remaining -= len(batch.lines)
 
     def reject(self, line: bytes) -> Path:
-        """Keep a line that MLflow will never take, so that it blocks nothing; in which file."""
+        """Put aside a line that MLflow will never take, and that would block others; where."""
         path = self.path.parent / "rejected.log"
         with path.open("ab") as file:
             file.write(line)
@@ -191,7 +189,7 @@ class Outbox:
 
 
 def outbox_root(home: Path, uri: str) -> Path:
-    """Where everything waits that is meant for the tracking URI ``uri``, and for no other.
+    """Return the folder of all that is meant for the tracking URI ``uri``, and for no other.
 
     A new password does not make it another store, nor does another way to write a file's path.
     """
@@ -201,12 +199,12 @@ def outbox_root(home: Path, uri: str) -> Path:
 
 
 def study_folder(root: Path, study_name: str) -> Path:
-    """Where the outboxes of a study are, below ``root``."""
+    """Return the folder of a study's outboxes, below ``root``."""
     return root / quote(study_name, safe="")
 
 
 def study_folders(root: Path) -> list[Path]:
-    """Where the outboxes of all studies are, below ``root``."""
+    """Return the folders of all studies' outboxes, below ``root``."""
     return sorted(path for path in root.glob("*") if path.is_dir())
 
 

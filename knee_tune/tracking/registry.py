@@ -56,7 +56,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
         version = known or _create_version(client, model, run, name=name, digest=digest, home=home)
         client.set_model_version_tag(name, version.version, CONFIRMED, model.confirmed)
-        alias = _call(client, version, model.alias)
+        alias = _set_alias(client, version, model.alias)
     return RegisteredModel(
         name=name,
         version=int(version.version),
@@ -79,8 +79,8 @@ def _known_version(
     return max(same, key=lambda version: int(version.version), default=None)
 
 
-def _call(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alias:
-    """Give the alias; the one that the version has in the end."""
+def _set_alias(client: "MlflowClient", version: "ModelVersion", alias: Alias) -> Alias:
+    """Give a version the alias, unless it is champion already; what it is called in the end."""
     name = version.name
     champion = _by_alias(client, name, CHAMPION)
     if champion is not None and champion.version == version.version:
@@ -263,7 +263,7 @@ def _ensure_registered(client: "MlflowClient", name: str, task: str) -> None:
 
 
 def _tags(model: TrainedModel) -> dict[str, str]:
-    """What people look for in the registry; metrics by split, as in ``valid/accuracy``."""
+    """Return what people look for in the registry; metrics by split, as in ``valid/accuracy``."""
     facts = {
         "optuna.study_name": model.study,
         "optuna.trial_number": model.number,
@@ -294,9 +294,10 @@ def _as_default_store(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(uri: str) -> Iterator[None]:
-    """What a registry refuses or a store cannot do is the person's to solve: said in one line.
+    """Turn what a registry refuses or a store cannot do into a UserError.
 
-    Not a server that is away, nor a disk."""
+    A server that is away is a MachineError; trouble with a disk stays what it is.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,12 +1,10 @@
 """Events become MLflow runs: a parent run per study, a child run per trial. The only mapping.
 
 Runs are found by a unique tag before they are created, metrics carry the time of their event, so
-delivering an event twice changes nothing. What opens and ends a run is in
-:mod:`knee_tune.tracking.runs`.
+delivering an event twice changes nothing.
 """
 
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from knee_tune.leftovers import scratch_folder
 from knee_tune.records.events import (
+    STORED,
     Attached,
     Recorded,
     RunLink,
@@ -29,6 +28,7 @@ from knee_tune.records.events import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking.sender import DeletedError, RejectedError
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
@@ -83,7 +83,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact: Attached, *, home:
         else:
             import plotly.io  # slow to import
 
-            plotly.io.write_html(artifact.figure, path, include_plotlyjs=artifact.offline or "cdn")
+            plotly.io.write_html(artifact.figure, path, include_plotlyjs="cdn")
         home.stat()  # which MLflow would make anew
         client.log_artifact(run_id, str(path), folder or None)
 
@@ -100,7 +100,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def mlflow_name(name: str) -> str:
-    """MLflow allows letters, digits, ``_-./`` and spaces in names."""
+    """Return ``name`` with what MLflow allows: letters, digits, ``_-./`` and spaces."""
     return re.sub(r"[^\w\-./ ]", "_", name)
 
 
@@ -110,7 +110,12 @@ def mlflow_name(name: str) -> str:
 # has long finished what it began. So a start or an end takes no effect on a run that began anew or
 # ended later: the newest word on a run counts.
 
-TRIAL_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+TRIAL_STATUS = {
+    RunEnd.COMPLETE: "FINISHED",
+    RunEnd.PRUNED: "KILLED",
+    RunEnd.DIVERGED: "KILLED",
+    RunEnd.FAILED: "FAILED",
+}
 
 STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
 
@@ -176,7 +181,7 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 @dataclass
 class _StudyRuns:
-    """What is known of one study's runs on the server."""
+    """The runs of one study on the server, as far as they are known."""
 
     experiment_id: str
     ids: dict[str, str] = field(default_factory=dict)
@@ -194,14 +199,11 @@ class RunWriter:
         self._client, self._uri, self._home = client, uri, home
         self._studies: dict[str, _StudyRuns] = {}
         self._links: dict[str, RunLink] = {}
-        self._linked = threading.Condition()
         self._failures = 0
 
-    def link(self, run_key: str, *, wait: float) -> RunLink | None:
-        """Where the run with this key is; None if that is not known within ``wait`` seconds."""
-        with self._linked:
-            self._linked.wait_for(lambda: run_key in self._links, timeout=wait)
-            return self._links.get(run_key)
+    def link(self, run_key: str) -> RunLink | None:
+        """Where the run with this key is, if that is known by now."""
+        return self._links.get(run_key)
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
         """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good.
@@ -224,7 +226,7 @@ class RunWriter:
 
     @contextmanager
     def _asking(self, study: StudyStarted) -> Iterator[None]:
-        """Whatever MLflow is asked about ``study`` happens in here, where its runs are known."""
+        """Have the runs of ``study`` known; RejectedError if MLflow then refuses."""
         try:
             # More patience after every failure: a slow server is late, not dead.
             with patience(min(PATIENCE * 2**self._failures, MAX_PATIENCE)):
@@ -305,11 +307,7 @@ class RunWriter:
 
     def _know(self, runs: _StudyRuns, run_key: str, run_id: str) -> None:
         runs.ids[run_key] = run_id
-        with self._linked:
-            self._links[run_key] = run_link(
-                self._uri, experiment_id=runs.experiment_id, run_id=run_id
-            )
-            self._linked.notify_all()
+        self._links[run_key] = run_link(self._uri, experiment_id=runs.experiment_id, run_id=run_id)
 
     def _start_study(self, study: StudyStarted, event: StudyStarted, at: int) -> None:
         run_id = self._run_id(study, None)
@@ -338,7 +336,7 @@ class RunWriter:
 
     def _finish_trial(self, study: StudyStarted, event: TrialFinished, at: int) -> None:
         run_id = self._run_id(study, event.key)
-        tags = {"optuna.state": event.state, **event.tags}
+        tags = {"optuna.state": STORED[event.state], **event.tags}
         if event.reason:
             tags["knee.reason"] = event.reason
         metrics = [Metric(k, v, at, event.step) for k, v in event.metrics.items()]
@@ -348,7 +346,7 @@ class RunWriter:
     def _report(
         self, study: StudyStarted, key: str, reports: Sequence[tuple[int, TrialReported]]
     ) -> None:
-        """Metrics of a retried trial continue its curves; MLflow itself would repeat points."""
+        """Write metrics of new steps: those of a retried trial continue its curves."""
         if not reports:
             return
         run_id = self._run_id(study, key)
@@ -408,7 +406,7 @@ class RunWriter:
         return run_id
 
     def _oldest(self, runs: _StudyRuns, run_key: str, created: str) -> str:
-        """Drivers that start together may each create the parent run: all keep the oldest."""
+        """Keep the oldest of the parent runs that drivers may create if they start together."""
         oldest = self._search(runs.experiment_id, f"tags.`{RUN_KEY}` = '{run_key}'")[-1]
         if oldest.info.run_id != created:
             self._client.delete_run(created)
@@ -437,7 +435,7 @@ def known_run(
 
 
 def refuse_deleted(found: Experiment | Run, *, uri: str) -> None:
-    """DeletedError if people deleted it."""
+    """Raise DeletedError if people deleted it."""
     if isinstance(found, Run):
         if found.info.lifecycle_stage == "deleted":
             raise DeletedError(deleted(uri, "run", found.info.run_name, found.info.run_id))

@@ -23,6 +23,7 @@ from knee_tune.records.events import (
     TrialFinished,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking.outbox import Outbox, another_driver_lives
 from knee_tune.tracking.store import trouble
 
@@ -46,14 +47,14 @@ class RejectedError(Exception):
 
 
 class DeletedError(Exception):
-    """What the event is about was deleted there; the text says how people bring it back.
+    """The subject of an event was deleted there; the text says how people bring it back.
 
     The event is put aside for then, and blocks nothing.
     """
 
 
 class Delivery(Protocol):
-    """Puts events where they belong. The same events may come twice and must count once."""
+    """Where events belong. The same events may come twice and must count once."""
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
         """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable,
@@ -221,7 +222,7 @@ class Sender:
                 self._deliver(self._outbox)
             self._deliver(orphan)
             with suppress(DeletedError):  # what is deleted does not run
-                self._bury(orphan)
+                self._end_runs(orphan)
             self._orphans = self._orphans[1:]
             orphan.close()
         if self._outbox:
@@ -255,7 +256,7 @@ class Sender:
             self._warn_once(f"MLflow refused an event, kept in {kept}: {first_line(error)}")
 
     def _put_aside(self, outbox: Outbox, line: bytes, reason: str) -> None:
-        """Into an outbox of its own, which the next command adopts like that of a dead driver."""
+        """Keep a line in an outbox of its own, which the next command adopts."""
         uid = outbox.study.uid
         if uid not in self._aside:
             self._aside[uid] = outbox.beside()
@@ -267,8 +268,8 @@ class Sender:
             self._told.add(text)
             log.warning("%s", text)
 
-    def _bury(self, orphan: Outbox) -> None:
-        """A killed driver could not say how its runs ended: those that still run end here.
+    def _end_runs(self, orphan: Outbox) -> None:
+        """End the runs that still run of a driver that was killed and could not say so.
 
         They do at the time at which the driver last said something of them, not today: whoever
         took a run over did so later, even if that is yet to be delivered.
@@ -290,7 +291,7 @@ class Sender:
         if not began:
             return
         running = self._delivery.still_running(orphan.study, began)
-        ends = [Recorded(at=last[key], event=_death(key)) for key in began if key in running]
+        ends = [Recorded(at=last[key], event=_killed(key)) for key in began if key in running]
         self._delivery.apply(orphan.study, ends)
 
     def _others_drive(self, orphan: Outbox) -> bool:
@@ -302,7 +303,7 @@ class Sender:
         return another_driver_lives(orphan.path.parent, ours=ours)
 
 
-def _death(key: str | None) -> Event:
+def _killed(key: str | None) -> Event:
     if key is None:
         return StudyFinished(state="INTERRUPTED")
-    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
+    return TrialFinished(key=key, state=RunEnd.FAILED, reason="the driver was killed")

@@ -8,7 +8,6 @@ import platform
 import shlex
 import sqlite3
 import subprocess
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from glob import escape
@@ -20,6 +19,7 @@ from urllib.request import url2pathname
 
 from knee_tune import __version__
 from knee_tune.errors import UserError, first_line, one_line
+from knee_tune.files import whole
 from knee_tune.records.events import RunLink
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file, sqlite_url
 
@@ -79,12 +79,12 @@ def is_local(uri: str) -> bool:
 
 
 def experiment_name(subject: str) -> str:
-    """Of a task, or of its data: ``MLFLOW_EXPERIMENT_NAME``, else ``knee-tune-<subject>``."""
+    """Return ``MLFLOW_EXPERIMENT_NAME``, else ``knee-tune-<subject>``: the task, or its data."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"knee-tune-{subject}"
 
 
 def artifact_location(home: Path, uri: str, experiment: str) -> str | None:
-    """Where a new experiment keeps artifacts; None leaves it to the server."""
+    """Return where a new experiment keeps artifacts; None leaves it to the server."""
     if is_server(uri):
         return None
     return f"{(home.absolute() / 'artifacts').as_uri()}/{quote(experiment, safe='')}"
@@ -111,7 +111,7 @@ def ui_command(uri: str, *, mlflow: str = "mlflow") -> str:
 
 
 def deleted(uri: str, kind: Literal["experiment", "run"], name: str, identity: str) -> str:
-    """That something was deleted in MLflow, and how people bring it back."""
+    """Say that something was deleted in MLflow, and how people bring it back."""
     store = shlex.quote(shown_url(uri))
     return (
         f"MLflow: {kind} {one_line(name)} was deleted; to bring it back: "
@@ -120,7 +120,7 @@ def deleted(uri: str, kind: Literal["experiment", "run"], name: str, identity: s
 
 
 def trouble(error: BaseException) -> str:
-    """What is the matter with a store, from what MLflow raised: ``does not answer (...)``."""
+    """Say what is wrong with a store, from what MLflow raised: ``does not answer (...)``."""
     said = one_line(first_line(error), longest=200)
     if "API request to http" in said:
         return f"does not answer ({said})"
@@ -180,7 +180,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def refuse_damaged(uri: str) -> None:
-    """UserError if a local store is there but is no SQLite file; MLflow tries for 100 s to open it.
+    """Raise UserError if a local store is no SQLite file; MLflow tries for 100 s to open one.
 
     One that is not there yet is fine, and is not made.
     """
@@ -208,7 +208,7 @@ def _patient(uri: str) -> str:
 
 
 def _create_database(path: Path) -> None:
-    """MLflow's schema in a file that appears whole: 50 migrations killed half-way stay broken."""
+    """Make MLflow's schema in a file that appears whole: half of its 50 migrations stay broken."""
     if path.exists():
         return
     with path.with_name(path.name + ".lock").open("w") as lock:
@@ -219,15 +219,11 @@ def _create_database(path: Path) -> None:
             left.unlink(missing_ok=True)
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
-        try:
+        with whole(path) as draft:
             store: Any = SqlAlchemyStore(  # type: ignore[no-untyped-call]
                 sqlite_url(draft), (path.parent.absolute() / "artifacts").as_uri()
             )
             store.engine.dispose()
-            draft.rename(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def is_server(uri: str) -> bool:
@@ -245,7 +241,7 @@ LIBRARIES = ("torch", "numpy", "optuna", "mlflow", "fairseq-fixed")
 
 
 def provenance() -> dict[str, str]:
-    """MLflow's tags for user, source and commit, and ``version.<library>``; imports none of them.
+    """Return MLflow's tags for user, source, commit and ``version.<library>``; imports no library.
 
     Takes some 20 ms. What cannot be found out (no git, no user name) is left out.
     """

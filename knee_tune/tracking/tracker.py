@@ -1,6 +1,5 @@
 """The tracker: what the driver talks to. It takes events, at once, and never waits for MLflow."""
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,8 +32,8 @@ class Tracker(Protocol):
         """
         ...
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
-        """The MLflow run of a trial, or of the study (None), if known within ``wait`` seconds."""
+    def run_of(self, key: str | None) -> RunLink | None:
+        """The MLflow run of a trial, or of the study (None), if it is known by now."""
         ...
 
     def flush(self, timeout: float | None = None) -> int:
@@ -55,16 +54,16 @@ class NullTracker:
     def record(self, event: Event) -> None:
         """Forget the event."""
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
-        """There are no runs."""
+    def run_of(self, key: str | None) -> RunLink | None:
+        """Return None: there are no runs."""
         return None
 
     def flush(self, timeout: float | None = None) -> int:
-        """There is nothing to send."""
+        """Return 0: there is nothing to send."""
         return 0
 
     def close(self, timeout: float | None = None) -> int:
-        """There is nothing to send."""
+        """Return 0: there is nothing to send."""
         return 0
 
 
@@ -84,7 +83,6 @@ class MlflowTracker:
         self._outbox: Outbox | None = None
         self._sender: Sender | None = None
         self._writer: RunWriter | None = None
-        self._connected = threading.Event()
 
     def record(self, event: Event) -> None:
         """See :class:`Tracker`."""
@@ -108,19 +106,13 @@ class MlflowTracker:
         else:
             raise ValueError("the first event of a tracker is StudyStarted")
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
+    def run_of(self, key: str | None) -> RunLink | None:
         """See :class:`Tracker`."""
-        if self._study is None or self._sender is None:
-            return None
-        if wait:
-            self._sender.wake()
-        deadline = time.monotonic() + wait
-        if not self._connected.wait(wait) or self._writer is None:
+        if self._study is None or self._writer is None:
             return None
         from knee_tune.tracking.runs import run_key_of
 
-        left = max(0.0, deadline - time.monotonic())
-        return self._writer.link(run_key_of(self._study.uid, key), wait=left)
+        return self._writer.link(run_key_of(self._study.uid, key))
 
     def flush(self, timeout: float | None = None) -> int:
         """See :class:`Tracker`."""
@@ -132,7 +124,6 @@ class MlflowTracker:
 
     def _connect(self) -> "RunWriter":
         self._writer = _connect_writer(self._uri, self._home)
-        self._connected.set()
         return self._writer
 
 

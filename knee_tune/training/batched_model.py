@@ -1,11 +1,11 @@
-"""A pack: models of one architecture as one batched model (``torch.func``), row by row.
+"""Models of one architecture as one batched model (``torch.func``), row by row.
 
 Every parameter is a tensor (rows, ...); row r of all of them together is one model. Rows never mix:
 the gradient of the summed loss is each row's own, and each row has a LR of its own.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from knee_tune.plans.plan import Placement
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask
 from knee_tune.tasks.seeding import stream_seed
 from knee_tune.training.learner import autocast
 from knee_tune.training.optimizer import build_optimizer, step_each
@@ -33,36 +33,35 @@ Rows = dict[str, Tensor]
 """The state of some rows: every tensor is (rows, ...). Any rows of it are such a state too."""
 
 
-class _Losses(nn.Module):
-    """The task's loss of one model, as a module, so that ``functional_call`` can swap weights."""
+class _Sums(nn.Module):
+    """A task's loss or scores of one model, as a module whose weights can be swapped."""
 
-    def __init__(self, task: FusableTask[Any], model: nn.Module) -> None:
+    def __init__(
+        self, of_batch: Callable[[nn.Module, Any], tuple[Any, float]], model: nn.Module
+    ) -> None:
         super().__init__()
-        self.model, self._task = model, task
+        self.model, self._of_batch = model, of_batch
         self.count = 0.0
-        """What the last losses were sums over: the same for every row."""
-
-    def forward(self, batch: Any) -> Tensor:
-        loss, self.count = self._task.loss(self.model, batch)
-        return loss
-
-
-class _Scores(_Losses):
-    """The same of its scores."""
+        """What the last sums were over: the same for every row."""
 
     def forward(self, batch: Any) -> Any:
-        sums, self.count = self._task.score(self.model, batch)
-        return dict(sums)
+        sums, self.count = self._of_batch(self.model, batch)
+        return dict(sums) if isinstance(sums, Mapping) else sums  # vmap knows no other mapping
+
+    def with_weights(self, weights: Mapping[str, Tensor], batch: Any) -> Any:
+        """Compute the sums over ``batch`` with these weights instead of the model's own."""
+        named = {f"model.{name}": weight for name, weight in weights.items()}
+        return functional_call(self, named, (batch,))
 
 
-class Pack:
-    """Some rows with their optimizer."""
+class BatchedModel:
+    """Rows that train together, with their optimizer."""
 
     def __init__(self, task: FusableTask[Any], rows: Rows, placement: Placement) -> None:
         self._task, self._placement = task, placement
         device = rows[_SUMS].device
         self._module = task.build_model().to(device)
-        self._losses, self._scores = _Losses(task, self._module), _Scores(task, self._module)
+        self._losses, self._scores = _Sums(task.loss, self._module), _Sums(task.score, self._module)
         self.sums = rows[_SUMS]
         """(rows, 2) float64: training losses and what they sum over, since the last look."""
         self._stored = {
@@ -85,18 +84,18 @@ class Pack:
         return {name: _turned(parameter) for name, parameter in self._stored.items()}
 
     def update(self, micro_batches: Sequence[Any], lrs: Tensor) -> None:
-        """One optimizer update of every row; leaves of the batches are (rows, ...), LRs (rows,)."""
+        """Update every row once; leaves of the batches are (rows, ...), ``lrs`` (rows,)."""
         self._module.train()
         self._optimizer.zero_grad()
         sums = torch.zeros_like(self.sums)
         single, count = len(micro_batches) == 1, 0.0
-        run = vmap(self._run_losses, randomness="error")
+        run = vmap(self._losses.with_weights, randomness="error")
         for batch in micro_batches:
             with autocast(self._placement):
                 losses = run(self.weights, batch)
             count += self._losses.count
             total = losses.sum()
-            (total / count if single else total).backward()  # type: ignore[no-untyped-call]
+            (total / count if single else total).backward()
             sums[:, 0] += losses.detach()
         sums[:, 1] = count
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -106,18 +105,8 @@ class Pack:
         step_each(self._optimizer, self._parameters, self._before, lrs)
         self.sums += sums
 
-    def _run_losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
-        named = {f"model.{name}": weight for name, weight in weights.items()}
-        loss: Tensor = functional_call(self._losses, named, (batch,))
-        return loss
-
-    def _run_scores(self, weights: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
-        named = {f"model.{name}": weight for name, weight in weights.items()}
-        sums: dict[str, Tensor] = functional_call(self._scores, named, (batch,))
-        return sums
-
     def _clip(self, gradients: Sequence[Tensor]) -> None:
-        """Each row's gradient by its own norm."""
+        """Clip each row's gradient by its own norm."""
         if self._task.recipe.clip_norm is None:
             return
         squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
@@ -132,7 +121,7 @@ class Pack:
     ) -> dict[str, Tensor]:
         """The mean of every metric, (rows,) float64, with these weights or the rows' own."""
         self._module.eval()
-        run = vmap(self._run_scores, in_dims=(0, None), randomness="error")
+        run = vmap(self._scores.with_weights, in_dims=(0, None), randomness="error")
         parts, at_once = [], SCORED_ROWS_GPU if self.sums.is_cuda else SCORED_ROWS
         for first in range(0, len(self), at_once):
             some = {
@@ -152,7 +141,7 @@ class Pack:
 
     @torch.no_grad()
     def finite(self) -> Tensor:
-        """Of which rows all weights are finite, (rows,) bool."""
+        """Return which rows have finite weights only, (rows,) bool."""
         sums = [weight.flatten(1).sum(1) for weight in self.weights.values()]
         return torch.stack(sums).isfinite().all(0)
 
@@ -190,7 +179,7 @@ class Pack:
 
 
 def fresh_rows(task: FusableTask[Any], seeds: Sequence[int], device: torch.device) -> Rows:
-    """One row for each random seed, initialised as a single model of that seed is."""
+    """Make a row for each random seed, initialised as a single model of that seed is."""
     models = []
     for seed in seeds:
         torch.manual_seed(stream_seed(seed, "model"))
@@ -203,23 +192,23 @@ def fresh_rows(task: FusableTask[Any], seeds: Sequence[int], device: torch.devic
 
 
 def stack_batches(batches: Sequence[Any]) -> Any:
-    """Several batches as one: every tensor gets a first dimension with one place for each."""
+    """Stack batches: every tensor becomes (batches, ...)."""
     return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *batches)
 
 
 def select(rows: Rows, which: Sequence[int]) -> Rows:
-    """Some rows, in that order; a row may come several times."""
+    """Return the rows ``which``, in that order; a row may come several times."""
     index = torch.tensor(which, dtype=torch.long, device=rows[_SUMS].device)
     return {name: value.index_select(0, index) for name, value in rows.items()}
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts."""
+    """Return the rows of all parts."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def cut(rows: Rows, largest: int) -> list[Rows]:
-    """The rows in parts of about equal size, none above ``largest``."""
+    """Cut the rows into parts of about equal size, none above ``largest``."""
     count = len(rows[_SUMS])
     parts = math.ceil(count / largest)
     chunks = {name: value.tensor_split(parts) for name, value in rows.items()}
@@ -227,7 +216,7 @@ def cut(rows: Rows, largest: int) -> list[Rows]:
 
 
 def _turned(tensor: Tensor) -> Tensor:
-    """Stacked matrices the other way round, in which their gradients come: no step copies them."""
+    """Turn stacked matrices the way in which their gradients come: no step copies them."""
     return tensor.mT if tensor.dim() == 3 else tensor
 
 
@@ -238,7 +227,7 @@ def _below(prefix: str, rows: Rows) -> Rows:
 def _load_optimizer(
     optimizer: torch.optim.Optimizer, stored: Mapping[str, nn.Parameter], state: Rows
 ) -> None:
-    """Counters of steps, which torch keeps once for all rows, are the same in every row.
+    """Load the state of all rows; of step counters, which torch keeps once for all, any row's.
 
     A fused optimizer has them where the parameters are, others on the CPU.
     """

@@ -1,20 +1,20 @@
-"""Checkpoints: a folder appears whole or not at all, and is loaded without pickle.
+"""Checkpoints of a run and of its trunk: written whole, loaded without pickle, and started from.
 
 ``step-00001200/{state.pt, weights.safetensors, manifest.json}`` in a run's checkpoint folder, or
-in a trunk's, where it is called a knot. The weights are the kept ones of a run that keeps its
+in a trunk's. The weights are the kept ones of a run that keeps its
 best. The manifest holds the checksums and whose state it is; the folder gets its name by a rename
 after everything is written. What does not match its manifest, or is another run's, is no good.
 """
 
+import errno
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import time
-import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from safetensors.torch import save_model
 from torch import nn
 
 from knee_tune.errors import FULL, UserError, first_line
+from knee_tune.files import drafts, link_or_copy, remove, whole
 from knee_tune.plans.identity import digest_of, measured_alike, run_identity
 from knee_tune.plans.plan import (
-    DRAFT,
     KEPT_WEIGHTS,
     TrainPlan,
     TrunkPlan,
@@ -50,16 +50,16 @@ _DAMAGE = (
 
 
 class DamagedError(Exception):
-    """Why a checkpoint is no good, in a few words."""
+    """A checkpoint is no good; the text says why, in a few words."""
 
 
 class UnreadableError(DamagedError):
-    """It may be sound: the disk, or the machine that has it, did not give it this time."""
+    """A checkpoint may be sound, but its disk, or the machine that has it, did not give it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a sound checkpoint holds."""
+    """The content of a sound checkpoint."""
 
     step: int
     state: dict[str, Any]
@@ -71,7 +71,7 @@ class Checkpoint:
 
 
 def run_fingerprint(plan: TrainPlan) -> str:
-    """Names the run whose states these are, and their format: only the same run goes on from one.
+    """Name the run whose states these are, and their format: only the same run goes on from one.
 
     A run is what :func:`knee_tune.plans.identity.run_identity` says.
     """
@@ -96,35 +96,26 @@ def save_checkpoint(
     is left behind.
     """
     directory.mkdir(exist_ok=True)
-    target, draft = checkpoint_path(directory, step=step), directory / f"{DRAFT}{uuid.uuid4().hex}"
+    target = checkpoint_path(directory, step=step)
     try:
-        draft.mkdir()
-        checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
-        if weights is not None:
-            checksums[WEIGHTS] = _sha256(share_file(weights, draft / WEIGHTS))
-        (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
-        if durable:
-            for path in (*draft.iterdir(), draft):
-                _sync(path)
-        try:
-            draft.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-        if durable:
-            _sync(directory)
+        with whole(target, durable=durable) as draft:
+            draft.mkdir()
+            checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
+            if weights is not None:
+                checksums[WEIGHTS] = _sha256(link_or_copy(weights, draft / WEIGHTS))
+            (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and target.is_dir():
+            return target
         if error.errno not in FULL:
             raise
         needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
         raise OSError(error.errno, needed, str(directory)) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
 def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoint:
-    """The checkpoint in ``folder``, if it is sound and of ``run``; otherwise DamagedError.
+    """Load the checkpoint in ``folder``; DamagedError unless it is sound and of ``run``.
 
     ``verify=False`` trusts the checksums, which another rank has looked at. Where memory runs out
     nothing is said of the checkpoint: that error is raised on.
@@ -154,12 +145,10 @@ def _kind_of(error: Exception) -> type[DamagedError]:
 
 def sweep_drafts(directory: Path, *, seconds: float = 0.0) -> None:
     """Delete what killed runs left half-written at least so many ``seconds`` ago."""
-    for draft in directory.glob(f"{DRAFT}*"):
-        try:
+    for draft in drafts(directory):
+        with suppress(OSError):  # another run swept it
             if time.time() - draft.stat().st_mtime >= seconds:
-                shutil.rmtree(draft, ignore_errors=True)
-        except OSError:
-            continue  # another run swept it
+                remove(draft)
 
 
 def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
@@ -168,33 +157,15 @@ def save_weights(path: Path, model: nn.Module, *, durable: bool = True) -> None:
     What is not ``durable`` waits for no disk: a crash of the machine may damage it.
     """
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.unlink(missing_ok=True)  # a killed run may have left a link to a knot's weights
-    save_model(model, str(draft))
-    if durable:
-        _sync(draft)
-    draft.replace(path)
+    with whole(path, durable=durable) as draft:
+        save_model(model, str(draft))
 
 
 def take_weights(path: Path, source: Path) -> None:
     """Make ``path`` the weights in ``source``; it changes whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
-    share_file(source, draft)
-    _sync(draft)
-    draft.replace(path)
-
-
-def share_file(source: Path, target: Path) -> Path:
-    """Make ``target`` the same file as ``source``, or a copy where file systems have no links."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target)
-    return target
+    with whole(path, durable=True) as draft:
+        link_or_copy(source, draft)
 
 
 def _size_of(state: Any, weights: Path | None) -> int:
@@ -240,38 +211,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# A run's trunk: the knots that it may start from, and those that it leaves for other branches.
-#
-# A knot is a checkpoint of warmup and explore, which runs of every explore fraction and budget have
-# in common. Writing one never ends a run, and nothing about them must be right: what a run cannot
-# use it trains itself.
-
 ABANDONED_SECONDS = 3600.0
 
-"""Age from which a half-written knot is nobody's: runs of one trunk write one after the other."""
+"""Age from which a half-written one is nobody's: runs of one trunk write one after the other."""
 
 
 class Trunk:
-    """The trunk of one run, as its rank 0 sees it; ``say`` tells the people who watch."""
+    """The trunk of one run, as its rank 0 sees it; ``say`` tells the people who watch.
+
+    Its checkpoints are of warmup and explore, which runs of every explore fraction and budget have
+    in common: a run may start from them, and leaves some for other branches. Writing one never
+    ends a run, and none has to be sound: what a run cannot use it trains itself.
+    """
 
     def __init__(self, plan: TrainPlan, trunk: TrunkPlan, say: Callable[[str], None]) -> None:
         self.key = trunk.key
         self._plan, self._trunk, self._say = plan, trunk, say
         self._told = False
 
-    def knots(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """Everything that the run may start from, the highest first, sound or not."""
         sweep_drafts(self._trunk.folder, seconds=ABANDONED_SECONDS)
         found = checkpoint_paths(self._trunk.folder)
-        return [knot for knot in found if self.reaches(checkpoint_step(knot))]
+        return [path for path in found if self.reaches(checkpoint_step(path))]
 
     def reaches(self, step: int) -> bool:
         """Whether the run is on its trunk at ``step``: a run of any budget would be the same."""
@@ -281,12 +243,12 @@ class Trunk:
             step, plan.evaluation_steps(), every=plan.steps_per_evaluation
         )
 
-    def has_knot(self, step: int) -> bool:
+    def keeps(self, step: int) -> bool:
         """Whether the state at ``step`` is one to keep."""
-        return step in self._trunk.knots
+        return step in self._trunk.checkpoint_steps
 
     def wants(self, step: int) -> bool:
-        """Whether the state at a knot is not there yet."""
+        """Whether the state at ``step`` is not there yet."""
         return not self._path(step).is_dir()
 
     def save(self, step: int, state: dict[str, Any], *, weights: Path | None) -> None:
@@ -309,13 +271,10 @@ class Trunk:
         return checkpoint_path(self._trunk.folder, step=step)
 
 
-# Where a run starts: at its own newest checkpoint or its trunk's highest knot, if one is sound.
-
-
 def find_start(
     plan: TrainPlan, trunk: Trunk | None, group: Group, say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The state to start from, the same on every rank; None: from scratch.
+    """Load the run's newest checkpoint or its trunk's highest, on every rank; None: from scratch.
 
     What is no good is named to the people who watch, and removed: the run is going to save that
     step itself. What only could not be read stays where it is. UserError if the ranks do not see
@@ -348,5 +307,5 @@ def _candidates(plan: TrainPlan, trunk: Trunk | None) -> list[tuple[Path, str]]:
     """Checkpoints and whose state they must be, the furthest first."""
     sweep_drafts(plan.checkpoint_dir)
     own = [(path, run_fingerprint(plan)) for path in checkpoint_paths(plan.checkpoint_dir)]
-    knots = [] if trunk is None else [(path, trunk.key) for path in trunk.knots()]
-    return sorted(own + knots, key=lambda found: checkpoint_step(found[0]), reverse=True)
+    shared = [] if trunk is None else [(path, trunk.key) for path in trunk.checkpoints()]
+    return sorted(own + shared, key=lambda found: checkpoint_step(found[0]), reverse=True)

@@ -126,7 +126,7 @@ class TrainingCode:
         return not installed
 
     def _spec(self, name: str) -> ModuleSpec | None:
-        """Where the module is; None if there is none of that name."""
+        """Find where the module is; None if there is none of that name."""
         if name not in self._specs:
             parent, _, _ = name.rpartition(".")
             if not parent:
@@ -139,7 +139,7 @@ class TrainingCode:
 
 
 def _found(name: str, locations: Iterable[str]) -> ModuleSpec | None:
-    """As a fresh process finds it there, whatever this one has loaded; its parent stays unloaded.
+    """Find a module as a fresh process would, whatever this one has loaded; no parent is loaded.
 
     Folders without ``__init__.py`` make one package together.
     """
@@ -158,7 +158,7 @@ def _found(name: str, locations: Iterable[str]) -> ModuleSpec | None:
 
 
 def _built_in(name: str) -> ModuleSpec | None:
-    """Of a module that is no file below ``sys.path``: Python's own, or an editable installation."""
+    """Find a module that is no file below ``sys.path``: Python's own, or an editable one."""
     with suppress(ImportError, ValueError):
         return importlib.util.find_spec(name)
     return None

@@ -16,7 +16,7 @@ from knee_tune.workers.group import Group
 
 
 class Finished(NamedTuple):
-    """A replica at its end."""
+    """The final metrics and weights of a replica."""
 
     metrics: Mapping[str, float]
     """Of the kept weights, with the dear ones."""
@@ -24,18 +24,18 @@ class Finished(NamedTuple):
 
 
 class Learner(Protocol):
-    """Models on their way. Replicas are named by their place in the plan; a single model is 0.
+    """The models that a run trains, named by their place in the plan; a single model is 0.
 
     Every method is called on every rank at the same step and answers the same on every rank.
     """
 
     @property
     def first_steps(self) -> Mapping[int, int]:
-        """Where each replica left another one that was trained for both; 0 if it never did."""
+        """The step at which each left a replica that was trained for both; 0 if it never did."""
         ...
 
     def update(self, step: int) -> None:
-        """One optimizer update of every replica that still trains."""
+        """Update every replica that still trains once, as step ``step`` (from 1)."""
         ...
 
     def lost(self, *, thorough: bool = False) -> list[int]:
@@ -43,15 +43,15 @@ class Learner(Protocol):
         ...
 
     def measure(self, step: int) -> dict[int, dict[str, float]]:
-        """Validation metrics, the mean training loss since the last call, and the LR, of each."""
+        """Measure of each: validation metrics, mean training loss since the last call, and LR."""
         ...
 
     def keep(self, replicas: Iterable[int]) -> None:
         """Keep the weights that these have now."""
         ...
 
-    def leave(self, replicas: Iterable[int], step: int) -> None:
-        """These train no more; the others do not notice."""
+    def leave(self, replicas: Iterable[int]) -> None:
+        """Train these no more; the others do not notice."""
         ...
 
     def finish(self) -> dict[int, Finished]:
@@ -59,7 +59,7 @@ class Learner(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on besides its number; whole on rank 0 alone."""
+        """Return all that the next step depends on besides its number; whole on rank 0 alone."""
         ...
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:

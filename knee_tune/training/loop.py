@@ -2,14 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
 from knee_tune.training.fused import FusedModels
 from knee_tune.training.learner import Learner, columns, means, non_finite
@@ -101,7 +100,7 @@ class TrainingRun:
                 lost = dict.fromkeys(self.learner.lost(), "non-finite training loss or gradient")
                 if self._end_diverged(lost):
                     return self._diverged(lost)
-            self._save_knot()
+            self._save_trunk()
             if stop:
                 return self._done("stopped")
             if self._interrupted():
@@ -132,8 +131,8 @@ class TrainingRun:
         return [r for r in range(max(1, len(self.plan.replicas))) if r not in self._ended]
 
     def _stop_wanted(self, measured: Mapping[int, Mapping[str, float]]) -> bool:
-        """Whether the driver wants the run to stop, or every replica of it to leave."""
-        decision: tuple[bool, tuple[int, ...]] = (False, ())
+        """Report what was measured; whether the driver wants the run to stop, on every rank."""
+        stop = False
         if self.group.leads:
             report = Report(
                 step=self.step,
@@ -143,33 +142,20 @@ class TrainingRun:
                 replicas=columns(measured, len(self.plan.replicas)),
             )
             self._history.append(report)
-            answer = self.channel.report(report)
-            decision = (answer.stop, answer.leave)
-        stop, leaving = self.group.gather(decision)[0]
-        return stop or self._leave(leaving)
+            stop = self.channel.report(report).stop
+        return bool(self.group.agree(stop))
 
     def _tell_history(self) -> bool:
         """Tell what was measured before the first step; whether the driver said stop there.
 
         An uninterrupted run would have told it, and stopped there.
         """
-        for told in range(self.group.gather(len(self._history))[0]):
-            decision: tuple[bool, tuple[int, ...], int] = (False, (), 0)
-            if self.group.leads:
-                report = self._history[told]
-                answer = self.channel.report(report)
-                decision = (answer.stop, answer.leave, report.step)
-            stop, leaving, step = self.group.gather(decision)[0]
-            if stop or self._leave(leaving):
-                self.step = self.first_step = step
+        for report in self._history:
+            stop = self.group.leads and self.channel.report(report).stop
+            if self.group.agree(stop):
+                self.step = self.first_step = report.step
                 return True
         return False
-
-    def _leave(self, replicas: Iterable[int]) -> bool:
-        """End these on the driver's word; whether they were the last ones."""
-        leaving = sorted(set(replicas) - self._ended.keys())
-        self._end("stopped", dict.fromkeys(leaving, ""))
-        return bool(leaving) and not self._training
 
     def _end_diverged(self, lost: Mapping[int, str]) -> bool:
         """End the replicas that are lost; whether that ends the run.
@@ -180,7 +166,7 @@ class TrainingRun:
         return bool(lost) and (self.trunk is not None or not self._training)
 
     def _end(self, state: End, replicas: Mapping[int, str]) -> None:
-        """These train no more; ``replicas`` have the reason for each."""
+        """End the training of ``replicas``, each with its reason."""
         if not replicas:
             return
         firsts = self.learner.first_steps
@@ -191,7 +177,7 @@ class TrainingRun:
                 first_step=firsts[replica],
                 reason=reason,
             )
-        self.learner.leave(replicas, self.step)
+        self.learner.leave(replicas)
 
     def _finish(self) -> Done:
         """Measure the kept weights once more, with the dear metrics."""
@@ -255,10 +241,10 @@ class TrainingRun:
             max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE) if CHECKPOINT_SECONDS else 0
         )
 
-    def _save_knot(self) -> None:
-        """Leave the state for other branches of the trunk; one that has lost its way is no use."""
+    def _save_trunk(self) -> None:
+        """Save the state for other branches of the trunk, unless it is not finite."""
         trunk = self.trunk
-        if trunk is None or not trunk.has_knot(self.step) or self._ended:
+        if trunk is None or not trunk.keeps(self.step) or self._ended:
             return
         if self.group.agree(trunk.wants(self.step)) and not self.learner.lost(thorough=True):
             state = self._state()

@@ -16,7 +16,7 @@ _ADAM_FAMILY: dict[str, type[optim.Adam | optim.AdamW | optim.RAdam]] = {
 
 
 def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """``torch.optim``'s optimizer of that name; the LR stays 0 until the loop writes it.
+    """Build ``torch.optim``'s optimizer of that name; the LR stays 0 until the loop writes it.
 
     Fused where torch has it so: a third of the time, for large models and for tiny ones.
     """
@@ -43,7 +43,7 @@ def step_each(
     before: list[Tensor],
     lrs: Tensor,
 ) -> None:
-    """One update of stacked models, (rows, ...) each, with a LR of its own for every row (rows,).
+    """Update stacked models, (rows, ...) each, once, with a LR for every row (rows,).
 
     torch's optimizers take one LR. All of ours move by LR x direction, the decoupled weight decay
     too, so they step with LR 1 and every row then goes its own share of that way. ``before``:

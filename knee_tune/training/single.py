@@ -1,4 +1,7 @@
-"""One model, trained by all ranks together (DistributedDataParallel)."""
+"""One model, trained by all ranks together (DistributedDataParallel).
+
+On a GPU the forward and backward passes of a step are replayed as one CUDA graph.
+"""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +23,6 @@ from knee_tune.training.learner import Finished, autocast, evaluate
 from knee_tune.training.optimizer import build_optimizer, write_lr
 from knee_tune.workers.group import Group
 
-# A training step's forward and backward passes as one CUDA graph.
-
 Backward = Callable[[Sequence[Any]], Tensor]
 
 """Turns the micro-batches of one step into gradients, and gives back sums that say of what."""
@@ -30,69 +31,6 @@ LAUNCHED_STEPS = 3
 
 """Steps that train kernel by kernel before one is recorded: by then cuDNN has chosen its
 convolutions and ``torch.compile`` has compiled, which a recording cannot."""
-
-
-def replayed(backward: Backward, group: Group, *, same_shapes: bool) -> Backward:
-    """``backward`` as one replay per step, where a GPU can replay it; else as it is.
-
-    Ranks exchange their gradients in ``backward``, which is left out of graphs; and batches of many
-    shapes would need a graph, and its memory, for each.
-    """
-    graphs = group.device.type == "cuda" and group.world_size == 1 and same_shapes
-    return StepGraph(backward) if graphs else backward
-
-
-class StepGraph:
-    """Replays what ``backward`` did in a step that it recorded.
-
-    A step of a small network is hundreds of kernels of some microseconds each, which one thread of
-    Python cannot launch as fast as a GPU runs them. A graph launches them at once.
-
-    What a replay reads and writes lies where the recording left it: batches are copied in, the
-    gradients stay the same tensors, and parameters must too. Random numbers follow the generator as
-    they do without a graph.
-    """
-
-    def __init__(self, backward: Backward) -> None:
-        self._backward = backward
-        self._launched = 0
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []
-        self._sums = torch.empty(0)
-
-    def __call__(self, micro_batches: Sequence[Any]) -> Tensor:
-        """The sums are valid until the next call."""
-        if self._launched < LAUNCHED_STEPS:
-            self._launched += 1
-            return self._launch(micro_batches)
-        if self._graph is None:
-            self._graph = self._record(micro_batches)
-        torch._foreach_copy_(self._inputs, _tensors(micro_batches))
-        self._graph.replay()
-        return self._sums
-
-    def _launch(self, micro_batches: Sequence[Any]) -> Tensor:
-        """On the stream that will be recorded: autograd holds on to the one it began on."""
-        here = torch.cuda.current_stream()
-        self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            sums = self._backward(micro_batches)
-        here.wait_stream(self._stream)
-        return sums
-
-    def _record(self, micro_batches: Sequence[Any]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        inputs = pytree.tree_map_only(Tensor, torch.clone, list(micro_batches))
-        # Other threads may go on with what a recording forbids: a loader's pins its memory.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._sums = self._backward(inputs)
-        self._inputs = _tensors(inputs)
-        return graph
-
-
-def _tensors(micro_batches: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(list(micro_batches)) if isinstance(leaf, Tensor)]
 
 
 class SingleModel:
@@ -116,11 +54,11 @@ class SingleModel:
 
     @property
     def first_steps(self) -> Mapping[int, int]:
-        """It stands alone."""
+        """Return 0 for the one model: it shares no step."""
         return {0: 0}
 
     def update(self, step: int) -> None:
-        """Gradients are normalised by the global count, then clipped.
+        """Train step ``step`` (from 1): gradients over the global count, then clipped.
 
         Nothing in here waits for the device: what happened is looked at now and then.
         """
@@ -134,7 +72,7 @@ class SingleModel:
         self._sums += sums
 
     def _accumulate(self, micro_batches: Sequence[Any]) -> Tensor:
-        """Gradients of the summed losses; their sum and what they sum over, (2,) float64."""
+        """Compute the gradients of the summed losses; their sum and count, (2,) float64."""
         self.optimizer.zero_grad()
         sums = torch.zeros(2, dtype=torch.float64, device=self._group.device)
         for index, batch in enumerate(micro_batches):
@@ -180,8 +118,8 @@ class SingleModel:
         torch._foreach_copy_([*kept], [*now])
         self._kept_file = None
 
-    def leave(self, replicas: Iterable[int], step: int) -> None:
-        """There are no others."""
+    def leave(self, replicas: Iterable[int]) -> None:
+        """Do nothing: there are no other replicas."""
 
     def finish(self) -> dict[int, Finished]:
         """See :class:`~knee_tune.training.learner.Learner`."""
@@ -288,3 +226,66 @@ def _among_peers(model: nn.Module, group: Group) -> nn.Module:
     if group.world_size == 1:
         return model
     return DistributedDataParallel(model, find_unused_parameters=group.device.type == "cpu")
+
+
+def replayed(backward: Backward, group: Group, *, same_shapes: bool) -> Backward:
+    """Return ``backward`` as one replay per step where a GPU can replay it, else as it is.
+
+    Ranks exchange their gradients in ``backward``, which is left out of graphs; and batches of many
+    shapes would need a graph, and its memory, for each.
+    """
+    graphs = group.device.type == "cuda" and group.world_size == 1 and same_shapes
+    return StepGraph(backward) if graphs else backward
+
+
+class StepGraph:
+    """Replays what ``backward`` did in a step that it recorded.
+
+    A step of a small network is hundreds of kernels of some microseconds each, which one thread of
+    Python cannot launch as fast as a GPU runs them. A graph launches them at once.
+
+    What a replay reads and writes lies where the recording left it: batches are copied in, the
+    gradients stay the same tensors, and parameters must too. Random numbers follow the generator as
+    they do without a graph.
+    """
+
+    def __init__(self, backward: Backward) -> None:
+        self._backward = backward
+        self._launched = 0
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._sums = torch.empty(0)
+
+    def __call__(self, micro_batches: Sequence[Any]) -> Tensor:
+        """Replay a step, or launch it and record it; the sums are valid until the next call."""
+        if self._launched < LAUNCHED_STEPS:
+            self._launched += 1
+            return self._launch(micro_batches)
+        if self._graph is None:
+            self._graph = self._record(micro_batches)
+        torch._foreach_copy_(self._inputs, _tensors(micro_batches))
+        self._graph.replay()
+        return self._sums
+
+    def _launch(self, micro_batches: Sequence[Any]) -> Tensor:
+        """Run on the stream that will be recorded: autograd holds on to the one it began on."""
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            sums = self._backward(micro_batches)
+        here.wait_stream(self._stream)
+        return sums
+
+    def _record(self, micro_batches: Sequence[Any]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        inputs = pytree.tree_map_only(Tensor, torch.clone, list(micro_batches))
+        # Other threads may go on with what a recording forbids: a loader's pins its memory.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            self._sums = self._backward(inputs)
+        self._inputs = _tensors(inputs)
+        return graph
+
+
+def _tensors(micro_batches: Sequence[Any]) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(list(micro_batches)) if isinstance(leaf, Tensor)]

@@ -15,12 +15,21 @@ from pathlib import Path
 
 from knee_tune.leftovers import claimed, sweep
 from knee_tune.plans.plan import Plan, TrainPlan
-from knee_tune.workers.protocol import Decision, Failure, GroupRunner, Order, Outcome, Report, Wire
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Failure,
+    GroupRunner,
+    Order,
+    Outcome,
+    Report,
+    Wire,
+)
+from knee_tune.workers.supervisor import Supervisor
 
 # The driver's sys.path makes every module importable there that is importable here. Unlike
 # multiprocessing, nothing ever imports the driver's __main__ again.
-_ZYGOTE = """
+_PROGRAM = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[3])
 from knee_tune.workers.warm_process import main
@@ -44,17 +53,17 @@ class ForkserverRunner(GroupRunner):
     def __init__(self, entry: str, preload: Sequence[str] = ()) -> None:
         self._entry = entry
         self._preload = tuple(preload)
-        self._zygote: _Zygote | None = None
+        self._warm: _WarmProcess | None = None
         self._starting = threading.Lock()
         self.warm()
 
-    def warm(self) -> "_Zygote":
+    def warm(self) -> "_WarmProcess":
         """Make sure that the warm process exists, without waiting for its imports."""
         with self._starting:
-            if self._zygote is None or not self._zygote.alive:
-                self._close_zygote()
-                self._zygote = _Zygote(self._preload)
-            return self._zygote
+            if self._warm is None or not self._warm.alive:
+                self._close_warm()
+                self._warm = _WarmProcess(self._preload)
+            return self._warm
 
     def run(
         self,
@@ -65,11 +74,11 @@ class ForkserverRunner(GroupRunner):
         on_progress: Callable[[int], None],
     ) -> Outcome:
         """Run ``plan`` to its end; ``on_report`` is asked after every evaluation."""
-        zygote = self.warm()
-        store = zygote.stores / uuid.uuid4().hex
+        process = self.warm()
+        store = process.stores / uuid.uuid4().hex
         try:
             wires = [
-                self._fork(zygote, plan, rank=rank, store=store)
+                self._fork(process, plan, rank=rank, store=store)
                 for rank in range(plan.placement.world_size)
             ]
             outcome = Supervisor(
@@ -82,43 +91,43 @@ class ForkserverRunner(GroupRunner):
         finally:
             store.unlink(missing_ok=True)
         if isinstance(outcome, Failure) and outcome.kind == "launch":
-            return outcome.model_copy(update={"traceback": zygote.errors()})
+            return outcome.model_copy(update={"traceback": process.errors()})
         return outcome
 
     def close(self) -> None:
         """End the warm process, and with it every rank that still runs."""
         with self._starting:
-            self._close_zygote()
+            self._close_warm()
 
-    def _close_zygote(self) -> None:
-        if self._zygote is not None:
-            self._zygote.close()
-            self._zygote = None
+    def _close_warm(self) -> None:
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
 
-    def _fork(self, zygote: "_Zygote", plan: Plan, *, rank: int, store: Path) -> Wire:
+    def _fork(self, process: "_WarmProcess", plan: Plan, *, rank: int, store: Path) -> Wire:
         ours, theirs = socket.socketpair()
         wire = Wire(ours)
-        with theirs, contextlib.suppress(OSError):  # a dead zygote: the supervisor finds out
-            zygote.fork(theirs)
+        with theirs, contextlib.suppress(OSError):  # a dead one: the supervisor finds out
+            process.fork(theirs)
             wire.send(Order(entry=self._entry, plan=plan, rank=rank, local_rank=rank, store=store))
         return wire
 
 
-class _Zygote:
+class _WarmProcess:
     """The driver's handle of the warm process."""
 
     def __init__(self, preload: Sequence[str]) -> None:
         sweep(Path(tempfile.gettempdir()).glob(f"{_STORES}*"))
         self.stores, claim = claimed(lambda: Path(tempfile.mkdtemp(prefix=_STORES)))
-        self._claim = claim  # the zygote inherits it, and removes the folder
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the zygote
+        self._claim = claim  # the process inherits it, and removes the folder
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
                     "-c",
-                    _ZYGOTE,
+                    _PROGRAM,
                     str(theirs.fileno()),
                     str(self.stores),
                     json.dumps([path or str(Path.cwd()) for path in sys.path]),
@@ -150,7 +159,7 @@ class _Zygote:
         socket.send_fds(self._control, [b"r"], [line.fileno()])
 
     def errors(self) -> str:
-        """The last of what the zygote wrote to stderr."""
+        """The last of what it wrote to stderr."""
         if self._errors.closed:
             return ""
         self._errors.seek(0)

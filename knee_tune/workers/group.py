@@ -17,7 +17,7 @@ def _say_nothing() -> None: ...
 
 
 class _PlainValues(pickle.Unpickler):
-    """Loads what :meth:`Group.gather` admits; nothing that the bytes name is called."""
+    """Unpickler of what :meth:`Group.gather` admits; nothing that the bytes name is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
@@ -118,8 +118,6 @@ class Group:
         if self.world_size > 1:
             dist.barrier()
 
-
-# Memory that ran out, however Python and torch say it.
 
 _ON_THE_CPU = "DefaultCPUAllocator: can't allocate memory"
 

@@ -1,12 +1,15 @@
 """The seam between the driver and a worker group: a plan goes in, reports and an outcome come out.
 
-Everything that crosses is JSON, never pickle.
+Everything that crosses is JSON, never pickle: one value per text line, over a socket per rank
+(:class:`Wire`). What jobs and the driver's code see comes first; below it are the order that starts
+a rank and what supervision needs.
 """
 
 import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -19,7 +22,7 @@ from knee_tune.plans.plan import Plan
 
 
 class Report(Spec):
-    """Rank 0 measured the validation metrics after ``step``; it waits for a decision.
+    """Validation metrics that rank 0 measured after ``step``; it waits for a decision.
 
     Of a fused run ``metrics`` are means over the replicas that still train.
     """
@@ -43,10 +46,6 @@ class Decision(Spec):
         default=False,
         description="the driver was interrupted: save the state and end, wherever the run is",
     )
-    leave: tuple[int, ...] = Field(
-        default=(),
-        description="replicas (places in the plan) that end here while the rest goes on",
-    )
 
 
 class Progress(Spec):
@@ -62,18 +61,18 @@ Words = Annotated[str, AfterValidator(one_line)]
 
 
 class Line(Spec):
-    """Something a rank wants people to read; the driver prints it."""
+    """A line that a rank wants people to read; the driver prints it."""
 
     type: Literal["line"] = "line"
     text: Words
 
 
 class Failure(Spec):
-    """Why a rank or a group died: the root cause, not its echoes on other ranks."""
+    """The reason why a rank or a group died: the root cause, not its echoes on other ranks."""
 
     type: Literal["failure"] = "failure"
     kind: Literal[
-        "user_error",  # what people must put right
+        "user_error",  # what people must fix
         "exception",
         "out_of_memory",
         "exit",  # with a code, before its job was done
@@ -98,12 +97,12 @@ class Failure(Spec):
 
     @property
     def for_all(self) -> bool:
-        """Whether every other run would fail for the same: people must put something right."""
+        """Whether every other run would fail for the same: people must fix something."""
         return self.kind in ("user_error", "disk")
 
 
 class ReplicaDone(Spec):
-    """How one replica of a fused run ended."""
+    """The end of one replica of a fused run."""
 
     state: Literal["complete", "stopped", "diverged"]
     step: int = Field(description="last step trained")
@@ -117,7 +116,7 @@ class ReplicaDone(Spec):
 
 
 class Done(Spec):
-    """Rank 0 finished its job.
+    """The result of a job that rank 0 has finished.
 
     A fused run is complete when one of its replicas is.
     """
@@ -162,6 +161,15 @@ class Channel(Protocol):
         return False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What the driver does with reports, lines and signs of life of a group."""
+
+    on_report: Callable[[Report], Decision]
+    on_line: Callable[[str], None]
+    on_progress: Callable[[int], None]
+
+
 class GroupRunner(Protocol):
     """Runs plans, each with a group of ranks of its own; several threads may do so side by side.
 
@@ -188,12 +196,6 @@ class GroupRunner(Protocol):
         ...
 
 
-# The line between the driver and one rank: JSON values, one per text line, over a socket.
-#
-# Besides the messages of :mod:`~knee_tune.workers.protocol` a few more cross here which no job
-# and no driver code sees: the order that starts a rank and what supervision needs.
-
-
 class Order(Spec):
     """The first thing a rank reads: who it is and what to do."""
 
@@ -208,13 +210,13 @@ class Order(Spec):
 
 
 class Inquiry(Spec):
-    """The driver asks a silent rank what it is doing."""
+    """The question of the driver what a silent rank is doing."""
 
     type: Literal["inquiry"] = "inquiry"
 
 
 class Hello(Spec):
-    """What a rank that connects by TCP says first."""
+    """The first message of a rank that connects by TCP."""
 
     type: Literal["hello"] = "hello"
     token: str
@@ -226,35 +228,35 @@ class Hello(Spec):
 
 
 class Started(Spec):
-    """The rank leads its own session now; ``pid`` is also its process group."""
+    """A sign that the rank leads its own session now; ``pid`` is also its process group."""
 
     type: Literal["started"] = "started"
     pid: int
 
 
 class Ready(Spec):
-    """Imports and group are there, the job begins: from here on silence counts as a stall."""
+    """A sign that the job begins, imports and group are there: from here on silence is a stall."""
 
     type: Literal["ready"] = "ready"
 
 
-class Whereabouts(Spec):
-    """The answer to an inquiry."""
+class Position(Spec):
+    """Where a rank is: the answer to an inquiry."""
 
-    type: Literal["whereabouts"] = "whereabouts"
+    type: Literal["position"] = "position"
     step: int = Field(description="last step the job gave as progress or report")
     waits: bool = Field(description="whether it is inside a collective, waiting for its peers")
     stack: str
 
 
 class Exit(Spec):
-    """Said by the rank's parent process after the rank has ended."""
+    """The end of a rank, told by its parent process."""
 
     type: Literal["exit"] = "exit"
     code: int = Field(description="exit code; minus the number of the signal that killed it")
 
 
-FromRank = Report | Progress | Line | Failure | Done | Hello | Started | Ready | Whereabouts | Exit
+FromRank = Report | Progress | Line | Failure | Done | Hello | Started | Ready | Position | Exit
 
 _FROM_RANK: TypeAdapter[FromRank] = TypeAdapter(Annotated[FromRank, Field(discriminator="type")])
 
@@ -283,7 +285,7 @@ class Wire:
             self.socket.shutdown(socket.SHUT_WR)
 
     def receive_hello(self) -> Hello | None:
-        """Driver: how a caller, who may be anybody, introduces itself; None: not yet to the end.
+        """Return (driver) the greeting of a caller, who may be anybody; None: not yet to its end.
 
         ValueError if it says anything else, OSError if its line broke.
         """
@@ -298,7 +300,7 @@ class Wire:
         return None
 
     def receive(self) -> list[FromRank] | None:
-        """Driver: what one read brings, perhaps nothing yet; None at the end of the line."""
+        """Return (driver) what one read brings, perhaps nothing; None at the end of the line."""
         try:
             data = self.socket.recv(1 << 16)
         except OSError:
@@ -315,11 +317,11 @@ class Wire:
         return messages
 
     def read_order(self) -> Order:
-        """Rank: the order; EOFError if the driver hung up before it."""
+        """Return (rank) the order; EOFError if the driver hung up before it."""
         return Order.model_validate_json(self._read_line())
 
     def answers(self) -> Iterator[Decision | Inquiry]:
-        """Rank: what the driver says, until it hangs up or dies."""
+        """Yield (rank) what the driver says, until it hangs up or dies."""
         while True:
             try:
                 yield _ANSWER.validate_json(self._read_line())

@@ -32,11 +32,11 @@ from knee_tune.workers.protocol import (
     Failure,
     Line,
     Order,
+    Position,
     Progress,
     Ready,
     Report,
     Started,
-    Whereabouts,
     Wire,
 )
 
@@ -97,14 +97,14 @@ class DriverLine(Channel):
                     self._interrupted.set()
                 self._decisions.put(answer)
             else:
-                self._wire.send(self._whereabouts())
+                self._wire.send(self._position())
         os._exit(FAILED)  # no driver, no rank
 
-    def _whereabouts(self) -> Whereabouts:
+    def _position(self) -> Position:
         frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
         if frame is None:
-            return Whereabouts(step=self._step, waits=False, stack="")
-        return Whereabouts(
+            return Position(step=self._step, waits=False, stack="")
+        return Position(
             step=self._step,
             waits=any(part in frame.f_code.co_filename for part in _COLLECTIVES),
             stack="".join(traceback.format_stack(frame)),

@@ -10,7 +10,6 @@ import secrets
 import selectors
 import socket
 import time
-from dataclasses import dataclass
 
 from knee_tune.errors import UserError, first_line
 from knee_tune.workers.protocol import Hello, Wire
@@ -22,24 +21,13 @@ _PATIENCE = 10.0  # seconds for a caller to say who it is
 _MOST_STRANGERS = 256  # callers that have not said so, at a time
 
 
-@dataclass(frozen=True)
-class Caller:
-    """A rank that has shown the token: who it is, and its line."""
-
-    hello: Hello
-    wire: Wire
-
-
-class Gathering:
-    """Waits at ``address`` for ``per_node`` ranks of each of ``nnodes`` nodes.
-
-    They are to show ``token``.
-    """
+class Rendezvous:
+    """A port at ``address`` where ``per_node`` ranks of each of ``nnodes`` nodes show ``token``."""
 
     def __init__(self, address: str, *, nnodes: int, per_node: int) -> None:
         self.token = secrets.token_hex(16)
         self._nnodes, self._per_node = nnodes, per_node
-        self._nodes: dict[str, dict[int, Caller]] = {}
+        self._nodes: dict[str, dict[int, tuple[Hello, Wire]]] = {}
         self._strangers: dict[Wire, float] = {}  # and when they called, oldest first
         self._listener = _listener(address)
         self._selector = selectors.DefaultSelector()
@@ -55,7 +43,7 @@ class Gathering:
 
     @property
     def endpoint(self) -> str:
-        """Where ranks are to call, as ``address:port``."""
+        """The ``address:port`` that ranks call."""
         address, port = self._listener.getsockname()[:2]
         return f"{address}:{port}"
 
@@ -65,14 +53,14 @@ class Gathering:
         return sum(map(len, self._nodes.values())) == self._nnodes * self._per_node
 
     @property
-    def ranks(self) -> list[Caller]:
-        """Those that have called, by node and local rank."""
+    def ranks(self) -> list[tuple[Hello, Wire]]:
+        """The ranks that have called, by node and local rank: who each is, and its line."""
         return [node[local] for _, node in sorted(self._nodes.items()) for local in sorted(node)]
 
     @property
     def wires(self) -> list[Wire]:
-        """The lines of those that have called, in the same order."""
-        return [caller.wire for caller in self.ranks]
+        """The lines of the ranks that have called, in the same order."""
+        return [wire for _, wire in self.ranks]
 
     def listen(self, timeout: float) -> None:
         """Take in who calls and what is said in ``timeout`` seconds; returns after the first."""
@@ -109,7 +97,7 @@ class Gathering:
             return self._turn_away(wire)
         self._selector.unregister(wire.socket)
         del self._strangers[wire]
-        self._nodes.setdefault(hello.node, {})[hello.local_rank] = Caller(hello, wire)
+        self._nodes.setdefault(hello.node, {})[hello.local_rank] = (hello, wire)
         return None
 
     def _expects(self, hello: Hello) -> bool:

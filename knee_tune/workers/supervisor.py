@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from knee_tune.errors import HomeGoneError
 from knee_tune.workers.protocol import (
+    Callbacks,
     Decision,
     Done,
     Exit,
@@ -20,11 +21,11 @@ from knee_tune.workers.protocol import (
     Inquiry,
     Line,
     Outcome,
+    Position,
     Progress,
     Ready,
     Report,
     Started,
-    Whereabouts,
     Wire,
 )
 
@@ -51,15 +52,6 @@ _ECHO = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Callbacks:
-    """What the driver does with what a group says."""
-
-    on_report: Callable[[Report], Decision]
-    on_line: Callable[[str], None]
-    on_progress: Callable[[int], None]
-
-
 @dataclass(eq=False)
 class _Rank:
     """What the driver knows of one rank."""
@@ -73,7 +65,7 @@ class _Rank:
     failed: bool = False
     ended: bool = False
     done: Done | None = None
-    whereabouts: Whereabouts | None = None
+    position: Position | None = None
     unheard: deque[FromRank] = field(default_factory=deque)
 
 
@@ -179,8 +171,8 @@ class Supervisor:
                     self._callbacks.on_progress(step)
             case Line(text=text):
                 self._callbacks.on_line(text)
-            case Whereabouts():
-                rank.whereabouts = message
+            case Position():
+                rank.position = message
             case Done():
                 rank.done = message
             case Failure():
@@ -234,21 +226,21 @@ class Supervisor:
         seconds = max(self._silence(rank) for rank in silent)
         for rank in silent:
             self._answer(rank, Inquiry())
-        self._listen_until(lambda: all(rank.whereabouts for rank in silent), _ANSWER)
+        self._listen_until(lambda: all(rank.position for rank in silent), _ANSWER)
         if self._failures:
             return self._cause()
 
         def blame(rank: _Rank) -> tuple[bool, int, bool]:
-            where = rank.whereabouts
+            where = rank.position
             return (True, where.step, where.waits) if where else (False, 0, False)
 
         cause = min(silent, key=blame)
-        where = cause.whereabouts
+        where = cause.position
         place = f"after step {where.step}" if where else "and does not answer"
         stacks = [
-            f"rank {rank.number} after step {rank.whereabouts.step}:\n{rank.whereabouts.stack}"
+            f"rank {rank.number} after step {rank.position.step}:\n{rank.position.stack}"
             for rank in sorted(silent, key=blame)
-            if rank.whereabouts
+            if rank.position
         ]
         return Failure(
             kind="stalled",

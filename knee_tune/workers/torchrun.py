@@ -20,9 +20,17 @@ from typing import IO
 from knee_tune.errors import UserError
 from knee_tune.leftovers import OF_TORCHRUN, scratch
 from knee_tune.plans.plan import Plan, TrainPlan
-from knee_tune.workers.protocol import Decision, Failure, GroupRunner, Order, Outcome, Report
-from knee_tune.workers.rendezvous import LOOPBACK, Gathering, own_address
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Failure,
+    GroupRunner,
+    Order,
+    Outcome,
+    Report,
+)
+from knee_tune.workers.rendezvous import LOOPBACK, Rendezvous, own_address
+from knee_tune.workers.supervisor import Supervisor
 from knee_tune.workers.torchrun_rank import DRIVER, NNODES, TOKEN
 
 _TICK = 0.5  # seconds between two looks at the launcher
@@ -80,28 +88,30 @@ class TorchrunRunner(GroupRunner):
         with (
             _log(plan) as log,
             scratch(OF_TORCHRUN, within=plan.log_dir) as (folder, claim),
-            closing(Gathering(self._address, nnodes=self._nnodes, per_node=per_node)) as gathering,
-            self._launched(gathering, per_node, log=log, folder=folder, claim=claim) as launched,
+            closing(
+                Rendezvous(self._address, nnodes=self._nnodes, per_node=per_node)
+            ) as rendezvous,
+            self._launched(rendezvous, per_node, log=log, folder=folder, claim=claim) as launched,
         ):
             deadline = time.monotonic() + self._launch_timeout
-            while not gathering.complete:
+            while not rendezvous.complete:
                 if launched.poll() is not None or time.monotonic() > deadline:
                     return self._not_launched(launched, log)
-                gathering.listen(_TICK)
-            gathering.close()
-            store = gathering.ranks[0].hello.store or folder / "store"
-            for rank, caller in enumerate(gathering.ranks):
+                rendezvous.listen(_TICK)
+            rendezvous.close()
+            store = rendezvous.ranks[0][0].store or folder / "store"
+            for rank, (hello, wire) in enumerate(rendezvous.ranks):
                 order = Order(
                     entry=self._entry,
                     plan=plan,
                     rank=rank,
-                    local_rank=caller.hello.local_rank,
+                    local_rank=hello.local_rank,
                     store=store,
                 )
                 with contextlib.suppress(OSError):  # gone: the supervisor finds out
-                    caller.wire.send(order)
+                    wire.send(order)
             outcome = Supervisor(
-                gathering.wires,
+                rendezvous.wires,
                 stall_timeout=plan.placement.stall_timeout,
                 callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
                 local=self._nnodes == 1,
@@ -112,10 +122,10 @@ class TorchrunRunner(GroupRunner):
             return outcome
 
     def close(self) -> None:
-        """Nothing to end: no process outlives ``run``."""
+        """Do nothing: no process outlives ``run``."""
 
     def _not_launched(self, launched: subprocess.Popen[bytes], log: IO[bytes]) -> Failure:
-        """Why; a launcher that lives is none to start again, which would take as long once more."""
+        """Tell why; a launcher that lives is not started again: it would take as long once more."""
         log.seek(0)
         said = log.read().decode(errors="replace")[-4000:]
         code = launched.poll()
@@ -133,14 +143,14 @@ class TorchrunRunner(GroupRunner):
 
     @contextmanager
     def _launched(
-        self, gathering: Gathering, per_node: int, *, log: IO[bytes], folder: Path, claim: int
+        self, rendezvous: Rendezvous, per_node: int, *, log: IO[bytes], folder: Path, claim: int
     ) -> Iterator[subprocess.Popen[bytes]]:
         """The launcher, which has ended, and with it what it started, when the block ends."""
         environment = {
             "OMP_NUM_THREADS": "1",
             **os.environ,
-            DRIVER: gathering.endpoint,
-            TOKEN: gathering.token,
+            DRIVER: rendezvous.endpoint,
+            TOKEN: rendezvous.token,
             NNODES: str(self._nnodes),
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
@@ -160,7 +170,7 @@ class TorchrunRunner(GroupRunner):
 
 
 def _log(plan: Plan) -> IO[bytes]:
-    """What torchrun itself says, beside the logs of the ranks."""
+    """Open the log of torchrun itself, beside those of the ranks."""
     plan.log_dir.mkdir(exist_ok=True)
     return (plan.log_dir / "torchrun.log").open("a+b")
 

@@ -1,8 +1,8 @@
 """The warm process that ranks are forked from: everything imported, CUDA never touched.
 
 It reads one byte and one socket per rank from its control socket, forks, and says on the rank's
-socket how the rank ended. When the driver closes the control socket, or dies, it ends at once, also
-amid its imports, and every rank with it.
+socket how the rank ended (exit code or signal). When the driver closes the control socket, or dies,
+it ends at once, also amid its imports, and every rank with it.
 """
 
 import contextlib
@@ -18,10 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from knee_tune.workers.protocol import Exit
-
-# The parent of a rank: forks it and tells the driver how it ended (exit code or signal).
-#
-# Imports nothing heavy: a process that only waits for a rank stays small.
 
 
 def fork_rank(
@@ -49,7 +45,7 @@ def fork_rank(
 
 
 def tell_exit(line: socket.socket, wait_status: int) -> int:
-    """Say on the dead rank's own line how it ended, and close it; the exit code."""
+    """Tell on the dead rank's own line how it ended, and close it; the exit code."""
     code = os.waitstatus_to_exitcode(wait_status)
     # The rank may have died in the middle of a line; a driver that does not read is no reason
     # to wait.
@@ -93,7 +89,7 @@ def _end(stores: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _ending_with_driver(control: socket.socket, stores: str) -> Iterator[None]:
-    """Meanwhile a thread ends this process as soon as the driver hangs up, whatever it is at.
+    """Have a thread end this process as soon as the driver hangs up, whatever it is at.
 
     Afterwards that thread is gone: ranks must be forked from a process that has one alone.
     """

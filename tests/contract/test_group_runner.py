@@ -83,19 +83,19 @@ def no_survivors() -> Iterator[None]:
     """Every process that a test starts is gone after it, but for the warm process itself."""
     before = _family()
     yield
-    awaited(lambda: _family() - before <= _zygotes())  # a moment after their ends are told
+    awaited(lambda: _family() - before <= _warm_processes())  # a moment after their ends are told
 
 
 def _family() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
-def _zygotes() -> set[psutil.Process]:
+def _warm_processes() -> set[psutil.Process]:
     """Those that have their name already: a new process is for a moment a copy of this one."""
     found = set()
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # it has just died
-            if "zygote" in " ".join(process.cmdline()):
+            if "warm_process" in " ".join(process.cmdline()):
                 found.add(process)
     return found
 
@@ -319,16 +319,16 @@ def test_a_warm_process_that_dies_is_replaced_and_leaves_nothing_behind(
     plan: PlanFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    before = _zygotes()
+    before = _warm_processes()
     with contextlib.closing(
         ForkserverRunner("no_such_module:job", preload=["no_such_module"])
     ) as runner:
-        (zygote,) = awaited(lambda: _zygotes() - before)
-        zygote.suspend()  # it will read no order
+        (warm,) = awaited(lambda: _warm_processes() - before)
+        warm.suspend()  # it will read no order
 
         def kill_once_it_is_asked() -> None:
             awaited(lambda: main_thread_is_in("supervisor.py", "_listen"))
-            zygote.kill()
+            warm.kill()
 
         with ThreadPoolExecutor(1) as killer:
             killed = killer.submit(kill_once_it_is_asked)
@@ -340,7 +340,7 @@ def test_a_warm_process_that_dies_is_replaced_and_leaves_nothing_behind(
         assert "No module named 'no_such_module'" in outcome.message
         assert len(list(tmp_path.glob("knee-tune-*"))) == 1
     assert list(tmp_path.glob("knee-tune-*")) == []
-    awaited(lambda: _zygotes() == before)
+    awaited(lambda: _warm_processes() == before)
 
 
 # A driver as a program of its own: with a __main__ that must not be imported again
@@ -410,9 +410,9 @@ def test_a_warm_process_ends_with_its_driver_also_amid_its_imports(tmp_path: Pat
         stdin=subprocess.PIPE,
     ) as driver:
         awaited((tmp_path / "begun").exists)
-        (zygote,) = psutil.Process(driver.pid).children()
+        (warm,) = psutil.Process(driver.pid).children()
         driver.kill()
-    assert not psutil.wait_procs([zygote], timeout=20)[1]
+    assert not psutil.wait_procs([warm], timeout=20)[1]
     assert not list(tmp_path.glob("knee-tune-*"))
 
 

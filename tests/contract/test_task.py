@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import Placement
-from knee_tune.tasks.base import Task
-from knee_tune.tasks.fusable import FusableTask
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.learner import evaluate
 from knee_tune.workers.group import Group
@@ -43,11 +42,11 @@ class Case:
 
 
 def _another_pixel(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
-    _another_value(monkeypatch, "knee_tune.tasks.digits.task.load_digits")
+    _another_value(monkeypatch, "knee_tune.tasks.tabular.task.load_digits")
 
 
 def _another_feature(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
-    _another_value(monkeypatch, "knee_tune.tasks.breast_cancer.task.load_breast_cancer")
+    _another_value(monkeypatch, "knee_tune.tasks.tabular.task.load_breast_cancer")
 
 
 def _another_value(monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
@@ -63,11 +62,11 @@ def _rows(batch: Any) -> list[Any]:
 
 
 def _another_sentence(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
-    from knee_tune.tasks.translation import grammar
+    from knee_tune.tasks.translation import demo
 
-    text = grammar.generate()
+    text = demo.demo_text()
     text["valid"][1][7] += " !"
-    monkeypatch.setattr(grammar, "generate", lambda: text)
+    monkeypatch.setattr(demo, "demo_text", lambda: text)
 
 
 def _other_images(_: pytest.MonkeyPatch, folder: Path) -> None:

@@ -16,6 +16,7 @@ from knee_tune.records.events import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking import Tracker, open_tracker
 from knee_tune.tracking.store import local_store
 from tests.mlflow_stores import new_home
@@ -61,7 +62,7 @@ def test_a_whole_study_is_recorded_without_waiting(tracker: Tracker) -> None:
         TrialStarted(key="trial-0", name="trial 0", number=0),
         *(TrialReported(key="trial-0", step=step, lr=0.1) for step in range(100)),
         Attached(key="trial-0", name="notes.txt", text="none"),
-        TrialFinished(key="trial-0", state="COMPLETE"),
+        TrialFinished(key="trial-0", state=RunEnd.COMPLETE),
         StudyFinished(),
     ]
     slowest = 0.0

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.report.comparison import build_comparison_report
 from knee_tune.report.document import ReportContext, as_html
+from knee_tune.report.report import build_report
+from knee_tune.stats.comparison import comparison_of
 from tests.browser import find_browser
 from tests.comparisons import EXPLORED, compared, series
 
@@ -32,7 +33,7 @@ def dom(tmp_path_factory: pytest.TempPathFactory) -> str:
         seeds=SEEDS,
         scale=0.05,
     )
-    report = build_comparison_report(record, context=ReportContext(written=0.0))
+    report = build_report(record, comparison_of(record), context=ReportContext(written=0.0))
     folder = tmp_path_factory.mktemp("compared")
     page = folder / "compared.html"
     page.write_text(as_html(report), encoding="utf-8")

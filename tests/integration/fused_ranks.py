@@ -1,14 +1,14 @@
 """A worker group that trains fused runs whose learning curves are written down."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
 from knee_tune.plans.plan import Plan, Replica, TrainPlan
 from knee_tune.schedules import Knee
-from knee_tune.workers.protocol import Decision, Done, Outcome, ReplicaDone, Report
-from tests.integration.workbench import Died, What
+from knee_tune.workers.protocol import Channel, Done, Outcome, ReplicaDone, Report
+from tests.fake_runner import FakeRunner, What
 
 Curve = Callable[[Replica, int], float]
 """The accuracy of a replica after a step; NaN: it diverges there."""
@@ -20,51 +20,37 @@ def rising(replica: Replica, step: int) -> float:
     return 80.0 - 10 * replica.seed + step / 10 - replica.schedule.explore_steps / 100
 
 
-class FusedRanks:
-    """Goes on from its last evaluation, as if from a checkpoint. Dies as it is told.
+class FusedRanks(FakeRunner):
+    """Goes on from its last evaluation, as if from a checkpoint.
 
     Replicas of one random seed and seed LR share their trunk: the one that explores the longest
     trains it for all.
     """
 
     def __init__(self, *faults: What | None, curve: Curve = rising) -> None:
-        self.faults: Iterator[What | None] = iter(faults)
+        super().__init__(*faults)
         self.curve = curve
-        self.plans: list[TrainPlan] = []
         self.starts: list[int] = []
         """The first step of every attempt."""
         self._reached: dict[Path, int] = {}
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
         assert isinstance(plan, TrainPlan)
         assert plan.replicas
-        fault = next(self.faults, None) or (lambda step: None)
         first = self._reached.get(plan.checkpoint_dir, 0)
-        self.plans.append(plan)
         self.starts.append(first)
         measured = plan.evaluation_steps()
         for step in filter(lambda step: step <= first, measured):
-            on_report(self._report(plan, step))
+            channel.report(self._report(plan, step))
         stopped = False
         step = first
-        try:
-            for step in range(first + 1, plan.total_steps + 1):
-                on_progress(step)
-                fault(step)
-                if step in measured:
-                    self._reached[plan.checkpoint_dir] = step
-                    stopped = on_report(self._report(plan, step)).stop
-                    if stopped:
-                        break
-        except Died as death:
-            return death.failure
+        for step in range(first + 1, plan.total_steps + 1):
+            channel.progress(step)
+            if step in measured:
+                self._reached[plan.checkpoint_dir] = step
+                stopped = channel.report(self._report(plan, step)).stop
+                if stopped:
+                    break
         return self._done(plan, step, first=first, stopped=stopped)
 
     def _lost_at(self, plan: TrainPlan, replica: Replica, step: int) -> int | None:
@@ -128,9 +114,6 @@ class FusedRanks:
             result={"metrics": means, "weights": complete[0].weights},
             replicas=tuple(replicas),
         )
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 def shared_steps(replicas: tuple[Replica, ...]) -> list[int]:

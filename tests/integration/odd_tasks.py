@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from knee_tune import jobs
 from knee_tune.plans.plan import Plan
-from knee_tune.tasks.base import Split
-from knee_tune.tasks.classifier import Examples
-from knee_tune.tasks.digits.task import SIDE, DigitsTask
+from knee_tune.tasks.base import Examples, Split
 from knee_tune.tasks.registry import TASKS, TaskEntry
+from knee_tune.tasks.tabular.task import SIDE, DigitsTask
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done
 
@@ -22,7 +21,9 @@ KILL_AT = "kill-at"
 
 
 def _entry(task: str) -> TaskEntry:
-    return TaskEntry(recipe="knee_tune.tasks.digits.recipe:DigitsRecipe", task=f"{__name__}:{task}")
+    return TaskEntry(
+        recipe="knee_tune.tasks.tabular.recipe:DigitsRecipe", task=f"{__name__}:{task}"
+    )
 
 
 ENTRIES = {

@@ -23,9 +23,9 @@ from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Decision, GroupRunner, Outcome, Report
+from tests.fake_runner import FakeRunner, ranks_here
 from tests.integration.runs import done
 from tests.integration.toy_task import ToyRecipe, ToyTask
-from tests.ranks_here import RanksHere, ranks_here
 
 
 class Quiet(Channel):
@@ -83,7 +83,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps_per_evaluation=100,
         checkpoint_dir=folder,
     )
-    return Path(done(run(RanksHere(), plan)).result["weights"])
+    return Path(done(run(FakeRunner(), plan)).result["weights"])
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_two_ranks_find_what_one_finds(
         done(
             run(runner, AnalysePlan(**order(tmp_path, ranks=n), weights=weights, analysis=analysis))
         ).result["metrics"]
-        for runner, n in ((RanksHere(), 1), (forkserver, 2))
+        for runner, n in ((FakeRunner(), 1), (forkserver, 2))
     )
     assert together == pytest.approx(alone, rel=closeness)
     assert alone[analysis.name] > 0
@@ -126,7 +126,7 @@ def test_sharpness_starts_from_the_training_loss_on_the_seeds_noisy_labels(
         plan = AnalysePlan(
             **order(tmp_path) | {"seed": seed}, weights=weights, analysis=Sharpness(iterations=1)
         )
-        found = done(run(RanksHere(), plan)).result["metrics"]["loss"]
+        found = done(run(FakeRunner(), plan)).result["metrics"]["loss"]
         assert found == pytest.approx(F.cross_entropy(model(rows), labels).item(), rel=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_only_the_first_examples_of_a_sample(weights: Path, tmp_path: Path) -> N
 def test_every_look_is_a_sign_of_life(weights: Path, tmp_path: Path) -> None:
     told: list[int] = []
     plan = AnalysePlan(**order(tmp_path), weights=weights, analysis=Sharpness(iterations=4))
-    run(RanksHere(), plan, told)
+    run(FakeRunner(), plan, told)
     assert told == [1, 2, 3, 4, 5]
 
 
@@ -151,7 +151,7 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     path.write_bytes(b"nothing of the kind")
     plan = AnalysePlan(**order(tmp_path), weights=path, analysis=Sharpness(iterations=1))
     with pytest.raises(UserError, match="no weights of this task's model") as error:
-        run(RanksHere(), plan)
+        run(FakeRunner(), plan)
     assert str(path) in str(error.value)
 
 
@@ -167,7 +167,7 @@ def test_a_task_without_classes(tmp_path: Path) -> None:
 
 def test_the_range_test_trains_until_the_loss_explodes(tmp_path: Path) -> None:
     plan = LRRangePlan(**order(tmp_path), low=1e-3, high=1e4, steps=150)
-    result = done(run(RanksHere(), plan)).result
+    result = done(run(FakeRunner(), plan)).result
     lrs, losses = result["lrs"], result["losses"]
 
     assert len(lrs) == len(losses) < 150

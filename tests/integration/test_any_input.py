@@ -200,8 +200,8 @@ def _nothing_is_made() -> Iterator[None]:
         "knee_tune.commands.look.examine": lambda **places: (),
         "knee_tune.tasks.translation.prepare.download": taken,
         "knee_tune.tasks.translation.prepare.new_folder": taken,
-        "knee_tune.tasks.vision.cifar10.prepare.download": taken,
-        "knee_tune.tasks.vision.imagenet.prepare.new_folder": taken,
+        "knee_tune.tasks.vision.cifar10_prepare.download": taken,
+        "knee_tune.tasks.vision.imagenet_index.new_folder": taken,
         "knee_tune.tasks.vision.images.new_folder": taken,
     }
     with ExitStack() as stack:

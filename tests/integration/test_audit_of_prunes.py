@@ -25,8 +25,8 @@ from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study, study_record
 from knee_tune.workers.protocol import Decision, Done
 from tests.command_line import knee_tune, knee_tune_here
+from tests.fake_runner import ranks_here
 from tests.mlflow_stores import new_home
-from tests.ranks_here import ranks_here
 
 NAME = "audited"
 SEEDS = (1, 2)

@@ -13,15 +13,16 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Replica
 from knee_tune.plans.step_note import StepNote, begin_note
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.runs.trainer import OWN_STARTS
 from knee_tune.study import batches
 from knee_tune.study.batches import BatchTraining
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import requeue_failed
+from tests.fake_runner import Died, at
 from tests.integration.fused_ranks import FusedRanks, rising
-from tests.integration.workbench import BUDGET, Died, Workbench, at
+from tests.integration.workbench import BUDGET, Workbench
 
 SEED_LRS, FRACTIONS = (0.05, 0.1), (0.2, 0.4, 0.8)
 POINTS = [(lr, fraction) for lr in SEED_LRS for fraction in FRACTIONS]
@@ -93,7 +94,7 @@ def test_the_tracking_has_the_means_of_every_trial(bench: Workbench) -> None:
     reports = bench.recording.of_kind(TrialReported)
     assert [report.step for report in reports if report.key == "trial-0003"] == [50, 100, 150]
     assert reports[0].metrics.keys() == {"valid_accuracy", "valid_accuracy_std"}
-    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {"COMPLETE"}
+    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {RunEnd.COMPLETE}
     last = [report.lr for report in reports if report.step == 100]
     assert len(set(last)) > 1  # each has the LR of its own schedule
     assert bench.watching.batches == [[*range(6)]]
@@ -179,7 +180,7 @@ def test_an_interrupted_batch_goes_on_from_its_checkpoint(bench: Workbench) -> N
     with pytest.raises(KeyboardInterrupt):
         drive(bench, runner)
     assert bench.states == ["waiting"] * 6
-    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {"FAIL"}
+    assert {event.state for event in bench.recording.of_kind(TrialFinished)} == {RunEnd.FAILED}
     drive(bench, runner)
     first, second = runner.plans
     assert first == second
@@ -312,7 +313,7 @@ def test_a_batch_that_is_over_beats_no_more(
         assert training._over.wait(10)
 
     monkeypatch.setattr(type(bench.storage), "record_heartbeat", slow)
-    training = batches.Scribe(bench.storage, range(256), lambda report: None)
+    training = batches.ReportWriter(bench.storage, range(256), lambda report: None)
     with training:
         assert begun.wait(10)
     assert beaten == [0]

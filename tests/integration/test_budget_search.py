@@ -15,8 +15,8 @@ from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.records.budget import BudgetRecord
 from tests.command_line import complains, drive_here, knee_tune_here
+from tests.fake_runner import ranks_here
 from tests.mlflow_stores import new_home
-from tests.ranks_here import ranks_here
 
 STEPS_PER_EPOCH = 50
 

@@ -12,8 +12,7 @@ import pytest
 
 from knee_tune.errors import MachineError, UserError
 from knee_tune.tasks.prepared_folder import checksum
-from knee_tune.tasks.vision.cifar10.prepare import prepare
-from knee_tune.tasks.vision.cifar10.sources import BATCHES
+from knee_tune.tasks.vision.cifar10_prepare import BATCHES, prepare
 from knee_tune.tasks.vision.images import map_images, read_manifest
 from tests.generated_images import generated_images, put_archive
 

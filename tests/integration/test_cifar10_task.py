@@ -16,11 +16,10 @@ pytest.importorskip("torchvision", reason="needs the vision extra")
 from knee_tune.commands.home import Home
 from knee_tune.commands.look import prepare_data
 from knee_tune.errors import UserError
-from knee_tune.tasks.classifier import Examples
-from knee_tune.tasks.vision.augment import normalised
-from knee_tune.tasks.vision.cifar10 import task as cifar10
-from knee_tune.tasks.vision.cifar10.recipe import Cifar10Recipe
-from knee_tune.tasks.vision.cifar10.task import Cifar10Task
+from knee_tune.tasks.base import Examples
+from knee_tune.tasks.vision import cifar10
+from knee_tune.tasks.vision.cifar10 import Cifar10Task, normalised
+from knee_tune.tasks.vision.recipe import Cifar10Recipe
 from knee_tune.workers.group import Group
 from tests.command_line import knee_tune
 from tests.generated_images import generated_images, put_cifar10

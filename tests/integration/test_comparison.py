@@ -22,8 +22,8 @@ from knee_tune.errors import UserError
 from knee_tune.plans.plan import AnalysePlan, Plan, TestPlan, TrainPlan
 from knee_tune.records.events import StudyFinished, TrialFinished, TrialStarted
 from knee_tune.records.study import ComparedRun, StudyRecord
-from knee_tune.workers.protocol import Failure, Outcome
-from tests.ranks_here import RanksHere
+from knee_tune.workers.protocol import Channel, Failure, Outcome
+from tests.fake_runner import FakeRunner
 from tests.recording import Recording
 
 TABLE = """\
@@ -46,16 +46,15 @@ STEPS = 50
 POINTS = [(row, seed) for row in range(3) for seed in (1, 2)]
 
 
-class Ranks(RanksHere):
-    """Remembers its jobs. ``before`` may raise, or answer in place of one."""
+class Ranks(FakeRunner):
+    """``before`` may raise, or answer in place of a job."""
 
     def __init__(self, before: Callable[[Plan], Outcome | None] = lambda plan: None) -> None:
-        self.jobs: list[Plan] = []
+        super().__init__()
         self._before = before
 
-    def run(self, plan: Plan, **listeners: Any) -> Outcome:
-        self.jobs.append(plan)
-        return self._before(plan) or super().run(plan, **listeners)
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
+        return self._before(plan) or super().job(plan, channel)
 
     def count(self, kind: type[Plan]) -> int:
         """How many jobs there were of a kind."""

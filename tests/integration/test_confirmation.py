@@ -36,9 +36,10 @@ from knee_tune.records.findings import Confirmation
 from knee_tune.report.answer import study_note
 from knee_tune.report.report import StudyReport
 from knee_tune.tasks.registry import task_entry
-from knee_tune.tasks.tabular.classifier import TabularTask
+from knee_tune.tasks.tabular.task import TabularTask
 from knee_tune.tracking.store import connect, local_store
-from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.workers.protocol import Channel, Done, Failure, Outcome, Report
+from tests.fake_runner import FakeRunner
 from tests.mlflow_stores import new_home
 
 DEFAULT, BETTER, WORSE = 0.05, 0.1, 0.2
@@ -71,24 +72,18 @@ def a_default_that_was_underrated(seed_lr: float, seed: int) -> float:
     return lucky + luck(seed)
 
 
-class Arithmetic:
-    """A group runner without ranks, on a machine with as many GPUs as it is told."""
+class Arithmetic(FakeRunner):
+    """No ranks, on a machine with as many GPUs as it is told."""
 
     def __init__(self, quality: Quality, *, gpus: int = 0) -> None:
+        super().__init__()
         self.quality, self.gpus = quality, gpus
         self.tested: list[TestPlan] = []
         self.fresh: list[tuple[float, int]] = []
         """Seed LR and random seed of every run of a confirmation that was begun."""
         self.interrupt_at: int | None = None
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
         if isinstance(plan, DescribePlan):
             facts = TaskFacts(
                 steps_per_epoch=4,
@@ -102,27 +97,22 @@ class Arithmetic:
             self.tested.append(plan)
             return Done(state="complete", result={"metrics": {"test_accuracy": 69.0}})
         assert isinstance(plan, TrainPlan)
-        return self._train(plan, on_report, on_progress)
+        return self._train(plan, channel)
 
-    def _train(
-        self,
-        plan: TrainPlan,
-        on_report: Callable[[Report], Decision],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def _train(self, plan: TrainPlan, channel: Channel) -> Outcome:
         seed_lr, seed = plan.schedule.seed_lr, plan.seed
         if seed >= FRESH_SEEDS:
             self.fresh.append((seed_lr, seed - FRESH_SEEDS))
             if len(self.fresh) == self.interrupt_at:
-                on_progress(1)
+                channel.progress(1)
                 raise KeyboardInterrupt
         reached = self.quality(seed_lr, seed)
         if reached is None:
             return Done(state="diverged", step=1, reason="non-finite loss")
         total = plan.total_steps
         metrics = {"valid_accuracy": reached, "valid_loss": 100 - reached}
-        on_progress(total)
-        on_report(
+        channel.progress(total)
+        channel.report(
             Report(step=total, total_steps=total, metrics={**metrics, "lr": 0.0}, seconds=0.1)
         )
         plan.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -133,9 +123,6 @@ class Arithmetic:
         return Done(
             state="complete", step=total, result={"metrics": metrics, "weights": str(weights)}
         )
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 class Bench:
@@ -295,10 +282,10 @@ def test_a_candidate_that_diverges_is_out(bench: Bench) -> None:
 
 def test_a_default_that_cannot_be_trained_leaves_no_verdict(bench: Bench) -> None:
     class Failing(Arithmetic):
-        def _train(self, plan: TrainPlan, *listeners: Callable[..., object]) -> Outcome:
+        def _train(self, plan: TrainPlan, channel: Channel) -> Outcome:
             if plan.schedule.seed_lr == DEFAULT and plan.seed >= FRESH_SEEDS:
                 return Failure(kind="exception", rank=0, message="no luck at all")
-            return super()._train(plan, *listeners)  # type: ignore[arg-type]
+            return super()._train(plan, channel)
 
     summary = bench.run(Failing(a_real_difference), confirm="1:3")
     found = confirmation_of(summary)
@@ -400,7 +387,6 @@ def test_everybody_names_the_same_winner(tracked: Bench) -> None:
     report = study_report(places, "s")
     assert isinstance(report, StudyReport)
     assert report.recommended.seed_lr == DEFAULT
-    assert report.recommended.expected is not None
     assert report.recommended.expected.value == pytest.approx(record.winner.value)
     (marked,) = {t.marked for each in report.sections if each.key == "trials" for t in each.tables}
     assert marked == number

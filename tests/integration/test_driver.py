@@ -20,25 +20,19 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from knee_tune.errors import HomeGoneError, MachineError, UserError
+from knee_tune.plans.plan import Plan
 from knee_tune.plans.step_note import StepNote, begin_note
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import _described, process_id
 from knee_tune.runs.trainer import MACHINE_STARTS
 from knee_tune.study import driver as driving
 from knee_tune.study import storage as storages
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import requeue_failed
-from knee_tune.workers.protocol import Done, Failure, Outcome
-from tests.integration.workbench import (
-    BUDGET,
-    STEPS_PER_EPOCH,
-    Died,
-    InProcess,
-    Workbench,
-    at,
-    training_as_a_rank_does,
-)
+from knee_tune.workers.protocol import Channel, Done, Failure, Outcome
+from tests.fake_runner import Died, FakeRunner, at, run_here
+from tests.integration.workbench import BUDGET, STEPS_PER_EPOCH, Workbench, training_as_a_rank_does
 from tests.waiting import awaited, main_thread_is_in
 
 
@@ -84,7 +78,7 @@ def test_what_is_tracked_of_a_trial(bench: Workbench) -> None:
     assert [report.step for report in reports] == [50, 100, 150]
     assert reports[0].lr == 0.05
     assert {"train_loss", "valid_loss", "valid_accuracy"} == reports[0].metrics.keys()
-    assert finished.state == "COMPLETE"
+    assert finished.state == RunEnd.COMPLETE
     assert finished.metrics["final_valid_accuracy"] == bench.record.trials[0].value
     assert started.key == finished.key == "trial-0000"
     assert {report.key for report in reports} == {started.key}
@@ -97,7 +91,7 @@ def test_a_pruned_trial_is_told_with_its_reason(bench: Workbench) -> None:
     assert (trial.state, trial.reason) == ("pruned", "pruned at step 100")
     assert runner.reports == [[50, 100]]
     assert trial.steps_trained == 100
-    assert bench.recording.of_kind(TrialFinished)[0].state == "PRUNED"
+    assert bench.recording.of_kind(TrialFinished)[0].state == RunEnd.PRUNED
     assert bench.watching.ends == [(0, "pruned", "pruned at step 100")]
 
 
@@ -118,12 +112,13 @@ def test_a_loss_that_is_lost_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_a_final_metric_that_is_not_finite_is_no_value(bench: Workbench) -> None:
-    class Overflowing(InProcess):
-        def outcome(self, done: Done) -> Outcome:
-            metrics = {**done.result["metrics"], "valid_loss": float("inf")}
-            return done.model_copy(update={"result": {**done.result, "metrics": metrics}})
+    def overflow(plan: Plan, channel: Channel) -> Outcome:
+        outcome = run_here(plan, channel)
+        assert isinstance(outcome, Done)
+        metrics = {**outcome.result["metrics"], "valid_loss": float("inf")}
+        return outcome.model_copy(update={"result": {**outcome.result, "metrics": metrics}})
 
-    bench.drive(Overflowing(), trials=1)
+    bench.drive(FakeRunner(job=overflow), trials=1)
     (trial,) = bench.record.trials
     assert (trial.state, trial.value) == ("pruned", None)
     assert trial.reason == "diverged: non-finite metric of the final evaluation"
@@ -136,7 +131,7 @@ CRASHES = sorted({*get_args(Failure.model_fields["kind"].annotation)} - {"user_e
 def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
     bench: Workbench, kind: str
 ) -> None:
-    runner = bench.drive(InProcess(at(60, Died(kind)), at(110, Died(kind))), trials=1)
+    runner = bench.drive(FakeRunner(at(60, Died(kind)), at(110, Died(kind))), trials=1)
     (trial,) = bench.record.trials
     assert trial.state == "complete"
     assert runner.reports == [[50], [50, 100], [50, 100, 150]]  # history comes again
@@ -148,11 +143,11 @@ def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
 
 
 def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
-    runner = InProcess(at(60, Died("user_error")))
+    runner = FakeRunner(at(60, Died("user_error")))
     with pytest.raises(UserError, match=r"^study it: trial 0: died: user_error$"):
         bench.drive(runner, trials=2)
     assert len(runner.plans) == 1
-    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL"]
+    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == [RunEnd.FAILED]
     bench.drive(runner, trials=2)  # it was put right
     assert bench.states == ["complete"] * 2
     first = bench.record.trials[0]
@@ -160,7 +155,7 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
 
 
 def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
-    runner = InProcess(*[at(60, Died("disk"))] * (MACHINE_STARTS + 1))
+    runner = FakeRunner(*[at(60, Died("disk"))] * (MACHINE_STARTS + 1))
     with pytest.raises(MachineError, match=r"^study it: trial 0: died: disk, 6 times .*goes on$"):
         bench.drive(runner, trials=2)
     assert bench.states == ["waiting"]
@@ -171,7 +166,7 @@ def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> Non
 
 def test_a_home_that_is_gone_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
     with pytest.raises(HomeGoneError):
-        bench.drive(InProcess(at(60, HomeGoneError("gone"))), trials=2)
+        bench.drive(FakeRunner(at(60, HomeGoneError("gone"))), trials=2)
     assert bench.states == ["waiting"]  # where the storage is elsewhere
 
 
@@ -180,7 +175,7 @@ def test_the_next_command_takes_up_what_failed_whatever_the_sampler(
     tmp_path: Path, sampler: str
 ) -> None:
     bench = Workbench(tmp_path, sampler=sampler)
-    bench.drive(InProcess(*[at(10, Died("signal"))] * MACHINE_STARTS), trials=2)
+    bench.drive(FakeRunner(*[at(10, Died("signal"))] * MACHINE_STARTS), trials=2)
     assert bench.states == ["failed", "complete"]
     requeue_failed(bench.study)
     bench.drive(trials=2)
@@ -191,17 +186,20 @@ def test_the_next_command_takes_up_what_failed_whatever_the_sampler(
 def test_a_trial_that_keeps_dying_fails_with_the_root_cause_and_the_study_goes_on(
     bench: Workbench,
 ) -> None:
-    runner = bench.drive(InProcess(*[at(60, Died("exception"))] * 3), trials=2)
+    runner = bench.drive(FakeRunner(*[at(60, Died("exception"))] * 3), trials=2)
     failed, complete = bench.record.trials
     assert (failed.state, failed.reason) == ("failed", "died: exception")
     assert complete.state == "complete"
     assert len(runner.plans) == 4
-    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == ["FAIL", "COMPLETE"]
+    assert [event.state for event in bench.recording.of_kind(TrialFinished)] == [
+        RunEnd.FAILED,
+        RunEnd.COMPLETE,
+    ]
     assert_nothing_is_left(bench)
 
 
 def test_three_failed_trials_in_a_row_stop_the_study(bench: Workbench) -> None:
-    runner = InProcess(*[at(10, Died("out_of_memory"))] * 99)
+    runner = FakeRunner(*[at(10, Died("out_of_memory"))] * 99)
     with pytest.raises(MachineError, match=r"^study it: 3 trials in a row failed, .*out_of_memor"):
         bench.drive(runner, trials=20)
     assert bench.states == ["failed"] * 3
@@ -210,16 +208,16 @@ def test_three_failed_trials_in_a_row_stop_the_study(bench: Workbench) -> None:
 
 def test_failures_that_are_not_in_a_row_do_not_stop_the_study(bench: Workbench) -> None:
     dies, lives = [at(10, Died("exit"))] * 3, [None]
-    bench.drive(InProcess(*dies, *dies, *lives, *dies, *dies, *lives), trials=6)
+    bench.drive(FakeRunner(*dies, *dies, *lives, *dies, *dies, *lives), trials=6)
     assert bench.states == ["failed", "failed", "complete"] * 2
 
 
 def test_a_mistake_of_our_own_is_told_and_raised(bench: Workbench) -> None:
     with pytest.raises(ZeroDivisionError):
-        bench.drive(InProcess(at(60, ZeroDivisionError("by zero"))), trials=2)
+        bench.drive(FakeRunner(at(60, ZeroDivisionError("by zero"))), trials=2)
     (trial,) = bench.record.trials
     assert (trial.state, trial.reason) == ("failed", "ZeroDivisionError: by zero")
-    assert bench.recording.of_kind(TrialFinished)[0].state == "FAIL"
+    assert bench.recording.of_kind(TrialFinished)[0].state == RunEnd.FAILED
 
 
 def test_the_same_parameters_are_not_trained_twice(bench: Workbench) -> None:
@@ -273,7 +271,7 @@ def test_slots_train_at_the_same_time_and_not_more_than_wanted(bench: Workbench)
         if step == 1:
             together.wait()
 
-    runner = bench.drive(InProcess(meet, meet), trials=2, slots=2)  # two trials: one for each slot
+    runner = bench.drive(FakeRunner(meet, meet), trials=2, slots=2)  # two trials: one for each slot
     assert len({plan.checkpoint_dir for plan in runner.plans}) == 2
     bench.drive(trials=5, slots=2)
     assert bench.states == ["complete"] * 5
@@ -290,18 +288,21 @@ def test_no_trial_is_started_after_the_timeout(
         now += 1.0
 
     monkeypatch.setattr(driving, "time", SimpleNamespace(monotonic=lambda: now))
-    bench.driver(InProcess(last_a_second)).run(trials=9, timeout=BUDGET - 1.0)
+    bench.driver(FakeRunner(last_a_second)).run(trials=9, timeout=BUDGET - 1.0)
     assert bench.states == ["complete"]
-    bench.driver(InProcess()).run(trials=9, timeout=0.0)
+    bench.driver(FakeRunner()).run(trials=9, timeout=0.0)
     assert bench.states == ["complete"]
 
 
 def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench) -> None:
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(None, at(60, KeyboardInterrupt)), trials=3)
+        bench.drive(FakeRunner(None, at(60, KeyboardInterrupt)), trials=3)
     assert not bench.study.get_trials(states=(TrialState.RUNNING,))
     told = bench.recording.of_kind(TrialFinished)[-1]
-    assert (told.state, told.reason) == ("FAIL", "interrupted; the same command continues it")
+    assert (told.state, told.reason) == (
+        RunEnd.FAILED,
+        "interrupted; the same command continues it",
+    )
 
     runner = bench.drive(trials=3)
     assert runner.plans[0].checkpoint_dir.name == "trial-0001-1"
@@ -320,7 +321,7 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
 def test_other_code_trains_an_interrupted_trial_anew(bench: Workbench, pruned: bool) -> None:
     """No checkpoint and no value of before counts, but the steps that it cost do."""
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+        bench.drive(FakeRunner(at(60, KeyboardInterrupt)), trials=1)
     (waiting,) = bench.study.get_trials(states=(TrialState.WAITING,))
     for step in (50, 100):
         bench.storage.set_trial_intermediate_value(waiting._trial_id, step, 1234.5)
@@ -340,10 +341,10 @@ def test_other_code_trains_an_interrupted_trial_anew(bench: Workbench, pruned: b
 
 def test_no_value_of_other_code_outlives_an_attempt_that_reports_nothing(bench: Workbench) -> None:
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+        bench.drive(FakeRunner(at(60, KeyboardInterrupt)), trials=1)
     bench.code = "new"
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
+        bench.drive(FakeRunner(at(10, KeyboardInterrupt)), trials=1)
     assert list(map(math.isnan, bench.study.trials[0].intermediate_values.values())) == [True]
     assert [*bench.record.trials[0].curve] == []
     bench.drive(trials=1)
@@ -353,10 +354,10 @@ def test_no_value_of_other_code_outlives_an_attempt_that_reports_nothing(bench: 
 def test_a_replicate_that_other_code_completed_is_trained_again(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, replicates=3, epochs=1)
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(None, None, at(10, KeyboardInterrupt)), trials=1)
+        bench.drive(FakeRunner(None, None, at(10, KeyboardInterrupt)), trials=1)
     bench.code = "new"
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
+        bench.drive(FakeRunner(at(10, KeyboardInterrupt)), trials=1)
     assert len(bench.drive(trials=1).plans) == 3
 
 
@@ -367,7 +368,7 @@ def test_steps_of_a_killed_attempt_are_counted_though_the_code_changed(
     """Its rank noted them under a name that the code is a part of."""
     bench = Workbench(tmp_path, epochs=1, fused=fused)
     bench.names_have_code = True
-    runner = InProcess(at(10, KeyboardInterrupt))
+    runner = FakeRunner(at(10, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bench.drive(runner, trials=1)
     (plan,) = runner.plans
@@ -382,7 +383,7 @@ def test_steps_of_a_killed_attempt_are_counted_though_the_code_changed(
 def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
-            bench.drive(InProcess(at(10, KeyboardInterrupt)), trials=1)
+            bench.drive(FakeRunner(at(10, KeyboardInterrupt)), trials=1)
     bench.drive(trials=1)
     assert bench.states == ["complete"]
     assert bench.record.trials[0].steps_trained == 4 * 10 + BUDGET
@@ -397,7 +398,7 @@ def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             awaited(lambda: driver._slots.stopped)
 
-    driver = bench.driver(InProcess(interrupt_late, interrupt_late), slots=2)
+    driver = bench.driver(FakeRunner(interrupt_late, interrupt_late), slots=2)
     with pytest.raises(KeyboardInterrupt):
         driver.run(trials=2)
     assert sorted(bench.states) == ["complete", "waiting"]
@@ -436,7 +437,7 @@ def test_a_driver_on_another_host_is_dead_when_its_heart_stops(bench: Workbench)
 def leave_running(bench: Workbench, driver: Mapping[str, Any]) -> optuna.Trial:
     """The first trial as a driver leaves it that is killed after an evaluation."""
     with pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(at(60, KeyboardInterrupt)), trials=1)
+        bench.drive(FakeRunner(at(60, KeyboardInterrupt)), trials=1)
     bench.recording.events.clear()
     bench.watching.lines.clear()
     with warnings.catch_warnings():
@@ -459,7 +460,7 @@ def test_a_driver_whose_storage_stays_away_ends_and_the_next_one_goes_on(
             other.execute("BEGIN IMMEDIATE")
 
     with pytest.raises(StorageGoneError, match="database is locked"):
-        bench.drive(InProcess(None, lock), trials=3)
+        bench.drive(FakeRunner(None, lock), trials=3)
     other.close()
     for trial in bench.study.get_trials(states=(TrialState.RUNNING,)):  # it has ended by then
         trial_id = trial._trial_id
@@ -483,7 +484,7 @@ def test_an_interrupt_waits_for_no_storage(
             signal.raise_signal(signal.SIGINT)
 
     with closing(other), pytest.raises(KeyboardInterrupt):
-        bench.drive(InProcess(lock_and_interrupt), trials=1)
+        bench.drive(FakeRunner(lock_and_interrupt), trials=1)
     assert not any("waiting up to" in message for message in caplog.messages)
 
 
@@ -499,7 +500,7 @@ def test_a_trial_goes_on_when_its_storage_comes_back(
             other.execute("BEGIN IMMEDIATE")
             threading.Timer(0.3, other.close).start()
 
-    runner = bench.drive(InProcess(lock_for_a_moment), trials=1)
+    runner = bench.drive(FakeRunner(lock_for_a_moment), trials=1)
     assert len(runner.plans) == 1
     assert bench.states == ["complete"]
 

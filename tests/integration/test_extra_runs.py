@@ -3,7 +3,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,24 +14,25 @@ from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.values import StepCount
 from knee_tune.study.attributes import extra_steps
-from knee_tune.workers.protocol import Outcome
-from tests.ranks_here import RanksHere
+from knee_tune.workers.protocol import Channel, Outcome
+from tests.fake_runner import FakeRunner
 
 SOON = 20.0
 """Seconds after which a test gives up; what it waits for takes a fraction of one."""
 
 
-class Gate(RanksHere):
+class Gate(FakeRunner):
     """Trains nothing before somebody waits for it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.training, self.awaited = threading.Event(), threading.Event()
 
-    def run(self, plan: Plan, **listeners: Any) -> Outcome:
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
         if isinstance(plan, TrainPlan):
             self.training.set()
             assert self.awaited.wait(SOON), "nobody waited"
-        return super().run(plan, **listeners)
+        return super().job(plan, channel)
 
     def line(self, text: str) -> None:
         """What people are told."""

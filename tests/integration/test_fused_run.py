@@ -12,9 +12,8 @@ from torch import nn
 from knee_tune import jobs
 from knee_tune.plans.plan import ENTRY, Placement, Replica, Schedule, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
-from knee_tune.tasks.digits.recipe import DigitsRecipe
-from knee_tune.tasks.digits.task import DigitsTask
-from knee_tune.tasks.tabular.recipe import MlpSize
+from knee_tune.tasks.tabular.recipe import DigitsRecipe, MlpSize
+from knee_tune.tasks.tabular.task import DigitsTask
 from knee_tune.training import loop
 from knee_tune.training.fused import why_unfusable
 from knee_tune.workers.forkserver import ForkserverRunner
@@ -176,39 +175,6 @@ def test_the_report_has_every_replica_and_their_means(plan: MakePlan) -> None:
     assert reports[0].metrics["valid_loss"] == pytest.approx(sum(losses) / 3)
 
 
-def test_one_that_leaves_is_not_missed(plan: MakePlan) -> None:
-    """The payer of a shared trunk leaves too: what it trained on is counted for another."""
-    whole, _ = train(plan("whole", GRID))
-    gone = {
-        index for index, each in enumerate(GRID) if each.seed == 2 or each.schedule == knee(0.2, 20)
-    }
-
-    def prune(report: Report) -> Decision:
-        return Decision(stop=False, leave=tuple(gone) if report.step == 8 else ())
-
-    rest, reports = train(plan("rest", GRID), prune)
-    for index, (then, now) in enumerate(zip(whole.replicas, rest.replicas, strict=True)):
-        if index in gone:
-            assert (now.state, now.step, now.weights) == ("stopped", 8, None)
-            assert reports[-1].replicas["valid_loss"][index] is None
-        else:
-            assert now.state == "complete"
-            assert_alike(now.weights, then.weights)
-    heirs = [
-        each.first_step
-        for r, each in zip(GRID, rest.replicas, strict=True)
-        if r.seed == 1 and r.schedule == knee(0.2, 8)
-    ]
-    assert heirs == [8]
-
-
-def test_when_all_have_left_it_is_over(plan: MakePlan) -> None:
-    ended, reports = train(
-        plan("fused", GRID[:2]), lambda report: Decision(stop=False, leave=(0, 1))
-    )
-    assert (ended.state, ended.step, len(reports)) == ("stopped", 8, 1)
-
-
 def test_one_that_diverges_leaves_the_others_alone(plan: MakePlan) -> None:
     wild = Replica(seed=1, schedule=knee(1e20))
     fused, reports = train(plan("fused", [GRID[0], wild, GRID[5]]))
@@ -273,7 +239,9 @@ def test_a_trial_of_several_seeds_branches_from_its_trunk_on_disk(
 ) -> None:
     def branch(name: str, explore: int) -> TrainPlan:
         replicas = [Replica(seed=seed, schedule=knee(0.2, explore)) for seed in (1, 2, 3)]
-        trunk = TrunkPlan(key="t", folder=tmp_path / "trunk", knots=(12,) if explore >= 8 else ())
+        trunk = TrunkPlan(
+            key="t", folder=tmp_path / "trunk", checkpoint_steps=(12,) if explore >= 8 else ()
+        )
         return plan(name, replicas).model_copy(update={"trunk": trunk})
 
     train(branch("long", 16))

@@ -18,8 +18,9 @@ from knee_tune.records.study import TrialRecord
 from knee_tune.records.values import StepCount
 from knee_tune.schedules import Knee
 from knee_tune.study.pruners import KneePruner
+from tests.fake_runner import Died, at
 from tests.integration.fused_ranks import FusedRanks, rising
-from tests.integration.workbench import BUDGET, Died, Workbench, at
+from tests.integration.workbench import BUDGET, Workbench
 
 
 @pytest.fixture
@@ -146,6 +147,28 @@ def test_a_replicate_that_diverges_in_the_final_evaluation_ends_it_too(bench: Wo
     assert (trial.state, trial.value) == ("pruned", None)
     assert trial.reason == "diverged: non-finite loss (replicate 3 of 3)"
     assert trial.steps_pruned == 0
+
+
+def test_a_driver_killed_before_it_tells_an_end_leaves_the_same_end_to_the_next(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first replicate was complete and noted as such, the trial was not."""
+
+    def lost(replica: Replica, step: int) -> float:
+        return math.nan if (replica.seed, step) == (3, BUDGET) else rising(replica, step)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("knee_tune.study.driver.record_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            drive(bench, FusedRanks(curve=lost))
+    trial = drive(bench, FusedRanks(curve=lost))
+    assert (trial.state, trial.reason) == (
+        "pruned",
+        "diverged: non-finite loss (replicate 3 of 3)",
+    )
 
 
 def test_a_run_that_dies_goes_on_and_what_it_lost_counts_for_every_replicate(

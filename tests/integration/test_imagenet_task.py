@@ -18,9 +18,9 @@ from knee_tune.errors import UserError
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import ENTRY, Placement, TrainPlan, TrunkPlan
 from knee_tune.schedules import Knee
-from knee_tune.tasks.vision.imagenet.prepare import PreparedIndex, prepare
-from knee_tune.tasks.vision.imagenet.recipe import ImageNetRecipe
-from knee_tune.tasks.vision.imagenet.task import ImageNetTask
+from knee_tune.tasks.vision.imagenet import ImageNetTask
+from knee_tune.tasks.vision.imagenet_index import PreparedIndex, prepare
+from knee_tune.tasks.vision.recipe import ImageNetRecipe
 from knee_tune.training.checkpoint import WEIGHTS
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
@@ -329,8 +329,8 @@ def weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
 def test_a_branch_in_the_middle_of_an_epoch_is_the_uninterrupted_run(
     data: Path, tmp_path: Path
 ) -> None:
-    trunk = TrunkPlan(key="trunk", folder=tmp_path / "trunk", knots=(2,))
-    assert trunk.knots[0] % STEPS
+    trunk = TrunkPlan(key="trunk", folder=tmp_path / "trunk", checkpoint_steps=(2,))
+    assert trunk.checkpoint_steps[0] % STEPS
     whole = plan(data, tmp_path / "whole")
     run_job(whole, Group(), Line())
     run_job(plan(data, tmp_path / "first", total=3, trunk=trunk), Group(), Line())
@@ -342,7 +342,7 @@ def test_a_branch_in_the_middle_of_an_epoch_is_the_uninterrupted_run(
 
 @pytest.fixture(scope="module")
 def forkserver() -> Iterator[ForkserverRunner]:
-    runner = ForkserverRunner(ENTRY, preload=["knee_tune.tasks.vision.imagenet.task"])
+    runner = ForkserverRunner(ENTRY, preload=["knee_tune.tasks.vision.imagenet"])
     yield runner
     runner.close()
 

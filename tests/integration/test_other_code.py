@@ -13,7 +13,7 @@ from knee_tune.tasks.registry import TASKS, TaskEntry
 from tests.command_line import QUICK, knee_tune_here
 
 TASK = """
-from knee_tune.tasks.digits.task import DigitsTask
+from knee_tune.tasks.tabular.task import DigitsTask
 from my_net import Net
 
 class MyTask(DigitsTask):
@@ -36,7 +36,7 @@ class Folder:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder, self._home = folder, folder / "home"
         monkeypatch.syspath_prepend(folder)
-        recipe = "knee_tune.tasks.digits.recipe:DigitsRecipe"
+        recipe = "knee_tune.tasks.tabular.recipe:DigitsRecipe"
         monkeypatch.setitem(TASKS, "digits", TaskEntry(recipe=recipe, task="my_task:MyTask"))
         (folder / "my_task.py").write_text(TASK)
 

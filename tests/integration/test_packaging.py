@@ -53,7 +53,9 @@ def test_it_carries_the_package_the_command_and_the_licence(wheel: Path) -> None
         scripts.read_string(archive.read(f"{info}/entry_points.txt").decode())
     assert {"knee_tune/cli.py", "knee_tune/cli/__init__.py"} & names
     assert "knee_tune/py.typed" in names
-    pages = {f"knee_tune/report/page/{name}" for name in ("report.html", "page.css", "page.js")}
+    assert "knee_tune/tasks/translation/demo.tsv.bz2" in names
+    parts = ("report.html", "page.css", "page.js", "plotly/plotly-cartesian.min.js")
+    pages = {f"knee_tune/report/page/{name}" for name in (*parts, "plotly/LICENSE")}
     assert pages <= names
     assert f"{info}/licenses/LICENSE" in names
     assert scripts["console_scripts"]["knee-tune"] == "knee_tune.cli:main"

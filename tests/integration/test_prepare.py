@@ -14,12 +14,11 @@ from knee_tune.commands.opened import StudyRequest
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
-from knee_tune.tasks.translation.codec import Codec
 from knee_tune.tasks.translation.corpus import Kind
+from knee_tune.tasks.translation.demo import demo_text, prepare_demo
 from knee_tune.tasks.translation.download import Archive
-from knee_tune.tasks.translation.grammar import generate, prepare_demo
-from knee_tune.tasks.translation.manifest import read_manifest
 from knee_tune.tasks.translation.prepare import prepare
+from knee_tune.tasks.translation.prepared import Codec, read_manifest
 
 pytest.importorskip("sacremoses")
 
@@ -38,7 +37,7 @@ def plain(lines: list[str]) -> list[str]:
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """230 pairs of plain text in one file a side."""
-    german, english = generate()["train"]
+    german, english = demo_text()["train"]
     return write(
         tmp_path / "raw", {"train.de": plain(german[:230]), "train.en": plain(english[:230])}
     )
@@ -75,7 +74,7 @@ def test_plain_text_becomes_a_set(raw: Path, tmp_path: Path) -> None:
     # Every 23rd pair is validation, then every 23rd of the rest test.
     assert done.pairs["valid"] == (230 - done.dropped) // 23
     assert sum(done.pairs.values()) == 230 - done.dropped
-    train = generate()["train"][0][:230]
+    train = demo_text()["train"][0][:230]
     if not done.dropped:
         assert words(folder, "valid", "de") == train[22::23]
     assert list(dict.fromkeys(phases)) == [
@@ -154,7 +153,7 @@ def test_text_that_is_cut_already_stays_as_it_is(raw: Path, tmp_path: Path) -> N
 
 
 def test_codes_that_do_not_fit_the_text_are_warned_about(raw: Path, tmp_path: Path) -> None:
-    german, english = generate()["train"]
+    german, english = demo_text()["train"]
     cut = write(tmp_path / "cut", {"train.bpe.de": german[:99], "train.bpe.en": english[:99]})
     (cut / "bpe.codes").write_text("#version: 0.2\na b\n")
     done = prepare(data_root=tmp_path, from_path=cut)
@@ -169,7 +168,7 @@ def test_what_is_held_out_of_the_training_text_is_said(raw: Path, tmp_path: Path
 
 
 def test_a_corpus_as_multi30k_is_published_loses_no_training_pair(tmp_path: Path) -> None:
-    german, english = generate()["train"]
+    german, english = demo_text()["train"]
     sizes = {"train": 100, "val": 10, "test_2016_flickr": 20}
     corpus = tmp_path / "multi30k"
     corpus.mkdir()
@@ -250,7 +249,7 @@ def test_binarized_data_with_the_wrong_vocabulary_is_refused(raw: Path, tmp_path
 
 
 def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
-    german, english = generate()["train"]
+    german, english = demo_text()["train"]
     archive = tmp_path / "downloads" / "ted.tgz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as stream:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.tasks.translation.bpe import Bpe
 from knee_tune.tasks.translation.corpus import read_lines
 from knee_tune.tasks.translation.prepare import prepare
-from knee_tune.tasks.translation.text import moses
+from knee_tune.tasks.translation.text import Bpe, moses
 
 pytest.importorskip("sacremoses")
 

@@ -18,6 +18,7 @@ from knee_tune.commands.opened import OpenedStudy
 from knee_tune.commands.publish import LivePages, publish, show_now
 from knee_tune.commands.workers import Workers
 from knee_tune.records.events import Attached, RunLink
+from knee_tune.report.wording import ridge_words
 from knee_tune.study.attributes import record_compared
 from knee_tune.study.dashboard import attach_weights, show_figures
 from knee_tune.study.study import open_study, study_record
@@ -41,8 +42,8 @@ class Tracked(Recording):
 
     started = False
 
-    def run_of(self, key: str | None, *, wait: float = 0.0) -> RunLink | None:
-        return super().run_of(key, wait=wait) if self.started else None
+    def run_of(self, key: str | None) -> RunLink | None:
+        return super().run_of(key) if self.started else None
 
     def flush(self, timeout: float | None = None) -> int:
         self.started = True
@@ -147,7 +148,7 @@ def test_figures_are_overwritten_and_the_note_is_the_summary(shown: Shown) -> No
     point = f"seed LR {best.seed_lr:g}, explore {100 * best.explore_fraction:g}%"
     assert f"Best: **{point}**, validation accuracy {best.value:.4g} (trial " in note
     assert published.ridge is not None
-    assert published.ridge.words in note
+    assert ridge_words(published.ridge) in note
     assert "| seed LR | best explore fraction |" in note
     assert "steps trained: " in note
     assert "[MLflow run of this study](http://127.0.0.1:5000/#/None) (while `" in note

@@ -27,6 +27,7 @@ from knee_tune.records.events import (
     TrialFinished,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tasks import registry as tasks
 from knee_tune.tracking import open_tracker
 from knee_tune.tracking.registry import register
@@ -52,9 +53,9 @@ def home(
     for event in (
         StudyStarted(uid="u", name="s", task="toy", experiment="e"),
         TrialStarted(key="trial-0", name="trial 0", params={"epochs": 1}),
-        TrialFinished(key="trial-0", state="COMPLETE"),
+        TrialFinished(key="trial-0", state=RunEnd.COMPLETE),
         TrialStarted(key="trial-1", name="trial 1"),
-        TrialFinished(key="trial-1", state="COMPLETE"),
+        TrialFinished(key="trial-1", state=RunEnd.COMPLETE),
     ):
         tracker.record(event)
     assert tracker.close(timeout=60) == 0
@@ -315,7 +316,7 @@ def test_images_are_scored(home: Path) -> None:
 
 def test_photographs_of_any_size_are_scored(home: Path) -> None:
     pytest.importorskip("torchvision", reason="needs the vision extra")
-    from knee_tune.tasks.vision.imagenet.prepare import prepare
+    from knee_tune.tasks.vision.imagenet_index import prepare
 
     pictures = make_pictures(home.parent / "pictures", train=4, val=2)
     prepare(data_root=home / "data", from_path=pictures)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,23 +12,11 @@ from knee_tune.errors import UserError
 from knee_tune.plans.plan import TaskFacts
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import Study, open_study
-from knee_tune.workers.protocol import Done, Outcome
+from knee_tune.workers.protocol import Done
+from tests.fake_runner import FakeRunner
 
 Machine = Callable[[int, str], None]
 """Makes the machine one with so many GPUs and with data of that fingerprint."""
-
-
-class Described:
-    """A group runner that knows what there is, and trains nothing."""
-
-    def __init__(self, facts: TaskFacts) -> None:
-        self._facts = facts
-
-    def run(self, *_: Any, **__: Any) -> Outcome:
-        return Done(state="complete", result=self._facts.model_dump())
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 @pytest.fixture
@@ -42,9 +29,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
             examples={},
             gpus=gpus,
         )
-        monkeypatch.setattr(
-            "knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: Described(facts)
-        )
+        described = Done(state="complete", result=facts.model_dump())
+        runner = FakeRunner(job=lambda plan, channel: described)
+        monkeypatch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: runner)
 
     return become
 

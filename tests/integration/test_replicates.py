@@ -17,17 +17,11 @@ from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
 from knee_tune.records.study import ReplicateRecord, TrialRecord
 from knee_tune.records.values import StepCount
-from knee_tune.study import replicates
+from knee_tune.study import trial_trainer
 from knee_tune.study.trial import TrialRun
-from knee_tune.workers.protocol import Decision, Done, Outcome, Report
-from tests.integration.workbench import (
-    BUDGET,
-    Died,
-    What,
-    Workbench,
-    at,
-    training_as_a_rank_does,
-)
+from knee_tune.workers.protocol import Channel, Done, Outcome, Report
+from tests.fake_runner import Died, FakeRunner, What, at
+from tests.integration.workbench import BUDGET, Workbench, training_as_a_rank_does
 
 MIDDLE = {1: 60.0, 2: 50.0, 3: 40.0}
 """Accuracies that the scripted runs of these random seeds lie around."""
@@ -38,25 +32,18 @@ def rising(seed: int, step: int) -> float:
     return MIDDLE[seed] + step / 10
 
 
-class Scripted:
-    """A worker group whose learning curves are written down, and which dies as it is told."""
+class Scripted(FakeRunner):
+    """Ranks whose learning curves are written down."""
 
     def __init__(self, *faults: What | None, curve: Callable[[int, int], float] = rising) -> None:
-        self.faults, self.curve = iter(faults), curve
+        super().__init__(*faults)
+        self.curve = curve
         self.trained: list[tuple[int, int]] = []
         """First step and random seed of every attempt."""
         self._reached: dict[Path, int] = {}
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def job(self, plan: Plan, channel: Channel) -> Outcome:
         assert isinstance(plan, TrainPlan)
-        fault = next(self.faults, None) or (lambda step: None)
         first = self._reached.get(plan.checkpoint_dir, 0)
         self.trained.append((first, plan.seed))
 
@@ -68,30 +55,23 @@ class Scripted:
         def report(step: int) -> bool:
             metrics = {"lr": 0.1, "valid_accuracy": self.curve(plan.seed, step)}
             told = Report(step=step, total_steps=plan.total_steps, metrics=metrics, seconds=0)
-            return on_report(told).stop
+            return channel.report(told).stop
 
         for step in filter(lambda step: step <= first, plan.evaluation_steps()):
             report(step)
-        try:
-            for step in range(first + 1, plan.total_steps + 1):
-                on_progress(step)
-                fault(step)
-                if step in plan.evaluation_steps():
-                    if math.isnan(self.curve(plan.seed, step)):
-                        return ended("diverged", step)
-                    self._reached[plan.checkpoint_dir] = step
-                    if report(step):
-                        return ended("stopped", step)
-        except Died as death:
-            return death.failure
+        for step in range(first + 1, plan.total_steps + 1):
+            channel.progress(step)
+            if step in plan.evaluation_steps():
+                if math.isnan(self.curve(plan.seed, step)):
+                    return ended("diverged", step)
+                self._reached[plan.checkpoint_dir] = step
+                if report(step):
+                    return ended("stopped", step)
         weights = plan.checkpoint_dir / "weights.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.touch()
         metrics = {"valid_accuracy": self.curve(plan.seed, step), "valid_loss": plan.seed / 2}
         return ended("complete", step, metrics=metrics, weights=str(weights))
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 class Looking(NopPruner):
@@ -271,7 +251,7 @@ def test_other_code_trains_finished_replicates_again(bench: Workbench) -> None:
 def test_a_trial_that_is_interrupted_after_its_first_replicate_has_its_weights(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = TrialRun.note_replicate
+    note = TrialRun._note_replicate
 
     def interrupted(run: TrialRun, index: int, **changes: Any) -> None:
         note(run, index, **changes)
@@ -279,7 +259,7 @@ def test_a_trial_that_is_interrupted_after_its_first_replicate_has_its_weights(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrialRun, "note_replicate", interrupted)
+        patch.setattr(TrialRun, "_note_replicate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             drive(bench, Scripted())
     trial = drive(bench, Scripted())
@@ -291,7 +271,7 @@ def test_the_trial_of_a_killed_driver_has_right_means_and_counts_its_steps_once(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its curve comes again from the checkpoint; what it cost was noted at its evaluations."""
-    monkeypatch.setattr(replicates, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(trial_trainer, "NOTE_SECONDS", 0.0)
     known: dict[str, Any] = {}
 
     def kill(step: int) -> None:

@@ -69,7 +69,8 @@ DRIVER = """
 import sys, threading, time, torch
 from pathlib import Path
 from knee_tune.study import driver
-from tests.integration.workbench import InProcess, Workbench
+from tests.fake_runner import FakeRunner
+from tests.integration.workbench import Workbench
 
 home, mine = Path(sys.argv[1]), sys.argv[2]
 wanted = driver.wanted
@@ -87,7 +88,7 @@ def meet(step):
 
 torch.set_num_threads(1)
 driver.wanted = slowly_wanted
-Workbench(home, sampler="gp", epochs=1).drive(InProcess(meet, meet), trials=5, slots=2)
+Workbench(home, sampler="gp", epochs=1).drive(FakeRunner(meet, meet), trials=5, slots=2)
 """
 """Its slots end their first trials together with those of the other, and look before they ask."""
 

@@ -23,6 +23,7 @@ from knee_tune.records.events import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking import (
     MlflowTracker,
     open_tracker,
@@ -71,7 +72,7 @@ KILLED = (trial(0), report(1))
 
 INTERRUPTED = (
     *KILLED,
-    TrialFinished(key="trial-0", state="FAIL", reason="interrupted"),
+    TrialFinished(key="trial-0", state=RunEnd.FAILED, reason="interrupted"),
     StudyFinished(state="INTERRUPTED", tags={"knee.best_trial": "none"}),
 )
 """Those of one that could still say how it ended, but not deliver it."""
@@ -137,14 +138,16 @@ def test_a_study_is_a_parent_run_with_a_child_per_trial(home: Path, client: Mlfl
         *map(report, range(1, 5)),
         Attached(key="trial-0", name="logs/rank-0.log", file=log),
         Attached(key="trial-0", name="curves.html", figure={"data": [{"y": [3, 2]}]}),
-        TrialFinished(key="trial-0", state="COMPLETE", step=4, metrics={"test/accuracy": 93.0}),
+        TrialFinished(
+            key="trial-0", state=RunEnd.COMPLETE, step=4, metrics={"test/accuracy": 93.0}
+        ),
         trial(1),
         report(1, number=1),
-        TrialFinished(key="trial-1", state="PRUNED", reason="worse than the median"),
+        TrialFinished(key="trial-1", state=RunEnd.PRUNED, reason="worse than the median"),
         trial(2),
-        TrialFinished(key="trial-2", state="FAIL", reason="rank 1: out of memory"),
+        TrialFinished(key="trial-2", state=RunEnd.FAILED, reason="rank 1: out of memory"),
         TrialStarted(key="cosine/0", name="cosine", schedule="cosine", seed_lr=0.05),
-        TrialFinished(key="cosine/0", state="COMPLETE"),
+        TrialFinished(key="cosine/0", state=RunEnd.COMPLETE),
         Attached(name="report.md", text="# Report"),
         StudyFinished(metrics={"best/accuracy": 93.0}),
     )
@@ -199,7 +202,7 @@ def test_a_continued_study_and_a_retried_trial_keep_their_runs(
 
     other = STUDY.model_copy(update={"params": {"recipe": {"epochs": 99}, "trials": 5}})
     retry = trial(7, key="trial-0", params={"recipe": {"epochs": 99}})
-    done = TrialFinished(key="trial-0", state="COMPLETE")
+    done = TrialFinished(key="trial-0", state=RunEnd.COMPLETE)
     track(home, other, retry, report(2), report(3), done, StudyFinished())
 
     found = runs(client)
@@ -230,7 +233,8 @@ def test_links_lead_to_the_run(home: Path, client: MlflowClient) -> None:
     tracker = open_tracker(home=home, uri=local_store(home))
     tracker.record(STUDY)
     tracker.record(trial(0))
-    link, parent = tracker.run_of("trial-0", wait=60), tracker.run_of(None, wait=60)
+    awaited(lambda: tracker.run_of("trial-0"), seconds=60)
+    link, parent = tracker.run_of("trial-0"), tracker.run_of(None)
     assert link is not None
     assert parent is not None
     run = client.get_run(link.run_id)
@@ -269,12 +273,13 @@ from pathlib import Path
 from knee_tune.records.events import StudyStarted, TrialStarted, TrialReported
 from knee_tune.tracking import open_tracker
 from knee_tune.tracking.store import local_store
+from tests.waiting import awaited
 home = Path(sys.argv[1])
 tracker = open_tracker(home=home, uri=local_store(home))
 tracker.record(StudyStarted(uid="4f1c", name="knee-digits-30", task="digits",
                             experiment="knee-tune-digits"))
 tracker.record(TrialStarted(key="trial-0", name="trial 0", number=0))
-assert tracker.run_of("trial-0", wait=60)
+awaited(lambda: tracker.run_of("trial-0"), seconds=60)
 tracker.record(TrialReported(key="trial-0", step=1, lr=0.1, metrics={"loss": 1.0}))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -299,7 +304,7 @@ def test_what_a_dead_driver_left_does_not_undo_what_another_one_finished(
     living.record(
         trial(7, key="trial-0", name="trial 0"),
         report(2),
-        TrialFinished(key="trial-0", state="COMPLETE"),
+        TrialFinished(key="trial-0", state=RunEnd.COMPLETE),
         StudyFinished(tags={"knee.best_trial": "7"}),
     )
     living.close()
@@ -344,7 +349,7 @@ def test_a_killed_study_that_is_continued_is_open_again(home: Path, client: Mlfl
 
     next_one.record(trial(7, key="trial-0"))
     assert {run.info.status for run in runs(client).values()} == {"RUNNING"}
-    next_one.record(TrialFinished(key="trial-0", state="COMPLETE"), StudyFinished())
+    next_one.record(TrialFinished(key="trial-0", state=RunEnd.COMPLETE), StudyFinished())
     next_one.close()
     assert {run.info.status for run in runs(client).values()} == {"FINISHED"}
 
@@ -415,7 +420,7 @@ def test_what_people_deleted_is_named_and_waits_until_they_restore_it(
     else:
         client.delete_run(first.info.run_id)
         command = f"mlflow runs restore --run-id {first.info.run_id}"
-    done, other_done = (TrialFinished(key=f"trial-{n}", state="COMPLETE") for n in (0, 1))
+    done, other_done = (TrialFinished(key=f"trial-{n}", state=RunEnd.COMPLETE) for n in (0, 1))
     track(home, STUDY, trial(0), report(2), done, trial(1), other_done, StudyFinished())
     assert f"MLFLOW_TRACKING_URI={local_store(home)} {command}" in caplog.text
     assert "does not answer" not in caplog.text

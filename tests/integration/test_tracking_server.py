@@ -19,6 +19,7 @@ from knee_tune.records.events import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking import MlflowTracker, send_leftovers, unsent_notice
 from knee_tune.tracking.store import local_store
 from tests.mlflow_stores import TrackingServer, new_home, tracking_server
@@ -55,7 +56,7 @@ class Driver:
             self.record(TrialReported(key=key, step=step, lr=0.1, metrics=metrics))
             time.sleep(0.01)
         self.record(Attached(key=key, name="log.txt", text="fine"))
-        self.record(TrialFinished(key=key, state="COMPLETE"))
+        self.record(TrialFinished(key=key, state=RunEnd.COMPLETE))
 
 
 def test_an_unreliable_server_costs_nothing_and_loses_nothing(

@@ -18,7 +18,8 @@ from knee_tune.runs.run_cache import RECORD
 from knee_tune.runs.trainer import MACHINE_STARTS, OWN_STARTS, RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.workers.protocol import Decision, Done, Failure, Report
-from tests.pretend_ranks import TOTAL, Died, PretendRanks, What, knee_plan, save_state
+from tests.fake_runner import Died, What, at
+from tests.pretend_ranks import TOTAL, PretendRanks, knee_plan, save_state
 
 PLENTY = 1_000_000
 SOON = 20.0
@@ -55,16 +56,6 @@ def asker(home: Path, ranks: PretendRanks, *, limit: int = PLENTY) -> Asker:
     return Asker(Trainer(ranks, trunks=TrunkStore(home / "trunks", limit=limit)))
 
 
-def at(step: int, error: BaseException) -> What:
-    """An error at one step."""
-
-    def happen(now: int) -> None:
-        if now == step:
-            raise error
-
-    return happen
-
-
 def done(result: RunResult) -> Done:
     assert isinstance(result.outcome, Done), result.outcome
     return result.outcome
@@ -80,8 +71,8 @@ def test_a_finished_run_is_answered_from_its_record(tmp_path: Path) -> None:
     again = asker(tmp_path, PretendRanks(at(1, AssertionError("trained again"))))
     again.stop_at = 30  # which decides nothing any more
     answer = again.ask(plan)
-    assert answer.answered
-    assert not first.answered
+    assert answer.cached
+    assert not first.cached
     assert done(answer).result == done(first).result
     assert (done(answer).state, done(answer).steps_trained) == ("complete", 0)
     assert answer.steps == again.counts[-1] == StepCount(reused=TOTAL, reached=TOTAL)
@@ -92,7 +83,7 @@ def test_a_run_that_shares_nothing_is_recorded_as_well(tmp_path: Path) -> None:
     ranks = PretendRanks()
     plan = knee_plan(tmp_path, knee=50).model_copy(update={"trunk": None})
     asking = Asker(Trainer(ranks, trunks=None))
-    assert [asking.ask(plan).answered for _ in range(2)] == [False, True]
+    assert [asking.ask(plan).cached for _ in range(2)] == [False, True]
     assert not (tmp_path / "trunks").exists()
 
 
@@ -116,7 +107,7 @@ def test_a_pruned_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     result = finishing.ask(plan)
     assert done(result).state == "complete"
     assert result.steps == StepCount(trained=60, reused=40, reached=TOTAL)
-    assert asker(tmp_path, PretendRanks()).ask(plan).answered
+    assert asker(tmp_path, PretendRanks()).ask(plan).cached
 
 
 def test_branches_train_what_their_trunk_lacks(tmp_path: Path) -> None:
@@ -233,7 +224,7 @@ def test_a_machine_that_always_ends_it_is_given_up(tmp_path: Path) -> None:
 def test_every_pause_is_longer_and_an_interrupt_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited = list[float]()
+    waited, wait = list[float](), trainer.wait
     monkeypatch.setattr(trainer, "FIRST_PAUSE", 1.0)
     monkeypatch.setattr(trainer, "wait", lambda seconds, on_life: waited.append(seconds))
     asker(tmp_path, PretendRanks(*[at(5, Died())] * 99)).ask(knee_plan(tmp_path, knee=20))
@@ -243,7 +234,7 @@ def test_every_pause_is_longer_and_an_interrupt_ends_it(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.wait(60.0, interrupt)
+        wait(60.0, interrupt)
 
 
 def test_what_people_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
@@ -273,7 +264,7 @@ def test_two_who_want_the_same_run_train_it_once(tmp_path: Path) -> None:
     both = [asker(tmp_path, ranks), asker(tmp_path, ranks)]
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda who: who.ask(knee_plan(tmp_path, knee=50)), both))
-    assert sorted(result.answered for result in results) == [False, True]
+    assert sorted(result.cached for result in results) == [False, True]
     assert len(ranks.trained) == TOTAL
     assert both[0].reports == both[1].reports
 
@@ -288,7 +279,7 @@ def test_who_waited_for_the_same_run_counts_on_from_what_the_other_counted(tmp_p
         running = pool.submit(first.ask, plan)
         assert reached.wait(SOON)
         result = second.ask(plan, steps=lambda: first.counts[-1] if first.counts else StepCount())
-    assert result.answered
+    assert result.cached
     assert result.steps == running.result().steps == StepCount(trained=TOTAL, reached=TOTAL)
 
 
@@ -322,7 +313,9 @@ def test_a_trunk_is_free_as_soon_as_its_run_leaves_it(tmp_path: Path) -> None:
     assert second.steps == StepCount(trained=50, reused=50, reached=TOTAL)
 
 
-def test_a_knot_is_enough_to_go_on_while_the_trunk_is_still_trained(tmp_path: Path) -> None:
+def test_a_trunk_checkpoint_is_enough_to_go_on_while_the_trunk_is_still_trained(
+    tmp_path: Path,
+) -> None:
     first, second = meet(tmp_path, held=61, knee=80, then=50)
     assert first.steps.trained == 100
     assert second.steps == StepCount(trained=50, reused=50, reached=TOTAL)

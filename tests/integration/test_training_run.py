@@ -554,7 +554,7 @@ def test_describe(ranks: int, plan: MakePlan, run: RunPlan) -> None:
     assert facts.parameters == 64 * 24 + 24 + 24 * 10 + 10
     assert facts.examples == {"train": 800, "valid": 900, "test": 97}
     assert facts.data_fingerprint
-    assert {"knee_tune.tasks.digits.task", "knee_tune.tasks.digits.recipe"} <= set(facts.modules)
+    assert {"knee_tune.tasks.tabular.task", "knee_tune.tasks.tabular.recipe"} <= set(facts.modules)
     assert facts.threads == 1
 
 

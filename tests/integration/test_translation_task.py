@@ -19,11 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 pytest.importorskip("fairseq", reason="needs the translation extra")
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.generation import tokenised_bleu
 from knee_tune.tasks.translation.prepare import prepare
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
-from knee_tune.tasks.translation.task import Batch, TranslationTask
+from knee_tune.tasks.translation.task import Batch, TranslationTask, tokenised_bleu
 from knee_tune.workers.group import Group
 
 SIZE = {"encoder_layers": 1, "decoder_layers": 1, "embed_dim": 16, "ffn_dim": 32, "heads": 2}

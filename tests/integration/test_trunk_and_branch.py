@@ -152,11 +152,11 @@ class Bench:
         folder: str,
         *,
         knee: int,
-        knots: Sequence[int] | None = None,
+        kept: Sequence[int] | None = None,
         epochs: int = 3,
         seed_lr: float = 0.2,
     ) -> TrainPlan:
-        """A run that decays after step ``knee``; on a trunk if the study has these ``knots``."""
+        """A run that decays after step ``knee``; with a trunk if these steps are ``kept``."""
         with suppress(FileExistsError):
             (self.home / "trunks").mkdir()  # as the driver does
         recipe = self.recipe.model_copy(update={"epochs": epochs})
@@ -172,9 +172,9 @@ class Bench:
         schedule = Knee(seed_lr=seed_lr, total_steps=total, explore_steps=knee)
         here = self.home / folder
         plan = train_plan(order, recipe, self.facts, schedule=schedule, checkpoint_dir=here)
-        if knots is None:
+        if kept is None:
             return plan
-        fractions = [knot / total for knot in knots]
+        fractions = [step / total for step in kept]
         return on_trunk(
             plan, recipe, self.facts, trunks=self.home / "trunks", explore_fractions=fractions
         )
@@ -193,12 +193,12 @@ class Bench:
         """What the uninterrupted run gives."""
         return self.run(self.plan(f"alone-{knee}-{changes}", knee=knee, **changes)).result()
 
-    def knots(self) -> list[int]:
+    def trunk_steps(self) -> list[int]:
         """The steps at which the one trunk is kept."""
         (trunk,) = (self.home / "trunks").iterdir()
         return sorted(map(checkpoint_step, checkpoint_paths(trunk)))
 
-    def knot(self, step: int) -> Path:
+    def trunk_checkpoint(self, step: int) -> Path:
         (trunk,) = (self.home / "trunks").iterdir()
         return checkpoint_path(trunk, step=step)
 
@@ -212,7 +212,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "sklearn.datasets",
             "knee_tune.tasks.translation.task",
             "knee_tune.tasks.translation.fairseq_bridge",
-            "knee_tune.tasks.vision.cifar10.task",
+            "knee_tune.tasks.vision.cifar10",
         ],
     )
     yield runner
@@ -270,7 +270,7 @@ def bench(tmp_path: Path, data: Path, request: pytest.FixtureRequest) -> MakeBen
 
 def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
     house = bench("digits")
-    knee = house.plan("knee", knee=house.epoch, knots=[house.epoch])
+    knee = house.plan("knee", knee=house.epoch, kept=[house.epoch])
     house.run(knee).result()
     step = StepDecay(
         seed_lr=knee.schedule.seed_lr,
@@ -318,17 +318,17 @@ def check_branches(ours: Bench) -> None:
     study = [middle, end]
     alone = {knee: ours.alone(knee=knee) for knee in study}
 
-    trunk = ours.run(ours.plan("trunk", knee=end, knots=study))
+    trunk = ours.run(ours.plan("trunk", knee=end, kept=study))
     assert trunk.first_step == 0
     assert same(trunk.result(), alone[end])
-    assert ours.knots() == study
+    assert ours.trunk_steps() == study
 
     for knee in study:
-        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, knots=study))
+        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, kept=study))
         assert branch.first_step == knee
         assert branch.lines == []
         assert same(branch.result(), alone[knee])
-    assert ours.knots() == study
+    assert ours.trunk_steps() == study
 
 
 def test_a_trunk_grows(bench: MakeBench) -> None:
@@ -338,18 +338,18 @@ def test_a_trunk_grows(bench: MakeBench) -> None:
     starts = {4: 0, 16: 4, 12: 12, 14: 12, 20: 16, 13: 12}
 
     for knee, start in starts.items():
-        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, knots=study))
+        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, kept=study))
         assert branch.first_step == start
         assert same(branch.result(), ours.alone(knee=knee))
-    assert ours.knots() == [4, 12, 13, 14, 16, 20]
+    assert ours.trunk_steps() == [4, 12, 13, 14, 16, 20]
 
 
 @pytest.mark.parametrize("epochs", [2, 5])
 def test_another_budget_has_the_same_trunk(epochs: int, bench: MakeBench) -> None:
     ours = bench()
-    ours.run(ours.plan("first", knee=12, knots=[4, 12]))
+    ours.run(ours.plan("first", knee=12, kept=[4, 12]))
 
-    branch = ours.run(ours.plan("other", knee=15, knots=[5, 10], epochs=epochs))
+    branch = ours.run(ours.plan("other", knee=15, kept=[5, 10], epochs=epochs))
 
     assert branch.first_step == 12
     assert same(branch.result(), ours.alone(knee=15, epochs=epochs))
@@ -358,10 +358,10 @@ def test_another_budget_has_the_same_trunk(epochs: int, bench: MakeBench) -> Non
 def test_nothing_is_taken_over_where_a_budget_shifts_its_evaluations(bench: MakeBench) -> None:
     """With 7 steps an epoch, two epochs are measured after 12 and 14 steps, three after 12, 15."""
     ours = bench(batch_size=114, evaluations_per_epoch=2)
-    ours.run(ours.plan("longer", knee=14, knots=[13, 14], epochs=3))
-    assert ours.knots() == [13, 14]
+    ours.run(ours.plan("longer", knee=14, kept=[13, 14], epochs=3))
+    assert ours.trunk_steps() == [13, 14]
 
-    branch = ours.run(ours.plan("shorter", knee=14, knots=[13, 14], epochs=2))
+    branch = ours.run(ours.plan("shorter", knee=14, kept=[13, 14], epochs=2))
 
     assert [report.step for report in branch.reports] == [3, 6, 9, 12, 14]
     assert branch.first_step == 13
@@ -375,9 +375,9 @@ def test_nothing_is_taken_over_where_a_budget_shifts_its_evaluations(bench: Make
 )
 def test_another_task_has_another_trunk(change: dict[str, Any], bench: MakeBench) -> None:
     ours, other = bench(task="digits"), bench(task="digits", **change)
-    ours.run(ours.plan("first", knee=12, knots=[12]))
+    ours.run(ours.plan("first", knee=12, kept=[12]))
 
-    assert other.run(other.plan("other", knee=12, knots=[12])).first_step == 0
+    assert other.run(other.plan("other", knee=12, kept=[12])).first_step == 0
 
 
 # Crashes, stops, losses
@@ -388,7 +388,7 @@ def test_a_killed_group_goes_on_from_the_trunk(ranks: int, bench: MakeBench) -> 
     ours = bench("mortal", ranks)
     alone = ours.alone(knee=16)
     for step in random.Random(ranks).sample(range(1, 25), 3):
-        trunks, plan = ours.home / "trunks", ours.plan(f"killed-{step}", knee=16, knots=[4, 12, 16])
+        trunks, plan = ours.home / "trunks", ours.plan(f"killed-{step}", knee=16, kept=[4, 12, 16])
         if trunks.exists():
             trunks.rename(ours.home / f"trunks-before-{step}")
         trunks.mkdir()
@@ -399,8 +399,8 @@ def test_a_killed_group_goes_on_from_the_trunk(ranks: int, bench: MakeBench) -> 
         assert killed.outcome.kind == "signal"
         again = ours.run(plan)
 
-        passed = [knot for knot in (0, 4, 12, 16) if knot < step]
-        # The batch of the next step is taken only after a step's knot was written, but what one
+        passed = [each for each in (0, 4, 12, 16) if each < step]
+        # The batch of the next step is taken only after a step's state was written, but what one
         # rank takes says nothing about the files of another.
         assert again.first_step in passed[-2:]
         assert same(again.result(), alone)
@@ -410,9 +410,9 @@ def test_a_killed_group_goes_on_from_the_trunk(ranks: int, bench: MakeBench) -> 
 def test_a_stop_in_what_was_measured_before(ranks: int, bench: MakeBench) -> None:
     """The driver hears of the trunk's evaluations as if the branch had trained it."""
     ours = bench(ranks=ranks)
-    ours.run(ours.plan("trunk", knee=18, knots=[18]))
+    ours.run(ours.plan("trunk", knee=18, kept=[18]))
 
-    stopped = ours.run(ours.plan("branch", knee=18, knots=[18]), lambda report: report.step == 8)
+    stopped = ours.run(ours.plan("branch", knee=18, kept=[18]), lambda report: report.step == 8)
 
     assert [report.step for report in stopped.reports] == [8]
     assert done(stopped.outcome).model_dump(include={"state", "step", "first_step"}) == {
@@ -422,12 +422,12 @@ def test_a_stop_in_what_was_measured_before(ranks: int, bench: MakeBench) -> Non
     }
 
 
-def test_a_run_that_is_stopped_at_a_knot_leaves_it(bench: MakeBench) -> None:
+def test_a_run_that_is_stopped_at_a_trunk_checkpoint_leaves_it(bench: MakeBench) -> None:
     ours = bench()
-    ours.run(ours.plan("stopped", knee=16, knots=[8, 16]), lambda report: report.step == 8)
+    ours.run(ours.plan("stopped", knee=16, kept=[8, 16]), lambda report: report.step == 8)
 
-    assert ours.knots() == [8]
-    again = ours.run(ours.plan("again", knee=16, knots=[8, 16]))
+    assert ours.trunk_steps() == [8]
+    again = ours.run(ours.plan("again", knee=16, kept=[8, 16]))
     assert again.first_step == 8
     assert same(again.result(), ours.alone(knee=16))
 
@@ -440,12 +440,12 @@ def test_a_trunk_that_diverges_is_trained_up_to_there_once(ranks: int, bench: Ma
     alone = ours.run(ours.plan("alone", knee=20))
     assert (done(alone.outcome).state, done(alone.outcome).step) == ("diverged", 16)
 
-    first = ours.run(ours.plan("first", knee=20, knots=study))
+    first = ours.run(ours.plan("first", knee=20, kept=study))
     assert first.outcome == alone.outcome
-    assert ours.knots() == [12, 16]  # a lost state is nobody's start
+    assert ours.trunk_steps() == [12, 16]  # a lost state is nobody's start
 
     for knee, start in {20: 16, 22: 16, 15: 12, 12: 12}.items():
-        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, knots=study))
+        branch = ours.run(ours.plan(f"branch-{knee}", knee=knee, kept=study))
         expected = done(alone.outcome).model_copy(update={"first_step": start})
         assert branch.outcome == expected
         assert [report.metrics for report in branch.reports] == [
@@ -457,38 +457,38 @@ def test_a_wild_trunk_leaves_nothing_but_its_end(bench: MakeBench) -> None:
     ours = bench("digits")
 
     first, second = (
-        ours.run(ours.plan(name, knee=16, knots=[1, 4, 6], seed_lr=1e20))
+        ours.run(ours.plan(name, knee=16, kept=[1, 4, 6], seed_lr=1e20))
         for name in ("first", "second")
     )
 
-    assert ours.knots() == [8]
+    assert ours.trunk_steps() == [8]
     assert done(first.outcome).steps_trained == 8
     assert done(second.outcome).steps_trained == 0
     assert done(second.outcome).reason == done(first.outcome).reason != ""
 
 
-# Knots that are no good
+# Trunk checkpoints that are no good
 
 
-def truncate(knot: Path) -> None:
-    file = knot / "state.pt"
+def truncate(checkpoint: Path) -> None:
+    file = checkpoint / "state.pt"
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def flip_a_bit(knot: Path) -> None:
-    content = bytearray((knot / WEIGHTS).read_bytes())
+def flip_a_bit(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / WEIGHTS).read_bytes())
     content[len(content) // 2] ^= 1
-    (knot / WEIGHTS).unlink()
-    (knot / WEIGHTS).write_bytes(content)
+    (checkpoint / WEIGHTS).unlink()
+    (checkpoint / WEIGHTS).write_bytes(content)
 
 
-def write_half(knot: Path) -> None:
-    (knot / "manifest.json").unlink()
+def write_half(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
 
 
-def claim_another_trunk(knot: Path) -> None:
-    manifest = knot / "manifest.json"
-    (trunk,) = (knot.parents[1]).iterdir()
+def claim_another_trunk(checkpoint: Path) -> None:
+    manifest = checkpoint / "manifest.json"
+    (trunk,) = (checkpoint.parents[1]).iterdir()
     manifest.write_text(manifest.read_text().replace(trunk.name, "digits-0123456789abcdef"))
 
 
@@ -496,52 +496,54 @@ def claim_another_trunk(knot: Path) -> None:
     ("damage", "ranks"),
     [(truncate, 1), (truncate, 2), (flip_a_bit, 1), (write_half, 1), (claim_another_trunk, 1)],
 )
-def test_a_damaged_knot_costs_time_only(
+def test_a_damaged_trunk_checkpoint_costs_time_only(
     damage: Callable[[Path], None], ranks: int, bench: MakeBench
 ) -> None:
     ours = bench(ranks=ranks)
     study = [4, 10, 16]
-    ours.run(ours.plan("trunk", knee=16, knots=study))
-    damage(ours.knot(16))
+    ours.run(ours.plan("trunk", knee=16, kept=study))
+    damage(ours.trunk_checkpoint(16))
 
-    branch = ours.run(ours.plan("branch", knee=16, knots=study))
+    branch = ours.run(ours.plan("branch", knee=16, kept=study))
 
     (line,) = branch.lines
-    assert line.startswith(f"{ours.knot(16)}: no good, starting from an earlier checkpoint: ")
+    assert line.startswith(
+        f"{ours.trunk_checkpoint(16)}: no good, starting from an earlier checkpoint: "
+    )
     assert branch.first_step == 10
     assert same(branch.result(), ours.alone(knee=16))
-    assert ours.run(ours.plan("next", knee=16, knots=study)).first_step == 16  # it is sound again
+    assert ours.run(ours.plan("next", knee=16, kept=study)).first_step == 16  # it is sound again
 
 
-def test_without_a_sound_knot_a_run_starts_from_scratch(bench: MakeBench) -> None:
+def test_without_a_sound_trunk_checkpoint_a_run_starts_from_scratch(bench: MakeBench) -> None:
     ours = bench()
-    ours.run(ours.plan("trunk", knee=16, knots=[4, 16]))
-    for knot in (4, 16):
-        truncate(ours.knot(knot))
+    ours.run(ours.plan("trunk", knee=16, kept=[4, 16]))
+    for step in (4, 16):
+        truncate(ours.trunk_checkpoint(step))
 
-    branch = ours.run(ours.plan("branch", knee=16, knots=[4, 16]))
+    branch = ours.run(ours.plan("branch", knee=16, kept=[4, 16]))
 
     assert (branch.first_step, len(branch.lines)) == (0, 2)
     assert same(branch.result(), ours.alone(knee=16))
 
 
-def test_the_further_one_of_checkpoint_and_knot_is_taken(bench: MakeBench) -> None:
+def test_the_further_one_of_own_and_trunk_checkpoint_is_taken(bench: MakeBench) -> None:
     ours = bench()
     study = [4, 12]
     stop: OnReport = lambda report: report.step == 8  # noqa: E731
-    ours.run(ours.plan("checkpoint", knee=12, knots=[4]), stop)
-    ours.run(ours.plan("beside", knee=12, knots=study))
+    ours.run(ours.plan("checkpoint", knee=12, kept=[4]), stop)
+    ours.run(ours.plan("beside", knee=12, kept=study))
 
-    assert ours.run(ours.plan("checkpoint", knee=10, knots=study)).first_step == 4
-    ours.run(ours.plan("own", knee=12, knots=study), lambda report: report.step == 16)
-    branch = ours.run(ours.plan("own", knee=12, knots=study))
+    assert ours.run(ours.plan("checkpoint", knee=10, kept=study)).first_step == 4
+    ours.run(ours.plan("own", knee=12, kept=study), lambda report: report.step == 16)
+    branch = ours.run(ours.plan("own", knee=12, kept=study))
     assert branch.first_step == 16
     assert same(branch.result(), ours.alone(knee=12))
 
 
 def test_a_trunk_that_cannot_be_written_costs_one_word(bench: MakeBench) -> None:
     ours = bench()
-    plan = ours.plan("run", knee=16, knots=[4, 12, 16])
+    plan = ours.plan("run", knee=16, kept=[4, 12, 16])
     (ours.home / "trunks").rmdir()
 
     ran = ours.run(plan)
@@ -556,12 +558,12 @@ def test_two_at_once_do_no_harm(bench: MakeBench) -> None:
     ours = bench("mortal")  # in groups of its own
     alone = ours.alone(knee=16)
     study = list(range(1, 17))
-    plans = [ours.plan(f"run-{index}", knee=16, knots=study) for index in range(2)]
+    plans = [ours.plan(f"run-{index}", knee=16, kept=study) for index in range(2)]
 
     with ThreadPoolExecutor() as pool:
         both = list(pool.map(ours.run, plans))
 
     assert all(same(ran.result(), alone) and ran.lines == [] for ran in both)
-    assert ours.knots() == study
-    assert ours.run(ours.plan("branch", knee=16, knots=study)).first_step == 16
-    assert [path for path in ours.knot(1).parent.iterdir() if path.name[0] == "."] == []
+    assert ours.trunk_steps() == study
+    assert ours.run(ours.plan("branch", knee=16, kept=study)).first_step == 16
+    assert [path for path in ours.trunk_checkpoint(1).parent.iterdir() if path.name[0] == "."] == []

@@ -18,7 +18,7 @@ def home(tmp_path: Path) -> Path:
     plan = knee_plan(tmp_path, knee=20)
     assert plan.trunk is not None
     TrunkStore(tmp_path / "trunks", limit=2_000_000).use(plan)
-    for step in plan.trunk.knots:
+    for step in plan.trunk.checkpoint_steps:
         save_state(plan.trunk.folder, step, size=600_000)
     return tmp_path
 

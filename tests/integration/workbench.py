@@ -1,7 +1,6 @@
 """One study to be driven in a folder, ranks replaced by this process."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from optuna.pruners import NopPruner
 from optuna.storages import RDBStorage
 
 from knee_tune.commands.opened import StudyRequest
-from knee_tune.jobs import run_job
-from knee_tune.plans.plan import Plan, Replica, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.plan import Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.runs.trainer import Trainer
@@ -29,80 +27,13 @@ from knee_tune.study.storage import open_storage
 from knee_tune.study.study import open_study, study_record
 from knee_tune.study.trial import Search
 from knee_tune.training import loop
-from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import (
-    Channel,
-    Decision,
-    Done,
-    Failure,
-    GroupRunner,
-    Outcome,
-    Report,
-)
+from knee_tune.workers.protocol import GroupRunner, Report
+from tests.fake_runner import FakeRunner
 from tests.recording import Recording
 
 EPOCHS, STEPS_PER_EPOCH = 3, 50
 BUDGET = EPOCHS * STEPS_PER_EPOCH
 FACTS = TaskFacts(steps_per_epoch=STEPS_PER_EPOCH, data_fingerprint="", parameters=0, examples={})
-
-What = Callable[[int], None]
-"""Called with the step at every sign of life of a training run; what it raises ends the run."""
-
-
-class Died(Exception):
-    """A rank's end, with the cause that a group runner would name."""
-
-    def __init__(self, kind: str) -> None:
-        self.failure = Failure.model_validate({"kind": kind, "rank": 1, "message": f"died: {kind}"})
-
-
-class InProcess:
-    """Trains a plan right here. ``faults`` are what happens to the 1st, 2nd, ... training run."""
-
-    def __init__(self, *faults: What | None) -> None:
-        self.faults: Iterator[What | None] = iter(faults)
-        self.plans: list[TrainPlan] = []
-        self.reports: list[list[int]] = []
-        """The steps that each training run reported."""
-        self._asking = threading.Lock()
-
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
-        assert isinstance(plan, TrainPlan)
-        with self._asking:
-            fault = next(self.faults, None) or (lambda step: None)
-            self.plans.append(plan)
-            self.reports.append([])
-            reported = self.reports[-1]
-
-        class Line(Channel):
-            def report(self, report: Report) -> Decision:
-                reported.append(report.step)
-                return on_report(report)
-
-            def progress(self, step: int) -> None:
-                on_progress(step)
-                fault(step)
-
-            def line(self, text: str) -> None:
-                on_line(text)
-
-        try:
-            return self.outcome(run_job(plan, Group(), Line()))
-        except Died as death:
-            return death.failure
-
-    def outcome(self, done: Done) -> Outcome:
-        return done
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 class Watching:
@@ -189,9 +120,9 @@ class Workbench:
         self.study.pruner = NopPruner()
 
     def drive(
-        self, runner: InProcess | None = None, *, trials: int | None, slots: int = 1
-    ) -> InProcess:
-        runner = runner or InProcess()
+        self, runner: FakeRunner | None = None, *, trials: int | None, slots: int = 1
+    ) -> FakeRunner:
+        runner = runner or FakeRunner()
         self.driver(runner, slots=slots).run(trials=trials)
         return runner
 
@@ -259,16 +190,6 @@ class Workbench:
     @property
     def states(self) -> list[str]:
         return [trial.state for trial in self.record.trials]
-
-
-def at(step: int, error: BaseException | type[BaseException]) -> What:
-    """An error at one step."""
-
-    def happen(now: int) -> None:
-        if now == step:
-            raise error
-
-    return happen
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pytest
 from knee_tune.errors import UserError
 from knee_tune.tasks import archive
 from knee_tune.tasks.archive import unpacked
-from knee_tune.tasks.vision.cifar10.sources import BATCHES, read_source
+from knee_tune.tasks.vision.cifar10_prepare import BATCHES, read_source
 from tests.generated_images import generated_images, put_batches
 
 Found = TypeVar("Found")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from knee_tune.tasks.vision.augment import MEAN, STD, Draws, crop, normalised, pad
+from knee_tune.tasks.vision.cifar10 import MEAN, STD, Draws, crop, normalised, pad
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(1, 256, (6, 4, 4, 3), dtype=torch.uint8)

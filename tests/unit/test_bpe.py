@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.bpe import Bpe
+from knee_tune.tasks.translation.text import Bpe
 
 WORDS = Counter({"low": 5, "lower": 2, "newest": 6, "widest": 3})
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from knee_tune import files
 from knee_tune.plans.plan import (
     Placement,
     TaskFacts,
@@ -23,7 +24,6 @@ from knee_tune.plans.plan import (
     discard_checkpoints,
 )
 from knee_tune.schedules import Cosine
-from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (
     DamagedError,
     UnreadableError,
@@ -293,7 +293,7 @@ def test_weights_are_safetensors_and_replaced_whole(
     save_weights(path, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", _disk_full)
+        patch.setattr(files, "_sync", _disk_full)
         with pytest.raises(OSError, match="disk"):
             save_weights(path, nn.Linear(3, 3))
 

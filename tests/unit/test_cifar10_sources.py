@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.vision.cifar10 import sources
-from knee_tune.tasks.vision.cifar10.prepare import prepare
-from knee_tune.tasks.vision.cifar10.sources import read_source
+from knee_tune.tasks.vision import cifar10_prepare
+from knee_tune.tasks.vision.cifar10_prepare import prepare, read_source
 from knee_tune.tasks.vision.images import map_images, read_manifest
 from tests.generated_images import generated_images, put_archive, put_batches
 
@@ -63,8 +62,8 @@ def test_every_form_gives_the_same_images(source: Callable[[Path], Path], tmp_pa
 def test_one_array_is_cut_where_the_training_images_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "TRAIN", 50)
-    monkeypatch.setattr(sources, "TEST", 10)
+    monkeypatch.setattr(cifar10_prepare, "TRAIN", 50)
+    monkeypatch.setattr(cifar10_prepare, "TEST", 10)
     x = np.concatenate([IMAGES.train, IMAGES.test])
     y = np.concatenate([IMAGES.train_labels, IMAGES.test_labels])
 

@@ -10,16 +10,12 @@ from scipy import stats
 
 from knee_tune.config.study import ReferenceRow
 from knee_tune.records.study import StudyRecord
-from knee_tune.report.comparison import (
-    ComparisonReport,
-    answer_words,
-    beside_section,
-    build_comparison_report,
-    comparison_note,
-)
-from knee_tune.report.comparison_figures import comparison_figures
-from knee_tune.report.document import ReportContext, as_html, as_markdown, compared_table
-from knee_tune.stats.comparison import Comparison, comparison_of, explored_in, slope, two_sided_p
+from knee_tune.report.answer import comparison_words, study_note
+from knee_tune.report.document import ReportContext, as_html, as_markdown
+from knee_tune.report.report import ComparisonReport, build_report, study_figures
+from knee_tune.report.sections import beside_section
+from knee_tune.report.tables import compared_table
+from knee_tune.stats.comparison import comparison_of, explored_in, slope, two_sided_p
 from knee_tune.stats.estimates import mean_estimate
 from tests.comparisons import EXPLORED, compared, schedules, series, stepped
 
@@ -47,11 +43,14 @@ def beside_baseline(row: int, seed: int) -> dict[str, float]:
 
 
 def words(record: StudyRecord) -> str:
-    return " ".join(answer_words(comparison_of(record)))
+    return " ".join(comparison_words(comparison_of(record)))
 
 
 def report(record: StudyRecord, **context: Any) -> ComparisonReport:
-    return build_comparison_report(record, context=ReportContext(written=0.0, **context))
+    context_ = ReportContext(written=0.0, **context)
+    built = build_report(record, comparison_of(record), context=context_)
+    assert isinstance(built, ComparisonReport)
+    return built
 
 
 def without(row: int, seed: int) -> Any:
@@ -212,44 +211,45 @@ def test_schedules_are_judged_against_the_baseline() -> None:
     assert "Highest test accuracy: Knee, " in said
     assert "in the paper it is Knee, 95.26." in said
     assert "Knee against Baseline: +1.040 [" in said
-    assert "], better beyond chance." in said
+    assert "] points, better beyond chance." in said
     assert "Knee (short budget) against Baseline: +0.0 [" in said
     assert "which may be chance: the interval includes zero" in said
 
 
 def test_the_note_has_the_table() -> None:
-    found = comparison_of(compared(schedules(), beside_baseline))
-    note = comparison_note("name", "what", found, links=("More.",))
-    assert note.startswith("# name\n\nwhat\n\nHighest test accuracy")
-    assert "| Baseline | 95.10 | 91.0 [89.8, 92.2] |" in note
-    assert note.endswith("More.")
+    study = compared(schedules(), beside_baseline, description="what")
+    said = study_note(study, comparison_of(study), links=("More.",))
+    assert said.startswith("# compared\n\nwhat\n\nHighest test accuracy")
+    assert "| Baseline | 95.10 | 91.0 [89.8, 92.2] |" in said
+    assert said.endswith("More.")
 
 
 # Figures and formats
 
 
-def drawn(of: Comparison) -> dict[str, go.Figure]:
+def drawn(record: StudyRecord) -> dict[str, go.Figure]:
     """As plotly understands them: a name that it does not know raises."""
-    return {name: go.Figure(figure) for name, figure in comparison_figures(of).items()}
+    made = study_figures(record, comparison_of(record))
+    return {name: go.Figure(figure) for name, figure in made.items()}
 
 
 def test_ours_and_the_papers_are_drawn_side_by_side() -> None:
-    figures = drawn(comparison_of(compared(series(), rising)))
-    assert list(figures) == ["beside", "seeds_test_accuracy", "seeds_sharpness"]
+    figures = drawn(compared(series(), rising))
+    assert list(figures) == ["beside", "seeds_test_accuracy", "seeds_sharpness", "steps"]
     beside = figures["beside"]
     assert list(beside.data[1].x) == list(EXPLORED)
     assert list(beside.data[2].y) == [94, 94.5, 95]
     assert beside.layout.yaxis2.matches == "y"
-    scaled = drawn(comparison_of(compared(series(), rising, scale=0.1)))["beside"]
+    scaled = drawn(compared(series(), rising, scale=0.1))["beside"]
     assert scaled.layout.yaxis2.matches is None
 
 
 def test_few_random_seeds_are_points_and_many_a_histogram_with_the_same_bins() -> None:
-    few = drawn(comparison_of(compared(series(), rising)))["seeds_test_accuracy"]
+    few = drawn(compared(series(), rising))["seeds_test_accuracy"]
     assert {trace.type for trace in few.data} == {"scatter"}
     assert len(few.data[0].x) == 3
     many = compared(series(), lambda row, seed: {"test_accuracy": 90.0 + row + seed}, seeds=20)
-    histograms = drawn(comparison_of(many))["seeds_test_accuracy"].data
+    histograms = drawn(many)["seeds_test_accuracy"].data
     assert {trace.type for trace in histograms} == {"histogram"}
     assert all(max(trace.x) < trace.xbins.end for trace in histograms)  # else it is left out
     assert len({trace.xbins.size for trace in histograms}) == 1
@@ -263,7 +263,7 @@ def test_the_answer_comes_first_and_every_section_has_its_numbers() -> None:
     assert [tile.value for tile in found.tiles] == ["+0.3", "+0", "5%", "3"]
     beside = found.sections[1]
     assert beside.tables[0].rows[0] == (
-        *("LR 0.1 for 0 epochs", "10 of 200", "94", "82.0 [79.5, 84.5]", "3", "–"),
+        *("LR 0.1 for 0 epochs", "10 of 200", "94", "82.0 [79.5, 84.5]", "3", "–", "–"),
     )
     assert beside.tables[0].caption.startswith("Test accuracy")
     assert "450 of 1,800" not in " ".join(found.sections[5].words)
@@ -285,7 +285,7 @@ def test_html_and_markdown_hold_hostile_labels() -> None:
     record = compared(table.model_copy(update={"rows": rows}), without(0, 1))
     html, text = as_html(report(record)), as_markdown(report(record))
     assert "<img src=x" not in html
-    assert html.count("</script>") == 3
+    assert html.count("</script>") == 4
     assert "A <strong>Knee</strong> schedule" not in html  # nothing was searched
     assert "<img" not in text.replace("\\<", "")
     assert "diverged at step 30" in text

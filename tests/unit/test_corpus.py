@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.corpus import find_corpus, read_lines, read_split
+from knee_tune.tasks.translation.corpus import (
+    find_corpus,
+    read_lines,
+    read_split,
+    segment_text,
+    split_off,
+    talk_text,
+)
 
 
 def lay(folder: Path, *names: str, text: str = "eins zwei .\n") -> Path:
@@ -164,3 +171,24 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes("\ufeffa\u2028b\x0c\r\n\nlast".encode())
     assert read_lines(tmp_path / "x") == ["a\u2028b\x0c", "", "last"]
+
+
+def test_every_23rd_pair_is_held_out() -> None:
+    german, english = [f"de {n}" for n in range(1, 70)], [f"en {n}" for n in range(1, 70)]
+    rest, held_out = split_off(german, english)
+    assert held_out == (["de 23", "de 46", "de 69"], ["en 23", "en 46", "en 69"])
+    assert [line.replace("de", "en") for line in rest[0]] == rest[1]
+    assert sorted([*rest[0], *held_out[0]]) == sorted(german)
+
+
+def test_tags_of_the_ted_archive_are_taken_off() -> None:
+    talk = [
+        "<url>http://x</url>",
+        "<keywords>a, b</keywords>",
+        "<talkid>1</talkid>",
+        "<title>A title</title>",
+        "Text.",
+    ]
+    assert list(talk_text(talk)) == ["A title", "Text."]
+    segments = ['<doc docid="1">', '<seg id="12"> It’s so. </seg>', "</doc>"]
+    assert list(segment_text(segments)) == ["It's so."]

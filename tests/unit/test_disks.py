@@ -17,7 +17,7 @@ from knee_tune.errors import MachineError, UserError, disk_trouble
 from knee_tune.tasks.archive import unpacked
 from knee_tune.tasks.translation.corpus import read_lines
 from knee_tune.tasks.translation.download import Archive, download
-from knee_tune.tasks.vision.cifar10.sources import read_source
+from knee_tune.tasks.vision.cifar10_prepare import read_source
 from knee_tune.tracking.registry import _one_line_errors
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from knee_tune.tasks.epochs import epochs_after
+from knee_tune.tasks.seeding import epochs_after
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,8 @@ ENDS: list[tuple[Exception, int, str]] = [
     (
         full(),
         1,
-        "knee-tune: /home/optuna.db: No space left on device; once that is put right, the same "
-        "command goes on",
+        "knee-tune: /home/optuna.db: No space left on device; fix that, and the same command "
+        "continues",
     ),
 ]
 

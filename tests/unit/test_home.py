@@ -128,6 +128,8 @@ LEFT = (
     *("trunks/a.draft", "reports/.s.html.draft", "budgets/b.draft", "logs/s/t/.x.draft"),
     *("outbox/a/b/1.draft", "outbox/a/b/1.ack-draft", "artifacts/optuna/1.2.draft"),
     *("checkpoints/c/.draft-1/state.pt", "checkpoints/c/x.draft", "trunks/t/x.draft"),
+    *("checkpoints/c/.step-1.2.draft/state.pt", "outbox/a/b/.1.ack.2.draft"),
+    *("trunks/.store.json.1.draft", "budgets/.b.json.1.draft"),
     "data/.set.1.filling/x",
 )
 """What a command leaves that is killed while it writes."""

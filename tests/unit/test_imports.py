@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import knee_tune
+from knee_tune.tasks.registry import TASKS
 
 PACKAGE = Path(knee_tune.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"urls"},
-    {"errors", "leftovers"},
+    {"errors", "files", "leftovers"},
     {"schedules"},
     {"config"},
     {"records"},
@@ -102,7 +103,9 @@ def test_big_libraries_stay_in_their_room(path: Path) -> None:
 
 
 def test_only_the_registry_names_concrete_tasks() -> None:
-    concrete = {f"knee_tune.tasks.{path.parent.name}" for path in PACKAGE.glob("tasks/*/task.py")}
+    concrete = {f"knee_tune.tasks.{path.parent.name}" for path in PACKAGE.glob("tasks/*/*.py")}
+    named = {".".join(entry.task.split(".")[:3]) for entry in TASKS.values()}
+    assert concrete == named
     offenders = [
         name_of(path)
         for path in MODULES

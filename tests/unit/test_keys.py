@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from knee_tune.plans.identity import digest_of, run_identity, run_key, shared_knots, trunk_key
-from knee_tune.plans.plan import Placement, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.identity import digest_of, run_identity, run_key, shared_steps, trunk_key
+from knee_tune.plans.plan import Placement, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import Cosine, Knee
 
 ORDER = TaskOrder(
@@ -113,26 +113,34 @@ def test_the_key_of_a_run_is_the_identity_of_its_plan(change: str) -> None:
     assert run_identity(plan(order, facts)) != run_identity(plan(ORDER, FACTS))
 
 
-def knots(explore: int, knees: list[int], *, total: int, every: int) -> tuple[int, ...]:
+def shared(explore: int, knees: list[int], *, total: int, every: int) -> tuple[int, ...]:
     schedule = Knee(seed_lr=0.1, total_steps=total, explore_steps=explore)
     plan = TrainPlan(
         **dict(ORDER), schedule=schedule, steps_per_evaluation=every, checkpoint_dir=Path("c")
     )
-    return shared_knots(schedule, knees, plan.evaluation_steps(), every=every)
+    return shared_steps(schedule, knees, plan.evaluation_steps(), every=every)
 
 
 def test_a_trunk_is_kept_at_every_knee_that_it_passes() -> None:
-    assert knots(70, [0, 20, 50, 70, 90], total=100, every=25) == (20, 50, 70)
+    assert shared(70, [0, 20, 50, 70, 90], total=100, every=25) == (20, 50, 70)
 
 
 def test_a_knee_off_the_grid_is_kept_too() -> None:
-    assert knots(33, [20, 50], total=100, every=25) == (20, 33)
+    assert shared(33, [20, 50], total=100, every=25) == (20, 33)
 
 
 def test_without_explore_there_is_no_trunk() -> None:
-    assert knots(0, [0, 20], total=100, every=25) == ()
+    assert shared(0, [0, 20], total=100, every=25) == ()
 
 
 def test_nothing_is_shared_where_a_budget_shifts_its_evaluations() -> None:
     # The evaluation after step 99 is left out, because step 100 is the last one.
-    assert knots(100, [66, 98, 99, 100], total=100, every=33) == (66, 98)
+    assert shared(100, [66, 98, 99, 100], total=100, every=33) == (66, 98)
+
+
+def test_a_kept_plan_says_knots_and_is_read_in_both_spellings() -> None:
+    trunk = TrunkPlan(key="k", folder=Path("t"), checkpoint_steps=(4, 8))
+    kept = trunk.model_dump(mode="json")
+    assert kept == {"key": "k", "folder": "t", "knots": [4, 8]}
+    other = {"key": "k", "folder": "t", "checkpoint_steps": [4, 8]}
+    assert TrunkPlan.model_validate(kept) == TrunkPlan.model_validate(other) == trunk

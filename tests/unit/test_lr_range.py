@@ -5,7 +5,8 @@ import math
 import pytest
 
 from knee_tune.analysis.range_curve import HALF_WINDOW, exploded, read_off, smoothed
-from knee_tune.report.run_figures import as_page, lr_range_figure
+from knee_tune.report.document import figure_page
+from knee_tune.report.run_figures import lr_range_figure
 from knee_tune.schedules import learning_rates
 from knee_tune.schedules.schedule import LRRange
 
@@ -68,6 +69,6 @@ def test_the_figure_shows_the_loss_and_both_lrs_and_not_the_explosion() -> None:
     said = " ".join(each["text"] for each in drawn["layout"]["annotations"])
     assert "minimum 0.1" in said
     assert "suggested maximum 0.01" in said
-    page = as_page(drawn)
+    page = figure_page(drawn)
     assert "suggested maximum" in page
     assert "<script src=" not in page  # nothing is loaded from elsewhere

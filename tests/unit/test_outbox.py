@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from knee_tune.records.events import Event, Recorded, StudyStarted, TrialReported
+from knee_tune.records.events import Attached, Event, Recorded, StudyStarted, TrialReported
 from knee_tune.tracking.outbox import Outbox, another_driver_lives, outbox_root, study_folder
 
 STUDY = StudyStarted(uid="u", name="a/study", task="digits", experiment="e")
@@ -137,3 +137,11 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path: Path) -> None:
     os.dup2(good, outbox._descriptor)
     outbox.append(report(2))
     assert all_events(outbox) == [STUDY, report(2)]
+
+
+def test_an_artifact_of_an_earlier_version_is_still_sent() -> None:
+    event = Attached(name="note.md", text="note")
+    line = Recorded(at=1, event=event).model_dump_json()
+    earlier = line.replace('"text":"note"', '"text":"note","offline":false')
+    assert earlier != line
+    assert events([earlier.encode()]) == [event]

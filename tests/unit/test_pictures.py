@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import functional as transforms
 from torchvision.transforms import v2
 
-from knee_tune.tasks.vision.imagenet.pictures import (
+from knee_tune.tasks.vision.imagenet_loader import (
     MEAN,
     STD,
     UnreadableError,

@@ -17,7 +17,7 @@ from knee_tune.plans.planner import (
     twins_in_words,
 )
 from knee_tune.schedules import Constant, Knee, StepDecay, learning_rates
-from knee_tune.tasks.digits.recipe import DigitsRecipe
+from knee_tune.tasks.tabular.recipe import DigitsRecipe
 
 
 def facts(steps_per_epoch: int) -> TaskFacts:

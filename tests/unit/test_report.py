@@ -30,8 +30,7 @@ from knee_tune.records.study import (
 )
 from knee_tune.records.values import Estimate
 from knee_tune.report.document import ReportContext, Table, as_html, as_markdown, script_json
-from knee_tune.report.report import StudyReport, build_report
-from knee_tune.report.run_figures import study_figures
+from knee_tune.report.report import StudyReport, build_report, study_figures
 
 LRS = (1.5e-4, 3e-4, 6e-4)
 FRACTIONS = (0.0, 0.5, 0.9)
@@ -139,10 +138,10 @@ def ridge(**facts: Any) -> Ridge:
             high_lrs=Estimate(value=-2, low=-3, high=-1),
         ),
         "verdict": "inverse relation",
-        "words": "Explore less at larger seed LRs.",
         "recommended": Recommendation(
             seed_lr=LRS[0],
             explore_fraction=0.9,
+            metric="valid_accuracy",
             expected=Estimate(value=89.7, low=89, high=90.4),
             default=Estimate(value=89.7, low=89, high=90.4),
             difference=Estimate(value=0.5, low=-0.2, high=1.2),
@@ -188,7 +187,9 @@ IMPORTANCES = Importances(
 
 
 def report(of: StudyRecord | None = None, on: Ridge | None = None, **context: Any) -> StudyReport:
-    return build_report(of or record(), ridge=on, context=ReportContext(written=0.0, **context))
+    built = build_report(of or record(), on, context=ReportContext(written=0.0, **context))
+    assert isinstance(built, StudyReport)
+    return built
 
 
 def figures(of: StudyRecord | None = None, on: Ridge | None = None) -> dict[str, go.Figure]:
@@ -244,12 +245,27 @@ def test_one_diverged_point_does_not_take_all_colours() -> None:
     assert drawn.text[0][0].startswith("0.1000")
 
 
+def test_what_is_far_out_is_drawn_at_the_edge_and_told_and_in_the_table() -> None:
+    means = ((20.0, 90.0, 91.0), (90.5, 91.5, 92.0), (91.2, 90.2, 91.8))
+    surface = ridge().surface.model_copy(update={"means": means})
+    drawn = figures(on=ridge(surface=surface))["slices"]
+    worst = drawn.data[0]
+    assert worst.customdata[0] == 20.0
+    assert 80 < drawn.layout.yaxis.range[0] < worst.y[0] < 90
+    assert worst.marker.symbol == ("triangle-down", "circle", "circle")
+    section = next(s for s in report(on=ridge(surface=surface)).sections if s.key == "surface")
+    assert section.words[1].startswith("1 far-out value (20.00) is drawn")
+    assert section.tables[0].rows[0][1] == "20.00 ± 0.25"
+
+
 def test_the_ridge_is_on_a_log_axis_beside_the_papers_points() -> None:
     drawn = figures(on=ridge())["ridge"]
     assert drawn.layout.xaxis.type == "log"
     names = [line.name for line in drawn.data]
     assert names == ["best fraction tried", "Gaussian process", "the paper, Table 16"]  # no cubic
-    raw, _, paper = drawn.data
+    raw, gp, paper = drawn.data
+    assert raw.x == LRS  # what was tried stands where it was tried
+    assert gp.x[0] < LRS[0]
     assert list(raw.y) == [90, 50, 0]
     assert list(raw.error_y.arrayminus) == pytest.approx([20, 20, 0])
     assert list(paper.x) == [1e-4, 4e-4]
@@ -305,7 +321,7 @@ def test_the_steps_add_up_to_those_of_independent_trials() -> None:
     bar = figures(record(trials=shared))["steps"]
     assert {line.name: line.x[0] for line in bar.data} == {
         "trained": 300,
-        "taken over from trunks": 600,
+        "from trunks": 600,
     }
 
 
@@ -338,9 +354,21 @@ def test_the_answer_comes_first() -> None:
         "0.00015",
         "90%",
         "89.70",
-        "+0.5000",
+        "+0.50",
         "not tried",
     ]
+
+
+def test_a_difference_has_its_unit_and_says_whether_it_is_good() -> None:
+    tile = report(on=ridge()).tiles[3]
+    assert (tile.value, tile.unit) == ("+0.50", "points")
+    assert tile.note == "better, but it may be chance; 95% interval -0.20 to +1.20"
+    assert "is +0.50 [-0.20, +1.20] points, which" in report(on=ridge()).answer_text
+
+
+def test_a_column_with_nothing_in_it_is_left_out() -> None:
+    table = Table(caption="", columns=("a", "b", "c"), rows=(("1", "–", "–"), ("2", "–", "3")))
+    assert (table.columns, table.rows) == (("a", "c"), (("1", "–"), ("2", "3")))
 
 
 def test_an_interval_with_zero_in_it_is_called_chance() -> None:
@@ -366,7 +394,6 @@ def test_a_ridge_with_pruned_trials_is_to_be_taken_with_care() -> None:
 def test_what_fresh_seeds_have_confirmed_is_recommended() -> None:
     found = report(record(confirmation=confirmation(confirmed=True)), ridge()).recommended
     assert (found.seed_lr, found.explore_fraction, found.confirmed) == (6e-4, 0.0, "yes")
-    assert found.expected is not None
     assert found.expected.value == 92
     assert found.difference is not None
     assert found.difference.low == 2
@@ -505,7 +532,16 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 def test_the_page_holds_the_library_that_draws_once() -> None:
     page = as_html(report(on=ridge()))
-    assert len(re.findall(r"plotly\.js v\d", page)) == 1
+    assert len(re.findall(r"\* plotly\.js \(cartesian - minified\) v\d", page)) == 1
+    assert "Licensed under the MIT license" in page
+    assert len(page.encode()) < 2_000_000
+
+
+def test_the_answer_can_be_copied_as_plain_text() -> None:
+    (button,) = (attrs for tag, attrs in Page(as_html(report(on=ridge()))).tags if tag == "button")
+    assert (button["data-text"] or "").startswith(
+        "ridge-of-a-toy (toy)\nUse seed LR 0.00015, explore 90%.\nExpect "
+    )
 
 
 def test_names_and_texts_cannot_become_markup() -> None:
@@ -518,7 +554,7 @@ def test_names_and_texts_cannot_become_markup() -> None:
     page = Page(text)
     assert page.count("img") == 0
     assert page.text.count(EVIL) >= 4  # it is shown as it is
-    assert text.count("</script>") == 3
+    assert text.count("</script>") == 4
 
 
 def test_json_in_a_script_cannot_end_it() -> None:

@@ -1,6 +1,5 @@
 """Groups that died: when another one is started, and whose fault it was in the end."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -8,10 +7,11 @@ import pytest
 
 from knee_tune.commands.workers import _facts
 from knee_tune.errors import MachineError, UserError
-from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts
+from knee_tune.plans.plan import DescribePlan, TaskFacts
 from knee_tune.runs.trainer import JOB_STARTS, error_of, run_job
 from knee_tune.tasks.registry import TASKS, TaskEntry
-from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
+from knee_tune.workers.protocol import Done, Failure, Outcome
+from tests.fake_runner import FakeRunner
 
 OURS = "digits"
 THEIRS = "a task of somebody's own"
@@ -30,27 +30,13 @@ def died(kind: str) -> Failure:
     return Failure.model_validate({"kind": kind, "rank": 0, "message": f"it died: {kind}"})
 
 
-class Ends:
-    """A group runner whose groups end as they are told to."""
-
-    def __init__(self, *ends: Outcome) -> None:
-        self.left = [*ends]
-
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
-        return self.left.pop(0)
-
-    def close(self) -> None:
-        """There is nothing to end."""
+def ends(*outcomes: Outcome) -> FakeRunner:
+    """A group runner whose groups end like this, one after another."""
+    left = iter(outcomes)
+    return FakeRunner(job=lambda plan, channel: next(left))
 
 
-def describe(runner: Ends, *, task: str = OURS, lines: list[str] | None = None) -> Done:
+def describe(runner: FakeRunner, *, task: str = OURS, lines: list[str] | None = None) -> Done:
     """The first job of every command."""
     plan = DescribePlan(task=task, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
     return run_job(runner, plan, on_line=(lines if lines is not None else list[str]()).append)
@@ -59,18 +45,18 @@ def describe(runner: Ends, *, task: str = OURS, lines: list[str] | None = None) 
 @pytest.mark.parametrize("kind", OF_THE_MACHINE)
 def test_a_job_that_the_machine_ends_is_started_three_times(kind: str) -> None:
     done, lines = Done(state="complete"), list[str]()
-    assert describe(Ends(died(kind), died(kind), done), lines=lines) == done
+    assert describe(ends(died(kind), died(kind), done), lines=lines) == done
     assert [line.partition(";")[0] for line in lines] == [f"it died: {kind}"] * 2
     with pytest.raises(MachineError, match=f"it died: {kind}"):
-        describe(Ends(*[died(kind)] * JOB_STARTS))
+        describe(ends(*[died(kind)] * JOB_STARTS))
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {*OF_THE_MACHINE}))
 def test_a_job_with_an_error_of_its_own_is_not_started_again(kind: str) -> None:
-    runner = Ends(died(kind), Done(state="complete"))
+    runner = ends(died(kind), Done(state="complete"))
     with pytest.raises((UserError, MachineError), match=f"it died: {kind}"):
         describe(runner)
-    assert len(runner.left) == 1
+    assert len(runner.jobs) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +73,7 @@ def test_what_happens_while_a_command_warms_up_is_told(caplog: pytest.LogCapture
     facts = TaskFacts(
         data_fingerprint="f", steps_per_epoch=1, parameters=1, gpus=0, examples={}, modules=()
     )
-    runner = Ends(died("signal"), Done(state="complete", result=facts.model_dump(mode="json")))
+    runner = ends(died("signal"), Done(state="complete", result=facts.model_dump(mode="json")))
     plan = DescribePlan(task=OURS, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
     assert _facts(runner, plan, TASKS[OURS]).parameters == 1
     assert "it died: signal; starting again in " in caplog.text

@@ -10,8 +10,10 @@ from knee_tune.config.recipe import Direction, ExploreFractionSpace, SearchSpace
 from knee_tune.config.study import StudySpec
 from knee_tune.records.findings import Ridge
 from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
-from knee_tune.stats.estimates import Floats, scores_of
-from knee_tune.stats.ridge import gp_smoother, ridge_of
+from knee_tune.report.wording import ridge_words
+from knee_tune.stats.estimates import Floats
+from knee_tune.stats.ridge import ridge_of
+from knee_tune.stats.surface import fence_of, gp_smoother, scores_of
 
 LRS = tuple(SEED_LRS.tolist())
 SHARES = tuple(FRACTIONS.tolist())
@@ -122,14 +124,40 @@ def test_the_optima_of_a_falling_ridge_are_found_and_used() -> None:
     assert found.crossover is not None
     assert found.crossover.p < 0.001
     assert found.verdict == "inverse relation"
-    assert "p < 0.001, 10 random seeds" in found.words
+    assert "p < 0.001, 10 random seeds" in ridge_words(found)
+
+
+def test_one_run_that_went_wrong_does_not_move_the_surfaces() -> None:
+    values = measured(FALLING, 5)
+    values[:, 0, 0] = -500.0
+    found = ridge(values)
+    gp = [each.gp.value for each in found.optimal if each.gp]
+    assert np.abs(gp - OPTIMA).mean() < 0.12  # without the rule 0.42, without that run 0.03
+    assert found.surface.means[0][0] == -500.0
+
+
+@pytest.mark.parametrize(
+    ("values", "direction", "fence"),
+    [
+        ((1.6, 2.0, 4.0, 8.0, 103.7), "minimize", 26.0),
+        ((1.6, 2.0, 4.0, 8.0, 103.7), "maximize", None),  # the best is no outlier
+        ((1.6, 2.0, 4.0, 8.0), "minimize", None),
+        ((5.0, 5.0, 5.0, 5.0, 9.0), "minimize", None),  # no spread to measure by
+        ((1.0, 2.0, 900.0), "minimize", None),
+    ],
+)
+def test_the_fence_is_three_interquartile_ranges_on_the_worse_side(
+    values: tuple[float, ...], direction: Direction, fence: float | None
+) -> None:
+    assert fence_of(values, direction) == fence
 
 
 def test_a_metric_to_be_minimised_has_the_same_ridge() -> None:
     values = measured(FALLING, 5)
     up, down = ridge(values), ridge(-values, direction="minimize")
     assert down.optimal[0].gp == up.optimal[0].gp
-    assert (down.spearman, down.crossover, down.words) == (up.spearman, up.crossover, up.words)
+    assert (down.spearman, down.crossover) == (up.spearman, up.crossover)
+    assert ridge_words(down) == ridge_words(up)
     assert up.recommended is not None
     assert down.recommended is not None
     assert down.recommended.expected.value == pytest.approx(-up.recommended.expected.value)
@@ -145,7 +173,7 @@ def test_where_long_exploring_always_wins_there_is_no_inverse_relation() -> None
     assert found.crossover is not None
     assert found.crossover.p > 0.05
     assert found.verdict == "no inverse relation"
-    assert "long exploring is better at small and at large seed LRs" in found.words
+    assert "long exploring is better at small and at large seed LRs" in ridge_words(found)
 
 
 def test_where_nothing_makes_a_difference_nothing_is_decided() -> None:
@@ -155,7 +183,7 @@ def test_where_nothing_makes_a_difference_nothing_is_decided() -> None:
 def test_what_many_seeds_do_not_show_is_nothing_to_go_by() -> None:
     found = ridge(measured(flat(), 10))
     assert found.verdict == "no inverse relation"
-    assert "long and short exploring are not shown to differ" in found.words
+    assert "long and short exploring are not shown to differ" in ridge_words(found)
 
 
 def test_one_seed_has_values_without_intervals() -> None:
@@ -164,7 +192,7 @@ def test_one_seed_has_values_without_intervals() -> None:
     assert all(each is not None and each.low is None for each in estimates)
     assert found.crossover is None
     assert found.verdict == "undecided"
-    assert found.words.startswith("Undecided: one random seed")
+    assert ridge_words(found).startswith("Undecided: one random seed")
     assert found.recommended is not None
     assert found.recommended.expected.low is None
 
@@ -229,7 +257,7 @@ def test_a_gaussian_process_through_some_of_many_points_finds_the_same_ridge(
     scores = scores_of(record(FALLING.accuracies[None]))
     assert scores is not None
     whole = gp_smoother(scores)
-    monkeypatch.setattr("knee_tune.stats.ridge.MOST_POINTS", 60)
+    monkeypatch.setattr("knee_tune.stats.surface.MOST_POINTS", 60)
     part = gp_smoother(scores)
     assert whole is not None
     assert part is not None

@@ -10,7 +10,7 @@ from knee_tune.errors import UserError
 from knee_tune.plans.plan import Schedule, TaskFacts
 from knee_tune.plans.planner import in_order, row_schedule
 from knee_tune.schedules import Cosine, Knee, OneCycle, StepDecay, learning_rates
-from knee_tune.tasks.digits.recipe import DigitsRecipe
+from knee_tune.tasks.tabular.recipe import DigitsRecipe
 
 
 def planned(*, scale: float = 1.0, steps: int = 10, warmup: int = 0, **row: Any) -> Schedule:

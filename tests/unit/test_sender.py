@@ -17,6 +17,7 @@ from knee_tune.records.events import (
     TrialReported,
     TrialStarted,
 )
+from knee_tune.records.values import RunEnd
 from knee_tune.tracking import sender as sending_module
 from knee_tune.tracking.outbox import Outbox, study_folders
 from knee_tune.tracking.sender import DeletedError, RejectedError, Sender
@@ -69,7 +70,7 @@ def started(key: str) -> TrialStarted:
 
 
 def killed(key: str) -> TrialFinished:
-    return TrialFinished(key=key, state="FAIL", reason="the driver was killed")
+    return TrialFinished(key=key, state=RunEnd.FAILED, reason="the driver was killed")
 
 
 def dead_driver(folder: Path, *events: Event) -> Outbox:
@@ -230,7 +231,7 @@ def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
     dead = Outbox.create(tmp_path, STUDY)
     for key in ("done", "open"):
         dead.append(TrialStarted(key=key, name=key))
-    dead.append(TrialFinished(key="done", state="COMPLETE"))
+    dead.append(TrialFinished(key="done", state=RunEnd.COMPLETE))
     dead.acknowledge(dead.pending(100))
     dead.append(report(1))
     dead.close()
@@ -239,7 +240,7 @@ def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:
     assert sender(server, outbox, dead.path.parent).close() == 0
     assert server.taken == [
         report(1),
-        TrialFinished(key="open", state="FAIL", reason="the driver was killed"),
+        TrialFinished(key="open", state=RunEnd.FAILED, reason="the driver was killed"),
         StudyFinished(state="INTERRUPTED"),
         STUDY,
     ]
@@ -271,7 +272,7 @@ def test_a_run_is_closed_with_the_time_of_the_last_word_on_it(tmp_path: Path) ->
 
 
 def test_a_trial_that_was_begun_twice_counts_from_its_second_beginning(tmp_path: Path) -> None:
-    ended = TrialFinished(key="trial-0", state="FAIL")
+    ended = TrialFinished(key="trial-0", state=RunEnd.FAILED)
     dead = dead_driver(tmp_path, started("trial-0"), ended, started("trial-0"))
     server = Server()
     assert sender(server, None, dead.path.parent).close() == 0

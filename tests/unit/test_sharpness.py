@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from knee_tune.analysis.minimum import TrainingLoss, flat, full_precision, parts, sharpness
 from knee_tune.config.study import Sharpness
-from knee_tune.tasks.classifier import Examples
+from knee_tune.tasks.base import Examples
 from knee_tune.workers.group import Group
 
 SHIFT = torch.tensor([0.5, -2.0])

@@ -14,7 +14,7 @@ from knee_tune.commands.opened import StudyRequest
 from knee_tune.errors import UserError
 from knee_tune.records.events import TrialFinished
 from knee_tune.records.study import BaselineRecord, Evaluation, ReplicateRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.study.attributes import fused_attr, replicate_attr, run_of
 from knee_tune.study.recovery import LEFT, current, give_back, key_of, put_back, recover, requeue
@@ -217,7 +217,7 @@ def test_only_trials_of_dead_drivers_are_recovered() -> None:
     }
     assert study.trials[dead.number].user_attrs["reason"] == "its driver was killed"
     assert recording.events == [
-        TrialFinished(key="trial-0000", state="FAIL", reason="its driver was killed")
+        TrialFinished(key="trial-0000", state=RunEnd.FAILED, reason="its driver was killed")
     ]
 
 

@@ -11,19 +11,20 @@ import pytest
 from knee_tune.config.recipe import Spec
 from knee_tune.workers import supervisor
 from knee_tune.workers.protocol import (
+    Callbacks,
     Decision,
     Done,
     Exit,
     Failure,
     Inquiry,
     Outcome,
+    Position,
     Progress,
     Ready,
     Report,
-    Whereabouts,
     Wire,
 )
-from knee_tune.workers.supervisor import Callbacks, Supervisor
+from knee_tune.workers.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_of_two_silent_ranks_the_one_outside_the_collective_hangs(ranks: Ranks) 
     def answer(rank: int, *, waits: bool) -> None:
         for answer in ranks.wires[rank].answers():
             assert isinstance(answer, Inquiry)
-            ranks.say(rank, Whereabouts(step=7, waits=waits, stack=f"stack of {rank}"))
+            ranks.say(rank, Position(step=7, waits=waits, stack=f"stack of {rank}"))
         ranks.wires[rank].socket.shutdown(socket.SHUT_RDWR)
 
     for rank, waits in ((0, True), (1, False)):

@@ -3,11 +3,8 @@
 import pytest
 
 from knee_tune.tasks.translation.text import (
-    every,
     is_clean,
     moses,
-    segment_text,
-    talk_text,
     tokenize_lines,
 )
 
@@ -67,22 +64,3 @@ def test_many_lines_keep_their_order_over_processes() -> None:
 )
 def test_cleaning_keeps_pairs_of_like_length(source: str, target: str, kept: bool) -> None:
     assert is_clean(source, target) is kept
-
-
-def test_every_23rd_line_is_held_out() -> None:
-    rest, picked = every(range(1, 70), 23)
-    assert picked == [23, 46, 69]
-    assert len(rest) == 66
-
-
-def test_tags_of_the_ted_archive_are_taken_off() -> None:
-    talk = [
-        "<url>http://x</url>",
-        "<keywords>a, b</keywords>",
-        "<talkid>1</talkid>",
-        "<title>A title</title>",
-        "Text.",
-    ]
-    assert list(talk_text(talk)) == ["A title", "Text."]
-    segments = ['<doc docid="1">', '<seg id="12"> It’s so. </seg>', "</doc>"]
-    assert list(segment_text(segments)) == ["It's so."]

@@ -11,55 +11,59 @@ from pathlib import Path
 import pytest
 
 from knee_tune.plans.plan import checkpoint_path
-from knee_tune.runs.trunks import Knot, TrunkStore, to_drop
+from knee_tune.runs.trunks import TrunkCheckpoint, TrunkStore, to_drop
 from tests.pretend_ranks import knee_plan, save_state
 
 HUGE = 1_000_000
 
 
-def knots(*steps: int, trunk: str = "a", idle: int = 0, in_use: bool = False) -> list[Knot]:
+def checkpoints(
+    *steps: int, trunk: str = "a", idle: int = 0, in_use: bool = False
+) -> list[TrunkCheckpoint]:
     """Checkpoints of one byte each."""
-    return [Knot(trunk=trunk, step=step, size=1, idle=idle, in_use=in_use) for step in steps]
+    return [
+        TrunkCheckpoint(trunk=trunk, step=step, size=1, idle=idle, in_use=in_use) for step in steps
+    ]
 
 
-def dropped(given: Sequence[Knot], *, limit: int) -> list[tuple[str, int]]:
-    return [(knot.trunk, knot.step) for knot in to_drop(given, limit=limit)]
+def dropped(given: Sequence[TrunkCheckpoint], *, limit: int) -> list[tuple[str, int]]:
+    return [(checkpoint.trunk, checkpoint.step) for checkpoint in to_drop(given, limit=limit)]
 
 
 def test_nothing_is_dropped_while_there_is_room() -> None:
-    assert to_drop(knots(10, 20, 30), limit=3) == []
+    assert to_drop(checkpoints(10, 20, 30), limit=3) == []
     assert to_drop([], limit=0) == []
 
 
 def test_the_smallest_gap_goes_first() -> None:
     """Gaps 30, 5, 25, 40; after 35 is gone, the one below 60 is 30."""
-    assert dropped(knots(100, 30, 60, 35), limit=3) == [("a", 35)]
-    assert dropped(knots(100, 30, 60, 35), limit=2) == [("a", 35), ("a", 30)]
-    assert dropped(knots(100, 30, 60, 35), limit=1) == [("a", 35), ("a", 30), ("a", 100)]
-    assert dropped(knots(100, 30, 60, 35), limit=0)[-1] == ("a", 60)
+    assert dropped(checkpoints(100, 30, 60, 35), limit=3) == [("a", 35)]
+    assert dropped(checkpoints(100, 30, 60, 35), limit=2) == [("a", 35), ("a", 30)]
+    assert dropped(checkpoints(100, 30, 60, 35), limit=1) == [("a", 35), ("a", 30), ("a", 100)]
+    assert dropped(checkpoints(100, 30, 60, 35), limit=0)[-1] == ("a", 60)
 
 
 def test_a_trunk_that_was_not_used_for_long_goes_first() -> None:
     """Gap 30 after 8 runs weighs 30 / 3 = 10: less than 11 of the trunk in use, more than 9."""
-    idle = knots(30, trunk="old", idle=8)
+    idle = checkpoints(30, trunk="old", idle=8)
     assert math.isclose(30 / math.sqrt(1 + 8), 10)
-    assert dropped(idle + knots(11, trunk="new"), limit=1) == [("old", 30)]
-    assert dropped(idle + knots(9, trunk="new"), limit=1) == [("new", 9)]
+    assert dropped(idle + checkpoints(11, trunk="new"), limit=1) == [("old", 30)]
+    assert dropped(idle + checkpoints(9, trunk="new"), limit=1) == [("new", 9)]
 
 
 def test_gaps_do_not_reach_across_trunks() -> None:
-    assert dropped(knots(50, trunk="a") + knots(51, trunk="b"), limit=1) == [("a", 50)]
+    assert dropped(checkpoints(50, trunk="a") + checkpoints(51, trunk="b"), limit=1) == [("a", 50)]
 
 
 def test_big_checkpoints_count_for_what_they_take() -> None:
-    big = Knot(trunk="a", step=10, size=90, idle=0)
-    assert to_drop([big, *knots(30, trunk="b")], limit=50) == [big]
+    big = TrunkCheckpoint(trunk="a", step=10, size=90, idle=0)
+    assert to_drop([big, *checkpoints(30, trunk="b")], limit=50) == [big]
 
 
 def test_a_trunk_that_is_being_trained_is_left_alone() -> None:
-    working = knots(1, 2, 3, trunk="a", in_use=True)
-    assert dropped(working + knots(40, 50, trunk="b"), limit=4) == [("b", 50)]
-    assert dropped(working + knots(40, 50, trunk="b"), limit=0) == [("b", 50), ("b", 40)]
+    working = checkpoints(1, 2, 3, trunk="a", in_use=True)
+    assert dropped(working + checkpoints(40, 50, trunk="b"), limit=4) == [("b", 50)]
+    assert dropped(working + checkpoints(40, 50, trunk="b"), limit=0) == [("b", 50), ("b", 40)]
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def home(tmp_path: Path) -> Path:
         plan = knee_plan(tmp_path, knee=30, seed_lr=seed_lr)
         assert plan.trunk is not None
         store.use(plan)
-        for step in plan.trunk.knots:
+        for step in plan.trunk.checkpoint_steps:
             save_state(plan.trunk.folder, step, size=100)
     return tmp_path
 

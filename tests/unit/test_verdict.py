@@ -5,6 +5,7 @@ from scipy import stats
 
 from knee_tune.config.recipe import Direction
 from knee_tune.records.findings import Candidate, Confirmation, FreshRun
+from knee_tune.report.wording import told
 from knee_tune.stats.estimates import judge
 
 DEFAULT = (70.0, 72.0, 71.0, 69.0, 73.0)
@@ -23,7 +24,7 @@ def candidate(seed_lr: float, *values: float | None, default: bool = False) -> C
 
 
 def judged(*candidates: Candidate, direction: Direction = "maximize") -> Confirmation:
-    return judge(candidates, metric="valid_accuracy", direction=direction)
+    return told(judge(candidates, metric="valid_accuracy", direction=direction))
 
 
 def winner_of(confirmation: Confirmation) -> float | None:

@@ -8,7 +8,7 @@ from torchvision.models import get_model, list_models
 
 from knee_tune.errors import UserError
 from knee_tune.tasks.vision.models import build_network
-from knee_tune.tasks.vision.network_choice import NetworkChoice, SmallImageNetwork
+from knee_tune.tasks.vision.recipe import NetworkChoice, SmallImageNetwork
 
 
 def parameters(network: torch.nn.Module) -> int:

@@ -1,6 +1,7 @@
 (function () {
   "use strict";
   const figures = JSON.parse(document.getElementById("figures").textContent);
+  const touch = window.matchMedia("(pointer: coarse)");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const places = Array.from(document.querySelectorAll("[data-figure]"));
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
@@ -11,6 +12,8 @@
     const grid = isDark ? "#31353b" : "#e6e5df";
     const axes = Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name));
     const dressed = {
+      // A finger that drags scrolls the page and the figure; a mouse zooms.
+      dragmode: touch.matches ? false : layout.dragmode,
       font: { family: font, size: 13, color: ink },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",

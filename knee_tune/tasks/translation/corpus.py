@@ -3,7 +3,7 @@
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from knee_tune.errors import UserError, disk_trouble, first_line
-from knee_tune.tasks.translation.text import every, segment_text, talk_text
 
 Kind = Literal["raw", "tok", "bpe", "xml", "binarized"]
 """Plain text, tokenized, cut by BPE, the TED archive's tagged files, fairseq's binary files."""
@@ -28,14 +27,19 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 _CODES = ("bpe.codes", "code", "codes")
 # The recipe's test set: these five, in this order, of all the sets in the archive.
 _RECIPE_TESTS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+_DROPPED_TAGS = ("<url>", "<talkid>", "<keywords>")
+_KEPT_TAGS = re.compile(r"</?(?:title|description)>")
+_SEGMENT = re.compile(r'<seg id="[0-9]*">\s*')
+_SEGMENT_END = re.compile(r"\s*</seg>\s*")
 _SNIFFED_LINES = 1000
+_HELD_OUT = 23
 MOST_TEXT = 8_000_000_000
 """Bytes that a packed text file may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Where a corpus is: for every split, the files of the source and of the target side.
+    """Files of a corpus: those of the source and of the target side, for every split.
 
     A split may have several files a side (they are joined) or be absent (it is then taken from
     the training text). Text may be packed by gzip.
@@ -51,7 +55,7 @@ class Corpus:
     """Which files were taken where their names are not the usual ones."""
 
     def files(self) -> tuple[Path, ...]:
-        """Every file that the corpus is read from."""
+        """Files that the corpus is read from."""
         sides = chain.from_iterable(chain.from_iterable(self.splits.values()))
         return (*sides, *((self.codes,) if self.codes else ()))
 
@@ -65,7 +69,7 @@ def find_corpus(
     prefixes: Mapping[str, str] | None = None,
     codes: Path | None = None,
 ) -> Corpus:
-    """The corpus of a language pair in ``folder``.
+    """Find the corpus of a language pair in ``folder``.
 
     ``prefixes`` (split -> file name without the language, ``my/train`` for ``my/train.de``) says
     where the splits are; without them the usual names are tried, the most useful kind first.
@@ -310,7 +314,7 @@ def _by_year(path: Path) -> tuple[str, str]:
 
 
 def _sniff(path: Path) -> Kind:
-    """What plain text looks like: cut by BPE, tokenized (sentence ends stand alone) or raw."""
+    """Kind of plain text: cut by BPE, tokenized (sentence ends stand alone) or raw."""
     lines = read_lines(path)[:_SNIFFED_LINES]
     if any("@@ " in line for line in lines):
         return "bpe"
@@ -324,13 +328,26 @@ def _hint(folder: Path, wanted: str) -> str:
     return f" (nearest: {near[0]})" if near else ""
 
 
+def talk_text(lines: Iterable[str]) -> Iterator[str]:
+    """Text of a ``train.tags`` file of the TED archive: no addresses, ids and keywords."""
+    for line in lines:
+        if not any(tag in line for tag in _DROPPED_TAGS):
+            yield _KEPT_TAGS.sub("", line)
+
+
+def segment_text(lines: Iterable[str]) -> Iterator[str]:
+    """Text of the ``<seg>`` lines of a dev or test XML file of the TED archive."""
+    for line in lines:
+        if "<seg id" in line:
+            yield _SEGMENT_END.sub("", _SEGMENT.sub("", line)).replace("’", "'")
+
+
 def split_off(
     source: list[str], target: list[str]
 ) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    """(rest, held out) of a parallel text: every 23rd pair is held out, as in the recipe."""
-    rest, held_out = every(zip(source, target, strict=True), 23)
-    return _unzip(rest), _unzip(held_out)
-
-
-def _unzip(pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    return [source for source, _ in pairs], [target for _, target in pairs]
+    """Split parallel text into (rest, held out): pairs 23, 46, ..., as in fairseq's recipe."""
+    held_out = source[_HELD_OUT - 1 :: _HELD_OUT], target[_HELD_OUT - 1 :: _HELD_OUT]
+    rest = list(source), list(target)
+    for side in rest:
+        del side[_HELD_OUT - 1 :: _HELD_OUT]
+    return rest, held_out

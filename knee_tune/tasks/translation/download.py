@@ -57,7 +57,7 @@ def download(
     attempts: int = 3,
     pause: float = 1.0,
 ) -> Path:
-    """The archive's file in ``folder``, downloaded unless it is there already, and sound.
+    """Download the archive to ``folder``, unless it is there already, and sound.
 
     What an interrupted download left (``NAME.part``) is continued. Every address gets
     ``attempts`` tries, ``pause`` seconds apart. UserError if every server refuses or the checksum

@@ -63,7 +63,7 @@ class Transformer(TransformerModelBase):  # type: ignore[misc]
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As ``nn.Module`` does it."""
+        """Load as ``nn.Module`` does."""
         return nn.Module.load_state_dict(self, state_dict, strict, assign)
 
 

@@ -1,4 +1,4 @@
-"""Preparing a corpus for training: the recipe of fairseq's prepare-iwslt14.sh in pure Python.
+"""``knee-tune data prepare iwslt``: the recipe of fairseq's prepare-iwslt14.sh in pure Python.
 
 Tokenize, clean (1 to 175 tokens, ratio 1.5), lowercase, hold out every 23rd pair, 10,000 joint
 BPE merges, one vocabulary per language, binary files. Text that is already further on enters the
@@ -15,13 +15,19 @@ from typing import Any
 
 from knee_tune.errors import UserError
 from knee_tune.tasks.archive import unpacked
-from knee_tune.tasks.prepared_folder import checksum, new_folder, set_folder
-from knee_tune.tasks.translation.assemble import Text, copy_binarized, finished, write_text
-from knee_tune.tasks.translation.bpe import Bpe
+from knee_tune.tasks.prepared_folder import PreparedSet, checksum, new_folder, set_folder
+from knee_tune.tasks.translation.binarize import Text, copy_binarized, finished, write_text
 from knee_tune.tasks.translation.corpus import Corpus, Kind, find_corpus, read_split, split_off
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download
-from knee_tune.tasks.translation.manifest import Manifest
-from knee_tune.tasks.translation.text import MOST_TOKENS, Progress, is_clean, silent, tokenize_lines
+from knee_tune.tasks.translation.prepared import Manifest
+from knee_tune.tasks.translation.text import (
+    MOST_TOKENS,
+    Bpe,
+    Progress,
+    is_clean,
+    silent,
+    tokenize_lines,
+)
 
 MERGES = 10_000
 """BPE merges of the IWSLT'14 recipe, learned on both languages together."""
@@ -34,11 +40,9 @@ _SHARED = ("name", "kind", "pairs", "vocabulary", "dropped", "overlap", "fingerp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What a preparation did: for people and, as it is, for JSON."""
+class PreparedCorpus(PreparedSet):
+    """A preparation of a corpus."""
 
-    folder: Path
-    name: str
     kind: str
     pairs: Mapping[str, int]
     """Sentence pairs by split."""
@@ -48,14 +52,9 @@ class Prepared:
     """Training pairs taken out by cleaning."""
     overlap: Mapping[str, int]
     """Held-out pairs whose source sentence also occurs in the training text."""
-    fingerprint: str
-    seconds: float
-    reused: bool
-    """The set was there already."""
-    warnings: tuple[str, ...] = ()
 
     def contents(self) -> str:
-        """What is in it, in a few words."""
+        """Sizes of the set, in a few words."""
         pairs = ", ".join(f"{count:,} {split}" for split, count in self.pairs.items())
         words = ", ".join(f"{count:,} {language}" for language, count in self.vocabulary.items())
         left_out = f"; {self.dropped:,} training pairs left out by cleaning" if self.dropped else ""
@@ -80,8 +79,8 @@ def prepare(
     force: bool = False,
     archive: Archive = IWSLT14,
     progress: Progress = silent,
-) -> Prepared:
-    """The prepared set ``<data_root>/<name>`` (default ``iwslt14.<source>-<target>``).
+) -> PreparedCorpus:
+    """Prepare the set ``<data_root>/<name>`` (default ``iwslt14.<source>-<target>``).
 
     ``from_path``: folder or ``.tgz`` of a corpus; without it IWSLT'14 German-English is
     downloaded to ``<data_root>/downloads``. ``kind`` overrules what its files look like, the
@@ -113,10 +112,14 @@ def prepare(
         "lowercase": lowercase,
     }
 
-    def prepared(manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()) -> Prepared:
+    def prepared(
+        manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()
+    ) -> PreparedCorpus:
         shared = {key: getattr(manifest, key) for key in _SHARED}
         seconds = time.monotonic() - began
-        return Prepared(folder=folder, seconds=seconds, reused=reused, warnings=warnings, **shared)
+        return PreparedCorpus(
+            folder=folder, seconds=seconds, reused=reused, warnings=warnings, **shared
+        )
 
     downloads = from_path is None and not any(prefixes.values())
     if downloads:
@@ -226,7 +229,7 @@ def _held_out(text: Mapping[str, Text], corpus: Corpus) -> dict[str, Text]:
 
 
 def _taken_from_training(text: Mapping[str, Text], corpus: Corpus) -> Iterator[str]:
-    """What was held out of the training text for want of files; the TED archive is meant so."""
+    """Warnings of splits that were held out of the training text; the TED archive is meant so."""
     for split in ("valid", "test"):
         if split not in corpus.splits and corpus.kind != "xml":
             yield (

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
+from sacrebleu import corpus_bleu
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split, Task
-from knee_tune.tasks.epochs import epochs_after
-from knee_tune.tasks.seeding import stream_seed
+from knee_tune.tasks.seeding import epochs_after, stream_seed
 from knee_tune.tasks.translation import fairseq_bridge as bridge
-from knee_tune.tasks.translation.codec import Codec
-from knee_tune.tasks.translation.generation import on_device, tokenised_bleu, translate
-from knee_tune.tasks.translation.manifest import Manifest, asset_names, read_manifest
-from knee_tune.tasks.translation.prepared import find_prepared
+from knee_tune.tasks.translation.prepared import (
+    Codec,
+    Manifest,
+    asset_names,
+    find_prepared,
+    read_manifest,
+)
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.workers.group import Group
 
@@ -41,7 +44,7 @@ class Batch:
 
 
 class TranslationTask(Task[TranslationRecipe]):
-    """Sentence pairs of a prepared set (see :mod:`prepared`)."""
+    """Sentence pairs of a prepared set (see :mod:`knee_tune.tasks.translation.prepared`)."""
 
     def describe(self) -> tuple[str, dict[str, int]]:
         """Fingerprint and pairs per split, of the held-out ones those that metrics are taken over.
@@ -177,6 +180,7 @@ class TranslationTask(Task[TranslationRecipe]):
     def _translate(
         self, model: nn.Module, dataset: Any, group: Group, *, limit: int | None = None
     ) -> Iterator[tuple[int, str, str]]:
+        """(index in ``dataset``, best translation, reference or "") of every sentence, as words."""
         batches = bridge.batches_by_length(
             self._fairseq,
             dataset,
@@ -185,8 +189,18 @@ class TranslationTask(Task[TranslationRecipe]):
             limit=limit,
         )
         generator = bridge.build_generator(self._fairseq, self.recipe, model)
-        mine = batches[group.rank :: group.world_size]
-        return translate(generator, self._fairseq, dataset, mine, group)
+        target = self._fairseq.target_dictionary
+        for indices in batches[group.rank :: group.world_size]:
+            group.alive()
+            sample = self._collate(dataset, indices, group).sample
+            hypotheses, references = generator(sample), sample["target"]
+            for row, index in enumerate(sample["id"].tolist()):
+                reference = ""
+                if references is not None:
+                    tokens = references[row][references[row] != target.pad()]
+                    reference = bridge.text(target, tokens.cpu(), reference=True)
+                best = hypotheses[row][0]["tokens"].cpu()
+                yield index, bridge.text(target, best), reference
 
     def _measured(self, split: Split) -> int:
         """Pairs of a split that metrics are taken over: what is too long for the model is not."""
@@ -286,3 +300,26 @@ class TranslationTask(Task[TranslationRecipe]):
 
 def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
+
+
+def on_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A collated batch of fairseq with its tensors on ``device``; a no-op where they are."""
+    if device.type == "cpu":
+        return sample
+    return {
+        key: value.to(device, non_blocking=True)
+        if isinstance(value, torch.Tensor)
+        else on_device(value, device)
+        if isinstance(value, dict)
+        else value
+        for key, value in sample.items()
+    }
+
+
+def tokenised_bleu(hypotheses: list[str], references: list[str]) -> float:
+    """Corpus BLEU in percent on text as it is tokenised: fairseq's scorer, multi-bleu.
+
+    The convention of fairseq's IWSLT'14 recipe; scores with sacreBLEU's own tokeniser (13a) on
+    detokenised text are not comparable.
+    """
+    return float(corpus_bleu(hypotheses, [references], tokenize="none", force=True).score)

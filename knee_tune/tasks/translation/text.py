@@ -1,15 +1,20 @@
-"""Moses-equivalent text processing: tokenize, clean, split, and back to plain text.
+"""From plain text to the pieces that a model reads, and back: Moses' rules, then BPE.
 
-The rules are those of fairseq's IWSLT'14 recipe (``tokenizer.perl``, ``clean-corpus-n.perl``, every
-23rd line to validation), on top of sacremoses.
+The rules are those of fairseq's IWSLT'14 recipe: ``tokenizer.perl`` (on top of sacremoses),
+``clean-corpus-n.perl``, and byte-pair encoding (Sennrich et al., 2016) as subword-nmt does it: the
+same codes, in the format of its version 0.2, and the same pieces, ``@@`` after every one that does
+not end a word.
 """
 
+import heapq
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 from knee_tune.errors import UserError
 from knee_tune.workers.cores import usable_cores
@@ -17,14 +22,20 @@ from knee_tune.workers.cores import usable_cores
 Progress = Callable[[str, float], None]
 """Told what is being done and which fraction of it (0 to 1) is done."""
 
-Item = TypeVar("Item")
-
 MOST_TOKENS = 175
 HIGHEST_RATIO = 1.5
 """Of the longer side of a training pair, and of its length to that of the shorter."""
 
 CHUNK = 2000
 """Lines that a process tokenizes at a time."""
+
+Pair = tuple[str, str]
+
+VERSION = "#version: 0.2"
+SEPARATOR = "@@"
+END = "</w>"
+RAREST = 2
+"""Pairs that occur less often are not merged."""
 
 _FINAL_PERIOD = re.compile(r"(?<=[^.\s])\.$")
 
@@ -76,7 +87,7 @@ def tokenize_lines(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
-    """Every line tokenized, in order; ``workers`` processes share large inputs.
+    """Tokenize every line, in order; ``workers`` processes share large inputs.
 
     ``workers`` defaults to the cores this process may use.
     """
@@ -108,35 +119,172 @@ def _tokenize_chunk(chunk: tuple[Sequence[str], str, bool]) -> list[str]:
 
 
 def is_clean(source: str, target: str) -> bool:
-    """Whether a tokenized training pair stays: not empty, not too long, of similar lengths."""
+    """Check a tokenized training pair: not empty, not too long, of similar lengths."""
     shorter, longer = sorted((len(source.split()), len(target.split())))
     return shorter >= 1 and longer <= MOST_TOKENS and longer <= HIGHEST_RATIO * shorter
 
 
-def every(items: Iterable[Item], n: int) -> tuple[list[Item], list[Item]]:
-    """``items`` as (the rest, every ``n``-th one): numbers n, 2n, ..."""
-    rest: list[Item] = []
-    picked: list[Item] = []
-    for number, item in enumerate(items, start=1):
-        (rest if number % n else picked).append(item)
-    return rest, picked
+class Bpe:
+    """Byte-pair merges, in the order in which they were learned; words seen before are kept cut."""
+
+    def __init__(self, merges: Sequence[Pair]) -> None:
+        self.merges = tuple(merges)
+        self._rank: dict[Pair, int] = {}
+        for rank, pair in enumerate(self.merges):
+            self._rank.setdefault(pair, rank)
+        self._known: dict[str, str] = {}
+
+    @classmethod
+    def learn(cls, words: Mapping[str, int], *, merges: int, progress: Progress = silent) -> "Bpe":
+        """Learn the most frequent pairs of ``words`` (word -> count), ``merges`` at most."""
+        return cls(_learn(words, merges, progress))
+
+    @classmethod
+    def read(cls, path: Path) -> "Bpe":
+        """Read the codes in ``path``; UserError if it is no codes file of version 0.2."""
+        try:
+            head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8: no BPE codes of subword-nmt") from None
+        if head.strip() != VERSION:
+            raise UserError(f"{path}: line 1 is not {VERSION!r}: no BPE codes of subword-nmt")
+        merges: list[Pair] = []
+        for number, line in enumerate(lines, start=2):
+            match line.strip("\r ").split(" "):
+                case [left, right]:
+                    merges.append((left, right))
+                case _:
+                    raise UserError(f"{path}: line {number} does not hold two pieces")
+        return cls(merges)
+
+    def write(self, path: Path) -> None:
+        """Write the codes as subword-nmt does."""
+        lines = [VERSION, *(f"{left} {right}" for left, right in self.merges)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def encode(self, lines: Iterable[str]) -> list[str]:
+        """Cut the words of tokenized lines into pieces."""
+        known, cut = self._known, self._cut
+        encoded: list[str] = []
+        for line in lines:
+            words = line.split()
+            for word in words:
+                if word not in known:
+                    known[word] = cut(word)
+            encoded.append(" ".join([known[word] for word in words]))
+        return encoded
+
+    @staticmethod
+    def decode(lines: Iterable[str]) -> list[str]:
+        """Join the words of lines of pieces again."""
+        return [(line + " ").replace(SEPARATOR + " ", "").rstrip() for line in lines]
+
+    def _cut(self, word: str) -> str:
+        pieces = [*word[:-1], word[-1] + END]
+        unranked = len(self.merges)
+        while len(pieces) > 1:
+            rank, pair = min(
+                (self._rank.get(pair, unranked), pair)
+                for pair in zip(pieces, pieces[1:], strict=False)
+            )
+            if rank == unranked:
+                break
+            pieces = _merge(pieces, pair)
+        pieces[-1] = pieces[-1].removesuffix(END)
+        return f"{SEPARATOR} ".join(pieces)
 
 
-_DROPPED_TAGS = ("<url>", "<talkid>", "<keywords>")
-_KEPT_TAGS = re.compile(r"</?(?:title|description)>")
-_SEGMENT = re.compile(r'<seg id="[0-9]*">\s*')
-_SEGMENT_END = re.compile(r"\s*</seg>\s*")
+def _merge(pieces: Sequence[str], pair: Pair) -> list[str]:
+    """``pieces`` with every (left-most, not overlapping) ``pair`` joined."""
+    merged: list[str] = []
+    at, last = 0, len(pieces) - 1
+    while at <= last:
+        if at < last and pieces[at] == pair[0] and pieces[at + 1] == pair[1]:
+            merged.append(pair[0] + pair[1])
+            at += 2
+        else:
+            merged.append(pieces[at])
+            at += 1
+    return merged
 
 
-def talk_text(lines: Iterable[str]) -> Iterator[str]:
-    """Text of a ``train.tags`` file of the TED archive: no addresses, ids and keywords."""
-    for line in lines:
-        if not any(tag in line for tag in _DROPPED_TAGS):
-            yield _KEPT_TAGS.sub("", line)
+def _learn(words: Mapping[str, int], merges: int, progress: Progress) -> list[Pair]:
+    """Greedy merges by (count, pair), with a heap whose outdated entries are corrected on the way.
+
+    An entry is (-count, reversed order of the pair, pair); a pair is pushed whenever its count
+    rises, so the newest entry is never below the truth.
+    """
+    cut = [[*word[:-1], word[-1] + END] for word in words]
+    times = list(words.values())
+    count: Counter[Pair] = Counter()
+    where: defaultdict[Pair, set[int]] = defaultdict(set)
+    for index, pieces in enumerate(cut):
+        for pair in zip(pieces, pieces[1:], strict=False):
+            count[pair] += times[index]
+            where[pair].add(index)
+
+    order: dict[str, tuple[int, ...]] = {}
+
+    def entry(pair: Pair) -> tuple[int, tuple[int, ...], tuple[int, ...], Pair]:
+        # Of pairs with equal counts subword-nmt takes the last in alphabetical order.
+        for piece in pair:
+            if piece not in order:
+                order[piece] = (*(-ord(character) for character in piece), 1)
+        return -count[pair], order[pair[0]], order[pair[1]], pair
+
+    heap = [entry(pair) for pair in count]
+    heapq.heapify(heap)
+    learned: list[Pair] = []
+    while heap and len(learned) < merges:
+        top = heapq.heappop(heap)
+        best = top[-1]
+        if -top[0] != count[best]:
+            if count[best] >= RAREST:
+                heapq.heappush(heap, entry(best))
+            continue
+        if count[best] < RAREST:
+            break
+        learned.append(best)
+        if len(learned) % 100 == 0:
+            progress("learn BPE", len(learned) / merges)
+
+        change: Counter[Pair] = Counter()
+        for index in where.pop(best):
+            cut[index] = _merge_counted(cut[index], best, times[index], change, index, where)
+        for pair, difference in change.items():
+            count[pair] += difference
+            if difference > 0:
+                heapq.heappush(heap, entry(pair))
+    progress("learn BPE", 1.0)
+    return learned
 
 
-def segment_text(lines: Iterable[str]) -> Iterator[str]:
-    """Text of the ``<seg>`` lines of a dev or test XML file of the TED archive."""
-    for line in lines:
-        if "<seg id" in line:
-            yield _SEGMENT_END.sub("", _SEGMENT.sub("", line)).replace("’", "'")
+def _merge_counted(
+    pieces: list[str],
+    pair: Pair,
+    times: int,
+    change: Counter[Pair],
+    index: int,
+    where: defaultdict[Pair, set[int]],
+) -> list[str]:
+    """``_merge`` that also notes which pairs a word (``index``, seen ``times``) lost and gained."""
+    first, second = pair
+    joined = first + second
+    merged: list[str] = []
+    after_merge = False
+    at, size = 0, len(pieces)
+    while at < size:
+        piece = pieces[at]
+        merges = piece == first and at + 1 < size and pieces[at + 1] == second
+        new = joined if merges else piece
+        if merged and (merges or after_merge):
+            change[pieces[at - 1], piece] -= times
+            gained = (merged[-1], new)
+            change[gained] += times
+            where[gained].add(index)
+        if merges:
+            change[pair] -= times
+        merged.append(new)
+        after_merge = merges
+        at += 2 if merges else 1
+    return merged

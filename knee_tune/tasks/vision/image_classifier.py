@@ -1,7 +1,8 @@
-"""What tasks on images have in common: their loss, their scores, how they evaluate and predict."""
+"""Scores, evaluation and prediction that the tasks on images share."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -11,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knee_tune.config.recipe import Recipe
-from knee_tune.tasks.base import Split, Task
-from knee_tune.tasks.classifier import Classifier, Examples
+from knee_tune.tasks.base import Classifier, Examples, Split, Task
 from knee_tune.workers.group import Group
 
 T = TypeVar("T", bound=Recipe)
 
 
-class ImageClassifier(Task[T], Classifier):
+class ImageClassifier(Classifier, Task[T]):
     """Images (n, 3, height, width) float32, channels last in memory, and labels (n,) int64."""
 
     same_shapes = True
@@ -27,13 +27,8 @@ class ImageClassifier(Task[T], Classifier):
     def eval_batches(self, split: Split, group: Group) -> Iterator[Examples]:
         """This rank's part of ``split``, on ``group.device``, with nothing augmented."""
 
-    def loss(self, model: nn.Module, batch: Examples) -> tuple[Tensor, float]:
-        """Summed cross-entropy and the number of images."""
-        images, labels = batch
-        return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
-
     def score(self, scores: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
-        """Every metric of the recipe, summed over a batch of class scores (n, classes)."""
+        """Sums of the recipe's metrics over a batch of class scores (n, classes)."""
         return {
             "loss": F.cross_entropy(scores, labels, reduction="sum"),
             "accuracy": 100 * (scores.argmax(1) == labels).sum(),
@@ -67,3 +62,22 @@ def class_scores(
     scores = [model(normalised(some.to(device))).cpu() for some in parts]
     answers: NDArray[np.float32] = torch.cat(scores).float().numpy()
     return answers
+
+
+Colour = tuple[float, float, float]
+"""Red, green and blue, 1 at their fullest."""
+
+
+def normalise(pixels: Tensor, *, mean: Colour, std: Colour) -> Tensor:
+    """Images (n, h, w, 3) uint8 as (n, 3, h, w) float32, channels last in memory."""
+    n, height, width, _ = pixels.shape
+    # Whole rows at a time: to repeat three numbers along the last dimension is slow on a CPU.
+    rows = pixels.float().reshape(n, height, 3 * width)
+    rows.sub_(_row(mean, width, rows.device)).div_(_row(std, width, rows.device))
+    return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
+
+
+@cache
+def _row(colour: Colour, width: int, device: torch.device) -> Tensor:
+    """A row of pixels of one colour, (3 * width,) from 0 to 255; copied to a device once."""
+    return torch.tensor(colour, device=device).mul(255).repeat(width)

@@ -4,6 +4,7 @@
 (n,), the training images first, in the order they were published in.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from knee_tune.config.recipe import Spec
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import (
     FileRecord,
+    PreparedSet,
     check_files,
     new_folder,
     record_files,
@@ -36,13 +38,13 @@ class Images:
     test_labels: NDArray[np.uint8]
 
     def same_as(self, other: "Images") -> bool:
-        """Whether all images and labels are the same."""
+        """Compare all images and labels."""
         names = [field.name for field in fields(self)]
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
 class ImageManifest(Spec):
-    """What a prepared set of images is and where it came from."""
+    """Contents and origin of a prepared set of images."""
 
     format: int = 1
     name: str
@@ -104,3 +106,14 @@ def map_images(folder: Path, manifest: ImageManifest) -> Images:
     return Images(
         train=pixels[:cut], train_labels=labels[:cut], test=pixels[cut:], test_labels=labels[cut:]
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedImages(PreparedSet):
+    """A preparation of images, counted by split or by folder."""
+
+    images: Mapping[str, int]
+
+    def contents(self) -> str:
+        """Sizes of the set, in a few words."""
+        return ", ".join(f"{count:,} {part}" for part, count in self.images.items()) + " images"

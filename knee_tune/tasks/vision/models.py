@@ -10,10 +10,7 @@ from torchvision.models import get_model, list_models
 from torchvision.models.resnet import ResNet
 
 from knee_tune.errors import UserError, first_line
-from knee_tune.tasks.vision.network_choice import NetworkChoice
-
-PUBLISHED_WIDTH = 64
-"""Channels of the first stage of every published ResNet."""
+from knee_tune.tasks.vision.recipe import PUBLISHED_WIDTH, NetworkChoice
 
 
 class StagedResNet(nn.Module):
@@ -74,7 +71,7 @@ class StagedResNet(nn.Module):
 def build_network(
     choice: NetworkChoice, *, classes: int, image_side: int | None = None
 ) -> nn.Module:
-    """The network, initialised from torch's global generator: (n, 3, h, w) -> (n, classes).
+    """Build the network, initialised from torch's global generator: (n, 3, h, w) -> (n, classes).
 
     ``image_side``, in pixels, is what networks of one image size (ViT, MaxViT) are built for, and
     a network that cannot take such images is refused. UserError for that and for an unknown name.
@@ -116,7 +113,7 @@ def _stage(
 
 
 def _settings(name: str, image_side: int | None) -> dict[str, Any]:
-    """What some networks must be told to give scores alone, for images of this size."""
+    """Settings by which some networks give scores alone, for images of this size."""
     if name in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     if image_side is not None and name.startswith("vit_"):
@@ -127,7 +124,7 @@ def _settings(name: str, image_side: int | None) -> dict[str, Any]:
 
 
 def _check_side(name: str, settings: dict[str, Any], image_side: int) -> None:
-    """UserError if the network cannot take images of this side; nothing is allocated.
+    """Check that the network takes images of this side, else UserError; nothing is allocated.
 
     Some (RegNet) cannot be built without numbers: they have to show it in training.
     """
