@@ -14,6 +14,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.stats.surface import fence_of
 from knee_tune.study.recovery import current, params_of, place_of
 
 BAD_TENTH = 0.1
@@ -29,7 +30,9 @@ class PrunedAsBadGPSampler(GPSampler):
     By itself it learns from complete trials only, so it goes on proposing points beside those that
     were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
     LRs diverge, 15 trials diverged, against 8 this way. A pruned trial has no value, but it was
-    seen to be bad: it gets that of the worst tenth of the complete ones. Nothing of this is stored.
+    seen to be bad: it gets that of the worst tenth of the complete ones. A value that is far out,
+    though finite, is moved to where far out begins (:func:`fence_of`): it would flatten all others.
+    Nothing of this is stored.
     """
 
     def sample_relative(
@@ -41,10 +44,27 @@ class PrunedAsBadGPSampler(GPSampler):
         if not values:
             return {}
         minimize = study.direction == StudyDirection.MINIMIZE
-        bad = float(np.quantile(values, 1 - BAD_TENTH if minimize else BAD_TENTH))
+        fence = fence_of(values, "minimize" if minimize else "maximize")
+
+        def near(value: float) -> float:
+            """``value``, or the fence's where it lies beyond."""
+            if fence is None:
+                return value
+            return min(value, fence) if minimize else max(value, fence)
+
+        near_values = [near(value) for value in values]
+        bad = float(np.quantile(near_values, 1 - BAD_TENTH if minimize else BAD_TENTH))
+
+        def as_told(other: FrozenTrial) -> FrozenTrial:
+            if other.state == TrialState.PRUNED:
+                return _complete(other, bad)
+            if other.state == TrialState.COMPLETE:
+                return _complete(other, near(other.values[0]))
+            return other
+
         told = optuna.create_study(direction=study.direction, sampler=self)
         told.add_trials(
-            _as_bad(other, bad)
+            as_told(other)
             for other in known
             if other.state in _TELLING and other.number != trial.number
         )
@@ -52,10 +72,8 @@ class PrunedAsBadGPSampler(GPSampler):
         return super().sample_relative(told, told.get_trials()[asked.number], search_space)
 
 
-def _as_bad(trial: FrozenTrial, value: float) -> FrozenTrial:
-    """A pruned trial as a complete one with this value; any other as it is."""
-    if trial.state != TrialState.PRUNED:
-        return trial
+def _complete(trial: FrozenTrial, value: float) -> FrozenTrial:
+    """The trial as a complete one with this value."""
     return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import optuna
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 from optuna.samplers import (
     BaseSampler,
     GPSampler,
@@ -189,6 +190,28 @@ def test_a_gaussian_process_keeps_away_from_where_trials_were_pruned() -> None:
             for sampler in (GPSampler, PrunedAsBadGPSampler)
         )
     assert told < 0.8 * plain
+
+
+def test_a_far_out_value_does_not_move_a_gaussian_process() -> None:
+    """Perplexities of 2 to 4, and one of a run that went wrong but is finite."""
+
+    def proposed(outlier: float) -> dict[str, float]:
+        asked = optuna.create_study(sampler=PrunedAsBadGPSampler(seed=1, n_startup_trials=4))
+        for number in range(9):
+            x, y = number % 3 / 2, number // 3 / 2
+            value = outlier if number == 8 else 2 + (x - 0.4) ** 2 + (y - 0.7) ** 2
+            asked.add_trial(
+                optuna.create_trial(
+                    params={"x": x, "y": y},
+                    distributions={name: FloatDistribution(0.0, 1.0) for name in ("x", "y")},
+                    value=value,
+                )
+            )
+        trial = asked.ask({name: FloatDistribution(0.0, 1.0) for name in ("x", "y")})
+        return trial.params
+
+    with quiet_optuna():
+        assert proposed(103.7) == proposed(1e6)
 
 
 def test_a_grid_comes_seed_lr_by_seed_lr_and_the_longest_explore_first() -> None:
