@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typer.core import TyperGroup
 
 FIELD = re.compile(r"`([a-z_]+(?:=False)?)`")
-
 """How the library names a field that was wrong: ``amp`` in backticks, ``amp=False`` to leave it."""
 
 

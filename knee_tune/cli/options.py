@@ -12,11 +12,9 @@ from typing import Annotated
 import typer
 
 MOST, MOST_SEED = 1_000_000, 2**31 - 1
-
 """The highest count and the highest random seed that an option takes."""
 
 SMALLEST, LARGEST = 1e-12, 1e12
-
 """Of LRs, tolerances and seconds. A number with two bounds is finite too."""
 
 
@@ -79,7 +77,6 @@ class TextKind(StrEnum):
 
 
 SEARCH, COMPUTE, PLACES = "Search", "Compute", "Places"
-
 """Panels of ``--help``."""
 
 DEFAULT_HOME = Path("knee-runs")

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 
 BASELINE = "A baseline instead"
-
 """Panel of ``--help``."""
 
 

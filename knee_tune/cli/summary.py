@@ -95,7 +95,6 @@ HOW_TO_A_CHAMPION = {
     "no": "it was not confirmed: knee-tune register --as champion makes it the champion anyhow",
     "not tried": "knee-tune register makes it the champion; --confirm 3:5 tests it first",
 }
-
 """What to type if a candidate is to be the champion, by how it was confirmed."""
 
 
@@ -178,11 +177,9 @@ def _shown(estimate: "Estimate | None", sign: str = "") -> str:
 
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
-
 """Colours of the states of trials."""
 
 SHOWN_BEST, SHOWN_NEWEST = 5, 10
-
 """Trials in the table of a study with many: a terminal has room for them and for the rest."""
 
 

@@ -53,7 +53,6 @@ from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenanc
 # Which budget search a person asks for, and what it comes to once files and options are merged.
 
 SCHEDULES = (KNEE, *BASELINES)
-
 """What is compared unless told otherwise."""
 
 
@@ -175,7 +174,6 @@ class Search:
 # Budget searches that are kept: one JSON file each, in ``<home>/budgets``.
 
 FIXED_FIELDS = ("task", "recipe", "nproc", "data_fingerprint", "metric", "direction")
-
 """What may not change while a search lives: its runs would no longer be comparable."""
 
 

@@ -102,7 +102,6 @@ def check_start_method() -> Check:
 # Where studies, records and data go: is it there, does it answer? Creates nothing.
 
 TIMEOUT = 3.0
-
 """Seconds that a storage or a tracking server has to answer."""
 
 ENOUGH_DISK = 2 * 2**30

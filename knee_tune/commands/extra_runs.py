@@ -23,7 +23,6 @@ from knee_tune.study.trial_trainer import RunTraining
 from knee_tune.workers.protocol import Decision, Done, Failure, Outcome, Report
 
 LINES = 4
-
 """Evaluations that are worth a line each, where one run of many is trained."""
 
 
@@ -67,7 +66,6 @@ class EndedRun:
 
 
 Follow = Callable[[EndedRun], Mapping[str, float]]
-
 """What is done with a run when it has ended, before the next one begins in its slot.
 
 It returns further metrics of the run, for its record in MLflow.
@@ -79,7 +77,6 @@ def _nothing(ended: EndedRun) -> Mapping[str, float]:
 
 
 Choose = Callable[[list[ExtraRun], ExitStack], ExtraRun | None]
-
 """Takes the next run out of those that wait, where a slot is free; None: begin none.
 
 It takes out all that is not to be begun any more as well. One slot at a time asks. What it puts on

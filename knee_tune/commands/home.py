@@ -22,7 +22,6 @@ from knee_tune.tracking import local_store, resolve_tracking_uri, ui_command
 from knee_tune.urls import shown_url, sqlite_url
 
 ABANDONED_SECONDS = 60.0
-
 """Age from which a note that is not whole is nobody's: one is written in milliseconds."""
 
 _NOTES = (

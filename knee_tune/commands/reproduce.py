@@ -24,7 +24,6 @@ from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.cores import usable_cores
 
 TABLE_STUDY = re.compile(r"(table\d+)-(.+)")
-
 """Studies that repeat a table are called ``tableN-TASK`` or ``tableN-TASK-PRESET``."""
 
 TABLE_NUMBER = re.compile(r"Table (\d+)")

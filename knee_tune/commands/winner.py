@@ -20,7 +20,6 @@ from knee_tune.tracking.registry import register
 from knee_tune.workers.protocol import Decision, Report
 
 TEST_PREFIX = "test:"
-
 """Study attributes that hold the test metrics of a trial: measured once, then read."""
 
 

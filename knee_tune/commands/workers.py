@@ -50,7 +50,6 @@ from knee_tune.workers.torchrun import TorchrunRunner
 Device = Literal["auto", "cpu", "cuda"]
 
 PROCESSES_PER_CORE, FEW_PROCESSES = 4, 64
-
 """Processes on one machine's CPUs that may be asked for: so many per core, or so many in all."""
 
 

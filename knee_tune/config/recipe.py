@@ -23,17 +23,14 @@ class Spec(BaseModel):
 # same number.
 
 DEFAULT_EXPLORE_FRACTION = 0.5
-
 """The paper's fixed choice when nothing is tuned (section 5.2, table 5)."""
 
 DEFAULT_PER_DECADE = 8
 
 MOST_POINTS = 10_000
-
 """Of a search space: samplers and reports look at every one of them."""
 
 SMALLEST_LR, LARGEST_LR = 1e-12, 1e12
-
 """Between them, products and ratios of LRs are finite; nothing learns beyond."""
 
 
@@ -198,13 +195,11 @@ def _check_form(
 Direction = Literal["minimize", "maximize"]
 
 MOST_EVALUATIONS = 1_000_000
-
 """Of a run, and so the most epochs: plans and records list every one of them."""
 
 Epochs = Annotated[int, Field(gt=0, le=MOST_EVALUATIONS, description="training budget, in epochs")]
 
 DATA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
 """What a prepared set may be called: it names folders, studies and models."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -21,15 +21,12 @@ from pydantic import BaseModel, ValidationError
 from knee_tune.errors import UserError, disk_trouble
 
 FieldPath = tuple[str | int, ...]
-
 """Keys and list positions that lead to a value."""
 
 DEEPEST = 20
-
 """Levels of mappings and lists; no setting has more than six."""
 
 MOST_BYTES = 200_000
-
 """Of a file; the largest study that comes with knee-tune has a twentieth of it."""
 
 _TAG = "tag:yaml.org,2002:"

@@ -53,11 +53,9 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 Goal = Literal["best", "ridge"]
 
 SEARCHING = ("trials", "sampler", "pruner", "goal", "confirm", "space")
-
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
-
 """Distance from a study's seed to those that confirm its winner: never used in a search."""
 
 StudyName = Annotated[
@@ -306,7 +304,6 @@ class StudySpec(Spec):
 # Is a point on the edge of the search space, so that a better one may lie beyond?
 
 WIDER = 10**0.5
-
 """Factor by which a bound of the seed LR moves: half a decade, some points of the grid."""
 
 

@@ -15,7 +15,6 @@ from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainP
 from knee_tune.schedules import Exploring
 
 _DECIDED_ELSEWHERE = ("epochs", "seed_lr", "warmup_steps", "amp")
-
 """Fields of a recipe that training reads from its schedule, and from its placement."""
 
 

@@ -20,7 +20,6 @@ from knee_tune.schedules import (
 from knee_tune.schedules.schedule import LRRange
 
 ENTRY = "knee_tune.jobs:run_job"
-
 """What a group runner calls on every rank, with a plan. Naming it costs the driver no torch."""
 
 Schedule = Annotated[
@@ -176,7 +175,6 @@ Plan = Annotated[
 # Where a run's checkpoints and weights are, for those who only need to find or delete them.
 
 KEPT_WEIGHTS = "weights.safetensors"
-
 """The file in a run's checkpoint folder with the weights that the run keeps."""
 
 

@@ -24,7 +24,6 @@ from knee_tune.schedules import (
 )
 
 BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant")
-
 """The schedules that ``--schedule`` trains beside a study."""
 
 
@@ -201,7 +200,6 @@ def on_trunk(
 # The rows of a published table as runs: their schedules, and the order to train them in.
 
 STEP_FACTOR = 0.1
-
 """What every boundary of the paper's step schedules multiplies the LR by."""
 
 

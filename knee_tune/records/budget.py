@@ -12,7 +12,6 @@ from knee_tune.errors import UserError
 from knee_tune.records.shown import setting
 
 KNEE = "knee"
-
 """The schedule that all others are compared with."""
 
 

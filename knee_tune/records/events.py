@@ -19,7 +19,6 @@ STORED = {
     RunEnd.DIVERGED: "PRUNED",
     RunEnd.FAILED: "FAIL",
 }
-
 """Each end of a run as an outbox spells it, which are Optuna's words."""
 
 _READ = {word: end for end, word in STORED.items() if end is not RunEnd.DIVERGED}
@@ -36,7 +35,6 @@ StoredEnd = Annotated[
 StudyState = Literal["COMPLETE", "INTERRUPTED", "FAIL"]
 
 Key = Annotated[str, Field(pattern=r"^[^'\"`\\\n]+$", max_length=250)]
-
 """What a run is found again by, so it has no quotes in it."""
 
 
@@ -150,7 +148,6 @@ class RunLink(Spec):
 
 
 Alias = Literal["champion", "candidate"]
-
 """What a version in the registry is called: to be used, or still to be confirmed."""
 
 

@@ -13,7 +13,6 @@ from knee_tune.records.shown import setting
 from knee_tune.records.values import Estimate, StepCount
 
 Confirmed = Literal["yes", "no", "not tried"]
-
 """Whether fresh seeds have confirmed a point."""
 
 CLAIMING_SEEDS = 5
@@ -273,7 +272,6 @@ def _rate(hits: Iterable[bool]) -> Rate:
 # The ridge of a study: the best explore fraction at every seed LR, and how sure that is.
 
 Verdict = Literal["inverse relation", "no inverse relation", "undecided"]
-
 """Whether the best explore fraction falls as the seed LR rises (the paper's Table 16)."""
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from knee_tune.records.values import Estimate
 
 SPANS = 8
-
 """Of numbers that one line has room for."""
 
 
@@ -43,7 +42,6 @@ def counted(what: str, numbers: Sequence[int]) -> str:
 # Numbers as people read them, the same in figures, tables and sentences.
 
 SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test": "test"}
-
 """How metric names begin, and the split of the data that says."""
 
 NAMES: Mapping[str, str] = {
@@ -52,11 +50,9 @@ NAMES: Mapping[str, str] = {
     "top5": "top-5 accuracy",
     "fisher": "Fisher score",
 }
-
 """Metrics whose short names not everybody knows."""
 
 NOTHING = "–"
-
 """What stands where there is no number."""
 
 

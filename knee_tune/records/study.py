@@ -39,7 +39,6 @@ class ComparedRun(Spec):
 TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
 
 MANY_MORE = 5
-
 """Rows that a table is not cut short for: a sentence would take their place."""
 
 

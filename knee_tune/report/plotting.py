@@ -13,7 +13,6 @@ from knee_tune.records.values import Estimate
 from knee_tune.stats.surface import fence_of
 
 BLUE, ORANGE, GREEN, GREY = "#2f81c7", "#d98600", "#12977a", "#8a8f98"
-
 """After Okabe and Ito: told apart with any colour vision, legible on white and on black."""
 
 ACCENT = "#d1495b"

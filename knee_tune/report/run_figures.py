@@ -332,7 +332,6 @@ FEWEST_SEEDS = 5
 BINS = 24
 
 Groups = Mapping[str, Mapping[int, float]]
-
 """By what people read: a metric by random seed."""
 
 

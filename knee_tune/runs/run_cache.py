@@ -18,7 +18,6 @@ from knee_tune.runs.trunks import write_note
 from knee_tune.workers.protocol import Done, ReplicaDone, Report
 
 RECORD = "finished.json"
-
 """Its name in the run's checkpoint folder."""
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 LOOK_SECONDS = 0.2
-
 """Seconds after which who waits for other slots looks whether a signal came: it may wake nobody."""
 
 

@@ -33,19 +33,15 @@ from knee_tune.workers.protocol import (
 )
 
 OWN_STARTS = 3
-
 """Times a run is started whose errors are its own: once, and twice more from its checkpoint."""
 
 MACHINE_STARTS = 6
-
 """Starts in a row that the machine may end without the run having got any further."""
 
 JOB_STARTS = 3
-
 """The same, of a job that keeps no checkpoint."""
 
 FIRST_PAUSE = 1.0
-
 """Seconds before a group that the machine ended is started again; each time twice as many."""
 
 

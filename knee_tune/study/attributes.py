@@ -12,19 +12,15 @@ from knee_tune.records.study import ComparedRun, ReplicateRecord
 from knee_tune.records.values import StepCount
 
 CONFIRMATION = "confirmation"
-
 """Study attribute with the newest confirmation."""
 
 AUDIT_PREFIX = "audit:"
-
 """Study attributes with the audited trials, one each: two audits at a time lose nothing."""
 
 COMPARED_PREFIX = "compared:"
-
 """Study attributes with the runs of a comparison, one for every row and random seed."""
 
 STEPS_PREFIX = "steps:"
-
 """Study attributes that count the steps of runs outside the search."""
 
 
@@ -101,11 +97,9 @@ def known_compared(study: Attributes) -> tuple[ComparedRun, ...]:
 # bare numbers.
 
 REPLICATE_PREFIX = "replicate:"
-
 """Trial attributes that hold its replicates, counted from 0."""
 
 FUSED = "fused"
-
 """Trial attribute that holds all replicates of a fused trial."""
 
 _RECORDS = TypeAdapter(tuple[ReplicateRecord, ...])

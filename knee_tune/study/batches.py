@@ -44,16 +44,13 @@ from knee_tune.study.trial_trainer import RunTraining
 from knee_tune.workers.protocol import Decision, Done, Failure, Report
 
 MAX_REPLICAS = 4096
-
 """Models in one batch; more of them gain nothing."""
 
 MAX_PARAMETERS = 50_000_000
-
 """Of all models in one batch: with gradients, momenta, kept weights and what is copied where a
 trunk branches, they take some two gigabytes, which a laptop has."""
 
 MAX_TRIALS = 256
-
 """Trials in one batch: the storage hears of each of them at every evaluation and heartbeat, which
 takes a millisecond or two."""
 

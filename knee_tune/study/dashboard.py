@@ -110,11 +110,9 @@ def serve_dashboard(storage: BaseStorage, *, port: int, artifact_dir: Path) -> N
 # A file gets the same artifact id whenever it is attached, so a newer one takes its place.
 
 OF_STUDY = "artifacts:"
-
 """Study attributes by which Optuna lists a study's artifacts."""
 
 OF_TRIAL = "dashboard:artifacts:{trial_id}:"
-
 """Study attributes by which the dashboard lists a trial's artifacts.
 
 Optuna's own place for them are the trial's attributes, which nobody may write once it has ended.

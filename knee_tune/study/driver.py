@@ -41,11 +41,9 @@ from knee_tune.study.trial_trainer import train_trial
 from knee_tune.workers.protocol import Failure
 
 FAILURES_IN_A_ROW = 3
-
 """Failed trials after which the driver stops: the next one would most likely fail too."""
 
 MANY = 8
-
 """Trials of a killed driver up to which each is worth a line: a batch has hundreds."""
 
 

@@ -17,7 +17,6 @@ from knee_tune.study.patience import StorageGoneError
 from knee_tune.workers.protocol import Failure, Outcome, Report
 
 End = Literal["complete", "pruned", "failed"]
-
 """An end as records, screens and ``--json`` spell it."""
 
 STATES: Mapping[RunEnd, End] = MappingProxyType(
@@ -34,11 +33,9 @@ _OF_RANK = {
     "stopped": RunEnd.PRUNED,
     "diverged": RunEnd.DIVERGED,
 }
-
 """What a rank says of its run, which a driver alone can stop."""
 
 Origin = Literal["trunk", "record"]
-
 """Where steps come from that need no training."""
 
 
@@ -116,7 +113,6 @@ NO_FAULT_OF_ITS_OWN = (
     *(KeyboardInterrupt, SlotInterruptedError, HomeGoneError, RefusedError),
     *(StorageGoneError, StorageInternalError),
 )
-
 """What ends a trial that is to go on: it is put back into the queue."""
 
 

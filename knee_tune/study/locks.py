@@ -107,11 +107,9 @@ class _AdvisoryLock:
 
 
 LOOK_SECONDS = 2.0
-
 """Between two looks at whether a claim still stands."""
 
 PRECEDENCE_SECONDS = 10.0
-
 """From a restart of the server: meanwhile only those who held a claim before may take it."""
 
 _NOTICE_A_LOST_MACHINE = (
@@ -119,7 +117,6 @@ _NOTICE_A_LOST_MACHINE = (
     "SET tcp_keepalives_interval = 10",
     "SET tcp_keepalives_count = 3",
 )
-
 """The server asks after the driver, and drops what it held when a minute goes by in silence."""
 
 

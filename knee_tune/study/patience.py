@@ -21,37 +21,29 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT_VARIABLE = "KNEE_TUNE_STORAGE_TIMEOUT"
-
 """Environment variable: seconds to wait for a storage that is away."""
 
 TIMEOUT = 600.0
 
 OPENING_TIMEOUT = 30.0
-
 """Seconds at most to wait for what never answered: its address may be wrong."""
 
 LONGEST_PAUSE = 5.0
-
 """Seconds between two attempts."""
 
 MOMENT = 1.0
-
 """Seconds in which what was away is taken to be away still, by who need not know."""
 
 _LONGEST_CAUSE = 200
-
 """Characters of an error that a line has room for."""
 
 _SQLSTATES = {"57P01", "57P02", "57P03", "40001", "40P01"}
-
 """Shut down, crashed, cannot connect now; serialization failure, deadlock."""
 
 _SQLSTATE_CLASSES = ("08", "53")
-
 """Connection exceptions; insufficient resources (connections, memory, disk)."""
 
 _MYSQL = {1040, 1053, 1205, 1213, 2002, 2003, 2006, 2013, 2055}
-
 """Too many connections, shutdown, lock wait, deadlock; not reached, gone, lost."""
 
 _REFUSALS = (
@@ -65,7 +57,6 @@ _REFUSALS = (
     "invalid port",
     "SSL was required",
 )
-
 """Where PostgreSQL's client gives no SQLSTATE: what waiting does not mend. (A server that says it
 in another language is waited for like one that is away.)"""
 

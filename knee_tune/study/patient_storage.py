@@ -25,7 +25,6 @@ from knee_tune.errors import UserError, disk_trouble
 from knee_tune.study.patience import Patience, is_outage
 
 _distribution = lru_cache(maxsize=1024)(json_to_distribution)
-
 """There are as many different ones as there were search spaces; Optuna parses two per trial."""
 
 
@@ -127,12 +126,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NONCE = "knee:nonce"
-
 """System attribute of what a call made or changed: a random number, written in the same
 transaction. A call whose commit got through while the answer got lost finds its own."""
 
 UPTIME = sqlalchemy.text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())")
-
 """Seconds since PostgreSQL was started."""
 
 

@@ -113,11 +113,9 @@ def _whole(step: float) -> float:
 
 
 SCHEDULE = "schedule"
-
 """The trial's user attribute with the four numbers of its Knee schedule."""
 
 REPLICATES = "replicates"
-
 """The trial's user attribute with its number of replicates; one if it has none."""
 
 _NUMBERS = ("seed_lr", "total_steps", "warmup_steps", "explore_steps")
@@ -346,17 +344,14 @@ def _check(right: bool, name: str, value: Any, wanted: str) -> None:
 
 
 STARTUP_TRIALS = 4
-
 """Complete trials before a raw-step pruner acts: enough for a median, few for a short study."""
 
 KEPT_PERCENTILE = 25.0
-
 """What PercentilePruner keeps."""
 
 REDUCTION = 3
 
 BRACKETS = 4
-
 """Hyperband's: the first rung of its greediest bracket is 1/27 of the budget."""
 
 _RAW_STEP = ("median", "percentile", "hyperband")

@@ -19,11 +19,9 @@ from knee_tune.study.storage import GRACE_SECONDS, OnStale, quiet_optuna
 KILLED = "its driver was killed"
 
 _NOT_INHERITED = ("driver", "reason")
-
 """What was true of the attempt that ended, not of the one that continues it."""
 
 LEFT = "left"
-
 """Noted with a trial's driver once that gave the trial up: who takes it up signs it a moment later.
 
 As long as that driver lives the trial is nobody else's to tell or to put back: it may not be in the
@@ -31,11 +29,9 @@ queue yet, or another driver may just have taken it out.
 """
 
 BATCH = "batch"
-
 """Trial attribute that names the batch that the trial is a part of, if it is."""
 
 _INHERITED_IN_A_BATCH = ("key", BATCH, "mlflow_run_id", "mlflow_run_url")
-
 """All that the next attempt does not note anew, with every curve: there may be hundreds of trials
 to requeue, and seconds until the driver is killed."""
 

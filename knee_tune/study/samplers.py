@@ -18,7 +18,6 @@ from knee_tune.stats.surface import fence_of
 from knee_tune.study.recovery import current, params_of, place_of
 
 BAD_TENTH = 0.1
-
 """A pruned trial counts as worse than all complete ones but this share of them."""
 
 _TELLING = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
@@ -78,7 +77,6 @@ def _complete(trial: FrozenTrial, value: float) -> FrozenTrial:
 
 
 Point = tuple[float, ...]
-
 """One value for each axis."""
 
 
@@ -201,11 +199,9 @@ class TrunkOrderedGridSampler(PointSampler):
 
 
 STARTUP_TRIALS = 6
-
 """Random trials before a model of the surface is trusted."""
 
 REACH = 2.0
-
 """How many times as far from a proposal as the nearest untried point another one may be."""
 
 

@@ -70,7 +70,6 @@ HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
 
 SQLITE_TIMEOUT = 15.0
-
 """Seconds that SQLite itself waits for a lock, before people are told that we wait."""
 
 _NOTICE_A_LOST_SERVER = {
@@ -80,7 +79,6 @@ _NOTICE_A_LOST_SERVER = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-
 """For PostgreSQL's client library: a machine that went without a word is missed after a minute."""
 
 OnStale = Callable[[optuna.Study, FrozenTrial], None]

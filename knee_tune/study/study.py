@@ -35,34 +35,27 @@ from knee_tune.study.storage import quiet_optuna
 from knee_tune.tasks.registry import task_entry
 
 Study = optuna.Study
-
 """What the rest of knee-tune passes around without importing Optuna."""
 
 MAKER_PATIENCE = 10.0
-
 """Seconds for another driver to note the settings of a study it has just made."""
 
 FIXED_FIELDS = (
     *("task", "recipe", "seed", "nproc", "replicates", "fuse"),
     *("scale", "compare", "analyses"),
 )
-
 """What may not change while a study lives: its trials would no longer be comparable."""
 
 LONGEST_DIFFERENCE = 120
-
 """Characters of two values that one line has room for; a table's rows are longer."""
 
 PARAMETERS = ("seed_lr", "explore_fraction")
-
 """What is searched."""
 
 CODE = "code"
-
 """Trial attribute with the fingerprint of the code that trained it; earlier versions noted none."""
 
 BASELINE_PREFIX = "baseline:"
-
 """Study attributes that hold the runs of other schedules."""
 
 TOLD: Mapping[RunEnd, TrialState] = {
@@ -71,7 +64,6 @@ TOLD: Mapping[RunEnd, TrialState] = {
     RunEnd.DIVERGED: TrialState.PRUNED,
     RunEnd.FAILED: TrialState.FAIL,
 }
-
 """Each end of a trial's last run as Optuna is told it."""
 
 _STATES: Mapping[TrialState, study.TrialState] = {
@@ -345,11 +337,9 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
 
 
 FEWEST_TRIALS = 4
-
 """A forest grown on fewer points says nothing."""
 
 MOST_TRIALS = 500
-
 """A forest takes seconds for so many, and minutes for thousands; its shares hardly move by then."""
 
 

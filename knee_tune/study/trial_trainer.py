@@ -12,7 +12,6 @@ from knee_tune.study.trial import TrialRun
 from knee_tune.workers.protocol import Decision, Report
 
 NOTE_SECONDS = 10.0
-
 """Least time between two notes of what a run has cost so far, for the case that we are killed."""
 
 

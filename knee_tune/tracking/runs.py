@@ -42,11 +42,9 @@ from knee_tune.tracking.store import (
 # What goes into a run, cut to what MLflow takes: names, batches, artifacts.
 
 MAX_METRICS, MAX_TEXTS = 1000, 100
-
 """Metrics, params and tags that one call of ``log_batch`` takes; 1000 entries in all."""
 
 MAX_VALUE = 5000
-
 """Characters of a param or tag."""
 
 
@@ -120,7 +118,6 @@ TRIAL_STATUS = {
 STUDY_STATUS = {"COMPLETE": "FINISHED", "INTERRUPTED": "KILLED", "FAIL": "FAILED"}
 
 LAST_START = "knee.last_start"
-
 """Tag with the time, in ms since 1970, at which the run last began: MLflow has only the first."""
 
 
@@ -171,7 +168,6 @@ def is_outdated(at: int, run: Run) -> bool:
 
 
 RUN_KEY = "knee.run_key"
-
 """Tag that a run is found again by: ``<study uid>`` or ``<study uid>/<trial key>``."""
 
 STUDY_UID = "knee.study_uid"

@@ -27,23 +27,19 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 UI_ADDRESS = "http://127.0.0.1:5000"
-
 """Where ``mlflow ui`` listens unless told otherwise."""
 
 AS_TRAINING = "workflowType=machine_learning"
-
 """Has MLflow's pages show training runs; else a browser that is new to it sees language models'."""
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 PATIENCE = 3
-
 """Seconds a tracking server may take to answer."""
 
 MAX_PATIENCE = 60
 
 LOCK_PATIENCE = 60
-
 """Seconds that MLflow waits while another process writes to a local store; its own default is 5."""
 
 
@@ -282,7 +278,6 @@ _PLACES = (
     ("logged_models", "artifact_location"),
     ("model_versions", "storage_location"),
 )
-
 """Tables and columns that say where artifacts are, as a path or as a ``file:`` URI."""
 
 

@@ -19,17 +19,14 @@ from knee_tune.training.learner import autocast
 from knee_tune.training.optimizer import build_optimizer, step_each
 
 SCORED_ROWS = 16
-
 """Rows that are evaluated at a time: a whole split for each of them has to fit into the cache."""
 
 SCORED_ROWS_GPU = 512
-
 """The same on a GPU, which wants large ones."""
 
 _MODEL, _OPTIMIZER, _KEPT, _SUMS = "model/", "optimizer/", "kept/", "sums"
 
 Rows = dict[str, Tensor]
-
 """The state of some rows: every tensor is (rows, ...). Any rows of it are such a state too."""
 
 

@@ -38,7 +38,6 @@ from knee_tune.schedules import Exploring
 from knee_tune.workers.group import Group, ran_out_of_memory
 
 FORMAT = 3
-
 """Changes with what a state holds, so that no state of another version is loaded."""
 
 STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, "manifest.json"
@@ -212,7 +211,6 @@ def _sha256(path: Path) -> str:
 
 
 ABANDONED_SECONDS = 3600.0
-
 """Age from which a half-written one is nobody's: runs of one trunk write one after the other."""
 
 

@@ -21,7 +21,6 @@ from pkgutil import get_importer, iter_modules
 from typing import Any
 
 _ENGINE = ("knee_tune.training.loop", "knee_tune.workers.rank")
-
 """What every run is trained by: all else of this package that decides its bits is imported here."""
 
 _STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "lib-dynload")
@@ -31,7 +30,6 @@ _FIELDS = {
     for kind in vars(ast).values()
     if isinstance(kind, type) and issubclass(kind, ast.AST)
 }
-
 """What a node of a syntax tree says, without what follows from where it stands."""
 
 

@@ -31,19 +31,15 @@ from knee_tune.training.learner import Finished, named
 from knee_tune.workers.group import Group
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
 """glibc's names for what ``mallopt`` sets."""
 
 _BLOCK = 1 << 30
-
 """Bytes: smaller blocks of memory are kept."""
 
 MOST_ROWS = 512
-
 """Rows of one batched model at most: more of them gain nothing on a CPU, and cost memory."""
 
 MOST_ROWS_GPU = 4096
-
 """The same on a GPU."""
 
 _Table = np.ndarray[Any, np.dtype[np.float32]]

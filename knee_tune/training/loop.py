@@ -17,24 +17,19 @@ from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done, ReplicaDone, Report
 
 KEPT = 2
-
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
 
 FINITE_CHECK_STEPS = 50
-
 """Steps between two looks at the loss: a look waits for the GPU."""
 
 CHECKPOINT_SECONDS = 10.0
-
 """Least time between two checkpoints of a run that goes on: training again for as long costs less
 than writing one after every evaluation of a small model."""
 
 CHECKPOINT_SHARE = 0.03
-
 """Of its time that a run spends on checkpoints, at most: many replicas make them large."""
 
 LOOK_SECONDS = 1.0
-
 """Between two looks of several ranks whether the driver was interrupted."""
 
 End = Literal["complete", "stopped", "diverged"]

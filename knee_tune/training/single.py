@@ -24,11 +24,9 @@ from knee_tune.training.optimizer import build_optimizer, write_lr
 from knee_tune.workers.group import Group
 
 Backward = Callable[[Sequence[Any]], Tensor]
-
 """Turns the micro-batches of one step into gradients, and gives back sums that say of what."""
 
 LAUNCHED_STEPS = 3
-
 """Steps that train kernel by kernel before one is recorded: by then cuDNN has chosen its
 convolutions and ``torch.compile`` has compiled, which a recording cannot."""
 

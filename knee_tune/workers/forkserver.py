@@ -37,7 +37,6 @@ main(int(sys.argv[1]), sys.argv[2], sys.argv[4:])
 """
 
 _STORES = "knee-tune-stores-"
-
 """How folders for the files of FileStores begin, in the folder for temporary ones."""
 
 

@@ -120,7 +120,6 @@ class Group:
 
 
 _ON_THE_CPU = "DefaultCPUAllocator: can't allocate memory"
-
 """torch raises a bare RuntimeError for it there."""
 
 

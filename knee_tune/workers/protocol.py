@@ -56,7 +56,6 @@ class Progress(Spec):
 
 
 Words = Annotated[str, AfterValidator(one_line)]
-
 """What a rank says, of data and libraries too: shown, kept and sent on as one line."""
 
 

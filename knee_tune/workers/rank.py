@@ -41,11 +41,9 @@ from knee_tune.workers.protocol import (
 )
 
 Job = Callable[[Plan, Group, Channel], Done]
-
 """What an entry names. Every rank calls it; the driver gets rank 0's answer."""
 
 FAILED = 17
-
 """Exit code of a rank that has sent its :class:`Failure`."""
 
 _PROGRESS_INTERVAL = 1.0  # seconds
