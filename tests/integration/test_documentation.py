@@ -102,3 +102,10 @@ def test_the_python_that_is_shown_runs(page: str) -> None:
     with quiet_optuna():
         for code in blocks(REPOSITORY / page, "python"):
             exec(code, {})
+
+
+def test_the_files_that_the_architecture_names_are_there() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+/\w+\.py)`", text))
+    assert len(named) > 15
+    assert not [name for name in named if not (REPOSITORY / "knee_tune" / name).is_file()]
