@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pydantic import BaseModel
-from typer.main import get_command
+from typer.main import get_group
 
 from knee_tune.cli import main
 from knee_tune.cli.commands import app
@@ -46,13 +46,13 @@ class Taken(BaseException):
 # What people might type
 
 
-APP: Any = get_command(app)
+GROUP = get_group(app)
 
 
 def commands() -> dict[str, Any]:
     """Every command by its words."""
     found: dict[str, Any] = {}
-    for name, command in APP.commands.items():
+    for name, command in GROUP.commands.items():
         inner = getattr(command, "commands", None)
         found |= {f"{name} {word}": each for word, each in inner.items()} if inner else {}
         found |= {} if inner else {name: command}
@@ -192,7 +192,8 @@ def _nothing_is_made() -> Iterator[None]:
         raise Taken
 
     places: dict[str, Any] = {
-        "knee_tune.cli.commands.app": APP,  # built once: that takes longer than most answers
+        # Built once: that takes longer than most answers.
+        "typer.main.get_group": lambda app: GROUP,
         "knee_tune.commands.home.Home.create": taken,
         "knee_tune.commands.workers.ForkserverRunner": NoRunner,
         "knee_tune.commands.opened.preload": lambda **options: mock.Mock(),

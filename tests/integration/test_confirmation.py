@@ -456,7 +456,7 @@ def test_what_the_next_trial_may_beat_is_neither_tested_nor_registered(tracked: 
     assert summary.record.best is not None
     assert summary.registered is None
     assert summary.unregistered.startswith(
-        "not registered: --timeout ended the search before its last trial"
+        "not registered: `timeout` ended the search before its last trial"
     )
     assert not ranks.tested
     assert tracked.run(ranks, confirm=None, tracked=True).registered is not None

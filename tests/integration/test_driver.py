@@ -156,7 +156,7 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
 
 def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
     runner = FakeRunner(*[at(60, Died("disk"))] * (MACHINE_STARTS + 1))
-    with pytest.raises(MachineError, match=r"^study it: trial 0: died: disk, 6 times .*goes on$"):
+    with pytest.raises(MachineError, match=r"^study it: trial 0: died: disk, 6 times .*continues$"):
         bench.drive(runner, trials=2)
     assert bench.states == ["waiting"]
     bench.drive(trials=2)
