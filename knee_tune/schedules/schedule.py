@@ -4,6 +4,7 @@ Each is a frozen dataclass whose ``lr`` is a pure function of the step.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -60,7 +61,7 @@ class _Budgeted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _WarmedUp(_Budgeted):
+class _WarmedUp(_Budgeted, ABC):
     """A schedule with an optional linear warmup, from ``seed_lr / warmup_steps`` to ``seed_lr``."""
 
     warmup_steps: int = 0
@@ -71,8 +72,9 @@ class _WarmedUp(_Budgeted):
             return self.seed_lr * step / self.warmup_steps
         return self._after_warmup(step)
 
+    @abstractmethod
     def _after_warmup(self, step: int) -> float:
-        raise NotImplementedError
+        """LR of an update after the warmup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
