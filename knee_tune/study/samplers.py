@@ -57,7 +57,7 @@ class PrunedAsBadGPSampler(GPSampler):
         def as_told(other: FrozenTrial) -> FrozenTrial:
             if other.state == TrialState.PRUNED:
                 return _complete(other, bad)
-            if other.state == TrialState.COMPLETE:
+            if other.state == TrialState.COMPLETE and near(other.values[0]) != other.values[0]:
                 return _complete(other, near(other.values[0]))
             return other
 
