@@ -30,15 +30,19 @@ from typing import NamedTuple
 import torch
 
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import OpenedStudy, StudyRequest, open_for_training
+from knee_tune.commands.opened import OpenedStudy, open_for_training, resolve_asked
 from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.commands.workers import GroupOptions
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.study import StudySpec
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.study.events import End, Origin, Watcher
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Decision, Report
+
+Asked = tuple[StudySpec, Recipe]
 
 WHOLE = ("run", "--task", "digits", "--preset", "quick")
 
@@ -88,9 +92,9 @@ class Nobody(Channel):
         self.ended = time.perf_counter()
 
 
-def bare_loop(request: StudyRequest, folder: Path) -> float:
+def bare_loop(asked: Asked, folder: Path) -> float:
     """Seconds of the training alone, in this process."""
-    with _opened(request, folder, GroupOptions()) as opened:
+    with _opened(asked, folder, GroupOptions()) as opened:
         plan = _plan(opened, folder)
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -98,7 +102,7 @@ def bare_loop(request: StudyRequest, folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def driven_trial(request: StudyRequest, folder: Path) -> float:
+def driven_trial(asked: Asked, folder: Path) -> float:
     """Seconds of the same training as a trial: from its start to its end in the study."""
     nobody = Nobody()
 
@@ -107,17 +111,15 @@ def driven_trial(request: StudyRequest, folder: Path) -> float:
         yield nobody
 
     run_study(
-        request, study_places(folder), GroupOptions(), timeout=None, register=False, watch=watch
+        *asked, study_places(folder), GroupOptions(), timeout=None, register=False, watch=watch
     )
     return nobody.ended - nobody.started
 
 
-def first_steps(
-    request: StudyRequest, folder: Path, options: GroupOptions, runs: int
-) -> list[float]:
+def first_steps(asked: Asked, folder: Path, options: GroupOptions, runs: int) -> list[float]:
     """Seconds from asking for a group to its first step; the first group warms up, uncounted."""
     seconds = []
-    with _opened(request, folder, options) as opened:
+    with _opened(asked, folder, options) as opened:
         for run in range(runs + 1):
             plan = _plan(opened, folder / str(run))
             steps: list[float] = []
@@ -201,17 +203,17 @@ def main() -> None:
         side_by_side(chosen.against, chosen.repeats)
         return
     settings = (f"recipe.epochs={chosen.epochs}", "recipe.model.hidden=[512,512]")
-    request = StudyRequest(task="digits", trials=1, settings=settings)
+    asked = resolve_asked(task="digits", trials=1, settings=settings)
     bare, driven = [], []
     for _ in range(chosen.repeats):
-        bare.append(_in_fresh_folder(bare_loop, request))
-        driven.append(_in_fresh_folder(driven_trial, request))
+        bare.append(_in_fresh_folder(bare_loop, asked))
+        driven.append(_in_fresh_folder(driven_trial, asked))
     ratio = statistics.median(d / b for d, b in zip(driven, bare, strict=True))
     print(f"one digits trial, {chosen.epochs} evaluations, one rank (median of {chosen.repeats})")
     print(f"  bare loop    {statistics.median(bare):7.2f} s")
     print(f"  driven trial {statistics.median(driven):7.2f} s, ratio {ratio:.3f}")
 
-    quick = StudyRequest(task="digits", trials=1, nproc=2, settings=("recipe.epochs=1",))
+    quick = resolve_asked(task="digits", trials=1, nproc=2, settings=("recipe.epochs=1",))
     print("from asking for two ranks to their first step (median)")
     for runner, runs in (("forkserver", 15), ("torchrun", 3)):
         with tempfile.TemporaryDirectory() as folder:
@@ -220,11 +222,9 @@ def main() -> None:
         print(f"  {runner:10} {statistics.median(seconds):7.2f} s, max {max(seconds):.2f} s")
 
 
-def _in_fresh_folder(
-    measure: Callable[[StudyRequest, Path], float], request: StudyRequest
-) -> float:
+def _in_fresh_folder(measure: Callable[[Asked, Path], float], asked: Asked) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        return measure(request, Path(folder))
+        return measure(asked, Path(folder))
 
 
 def study_places(folder: Path) -> Places:
@@ -234,11 +234,10 @@ def study_places(folder: Path) -> Places:
 
 
 @contextmanager
-def _opened(request: StudyRequest, folder: Path, options: GroupOptions) -> Iterator[OpenedStudy]:
-    spec, recipe = request.resolve()
+def _opened(asked: Asked, folder: Path, options: GroupOptions) -> Iterator[OpenedStudy]:
     home = Home(folder)
     places = Places.of(home, storage=home.optuna_url, tracking_uri="none")
-    with open_for_training(spec, recipe, places, options) as opened:
+    with open_for_training(*asked, places, options) as opened:
         yield opened
 
 

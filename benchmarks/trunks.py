@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.orchestration import Nobody, study_places
 from benchmarks.trunk_savings import SEED_LRS, TABLE_16, TWENTIETHS, UPPER_HALF, formula
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.recipe import Recipe
@@ -55,7 +55,7 @@ class Workload:
 
     def runs(self, folder: Path) -> "Runs":
         """What is trained, in ``folder``."""
-        spec, recipe = StudyRequest(task=self.task, preset=self.preset).resolve()
+        spec, recipe = resolve_asked(task=self.task, preset=self.preset)
         order = TaskOrder(
             task=self.task,
             recipe=spec.recipe,
@@ -171,7 +171,7 @@ DESIGNS = (
 
 def drive(design: Design, *, epochs: int) -> Steps:
     """The steps that the study recorded."""
-    request = StudyRequest(
+    asked = resolve_asked(
         task="digits",
         name="bench",
         sampler=design.sampler,
@@ -191,7 +191,7 @@ def drive(design: Design, *, epochs: int) -> Steps:
 
     with tempfile.TemporaryDirectory() as folder:
         return run_study(
-            request,
+            *asked,
             study_places(Path(folder)),
             GroupOptions(),
             timeout=None,

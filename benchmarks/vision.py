@@ -20,9 +20,8 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -32,8 +31,10 @@ from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
 from benchmarks.vision_data import TASK, splits, write_noise
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
 from knee_tune.commands.home import Home
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.study import StudySpec
 from knee_tune.schedules import Cosine
 from knee_tune.stats.estimates import mean_estimate
 from knee_tune.tasks.registry import task_entry
@@ -101,14 +102,6 @@ def _plain(run: PlainRun, train_split: Split, valid_split: Split) -> list[Epoch]
     return list(train(run, train_split, valid_split))
 
 
-@contextmanager
-def workers_of(request: StudyRequest, home: Home, options: GroupOptions) -> Iterator[Workers]:
-    """The task, as a study would train it."""
-    spec, recipe = request.resolve()
-    with open_workers(home, spec, recipe, options) as workers:
-        yield workers
-
-
 def ways(chosen: argparse.Namespace) -> dict[str, GroupOptions]:
     """How ours are trained; the first one is the figure that counts."""
     common: dict[str, Any] = {"device": chosen.device, "trunk_cache": 0}
@@ -146,13 +139,17 @@ def speed(
 
 
 def compare_accuracy(
-    request: StudyRequest, home: Home, run: PlainRun, data: tuple[Split, Split], seeds: int
+    asked: tuple[StudySpec, Recipe],
+    home: Home,
+    run: PlainRun,
+    data: tuple[Split, Split],
+    seeds: int,
 ) -> None:
     """What both ways reach with the same number of random seeds."""
     together = seeds if run.device == "cuda" else 1
     options: dict[str, Any] = {"device": run.device, "trunk_cache": 0}
     options |= {"slots": together, "trials_per_gpu": together}
-    with workers_of(request, home, GroupOptions(**options)) as workers:
+    with open_workers(home, *asked, GroupOptions(**options)) as workers:
         found = [
             each.accuracy for seed in range(0, seeds, together) for each in ours(workers, seed=seed)
         ]
@@ -182,11 +179,10 @@ def main() -> None:
             "the first epoch does not count: --epochs and --accuracy-epochs want 2 or more"
         )
 
-    def request_of(epochs: int) -> StudyRequest:
-        return StudyRequest(task=TASK, preset=chosen.preset, settings=(f"recipe.epochs={epochs}",))
+    def asked(epochs: int) -> tuple[StudySpec, Recipe]:
+        return resolve_asked(task=TASK, preset=chosen.preset, settings=(f"recipe.epochs={epochs}",))
 
-    request = request_of(chosen.epochs)
-    spec, recipe = request.resolve()
+    spec, recipe = asked(chosen.epochs)
     with tempfile.TemporaryDirectory() as folder:
         if chosen.data is None:
             write_noise(Path(folder) / "data")
@@ -216,7 +212,7 @@ def main() -> None:
 
         def measured(options: GroupOptions) -> Callable[[int], float]:
             def one_round(number: int) -> float:
-                with workers_of(request, home, options) as workers:
+                with open_workers(home, spec, recipe, options) as workers:
                     return sum(each.rate for each in ours(workers, seed=number))
 
             return one_round
@@ -241,7 +237,7 @@ def main() -> None:
                 )
         if chosen.accuracy:
             compare_accuracy(
-                request_of(chosen.accuracy_epochs),
+                asked(chosen.accuracy_epochs),
                 home,
                 replace(run, epochs=chosen.accuracy_epochs),
                 (train_split, valid_split),

@@ -204,16 +204,18 @@ def lr_range(
     """
     from knee_tune.commands.analyse import RangeRequest, lr_range_test
     from knee_tune.commands.home import Home
-    from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.workers import GroupOptions
 
-    request = StudyRequest(
-        task=task, preset=preset, settings=tuple(settings or ()), seed=seed, nproc=nproc
+    spec, recipe = resolve_asked(
+        task=task, preset=preset, settings=settings or (), seed=seed, nproc=nproc
     )
     lines = ConsoleLines(PlainConsole(stderr=json))
     test = lr_range_test(
         Home(home),
-        RangeRequest(study=request, low=low, high=high, steps=steps),
+        spec,
+        recipe,
+        RangeRequest(low=low, high=high, steps=steps),
         out=out,
         options=GroupOptions(nproc=nproc, device=device.value),
         lines=lines,
@@ -308,7 +310,7 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
     from knee_tune.commands.analyse import Watched, analyse_study, analyse_weights, looks
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import find_study
-    from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.workers import GroupOptions
 
     subject.check()
@@ -317,16 +319,16 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
     lines = ConsoleLines(PlainConsole(stderr=json))
     watched = Watched(lines=lines, on_look=_Tenths(lines, f"{analysis.name}:", of=looks(analysis)))
     if subject.weights is not None:
-        request = StudyRequest(
+        spec, recipe = resolve_asked(
             task=subject.task,
             preset=subject.preset,
-            settings=tuple(subject.settings or ()),
+            settings=subject.settings or (),
             seed=subject.seed,
             nproc=where.nproc,
         )
         found = [
             analyse_weights(
-                places, request, subject.weights, analysis, options=options, watched=watched
+                places, spec, recipe, subject.weights, analysis, options=options, watched=watched
             )
         ]
     else:

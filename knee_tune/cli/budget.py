@@ -114,8 +114,8 @@ def budget(
     from knee_tune.commands.budget import SCHEDULES, BudgetRequest, search_budget
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
-    from knee_tune.commands.opened import StudyRequest
     from knee_tune.commands.workers import GroupOptions
+    from knee_tune.config.resolve import sets
 
     if task is None:
         if target or budgets:
@@ -125,17 +125,11 @@ def budget(
     if target is None or budgets is None:
         missing, example = ("--target", "95") if target is None else ("--budgets", "10,20,30")
         raise UserError(f"{missing}: missing; as in {missing} {example}")
-    study = StudyRequest(
-        task=task,
-        preset=preset,
-        name=name,
-        seed=seed,
-        replicates=replicates,
-        nproc=nproc,
-        settings=tuple(settings or ()),
-    )
+    asked = {"preset": preset, "seed": seed, "replicates": replicates, "nproc": nproc}
     search = BudgetRequest(
-        study=study,
+        study={"task": task, **asked},
+        settings=settings or (),
+        name=name,
         target=target,
         budgets=_several("--budgets", budgets, int),
         schedules=SCHEDULES if schedules is None else _several("--schedules", schedules, str),
@@ -144,7 +138,7 @@ def budget(
     ).resolve()
     options = GroupOptions(
         nproc=search.spec.nproc,
-        nproc_asked=study.nproc_asked,
+        nproc_asked=nproc is not None or sets(settings or (), "nproc"),
         slots=slots,
         device=device.value,
         trials_per_gpu=trials_per_gpu,

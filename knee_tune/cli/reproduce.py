@@ -118,7 +118,7 @@ def reproduce(
     from knee_tune.commands.reproduce import ReproductionRequest
     from knee_tune.commands.reproduce import reproduce as reproduced
 
-    request = ReproductionRequest(
+    spec, recipe, options = ReproductionRequest(
         table=table,
         task=task,
         preset=preset,
@@ -134,17 +134,16 @@ def reproduce(
         compile=compile_,
         trunk_cache=size_of_cache(trunk_cache),
         settings=tuple(settings or ()),
-    )
-    study, _ = request.resolve()
+    ).resolve()
     progress = PlainConsole(stderr=json)
-    progress.print(Text.assemble((f"{study.name}", "bold"), f": task {task}; warming up ..."))
+    progress.print(Text.assemble((spec.name, "bold"), f": task {task}; warming up ..."))
 
     def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
         print_start(progress, start)
         return watching(progress, start)
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    found = reproduced(request, places, watch=watch)
+    found = reproduced(table, spec, recipe, places, options, watch=watch)
     if json:
         typer.echo(json_module.dumps(found.as_json()))
     else:

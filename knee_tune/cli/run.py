@@ -221,11 +221,12 @@ def run(
     from knee_tune.cli.watch import PlainWatcher, watching
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
-    from knee_tune.commands.opened import StudyRequest
+    from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.run import run_baseline, run_study
     from knee_tune.commands.workers import GroupOptions
+    from knee_tune.config.resolve import sets
 
-    request = StudyRequest(
+    spec, recipe = resolve_asked(
         task=task,
         study=study,
         preset=preset,
@@ -240,15 +241,14 @@ def run(
         confirm=confirm,
         nproc=nproc,
         scale=scale,
-        settings=tuple(settings or ()),
+        settings=settings or (),
     )
     if schedule is None and seed_lr is not None:
         raise UserError("--seed-lr: goes with --schedule; for a study: --set recipe.seed_lr=VALUE")
     console = PlainConsole()
-    spec, _ = request.resolve()
     options = GroupOptions(
         nproc=spec.nproc,
-        nproc_asked=request.nproc_asked,
+        nproc_asked=nproc is not None or sets(settings or (), "nproc"),
         slots=slots,
         runner=runner.value,
         nnodes=nnodes,
@@ -276,11 +276,19 @@ def run(
 
     if schedule is not None:
         record = run_baseline(
-            request, places, options, schedule_name=schedule.value, seed_lr=seed_lr, watch=watch
+            spec,
+            recipe,
+            places,
+            options,
+            schedule_name=schedule.value,
+            seed_lr=seed_lr,
+            watch=watch,
         )
         print_baseline(console, record, study=spec.name, metric=f"valid_{spec.recipe['objective']}")
         return
-    summary = run_study(request, places, options, timeout=timeout, register=register, watch=watch)
+    summary = run_study(
+        spec, recipe, places, options, timeout=timeout, register=register, watch=watch
+    )
     print_summary(console, summary, places)
     refuse_failures(summary.record)
 

@@ -9,9 +9,10 @@ from knee_tune.analysis.range_curve import RangeReading, read_off
 from knee_tune.commands.comparison import key_of
 from knee_tune.commands.extra_runs import Lines
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest, interruptible, reopen_workers
+from knee_tune.commands.opened import interruptible, reopen_workers
 from knee_tune.commands.winner import complete_trial
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
+from knee_tune.config.recipe import Recipe
 from knee_tune.config.study import Analysis, Sharpness, StudySpec
 from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import KEPT_WEIGHTS, AnalysePlan, LRRangePlan
@@ -93,20 +94,20 @@ def analyse_study(
 
 def analyse_weights(
     places: Places,
-    request: StudyRequest,
+    spec: StudySpec,
+    recipe: Recipe,
     weights: Path,
     analysis: Analysis,
     *,
     options: GroupOptions,
     watched: Watched,
 ) -> Analysed:
-    """Analyse a file of weights, trained with the task, recipe and random seed of ``request``.
+    """Analyse a file of weights, trained with the task and random seed of ``spec``.
 
     UserError if there is no such file, or it does not fit the task's model.
     """
     if not weights.is_file():
         raise UserError(f"`weights` {weights}: no such file; name a weights.safetensors")
-    spec, recipe = request.resolve()
     subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
     with open_workers(places.home, spec, recipe, options) as workers, interruptible():
         return _analyse(workers, subject, analysis, watched)
@@ -201,8 +202,6 @@ def _tracked(
 class RangeRequest:
     """An LR range test as options name it."""
 
-    study: StudyRequest
-    """Task, preset, settings, random seed."""
     low: float
     high: float
     steps: int
@@ -232,6 +231,8 @@ class RangeTest:
 
 def lr_range_test(
     home: Home,
+    spec: StudySpec,
+    recipe: Recipe,
     request: RangeRequest,
     *,
     out: Path | None,
@@ -245,7 +246,6 @@ def lr_range_test(
     loss is lost at the very first step.
     """
     request.check()
-    spec, recipe = request.study.resolve()
     page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"`out` {out}: its folder does not exist; make it or name another")

@@ -3,7 +3,7 @@
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest, told_end
+from knee_tune.commands.opened import resolve_asked, told_end
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import (
     DEFAULT_EXPLORE_FRACTION,
@@ -60,8 +60,11 @@ SCHEDULES = (KNEE, *BASELINES)
 class BudgetRequest:
     """A budget search as options name it."""
 
-    study: StudyRequest
-    """Task, preset, settings, random seeds; its name, if any, names the search."""
+    study: Mapping[str, Any]
+    """What :func:`resolve_asked` is asked besides epochs and name."""
+    settings: Sequence[str] = ()
+    name: str | None = None
+    """None: of the task, the preset and the target."""
     target: str
     budgets: tuple[int, ...]
     """In epochs, ascending."""
@@ -83,12 +86,12 @@ class BudgetRequest:
                 raise UserError(f"`schedules` {name}: not known; {meant}known: {known}")
         if self.explore_fractions and KNEE not in self.schedules:
             raise UserError("`explore_fractions`: only knee explores; add it to `schedules`")
-        if any("recipe.epochs" in setting for setting in self.study.settings):
+        if any("recipe.epochs" in setting for setting in self.settings):
             raise UserError("`settings` recipe.epochs: `budgets` names the epochs")
-        first, recipe = self._at(self.budgets[0], name=self.study.name)
+        first, recipe = self._at(self.budgets[0], name=self.name)
         target = read_target(self.target, recipe.metric(recipe.objective))
         shown = f"{target:g}".replace("+", "")
-        name = self.study.name or f"budget-{first.subject}-{first.preset}-{shown}"
+        name = self.name or f"budget-{first.subject}-{first.preset}-{shown}"
         seed_lrs = self.seed_lrs or (recipe.seed_lr,)
         check_distinct("`seed_lrs`", seed_lrs)
         for seed_lr in seed_lrs:
@@ -113,8 +116,8 @@ class BudgetRequest:
         )
 
     def _at(self, epochs: int, *, name: str | None) -> tuple[StudySpec, Recipe]:
-        settings = (*self.study.settings, f"recipe.epochs={epochs}")
-        spec, recipe = replace(self.study, settings=settings, name=name).resolve()
+        settings = (*self.settings, f"recipe.epochs={epochs}")
+        spec, recipe = resolve_asked(**self.study, settings=settings, name=name)
         if recipe.epochs != epochs:
             raise UserError(
                 f"`settings` scale={spec.scale:g}: `budgets` names the epochs that are trained; "

@@ -1,7 +1,7 @@
 """A study that is open for training: its workers, its Optuna study, its tracker."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -9,7 +9,7 @@ from types import FrameType
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import ExploreFractionSpace, Recipe
-from knee_tune.config.resolve import parse_override, resolve_study
+from knee_tune.config.resolve import resolve_study
 from knee_tune.config.strict_yaml import read_files
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
@@ -205,60 +205,28 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
     )
 
 
-# Which study a person asks for, and what it comes to once files and options are merged.
+def resolve_asked(
+    *,
+    task: str | None = None,
+    study: str | None = None,
+    settings: Sequence[str] = (),
+    **fields: object,
+) -> tuple[StudySpec, Recipe]:
+    """The validated study that files and options describe, and its typed recipe; creates nothing.
 
-
-@dataclass(frozen=True, kw_only=True)
-class StudyRequest:
-    """A study as files and options name it; None leaves the choice to the files."""
-
-    task: str | None = None
-    study: str | None = None
-    """A file from ``studies/`` by name, or a path."""
-    preset: str | None = None
-    name: str | None = None
-    trials: int | None = None
-    sampler: str | None = None
-    pruner: str | None = None
-    goal: str | None = None
-    seed: int | None = None
-    replicates: int | None = None
-    fuse: bool | None = None
-    confirm: str | None = None
-    nproc: int | None = None
-    scale: float | None = None
-    """Of all epochs: a fifth of the paper's budget is 0.2."""
-    settings: tuple[str, ...] = ()
-
-    @property
-    def nproc_asked(self) -> bool:
-        """Whether an option says how many ranks there are, not the files."""
-        overrides = map(parse_override, self.settings)
-        return self.nproc is not None or any(each.path == ("nproc",) for each in overrides)
-
-    def resolve(self) -> tuple[StudySpec, Recipe]:
-        """The validated study and its typed recipe; UserError otherwise. Creates nothing."""
-        if self.task is not None:
-            task_entry(self.task)  # an unknown task is refused before its file is looked for
-        space_file, study_file = read_files(task=self.task, study=self.study)
-        return resolve_study(
-            space_file=space_file,
-            study_file=study_file,
-            recipe_type=lambda name: task_entry(name).recipe_type(),
-            preset=self.preset,
-            settings=self.settings,
-            name=self.name,
-            trials=self.trials,
-            sampler=self.sampler,
-            pruner=self.pruner,
-            goal=self.goal,
-            seed=self.seed,
-            replicates=self.replicates,
-            fuse=self.fuse,
-            confirm=self.confirm,
-            nproc=self.nproc,
-            scale=self.scale,
-        )
+    ``study``: a file from ``studies/`` by name, or a path. ``settings`` and ``fields`` as
+    :func:`resolve_study` reads them. UserError for the first thing that is wrong.
+    """
+    if task is not None:
+        task_entry(task)  # an unknown task is refused before its file is looked for
+    space_file, study_file = read_files(task=task, study=study)
+    return resolve_study(
+        space_file=space_file,
+        study_file=study_file,
+        recipe_type=lambda name: task_entry(name).recipe_type(),
+        settings=settings,
+        **fields,
+    )
 
 
 # How a command that trains comes to its end: cleanly, and told to MLflow and to people.

@@ -9,9 +9,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from knee_tune.commands.home import Places
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.run import Watch, run_study
 from knee_tune.commands.workers import Device, GroupOptions, has_gpu
+from knee_tune.config.recipe import Recipe
 from knee_tune.config.resolve import scaled_name
 from knee_tune.config.strict_yaml import available, find, read_document
 from knee_tune.config.study import StudySpec
@@ -111,7 +112,7 @@ class ReproductionRequest:
     trunk_cache: int = GroupOptions.trunk_cache
     settings: tuple[str, ...] = ()
 
-    def resolve(self) -> tuple[StudyRequest, GroupOptions]:
+    def resolve(self) -> tuple[StudySpec, Recipe, GroupOptions]:
         """The study to be run, and how; UserError for what there is not.
 
         Replicas are spread over all CPU cores: a rank on each. Without fusing, on tasks that do
@@ -120,7 +121,7 @@ class ReproductionRequest:
         its own.
         """
         design = find_design(self.table, task=self.task, preset=self.preset)
-        plain = StudyRequest(task=self.task, study=design.study).resolve()[0]
+        plain = resolve_asked(task=self.task, study=design.study)[0]
         fuse = self.fuse and task_entry(self.task).fuses and plain.compare is None
         named = self.nproc or design.nproc
         seeds = self.seeds or plain.replicates
@@ -136,7 +137,7 @@ class ReproductionRequest:
             f"{seeds}-seeds" if seeds != plain.replicates else "",
             "one-by-one" if plain.compare is None and not self.fuse else "",
         ]
-        request = StudyRequest(
+        spec, recipe = resolve_asked(
             task=self.task,
             study=design.study,
             name=self.name or "-".join(filter(None, parts)),
@@ -156,7 +157,7 @@ class ReproductionRequest:
             compile=self.compile,
             trunk_cache=self.trunk_cache,
         )
-        return request, options
+        return spec, recipe, options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,15 +236,22 @@ class Reproduction:
         }
 
 
-def reproduce(request: ReproductionRequest, places: Places, *, watch: Watch) -> Reproduction:
-    """Run the study, or what is left of it, and report.
+def reproduce(
+    table: str,
+    spec: StudySpec,
+    recipe: Recipe,
+    places: Places,
+    options: GroupOptions,
+    *,
+    watch: Watch,
+) -> Reproduction:
+    """Run the study of a table, or what is left of it, and report.
 
     KeyboardInterrupt is raised on after every running trial was told; the same call continues.
     """
-    study, options = request.resolve()
-    summary = run_study(study, places, options, timeout=None, register=False, watch=watch)
+    summary = run_study(spec, recipe, places, options, timeout=None, register=False, watch=watch)
     return Reproduction(
-        table=request.table,
+        table=table,
         record=summary.record,
         ridge=summary.ridge,
         report=summary.report,

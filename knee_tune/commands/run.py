@@ -9,11 +9,12 @@ from pathlib import Path
 from knee_tune.commands.comparison import compare_rows
 from knee_tune.commands.extra_runs import EndedRun, ExtraRun, train_extra_runs
 from knee_tune.commands.home import Places
-from knee_tune.commands.opened import OpenedStudy, StudyRequest, open_for_training, told_end
+from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
 from knee_tune.commands.winner import register_study
 from knee_tune.commands.workers import GroupOptions
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION
+from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, Recipe
+from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
 from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
@@ -177,7 +178,8 @@ Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
 
 
 def run_study(
-    request: StudyRequest,
+    spec: StudySpec,
+    recipe: Recipe,
     places: Places,
     options: GroupOptions,
     *,
@@ -191,7 +193,6 @@ def run_study(
     registered once it is known. KeyboardInterrupt (Ctrl-C or SIGTERM) is raised on after every
     running trial was told.
     """
-    spec, recipe = request.resolve()
     with (
         open_for_training(spec, recipe, places, options) as opened,
         watch(study_start(opened)) as watcher,
@@ -423,7 +424,8 @@ def _finished(
 
 
 def run_baseline(
-    request: StudyRequest,
+    spec: StudySpec,
+    recipe: Recipe,
     places: Places,
     options: GroupOptions,
     *,
@@ -435,7 +437,6 @@ def run_baseline(
 
     It is no trial: the search never sees it. UserError or MachineError if the training fails.
     """
-    spec, recipe = request.resolve()
     with (
         open_for_training(spec, recipe, places, options, beside=True) as opened,
         watch(study_start(opened)) as watcher,

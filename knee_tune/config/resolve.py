@@ -96,6 +96,11 @@ def parse_override(text: str) -> Override:
         raise UserError(f"{label}: the value is no YAML: {error}") from None
 
 
+def sets(settings: Iterable[str], field: str) -> bool:
+    """Whether one of the settings (``nproc=2``) is of that field of the study."""
+    return any(parse_override(text).path == (field,) for text in settings)
+
+
 def layer_of(overrides: Iterable[Override]) -> dict[str, Any]:
     """The overrides as one nested mapping; a later one wins. UserError where two contradict."""
     layer: dict[str, Any] = {}
@@ -176,42 +181,18 @@ def resolve_study(
     space_file: Document,
     study_file: Document | None = None,
     recipe_type: Callable[[str], type[Recipe]],
-    preset: str | None = None,
     settings: Sequence[str] = (),
-    name: str | None = None,
-    trials: int | None = None,
-    sampler: str | None = None,
-    pruner: str | None = None,
-    goal: str | None = None,
-    seed: int | None = None,
-    replicates: int | None = None,
-    fuse: bool | None = None,
-    confirm: str | None = None,
-    nproc: int | None = None,
-    scale: float | None = None,
+    **fields: object,
 ) -> tuple[StudySpec, Recipe]:
     """The study that files and options describe, and its typed recipe.
 
     ``recipe_type`` maps a task's name to its recipe class; ``settings`` set any field
-    (``recipe.epochs=4``). UserError, one line, for the first thing that is wrong.
+    (``recipe.epochs=4``); ``fields`` are the study's own (``trials=20``), and None leaves one to
+    the files. UserError, one line, for the first thing that is wrong.
     """
-    options = {
-        "preset": ("preset", preset),
-        "study_name": ("name", name),
-        "trials": ("trials", trials),
-        "sampler": ("sampler", sampler),
-        "pruner": ("pruner", pruner),
-        "goal": ("goal", goal),
-        "seed": ("seed", seed),
-        "replicates": ("replicates", replicates),
-        "fuse": ("fuse", fuse),
-        "confirm": ("confirm", confirm),
-        "nproc": ("nproc", nproc),
-        "scale": ("scale", scale),
-    }
     overrides = [parse_override(text) for text in settings] + [
-        Override(label=f"`{option}` {value}", path=(field,), value=value)
-        for option, (field, value) in options.items()
+        Override(label=f"`{_option(field)}` {value}", path=(field,), value=value)
+        for field, value in fields.items()
         if value is not None
     ]
 
@@ -240,6 +221,11 @@ def resolve_study(
         study = study.model_copy(update={"trials": study.size})
     named = "name" in asked or study.scale == described.get("scale", 1.0)
     return scaled(study, recipe, name=study.name if named else scaled_name(study.name, study.scale))
+
+
+def _option(field: str) -> str:
+    """What the option that sets a field of the study is called."""
+    return "study_name" if field == "name" else field
 
 
 def read_space(file: Document, recipe_type: Callable[[str], type[Recipe]]) -> SpaceFile:

@@ -15,9 +15,11 @@ from knee_tune.cli.watch import PlainWatcher
 from knee_tune.commands.audit import AuditOptions, audit_study
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.look import look_at
-from knee_tune.commands.opened import StudyRequest, open_for_training
+from knee_tune.commands.opened import open_for_training, resolve_asked
 from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.commands.workers import GroupOptions, open_workers
+from knee_tune.config.recipe import Recipe
+from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -36,9 +38,9 @@ GOOD, BAD, HOPELESS = (0.05, 0.06, 0.07, 0.08), (0.001, 0.002, 0.003), 1e9
 OPTIONS = GroupOptions(device="cpu")
 
 
-def request(name: str, *, trials: int, pruner: str = "median") -> StudyRequest:
+def resolved(name: str, *, trials: int, pruner: str = "median") -> tuple[StudySpec, Recipe]:
     seed_lrs = [*BAD, *GOOD, HOPELESS]
-    return StudyRequest(
+    return resolve_asked(
         task="digits",
         preset="quick",
         name=name,
@@ -72,13 +74,14 @@ class Lines:
 
 def train(places: Places, seed_lrs: Sequence[float]) -> StudyRecord:
     """A study of exactly these trials, in this order."""
-    asked = request(NAME, trials=len(seed_lrs))
-    spec, recipe = asked.resolve()
+    spec, recipe = resolved(NAME, trials=len(seed_lrs))
     with open_for_training(spec, recipe, places, OPTIONS) as opened:
         opened.tracker.close()
         for seed_lr in seed_lrs[1:]:  # the first is there: the paper's default
             opened.study.enqueue_trial({"seed_lr": seed_lr, "explore_fraction": 0.5})
-    return run_study(asked, places, OPTIONS, timeout=None, register=False, watch=quiet).record
+    return run_study(
+        spec, recipe, places, OPTIONS, timeout=None, register=False, watch=quiet
+    ).record
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,7 +118,7 @@ def twice(places: Places, once: StudyRecord) -> StudyRecord:
 
 def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
     """The values of a trial's replicates, each trained alone from its first step to its last."""
-    spec, recipe = request("alone", trials=1, pruner="none").resolve()
+    spec, recipe = resolved("alone", trials=1, pruner="none")
     values = []
     with open_workers(Home(home), spec, recipe, OPTIONS) as workers:
         schedule = knee_schedule(
@@ -202,13 +205,12 @@ def test_without_pruned_trials_there_is_nothing_to_audit(tmp_path: Path) -> None
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with pytest.raises(UserError, match="there is no study in it"):
         audit_study(places, NAME, AuditOptions(finish=1), Lines())
-    asked = request(NAME, trials=1, pruner="none")
-    spec, recipe = asked.resolve()
+    spec, recipe = resolved(NAME, trials=1, pruner="none")
     with open_for_training(spec, recipe, places, OPTIONS):
         pass
     with pytest.raises(UserError, match="no trial is complete yet"):
         audit_study(places, NAME, AuditOptions(finish=1), Lines())
-    run_study(asked, places, OPTIONS, timeout=None, register=False, watch=quiet)
+    run_study(spec, recipe, places, OPTIONS, timeout=None, register=False, watch=quiet)
     with pytest.raises(UserError, match=r"no trial was pruned \(pruner none; diverged") as error:
         audit_study(places, NAME, AuditOptions(finish=1), Lines())
     assert "\n" not in str(error.value)

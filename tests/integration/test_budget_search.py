@@ -10,7 +10,6 @@ import pytest
 
 from knee_tune.commands.budget import BudgetRequest, search_budget
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.records.budget import BudgetRecord
@@ -37,10 +36,10 @@ def search(
     home: Path, lines: Lines | None = None, *, tracked: bool = False, **asked: Any
 ) -> BudgetRecord:
     """Three small budgets, two schedules; after three epochs both have learned something."""
-    study = {"task": "digits", "preset": "quick"} | asked.pop("study", {})
+    study = {"task": "digits", "preset": "quick", **asked.pop("study", {})}
     request = {"budgets": (1, 2, 3), "target": "0.30", "schedules": ("knee", "linear")} | asked
     places = Places.of(Home(home), storage=None, tracking_uri=None if tracked else "none")
-    resolved = BudgetRequest(study=StudyRequest(**study), **request).resolve()
+    resolved = BudgetRequest(settings=study.pop("settings", ()), study=study, **request).resolve()
     with ranks_here():
         return search_budget(resolved, places, GroupOptions(device="cpu"), lines or Lines())
 

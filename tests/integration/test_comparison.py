@@ -15,7 +15,7 @@ from knee_tune.cli.summary import print_comparison
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.commands import opened
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.run import RunSummary, run_study
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
@@ -88,7 +88,7 @@ class Bench:
         console = Console(file=output, width=200)
         try:
             return run_study(
-                StudyRequest(study=str(file), **{"scale": 0.2} | asked),
+                *resolve_asked(study=str(file), **{"scale": 0.2} | asked),
                 Places.of(Home(self.home), storage=self._storage, tracking_uri="none"),
                 GroupOptions(device="cpu", trunk_cache=trunk_cache),
                 timeout=timeout,

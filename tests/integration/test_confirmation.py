@@ -24,7 +24,7 @@ from knee_tune.cli.summary import (
 )
 from knee_tune.cli.watch import PlainWatcher
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.report import study_report
 from knee_tune.commands.run import RunSummary, run_study
 from knee_tune.commands.winner import complete_trial, register_study
@@ -147,7 +147,7 @@ class Bench:
         self._monkeypatch.setattr(
             "knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: ranks
         )
-        request = StudyRequest(
+        spec, recipe = resolve_asked(
             task="digits",
             name="s",
             sampler="random",
@@ -165,7 +165,8 @@ class Bench:
         console = Console(file=output, width=200)
         try:
             return run_study(
-                request,
+                spec,
+                recipe,
                 self.places(tracked),
                 GroupOptions(slots=slots, amp=amp),
                 timeout=timeout,

@@ -8,7 +8,7 @@ import pytest
 
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.opened import StudyRequest, open_for_training
+from knee_tune.commands.opened import open_for_training, resolve_asked
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.plans.planner import knee_schedule
@@ -46,7 +46,7 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
     """As two audits at a time do."""
     gate = Gate()
     monkeypatch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: gate)
-    spec, recipe = StudyRequest(task="digits", preset="quick").resolve()
+    spec, recipe = resolve_asked(task="digits", preset="quick")
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with (
         open_for_training(spec, recipe, places, GroupOptions(device="cpu")) as opened,

@@ -10,7 +10,7 @@ import pytest
 
 from knee_tune.commands.home import Home
 from knee_tune.commands.look import training_command
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
 from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
@@ -206,7 +206,7 @@ def test_the_next_step_is_a_command_that_works(
     assert f"run --task iwslt --set {setting} --home '{tmp_path}/my home'" in command
     words_ = shlex.split(command)
     setting = words_[words_.index("--set") + 1]
-    study, recipe = StudyRequest(task="iwslt", settings=(setting,)).resolve()
+    study, recipe = resolve_asked(task="iwslt", settings=(setting,))
     assert recipe.model_dump()["data"] == name
     assert study.name == f"knee-{name}-50ep"
     assert study.subject == name

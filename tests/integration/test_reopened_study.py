@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from knee_tune.commands.home import Home
-from knee_tune.commands.opened import StudyRequest, reopen_workers
+from knee_tune.commands.opened import reopen_workers, resolve_asked
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TaskFacts
@@ -43,7 +43,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def study(home: Home) -> Study:
-    spec, recipe = StudyRequest(task="digits", name="s").resolve()
+    spec, recipe = resolve_asked(task="digits", name="s")
     storage = open_storage(f"sqlite:///{home.root}/optuna.db")
     return open_study(storage, spec, recipe=recipe, data_fingerprint="as it was")
 

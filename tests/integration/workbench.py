@@ -10,7 +10,7 @@ import torch
 from optuna.pruners import NopPruner
 from optuna.storages import RDBStorage
 
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.plans.plan import Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -100,12 +100,12 @@ class Workbench:
         (home / "logs").mkdir(exist_ok=True)
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
-        spec, recipe = StudyRequest(
+        spec, recipe = resolve_asked(
             task="digits",
             name="it",
             settings=(f"recipe.epochs={epochs}", *request.pop("settings", ())),
             **{"sampler": "random", **request},
-        ).resolve()
+        )
         self.spec, self.recipe = spec, recipe
         self.storage_url = f"sqlite:///{home}/optuna.db"
         self.storage: RDBStorage = open_storage(

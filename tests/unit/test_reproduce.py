@@ -31,33 +31,33 @@ def test_one_study_beside_two_tables() -> None:
 
 
 def test_replicas_are_spread_over_all_cores() -> None:
-    study, options = digits().resolve()
-    assert (study.study, study.name, study.replicates) == ("table16-digits", "table16-digits", 20)
+    study, _, options = digits().resolve()
+    assert (study.name, study.replicates) == ("table16-digits", 20)
     assert (study.nproc, options.nproc, options.slots) == (4, 4, 1)
     assert not options.nproc_asked
 
 
 def test_a_rank_without_a_replica_is_not_started() -> None:
-    assert digits(seeds=2).resolve()[1].nproc == 2
+    assert digits(seeds=2).resolve()[2].nproc == 2
 
 
 def test_one_rank_drives_a_gpu() -> None:
-    assert digits(device="cuda").resolve()[1].nproc == 1
+    assert digits(device="cuda").resolve()[2].nproc == 1
 
 
 def test_one_by_one_trains_a_run_on_every_core() -> None:
-    study, options = digits(fuse=False).resolve()
+    study, _, options = digits(fuse=False).resolve()
     assert (study.fuse, study.name) == (False, "table16-digits-one-by-one")
     assert (options.nproc, options.slots) == (1, 4)
 
 
 def test_rows_of_a_table_train_one_on_every_core() -> None:
     table = ReproductionRequest(table="table1", task="cifar10", scale=0.2)
-    study, options = table.resolve()
+    study, _, options = table.resolve()
     assert (study.name, study.scale) == ("table1-cifar10-scale0.2", 0.2)
     assert (study.nproc, options.nproc, options.slots) == (1, 1, 4)
-    assert replace(table, device="cuda").resolve()[1].slots == 1
-    assert replace(table, slots=2).resolve()[1].slots == 2
+    assert replace(table, device="cuda").resolve()[2].slots == 1
+    assert replace(table, slots=2).resolve()[2].slots == 2
     assert replace(table, scale=None, fuse=False, seeds=2).resolve()[0].name == (
         "table1-cifar10-2-seeds"
     )
@@ -65,32 +65,31 @@ def test_rows_of_a_table_train_one_on_every_core() -> None:
 
 def test_a_task_that_does_not_fuse_trains_a_run_on_every_core() -> None:
     table = ReproductionRequest(table="table16", task="cifar10", preset="tiny")
-    study, options = table.resolve()
+    study, _, options = table.resolve()
     assert (study.name, options.nproc, options.slots) == ("table16-cifar10-tiny", 1, 4)
-    assert replace(table, seeds=1).resolve()[1].slots == 4  # trials, whose seeds take turns
+    assert replace(table, seeds=1).resolve()[2].slots == 4  # trials, whose seeds take turns
 
 
 def test_a_scaled_table_is_a_study_of_its_own() -> None:
-    study, _ = digits(scale=0.5, seeds=5).resolve()
+    study, recipe, _ = digits(scale=0.5, seeds=5).resolve()
     assert study.name == "table16-digits-scale0.5-5-seeds"
-    assert study.resolve()[1].epochs == 15
+    assert recipe.epochs == 15
     assert digits(scale=1.0).resolve()[0].name == "table16-digits"
 
 
 def test_a_study_file_that_names_its_ranks_keeps_them() -> None:
     request = ReproductionRequest(table="table15", task="iwslt", preset="demo")
-    assert request.resolve()[1].nproc == 2
+    assert request.resolve()[2].nproc == 2
 
 
 def test_what_was_asked_for_wins() -> None:
-    study, options = digits(nproc=3, seeds=5, name="mine").resolve()
+    study, _, options = digits(nproc=3, seeds=5, name="mine").resolve()
     assert (study.name, study.replicates, options.nproc) == ("mine", 5, 3)
     assert options.nproc_asked
 
 
 def outcome(*trials: TrialRecord) -> Reproduction:
-    study, _ = digits().resolve()
-    spec, _ = study.resolve()
+    spec, *_ = digits().resolve()
     record = StudyRecord(
         name="mine",
         task="digits",

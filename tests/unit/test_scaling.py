@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.config.recipe import Recipe
 from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError
@@ -39,7 +39,7 @@ class Studies:
         Path(f"studies/{name}.yaml").write_text(text)
 
     def resolve(self, study: str = "mine", **options: Any) -> tuple[StudySpec, Recipe]:
-        return StudyRequest(study=study, **options).resolve()
+        return resolve_asked(study=study, **options)
 
     def mistake(self, text: str, **options: Any) -> str:
         self.write(text)
@@ -72,8 +72,8 @@ def test_an_epoch_is_the_least_there_is(studies: Studies) -> None:
 
 
 def test_a_task_without_a_study_file_is_named_by_its_whole_budget_and_the_scale() -> None:
-    spec, recipe = StudyRequest(task="digits", scale=0.2).resolve()
-    usual, whole = StudyRequest(task="digits").resolve()
+    spec, recipe = resolve_asked(task="digits", scale=0.2)
+    usual, whole = resolve_asked(task="digits")
     assert recipe.epochs == round(whole.epochs * 0.2)
     assert spec.name == f"{usual.name}-scale0.2"
 

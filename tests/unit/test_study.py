@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.errors import UserError
 from knee_tune.records.events import TrialFinished
 from knee_tune.records.study import BaselineRecord, Evaluation, ReplicateRecord
@@ -37,7 +37,7 @@ OF_AN_OLD_VERSION = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
 
 
 def opened(storage: InMemoryStorage | None = None, **request: Any) -> optuna.Study:
-    spec, recipe = StudyRequest(task="digits", preset="quick", **request).resolve()
+    spec, recipe = resolve_asked(task="digits", preset="quick", **request)
     return open_study(storage or InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
 
 
@@ -112,7 +112,7 @@ def test_trials_that_could_not_be_compared_are_refused(change: dict[str, Any], l
 )
 def test_trials_in_other_arithmetic_are_refused(before: bool, line: str) -> None:
     storage = InMemoryStorage()
-    spec, recipe = StudyRequest(task="digits", name="s").resolve()
+    spec, recipe = resolve_asked(task="digits", name="s")
     for amp in (before, before):
         open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=amp)
     with pytest.raises(UserError, match=line):
@@ -122,7 +122,7 @@ def test_trials_in_other_arithmetic_are_refused(before: bool, line: str) -> None
 def test_what_is_trained_beside_the_search_does_not_change_what_was_asked_for() -> None:
     storage = InMemoryStorage()
     made = opened(storage, name="s", sampler="tpe", trials=30)
-    spec, recipe = StudyRequest(task="digits", preset="quick", name="s").resolve()
+    spec, recipe = resolve_asked(task="digits", preset="quick", name="s")
     beside = open_study(storage, spec, recipe=recipe, data_fingerprint="data", beside=True)
     assert spec_of(beside) == spec_of(made)
     assert spec_of(made).sampler == "tpe"
@@ -130,8 +130,7 @@ def test_what_is_trained_beside_the_search_does_not_change_what_was_asked_for() 
 
 def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
     storage = InMemoryStorage()
-    request = StudyRequest(task="iwslt", name="s", settings=("recipe.data=mine",))
-    spec, recipe = request.resolve()
+    spec, recipe = resolve_asked(task="iwslt", name="s", settings=("recipe.data=mine",))
     assert spec.subject == "mine"
     before = spec.model_copy(update={"own_data": None})  # as before data named experiments
     for asked in (before, spec):
@@ -142,7 +141,7 @@ def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
 def test_another_task_under_the_same_name_is_refused() -> None:
     storage = InMemoryStorage()
     opened(storage, name="mine")
-    spec, recipe = StudyRequest(task="iwslt", preset="demo", name="mine").resolve()
+    spec, recipe = resolve_asked(task="iwslt", preset="demo", name="mine")
     with pytest.raises(UserError, match='made with task="digits", not "iwslt"; choose another'):
         open_study(storage, spec, recipe=recipe, data_fingerprint="data")
 
@@ -401,7 +400,7 @@ def test_what_is_reported_improves_in_the_direction_of_the_objective(
 
 
 def opened_recipe(objective: str) -> Any:
-    return StudyRequest(task="digits", settings=(f"recipe.objective={objective}",)).resolve()[1]
+    return resolve_asked(task="digits", settings=(f"recipe.objective={objective}",))[1]
 
 
 def test_a_baseline_is_kept_once_per_schedule_and_seed_lr() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from knee_tune.commands.opened import StudyRequest
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.config.strict_yaml import available
 from knee_tune.config.study import ReferenceTable, StudySpec
 
@@ -28,7 +28,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec_of(name: str) -> StudySpec:
-    return StudyRequest(study=name).resolve()[0]
+    return resolve_asked(study=name)[0]
 
 
 def papers_table(shared: Path, number: int) -> Iterator[tuple[float, ...]]:
