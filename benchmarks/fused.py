@@ -88,7 +88,7 @@ def train(data: "Task[Any]", load: Load, replicas: Sequence[Replica], *, fused: 
     """Seconds that one run takes from its first step to its weights; its data is there already."""
     import torch
 
-    from knee_tune.training.loop import TrainingRun
+    from knee_tune.jobs import task_run
     from knee_tune.workers.group import Group
     from knee_tune.workers.protocol import Channel, Decision, Report
 
@@ -105,7 +105,7 @@ def train(data: "Task[Any]", load: Load, replicas: Sequence[Replica], *, fused: 
         task = data.with_seed(order.seed)
         group = Group(device=torch.device(load.device))
         began = time.perf_counter()
-        TrainingRun(task, order, group, Nobody()).run()
+        task_run(task, order, group, Nobody()).run()
         return time.perf_counter() - began
 
 

@@ -31,7 +31,7 @@ from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.recipe import Recipe
-from knee_tune.jobs import run_job
+from knee_tune.jobs import run_job, task_run
 from knee_tune.plans.plan import DescribePlan, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.records.study import Steps
@@ -97,7 +97,7 @@ class Runs:
     def start(self, plan: TrainPlan) -> TrainingRun:
         """The run where it starts, before its first step."""
         task = task_entry(plan.task).build(plan.recipe, data_dir=plan.data_dir, seed=plan.seed)
-        return TrainingRun(task, plan, Group(), Nobody())
+        return task_run(task, plan, Group(), Nobody())
 
 
 @dataclass(frozen=True, kw_only=True)

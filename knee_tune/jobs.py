@@ -21,11 +21,12 @@ from knee_tune.plans.plan import (
     TestPlan,
     TrainPlan,
 )
-from knee_tune.tasks.base import Task
+from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import task_entry
-from knee_tune.training.fused import why_unfusable
-from knee_tune.training.learner import evaluate, non_finite
+from knee_tune.training.fused import FusedModels, why_unfusable
+from knee_tune.training.learner import Learner, evaluate, non_finite
 from knee_tune.training.loop import TrainingRun
+from knee_tune.training.single import SingleModel
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done
 
@@ -36,7 +37,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
     watched = replace(group, alive=lambda: channel.progress(0))
     match plan:
         case TrainPlan():
-            return TrainingRun(task, plan, group, channel).run()
+            return task_run(task, plan, group, channel).run()
         case TestPlan():
             model = _finished_model(task, plan.weights, group)
             metrics = evaluate(
@@ -75,6 +76,19 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 gpus=torch.cuda.device_count(),
             )
             return Done(state="complete", result=facts.model_dump())
+
+
+def task_run(task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> TrainingRun:
+    """Return the run of ``plan``, where it starts: of a single model, or of the plan's replicas."""
+
+    def learner(group: Group) -> Learner:
+        if not plan.replicas:
+            return SingleModel(task, plan, group)
+        if not isinstance(task, FusableTask):
+            raise TypeError(f"{type(task).__name__} has replicas in its plan, but does not fuse")
+        return FusedModels(task, plan, group)
+
+    return TrainingRun(task.recipe, plan, group, channel, learner)
 
 
 def _finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:

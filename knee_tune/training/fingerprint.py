@@ -20,7 +20,10 @@ from pathlib import Path
 from pkgutil import get_importer, iter_modules
 from typing import Any
 
-_ENGINE = ("knee_tune.training.loop", "knee_tune.workers.rank")
+_ENGINE = (
+    *("knee_tune.training.loop", "knee_tune.training.single", "knee_tune.training.fused"),
+    "knee_tune.workers.rank",
+)
 """What every run is trained by: all else of this package that decides its bits is imported here."""
 
 _STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "lib-dynload")

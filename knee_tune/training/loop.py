@@ -1,18 +1,20 @@
-"""The one training loop. It knows schedules, steps and groups, but no task and no tuner."""
+"""The one training loop. It knows schedules, steps and groups, but no task and no tuner.
+
+Whoever makes the updates drives it: :meth:`TrainingRun.run` with its learner's, a script with its
+own.
+"""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from knee_tune.config.recipe import Recipe
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
-from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
-from knee_tune.training.fused import FusedModels
 from knee_tune.training.learner import Learner, columns, means, non_finite
-from knee_tune.training.single import SingleModel
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done, ReplicaDone, Report
 
@@ -39,17 +41,27 @@ class TrainingRun:
     """One rank's share of one training run, from where it may start to its last step.
 
     Replicas are named by their place in the plan; a run of a single model is its replica 0.
+    ``learner`` makes what is trained, for a group that gives signs of life.
     """
 
-    def __init__(self, task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> None:
-        self.plan, self.channel, self._recipe = plan, channel, task.recipe
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: TrainPlan,
+        group: Group,
+        channel: Channel,
+        learner: Callable[[Group], Learner],
+    ) -> None:
+        self.plan, self.channel, self._recipe = plan, channel, recipe
         self.group = replace(group, alive=lambda: channel.progress(self.step))
-        self.learner = _learner(task, plan, self.group)
+        self.learner = learner(self.group)
         self.trunk = Trunk(plan, plan.trunk, channel.line) if plan.trunk else None
         self.step = 0
         self.lost = ""
         self._best: dict[int, float] = {}
         self._ended: dict[int, ReplicaDone] = {}
+        self._over: Done | None = None
+        """How the run ended, if before its last step."""
         self._history: list[Report] = []
         self._load()
         self.first_step = self.step
@@ -59,49 +71,68 @@ class TrainingRun:
 
     def run(self) -> Done:
         """Train to the last step, or until the driver says stop or the loss is lost."""
-        if self._tell_history():
-            return self._done("stopped")
-        if self.lost:
-            return self._done("diverged", reason=self.lost)
-        note = StepNote(self.plan, first=self.first_step) if self.group.leads else None
-        try:
-            return self._train(note)
-        finally:
-            if note is not None:
-                note.close()
+        for step in self.steps():
+            self.learner.update(step)
+        return self.finish()
 
-    def _train(self, note: StepNote | None) -> Done:
+    def steps(self) -> Iterator[int]:
+        """Yield every step for which an update is to be made; asking for the next says it is.
+
+        In between it measures, reports, saves and leaves trunk checkpoints. It ends after the last
+        step, or where the driver says stop or the loss is lost; then :meth:`finish` says how.
+        """
+        if self._tell_history():
+            self._over = self._done("stopped")
+        elif self.lost:
+            self._over = self._done("diverged", reason=self.lost)
+        else:
+            note = StepNote(self.plan, first=self.first_step) if self.group.leads else None
+            try:
+                yield from self._steps(note)
+            finally:
+                if note is not None:
+                    note.close()
+
+    def finish(self) -> Done:
+        """Return how the run ended; the kept weights of a complete one are measured once more."""
+        return self._over or self._finish()
+
+    def _steps(self, note: StepNote | None) -> Iterator[int]:
         evaluations = set(self.plan.evaluation_steps())
-        while self.step < self.plan.total_steps:
+        while self.step < self.plan.total_steps and self._over is None:
             self.step += 1
-            self.learner.update(self.step)
+            yield self.step
             if note is not None:
                 note.write(self.step)
             self.channel.progress(self.step)
-            stop = False
-            if self.step in evaluations:
-                measured = self.learner.measure(self.step)
-                lost = {
-                    r: f"non-finite {names}" for r in measured if (names := non_finite(measured[r]))
-                }
-                if self._end_diverged(lost):
-                    return self._diverged(lost)
-                # First tell, then save: a run that dies in between tells again what it told, but
-                # never leaves anything out.
-                stop = self._stop_wanted({r: measured[r] for r in measured if r not in lost})
-                self._keep_best(measured)
-                self._save(due=stop or self.step == self.plan.total_steps)
-            elif self.step % FINITE_CHECK_STEPS == 0:
-                lost = dict.fromkeys(self.learner.lost(), "non-finite training loss or gradient")
-                if self._end_diverged(lost):
-                    return self._diverged(lost)
-            self._save_trunk()
-            if stop:
-                return self._done("stopped")
-            if self._interrupted():
-                self._save(due=True)
-                return self._done("stopped")
-        return self._finish()
+            self._over = self._after_update(evaluate=self.step in evaluations)
+
+    def _after_update(self, *, evaluate: bool) -> Done | None:
+        """Measure, report and save what is due after this step; the end of the run if it ends."""
+        stop = False
+        if evaluate:
+            measured = self.learner.measure(self.step)
+            lost = {
+                r: f"non-finite {names}" for r in measured if (names := non_finite(measured[r]))
+            }
+            if self._end_diverged(lost):
+                return self._diverged(lost)
+            # First tell, then save: a run that dies in between tells again what it told, but
+            # never leaves anything out.
+            stop = self._stop_wanted({r: measured[r] for r in measured if r not in lost})
+            self._keep_best(measured)
+            self._save(due=stop or self.step == self.plan.total_steps)
+        elif self.step % FINITE_CHECK_STEPS == 0:
+            lost = dict.fromkeys(self.learner.lost(), "non-finite training loss or gradient")
+            if self._end_diverged(lost):
+                return self._diverged(lost)
+        self._save_trunk()
+        if stop:
+            return self._done("stopped")
+        if self._interrupted():
+            self._save(due=True)
+            return self._done("stopped")
+        return None
 
     def _interrupted(self) -> bool:
         """Whether the driver was interrupted: the run ends here and goes on from here later.
@@ -300,11 +331,3 @@ class TrainingRun:
             result=result,
             replicas=tuple(self._ended[r] for r in range(len(self.plan.replicas))),
         )
-
-
-def _learner(task: Task[Any], plan: TrainPlan, group: Group) -> Learner:
-    if not plan.replicas:
-        return SingleModel(task, plan, group)
-    if not isinstance(task, FusableTask):
-        raise TypeError(f"{type(task).__name__} has replicas in its plan, but does not fuse")
-    return FusedModels(task, plan, group)

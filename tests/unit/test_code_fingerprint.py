@@ -210,6 +210,7 @@ def _but_sources(folder: str, names: list[str]) -> list[str]:
     "source",
     [
         *("training/loop.py", "training/optimizer.py", "schedules/schedule.py"),
+        *("training/single.py", "training/fused.py"),
         *("workers/group.py", "workers/rank.py", "config/recipe.py", "plans/plan.py"),
         *("tasks/seeding.py", "tasks/base.py", "tasks/tabular/task.py"),
     ],
