@@ -14,8 +14,12 @@ from typing import Any
 from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.schedules import Exploring
 
-_DECIDED_ELSEWHERE = ("epochs", "seed_lr", "warmup_steps", "amp")
-"""Fields of a recipe that training reads from its schedule, and from its placement."""
+_DECIDED_ELSEWHERE = (
+    *("epochs", "seed_lr", "warmup_steps", "amp"),
+    *("script", "steps", "evaluate_every"),
+)
+"""Fields of a recipe that training reads from its schedule, and from its placement; where a script
+lies, for its code is what counts."""
 
 
 def run_identity(plan: TrainPlan) -> dict[str, Any]:

@@ -30,10 +30,28 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> opti
     return _ADAM_FAMILY[spec.name](parameters, betas=spec.betas, eps=spec.eps, **options)
 
 
-def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
-    """Set the LR of the coming update. No scheduler state exists, so none can be restored wrong."""
+def note_lr_scales(optimizer: optim.Optimizer) -> None:
+    """Give every group without a ``lr_scale`` its LR over the optimizer's own as one.
+
+    A scheduler that was made before has noted what a group's LR was.
+    """
+    usual = float(optimizer.defaults.get("lr", 0.0))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        own = float(group.get("initial_lr", group["lr"]))
+        group.setdefault("lr_scale", own / usual if usual else 1.0)
+
+
+def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
+    """Set the LR of the coming update, times each group's ``lr_scale`` (1 if it has none).
+
+    No scheduler state exists, so none can be restored wrong.
+    """
+    for group in optimizer.param_groups:
+        scaled = lr * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):  # of an optimizer that is compiled or in a graph
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 @torch.no_grad()
