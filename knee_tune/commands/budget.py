@@ -150,7 +150,7 @@ class Search:
     @property
     def metric(self) -> str:
         """What the target is of, with its split."""
-        return f"valid_{self.recipe.objective}"
+        return self.recipe.objective_metric.name
 
     def at(self, workers: Workers, epochs: int) -> Workers:
         """``workers`` at that budget: same worker groups, same data, same trunks.
