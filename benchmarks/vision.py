@@ -38,7 +38,7 @@ from knee_tune.config.study import StudySpec
 from knee_tune.schedules import Cosine
 from knee_tune.stats.estimates import mean_estimate
 from knee_tune.tasks.registry import task_entry
-from knee_tune.workers.protocol import Decision, Done, Report
+from knee_tune.workers.protocol import Callbacks, Decision, Done, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,7 @@ def ours(workers: Workers, *, seed: int) -> list[Trained]:
         plan = workers.train_plan(
             schedule, log_key=f"slot-{number}", seed=seed + number, slot=number
         )
-        outcome = workers.runner.run(
-            plan, on_report=told, on_line=print, on_progress=lambda step: None
-        )
+        outcome = workers.runner.run(plan, Callbacks(on_report=told, on_line=print))
         shutil.rmtree(plan.checkpoint_dir, ignore_errors=True)
         if not isinstance(outcome, Done):
             raise SystemExit(outcome.traceback or outcome.message)

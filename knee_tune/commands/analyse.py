@@ -24,6 +24,7 @@ from knee_tune.study.storage import open_storage, refuse_missing
 from knee_tune.study.study import Study, load_study, spec_of, study_record, trial_attrs
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.tracker import add_metrics
+from knee_tune.workers.protocol import Callbacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ def _analyse(workers: Workers, subject: Subject, analysis: Analysis, watched: Wa
     order = workers.order(f"analyse-{analysis.name}", seed=subject.seed)
     plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
     watched.lines.line(f"{analysis.name} of {subject.name}")
-    done = workers.run(plan, on_line=watched.lines.line, on_progress=watched.on_look)
+    done = workers.run(plan, Callbacks(on_line=watched.lines.line, on_progress=watched.on_look))
     return Analysed(subject=subject, metrics=done.result["metrics"])
 
 
@@ -260,7 +261,7 @@ def lr_range_test(
             f"LR range test of {spec.task}: {request.steps} steps, LR {request.low:g} to "
             f"{request.high:g}"
         )
-        done = workers.run(plan, on_line=lines.line, on_progress=on_step)
+        done = workers.run(plan, Callbacks(on_line=lines.line, on_progress=on_step))
     lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
         raise UserError(f"`low` {request.low:g}: the loss is lost at the first step; start lower")

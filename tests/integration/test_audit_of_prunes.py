@@ -25,7 +25,7 @@ from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study, study_record
-from knee_tune.workers.protocol import Decision, Done
+from knee_tune.workers.protocol import QUIET, Done
 from tests.command_line import knee_tune, knee_tune_here
 from tests.fake_runner import ranks_here
 from tests.mlflow_stores import new_home
@@ -127,12 +127,7 @@ def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
         for seed in SEEDS:
             folder = home / f"alone-{seed}"
             plan = workers.solitary_plan(schedule, log_key="alone", checkpoint_dir=folder)
-            outcome = workers.runner.run(
-                plan.model_copy(update={"seed": seed}),
-                on_report=lambda report: Decision(stop=False),
-                on_line=lambda text: None,
-                on_progress=lambda step: None,
-            )
+            outcome = workers.runner.run(plan.model_copy(update={"seed": seed}), QUIET)
             assert isinstance(outcome, Done)
             values.append(outcome.result["metrics"]["valid_accuracy"])
     return tuple(values)

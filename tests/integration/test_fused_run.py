@@ -18,7 +18,7 @@ from knee_tune.training import loop
 from knee_tune.training.fused import why_unfusable
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Done, Report
+from knee_tune.workers.protocol import QUIET, Channel, Decision, Done, Report
 from tests.integration.runs import done
 
 STEPS = 24
@@ -216,14 +216,7 @@ def test_replicas_spread_over_ranks(plan: MakePlan) -> None:
     here, _ = train(plan("here", GRID))
     runner = ForkserverRunner(ENTRY, preload=[ENTRY.partition(":")[0]])
     try:
-        there = done(
-            runner.run(
-                plan("there", GRID, nproc=2),
-                on_report=go_on,
-                on_line=lambda text: None,
-                on_progress=lambda step: None,
-            )
-        )
+        there = done(runner.run(plan("there", GRID, nproc=2), QUIET))
     finally:
         runner.close()
     assert [each.first_step for each in there.replicas] == [
