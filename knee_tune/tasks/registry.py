@@ -6,9 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knee_tune.config.recipe import Recipe
 from knee_tune.config.strict_yaml import nearest
 from knee_tune.errors import UserError
+from knee_tune.plans.plan import SCRIPT
 
 if TYPE_CHECKING:
     from knee_tune.tasks.base import Task
@@ -35,9 +35,9 @@ class TaskEntry:
         loaded: Callable[..., Any] = self._load(self.prepare)
         return loaded
 
-    def recipe_type(self) -> type[Recipe]:
+    def recipe_type(self) -> type[Any]:
         """Import the recipe class, without torch. UserError if one of its libraries is missing."""
-        loaded: type[Recipe] = self._load(self.recipe)
+        loaded: type[Any] = self._load(self.recipe)
         return loaded
 
     def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
@@ -101,8 +101,16 @@ TASKS: Mapping[str, TaskEntry] = {
 }
 
 
+_SCRIPT = TaskEntry(
+    recipe="knee_tune.scripts.recipe:ScriptRecipe", task="knee_tune.scripts.job:run_script"
+)
+"""What stands for a training script: no task, but it has a recipe, and modules that train it."""
+
+
 def task_entry(name: str) -> TaskEntry:
     """The entry of the task called ``name``; UserError if there is none."""
+    if name == SCRIPT:
+        return _SCRIPT
     try:
         return TASKS[name]
     except KeyError:
