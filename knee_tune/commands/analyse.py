@@ -71,7 +71,8 @@ def analyse_study(
 
     Rows are counted from 1. ``on_look`` is called about once a second with the looks at the whole
     sample so far (:func:`looks`). What is found joins the MLflow run of the trial; where MLflow
-    does not answer, that is a line. UserError if there is no such trial or row, or its weights are gone.
+    does not answer, that is a line. UserError if there is no such trial or row, or its weights are
+    gone.
     """
     refuse_missing(places.storage_url)
     study = load_study(open_storage(places.storage_url), name)

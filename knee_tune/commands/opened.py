@@ -229,9 +229,6 @@ def resolve_asked(
     )
 
 
-# How a command that trains comes to its end: cleanly, and told to MLflow and to people.
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM (from a scheduler that preempts) ends a command as cleanly as Ctrl-C."""

@@ -38,8 +38,6 @@ from knee_tune.study.study import record_baseline, study_record
 from knee_tune.study.trial import Search
 from knee_tune.tracking import unsent_notice
 
-# A confirmation: the best trials and the paper's default once more, with fresh seeds.
-
 
 def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None = None) -> bool:
     """Train the candidates with the fresh seeds that the study asks for, judge, and keep it.
@@ -418,9 +416,6 @@ def _finished(
             "knee.best_confirmed": winner.confirmed,
         },
     )
-
-
-# A schedule of the paper's baselines, trained outside the search.
 
 
 def run_baseline(

@@ -8,8 +8,6 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# The base of every value that crosses a boundary: frozen, typed, unknown keys refused.
-
 
 class Spec(BaseModel):
     """A frozen pydantic model that refuses unknown keys and non-finite numbers."""

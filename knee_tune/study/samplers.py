@@ -100,10 +100,6 @@ class Axis:
             return math.log(value / first) / math.log(last / first)
         return (value - first) / (last - first)
 
-    def snap(self, value: float) -> float:
-        """The point nearest to ``value``, by ratio on a log axis."""
-        return min(self.points, key=lambda point: abs(self.position(point) - self.position(value)))
-
 
 class PointSampler(BaseSampler):
     """A sampler that proposes points of ``axes``."""
