@@ -300,7 +300,7 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
             if len(differs) > LONGEST_DIFFERENCE:
                 differs = f"other {path}"
             raise UserError(
-                f"study {new.name}: it was made with {differs}; choose another --study-name"
+                f"study {new.name}: it was made with {differs}; choose another `study_name`"
             )
 
 
@@ -309,7 +309,7 @@ def _refuse_other_data(study: optuna.Study, fingerprint: str) -> None:
     if known != fingerprint:
         raise UserError(
             f"study {study.study_name}: its trials were trained on other data (fingerprint "
-            f"{known[:12]}, now {fingerprint[:12]}); choose another --study-name"
+            f"{known[:12]}, now {fingerprint[:12]}); choose another `study_name`"
         )
 
 
@@ -318,13 +318,13 @@ def _refuse_other_arithmetic(study: optuna.Study, *, amp: bool) -> None:
     if amp == before:
         return
     way, trained, now = (
-        ("leave --no-amp out, on a machine with a GPU", "bf16", "float32")
+        ("leave `amp=False` out, on a machine with a GPU", "bf16", "float32")
         if before
-        else ("add --no-amp", "float32", "bf16")
+        else ("add `amp=False`", "float32", "bf16")
     )
     raise UserError(
         f"study {study.study_name}: its trials were trained in {trained}, these would be in {now}; "
-        f"{way}, or choose another --study-name"
+        f"{way}, or choose another `study_name`"
     )
 
 
