@@ -80,7 +80,7 @@ class BudgetSearch:
     @property
     def metric(self) -> str:
         """What the target is of, with its split."""
-        return f"valid_{self.recipe.objective}"
+        return self.recipe.objective_metric.name
 
     def at(self, workers: Workers, epochs: int) -> Workers:
         """``workers`` at that budget: same worker groups, same data, same trunks.

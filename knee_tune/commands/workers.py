@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from knee_tune.commands.home import HeldHome, Home
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.config.study import Analysis, StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import run_key
@@ -204,7 +204,7 @@ class Workers:
 
     held: HeldHome
     spec: StudySpec
-    recipe: Recipe
+    recipe: BaseRecipe
     options: GroupOptions
     runner: GroupRunner
     trainer: Trainer
@@ -317,7 +317,7 @@ class Workers:
 
 @contextmanager
 def open_workers(
-    home: Home, spec: StudySpec, recipe: Recipe, options: GroupOptions
+    home: Home, spec: StudySpec, recipe: BaseRecipe, options: GroupOptions
 ) -> Iterator[Workers]:
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 

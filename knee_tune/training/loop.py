@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
@@ -44,7 +44,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: BaseRecipe,
         plan: TrainPlan,
         group: Group,
         channel: Channel,
@@ -233,10 +233,10 @@ class TrainingRun:
         )
 
     def _keep_best(self, measured: Mapping[int, Mapping[str, float]]) -> None:
-        metric = self._recipe.metric(self._recipe.watched)
+        metric = self._recipe.watched_metric
         better = {}
         for replica in self._training:
-            watched = measured[replica][f"valid_{metric.name}"]
+            watched = measured[replica][metric.name]
             if replica not in self._best or metric.better(watched, self._best[replica]):
                 better[replica] = watched
         self._best |= better
