@@ -217,13 +217,25 @@ class Metric(Spec):
 
 
 class Optimizer(Spec):
-    """A ``torch.optim`` optimizer; its LR is written by the training loop at every step."""
+    """An optimizer; its LR is written by the training loop at every step.
 
-    name: Literal["sgd", "adam", "adamw", "radam"]
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam family only")
-    eps: float = Field(default=1e-8, gt=0, description="Adam family only")
+    ``lamb`` and ``lion`` are timm's (the extra ``optimizers``), all others torch's. ``muon``
+    updates matrices, and AdamW everything else: embeddings, biases, norms, convolutions.
+    """
+
+    name: Literal["sgd", "adam", "adamw", "radam", "nadam", "adafactor", "lamb", "lion", "muon"]
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD and Muon (there often 0.95)")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.999), description="Adam family, LAMB, Lion (there often 0.9, 0.99)"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Adam family, LAMB (there often 1e-6)")
     weight_decay: float = Field(default=0.0, ge=0)
+    # Not stored unless it is chosen: runs of before keep their identity.
+    weight_decay_on: Literal["all", "matrices"] = Field(
+        default="all",
+        exclude_if=lambda chosen: chosen == "all",
+        description="matrices: not on biases and norms, nor any other vector",
+    )
 
 
 class BaseRecipe(Spec):
