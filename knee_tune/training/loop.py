@@ -8,15 +8,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
 from knee_tune.training.learner import Learner, columns, means, non_finite
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Done, ReplicaDone, Report
+from knee_tune.workers.protocol import Channel, Done, JobEnd, ReplicaDone, Report
 
 KEPT = 2
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
@@ -34,8 +34,6 @@ CHECKPOINT_SHARE = 0.03
 LOOK_SECONDS = 1.0
 """Between two looks of several ranks whether the driver was interrupted."""
 
-End = Literal["complete", "stopped", "diverged"]
-
 
 class TrainingRun:
     """One rank's share of one training run, from where it may start to its last step.
@@ -46,7 +44,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: BaseRecipe,
         plan: TrainPlan,
         group: Group,
         channel: Channel,
@@ -191,7 +189,7 @@ class TrainingRun:
         self._end("diverged", lost)
         return bool(lost) and (self.trunk is not None or not self._training)
 
-    def _end(self, state: End, replicas: Mapping[int, str]) -> None:
+    def _end(self, state: JobEnd, replicas: Mapping[int, str]) -> None:
         """End the training of ``replicas``, each with its reason."""
         if not replicas:
             return
@@ -235,10 +233,10 @@ class TrainingRun:
         )
 
     def _keep_best(self, measured: Mapping[int, Mapping[str, float]]) -> None:
-        metric = self._recipe.metric(self._recipe.watched)
+        metric = self._recipe.watched_metric
         better = {}
         for replica in self._training:
-            watched = measured[replica][f"valid_{metric.name}"]
+            watched = measured[replica][metric.name]
             if replica not in self._best or metric.better(watched, self._best[replica]):
                 better[replica] = watched
         self._best |= better
@@ -319,7 +317,7 @@ class TrainingRun:
         self._best = state["best"]
         self.learner.load(state["learner"], found.weights)
 
-    def _done(self, state: End, *, reason: str = "", **result: Any) -> Done:
+    def _done(self, state: JobEnd, *, reason: str = "", **result: Any) -> Done:
         """The run is over; replicas that were still training have stopped."""
         if self.plan.replicas:
             self._end("stopped", dict.fromkeys(self._training, ""))

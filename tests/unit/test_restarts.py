@@ -10,7 +10,7 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import DescribePlan, TaskFacts
 from knee_tune.runs.trainer import JOB_STARTS, error_of, run_job
 from knee_tune.tasks.registry import TASKS, TaskEntry
-from knee_tune.workers.protocol import Done, Failure, Outcome
+from knee_tune.workers.protocol import QUIET, Callbacks, Done, Failure, Outcome
 from tests.fake_runner import FakeRunner
 
 OURS = "digits"
@@ -39,7 +39,7 @@ def ends(*outcomes: Outcome) -> FakeRunner:
 def describe(runner: FakeRunner, *, task: str = OURS, lines: list[str] | None = None) -> Done:
     """The first job of every command."""
     plan = DescribePlan(task=task, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
-    return run_job(runner, plan, on_line=(lines if lines is not None else list[str]()).append)
+    return run_job(runner, plan, QUIET if lines is None else Callbacks(on_line=lines.append))
 
 
 @pytest.mark.parametrize("kind", OF_THE_MACHINE)
