@@ -108,9 +108,11 @@ class Trunks:
 class Snapping(GridSnappingSampler):
     """Proposals are moved to the nearest point, whether it was tried or not."""
 
-    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, float]) -> Point:
-        lr, fraction = (axis.snap(proposal[name]) for name, axis in self._axes.items())
-        return lr, fraction
+    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(
+            min(axis.points, key=lambda point: axis.distance(point, proposal[name]))
+            for name, axis in self._axes.items()
+        )
 
 
 def accuracy(lr: float, fraction: float, rng: np.random.Generator) -> float:

@@ -45,8 +45,6 @@ from knee_tune.workers.protocol import QUIET, Callbacks, Done, GroupRunner
 from knee_tune.workers.rendezvous import own_address
 from knee_tune.workers.torchrun import TorchrunRunner
 
-# How worker groups are made, and where a slot of a study trains: its devices, its arithmetic.
-
 Device = Literal["auto", "cpu", "cuda"]
 
 PROCESSES_PER_CORE, FEW_PROCESSES = 4, 64

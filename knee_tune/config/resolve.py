@@ -29,8 +29,6 @@ from knee_tune.errors import UserError
 
 R = TypeVar("R", bound=BaseRecipe)
 
-# Studies at a fraction of their budget (``--scale``), and what a comparison leaves no room for.
-
 
 def scaled(study: StudySpec, recipe: R, *, name: str) -> tuple[StudySpec, R]:
     """A study that was just read, called ``name``, with the budget that it trains.
@@ -66,9 +64,6 @@ def refuse_searching(
         if fields[0][0] != "recipe":
             what = "this study trains the rows of its table and searches nothing; leave it out"
         refuse([Problem(path=field, what=what) for field in fields], place)
-
-
-# Settings from the command line, and how one layer of settings is laid over another.
 
 
 @dataclass(frozen=True, kw_only=True)

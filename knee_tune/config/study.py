@@ -14,8 +14,6 @@ from knee_tune.config.recipe import (
     Spec,
 )
 
-# What can be asked of a finished model: how sharp its minimum is, by two measures of the paper.
-
 
 class Sharpness(Spec):
     """Keskar's sharpness (equation 1), by projected gradient ascent (section 3.2.1)."""
@@ -291,9 +289,14 @@ class StudySpec(Spec):
         return tuple(sorted({*points, default})) if self.tries_default else points
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what is searched."""
+        return ("seed_lr", "explore_fraction", *(["decay"] if self.space.decays else []))
+
+    @property
     def size(self) -> int:
         """The number of different trials."""
-        return len(self.seed_lrs) * len(self.explore_fractions)
+        return len(self.seed_lrs) * len(self.explore_fractions) * max(1, len(self.space.decays))
 
     @property
     def limit(self) -> int | None:

@@ -105,11 +105,24 @@ def run_job(runner: GroupRunner, plan: Plan, callbacks: Callbacks = QUIET) -> Do
         pause = restarts.pause(outcome)
         if pause is None:
             outcome = restarts.given_up(outcome)
+            _write_down(plan, outcome)
             raise error_of(outcome, task=plan.task, said=_shown(outcome, plan))
         callbacks.on_line(
             f"{outcome.message}; starting again in {pause:g} s ({restarts.words(outcome)})"
         )
         wait(pause, lambda: callbacks.on_progress(0))
+
+
+def _write_down(plan: Plan, failure: Failure) -> None:
+    """Put what the group died of beside the logs of its ranks, where its error sends people.
+
+    The stacks of a stall, and what a group said that did not start, are in no rank's log.
+    """
+    if failure.traceback and failure.kind != "user_error":
+        with suppress(OSError):
+            plan.log_dir.mkdir(parents=True, exist_ok=True)
+            said = f"{failure.message}\n\n{failure.traceback}"
+            (plan.log_dir / "failure.log").write_text(said, encoding="utf-8")
 
 
 def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineError:
@@ -229,6 +242,7 @@ class Trainer:
             pause = restarts.pause(outcome, start=start)
             if pause is None:
                 outcome = restarts.given_up(outcome)
+                _write_down(plan, outcome)
                 break
             when = f" in {pause:g} s" if pause else ""
             listener.on_line(

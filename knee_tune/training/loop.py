@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
@@ -16,7 +16,7 @@ from knee_tune.plans.step_note import StepNote
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
 from knee_tune.training.learner import Learner, columns, means, non_finite
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Done, ReplicaDone, Report
+from knee_tune.workers.protocol import Channel, Done, JobEnd, ReplicaDone, Report
 
 KEPT = 2
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
@@ -33,8 +33,6 @@ CHECKPOINT_SHARE = 0.03
 
 LOOK_SECONDS = 1.0
 """Between two looks of several ranks whether the driver was interrupted."""
-
-End = Literal["complete", "stopped", "diverged"]
 
 
 class TrainingRun:
@@ -196,7 +194,7 @@ class TrainingRun:
         self._end("diverged", lost)
         return bool(lost) and (self.trunk is not None or not self._training)
 
-    def _end(self, state: End, replicas: Mapping[int, str]) -> None:
+    def _end(self, state: JobEnd, replicas: Mapping[int, str]) -> None:
         """End the training of ``replicas``, each with its reason."""
         if not replicas:
             return
@@ -324,7 +322,7 @@ class TrainingRun:
         self._best = state["best"]
         self.learner.load(state["learner"], found.weights)
 
-    def _done(self, state: End, *, reason: str = "", **result: Any) -> Done:
+    def _done(self, state: JobEnd, *, reason: str = "", **result: Any) -> Done:
         """The run is over; replicas that were still training have stopped."""
         if self.plan.replicas:
             self._end("stopped", dict.fromkeys(self._training, ""))

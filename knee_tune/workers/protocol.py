@@ -100,10 +100,14 @@ class Failure(Spec):
         return self.kind in ("user_error", "disk")
 
 
+JobEnd = Literal["complete", "stopped", "diverged"]
+"""How a job ended that its ranks brought to an end."""
+
+
 class ReplicaDone(Spec):
     """The end of one replica of a fused run."""
 
-    state: Literal["complete", "stopped", "diverged"]
+    state: JobEnd
     step: int = Field(description="last step trained")
     first_step: int = Field(
         default=0,
@@ -121,7 +125,7 @@ class Done(Spec):
     """
 
     type: Literal["done"] = "done"
-    state: Literal["complete", "stopped", "diverged"]
+    state: JobEnd
     step: int = Field(default=0, description="last step trained")
     first_step: int = Field(default=0, description="the step whose state this attempt started from")
     reason: Words = ""

@@ -54,7 +54,7 @@ class TorchrunRunner(GroupRunner):
         address: str | None = None,
         launch_timeout: float = 300.0,
     ) -> None:
-        shown = f"--launcher {' '.join(launcher)!r}"
+        shown = f"`launcher` {' '.join(launcher)!r}"
         if not launcher or launcher[-1] != "torchrun":
             raise UserError(
                 f"{shown}: the last word must be 'torchrun', for example 'srun torchrun'"
@@ -127,7 +127,7 @@ class TorchrunRunner(GroupRunner):
         if self._nnodes == 1:
             return Failure(kind="stalled", rank=0, message=message, traceback=said)
         message += (
-            f"; do all nodes reach this one at --address {self._address}? See {log.name} and the "
+            f"; do all nodes reach this one at `address` {self._address}? See {log.name} and the "
             "queue of the cluster"
         )
         return Failure(kind="user_error", rank=0, message=message, traceback=said)

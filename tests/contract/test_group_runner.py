@@ -458,14 +458,14 @@ def test_a_launcher_that_lives_without_its_ranks_is_not_waited_for_again(
     assert outcome.kind == kind
     assert not outcome.by_machine
     assert outcome.message.startswith("torchrun did not start its ranks in 0.1 s")
-    assert ("--address 127.0.0.1" in outcome.message) == (nnodes == 2)
+    assert ("`address` 127.0.0.1" in outcome.message) == (nnodes == 2)
 
 
 def test_an_address_must_be_one_that_the_other_machines_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for address in ("192.0.2.1", "0.0.0.0", "no such host", "", "\udcff", "a" * 300):
-        with pytest.raises(UserError, match=r"--address .*; give the one") as caught:
+        with pytest.raises(UserError, match=r"`address` .*; give the one") as caught:
             TorchrunRunner(ENTRY, ("env", "torchrun"), nnodes=2, address=address)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")

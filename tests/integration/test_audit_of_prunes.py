@@ -12,7 +12,7 @@ from rich.console import Console
 
 from knee_tune.cli.audit import print_audit
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.commands.audit import AuditOptions, audit_study
+from knee_tune.commands.audit import audit_study
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.look import look_at
 from knee_tune.commands.opened import open_for_training, resolve_asked
@@ -113,7 +113,7 @@ def once(places: Places, before: StudyRecord) -> StudyRecord:
 
 @pytest.fixture(scope="module")
 def twice(places: Places, once: StudyRecord) -> StudyRecord:
-    return audit_study(places, NAME, AuditOptions(finish=9), Lines())
+    return audit_study(places, NAME, Lines(), finish=9)
 
 
 def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
@@ -168,7 +168,7 @@ def test_the_rate_of_wrong_prunes(twice: StudyRecord) -> None:
 
 def test_one_audited_before_is_not_trained_again(places: Places, twice: StudyRecord) -> None:
     lines = Lines()
-    assert audit_study(places, NAME, AuditOptions(finish=3), lines) == twice
+    assert audit_study(places, NAME, lines, finish=3) == twice
     assert lines.told == [f"{NAME}: 3 pruned trials were audited before"]
 
 
@@ -199,14 +199,14 @@ def test_audits_are_children_of_the_study_in_mlflow(places: Places, twice: Study
 def test_without_pruned_trials_there_is_nothing_to_audit(tmp_path: Path) -> None:
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with pytest.raises(UserError, match="there is no study in it"):
-        audit_study(places, NAME, AuditOptions(finish=1), Lines())
+        audit_study(places, NAME, Lines(), finish=1)
     spec, recipe = resolved(NAME, trials=1, pruner="none")
     with open_for_training(spec, recipe, places, OPTIONS):
         pass
     with pytest.raises(UserError, match="no trial is complete yet"):
-        audit_study(places, NAME, AuditOptions(finish=1), Lines())
+        audit_study(places, NAME, Lines(), finish=1)
     run_study(spec, recipe, places, OPTIONS, timeout=None, register=False, watch=quiet)
     with pytest.raises(UserError, match=r"no trial was pruned \(pruner none; diverged") as error:
-        audit_study(places, NAME, AuditOptions(finish=1), Lines())
+        audit_study(places, NAME, Lines(), finish=1)
     assert "\n" not in str(error.value)
     assert study_record(load_study(open_storage(places.storage_url), NAME)).audit.trials == ()

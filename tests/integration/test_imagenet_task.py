@@ -99,7 +99,7 @@ def test_the_same_images_are_indexed_once(own: Path, tmp_path: Path) -> None:
     assert again().reused
 
     (own / "train/n01/n01_0.JPEG").unlink()
-    with pytest.raises(UserError, match=r"from other files in it: choose another --name, or .*--f"):
+    with pytest.raises(UserError, match=r"from other files in it: choose another `name`, or .*`f"):
         again()
     replaced = again(force=True)
     assert not replaced.reused
@@ -152,10 +152,10 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(
 
 
 def test_a_folder_must_be_named_and_is_never_written_over(own: Path) -> None:
-    with pytest.raises(UserError, match=r"registered people only.*--from DIR"):
+    with pytest.raises(UserError, match=r"registered people only.*`from_path` DIR"):
         prepare(data_root=own.parent)
     for folder in (own, own / "train"):
-        with pytest.raises(UserError, match="choose another --name"):
+        with pytest.raises(UserError, match="choose another `name`"):
             prepare(data_root=own.parent, name="own", from_path=folder, force=True)
 
 
