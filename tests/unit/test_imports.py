@@ -81,7 +81,7 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_run_downwards(path: Path) -> None:
-    """The package itself offers what it has when that is asked for: until then it imports nothing."""
+    """The package itself imports what it offers when that is asked for, and nothing before."""
     room = room_of(name_of(path))
     upwards = [
         imported
