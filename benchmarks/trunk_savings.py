@@ -108,14 +108,11 @@ class Trunks:
 class Snapping(GridSnappingSampler):
     """Proposals are moved to the nearest point, whether it was tried or not."""
 
-    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, float]) -> Point:
-        lr, fraction = (_nearest(axis, proposal[name]) for name, axis in self._axes.items())
-        return lr, fraction
-
-
-def _nearest(axis: Axis, value: float) -> float:
-    """The point nearest to ``value``, by ratio on a log axis."""
-    return min(axis.points, key=lambda point: abs(axis.position(point) - axis.position(value)))
+    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(
+            min(axis.points, key=lambda point: axis.distance(point, proposal[name]))
+            for name, axis in self._axes.items()
+        )
 
 
 def accuracy(lr: float, fraction: float, rng: np.random.Generator) -> float:

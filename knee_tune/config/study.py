@@ -289,9 +289,14 @@ class StudySpec(Spec):
         return tuple(sorted({*points, default})) if self.tries_default else points
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what is searched."""
+        return ("seed_lr", "explore_fraction", *(["decay"] if self.space.decays else []))
+
+    @property
     def size(self) -> int:
         """The number of different trials."""
-        return len(self.seed_lrs) * len(self.explore_fractions)
+        return len(self.seed_lrs) * len(self.explore_fractions) * max(1, len(self.space.decays))
 
     @property
     def limit(self) -> int | None:

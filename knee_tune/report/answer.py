@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION
+from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION
 from knee_tune.config.study import edges
 from knee_tune.records.findings import (
     CLAIMING_SEEDS,
@@ -93,6 +93,7 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Recommendation | None
     return Recommendation(
         seed_lr=winner.seed_lr,
         explore_fraction=winner.explore_fraction,
+        decay=winner.decay,
         metric=record.metric,
         expected=found.expected if found else Estimate(value=winner.value),
         default=found.default if found else None,
@@ -109,6 +110,7 @@ def _answer_of_fresh_seeds(
     return Recommendation(
         seed_lr=fresh.seed_lr,
         explore_fraction=fresh.explore_fraction,
+        decay=fresh.decay,
         metric=confirmation.metric,
         expected=mean,
         default=default,
@@ -129,6 +131,7 @@ def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...
             value=percent(answer.explore_fraction),
             note=f"{epochs * answer.explore_fraction:.3g} of {epochs} epochs, then the LR falls",
         ),
+        *([Tile(label="decay", value=answer.decay)] if answer.decay else []),
         Tile(
             label=f"expected {in_words(answer.metric)}",
             value=number(answer.expected.value),
@@ -161,7 +164,8 @@ def search_words(
 
 def _use(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
     """The setting, what to expect of it, and what the default has."""
-    default = setting(float(record.spec.recipe["seed_lr"]), DEFAULT_EXPLORE_FRACTION)
+    decay = DEFAULT_DECAY if record.spec.space.decays else None
+    default = setting(float(record.spec.recipe["seed_lr"]), DEFAULT_EXPLORE_FRACTION, decay)
     yield f"Use {answer.setting}."
     yield (
         f"Expect a mean {in_words(answer.metric)} of {estimate(answer.expected)} over random seeds "

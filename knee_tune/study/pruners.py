@@ -5,7 +5,6 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -21,14 +20,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.schedules import Knee
+from knee_tune.schedules.schedule import as_stored
 
 SCHEDULE = "schedule"
-"""The trial's user attribute with the four numbers of its Knee schedule."""
+"""The trial's user attribute with the fields of its Knee schedule."""
 
 REPLICATES = "replicates"
 """The trial's user attribute with its number of replicates; one if it has none."""
-
-_NUMBERS = ("seed_lr", "total_steps", "warmup_steps", "explore_steps")
 
 
 class KneePruner(BasePruner):
@@ -100,7 +98,9 @@ class KneePruner(BasePruner):
         r = 0, 1, .. at step r * total_steps + step, the mean over replicates 0..r at that step.
         """
         _check(replicates >= 1, "replicates", replicates, "at least 1")
-        trial.set_user_attr(SCHEDULE, {name: getattr(schedule, name) for name in _NUMBERS})
+        described = as_stored(schedule)
+        del described["name"]
+        trial.set_user_attr(SCHEDULE, described)
         trial.set_user_attr(REPLICATES, replicates)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -204,23 +204,22 @@ class _Peer(NamedTuple):
 
 def _describe(trial: FrozenTrial) -> _Described | None:
     """The trial's schedule and replicates; None if its attributes do not give them."""
-    numbers: Any = trial.user_attrs.get(SCHEDULE)
+    fields: Any = trial.user_attrs.get(SCHEDULE)
     replicates = trial.user_attrs.get(REPLICATES, 1)
     try:
-        schedule = _knee(*itemgetter(*_NUMBERS)(numbers))
-    except (KeyError, TypeError, ValueError):  # another schedule's, or somebody's own attribute
+        schedule = _knee(*sorted(fields.items()))
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # another schedule's, or somebody's own attribute
         return None
     return _Described(schedule, replicates) if isinstance(replicates, int) else None
 
 
 @lru_cache(maxsize=4096)  # every trial of a study is looked at in every evaluation of another
-def _knee(seed_lr: float, total_steps: int, warmup_steps: int, explore_steps: int) -> Knee:
-    return Knee(
-        seed_lr=seed_lr,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        explore_steps=explore_steps,
-    )
+def _knee(*fields: tuple[str, Any]) -> Knee:
+    return Knee(**dict(fields))
 
 
 def _peers(study: optuna.Study, described: _Described) -> list[_Peer]:
@@ -289,8 +288,8 @@ def step_at_lr(schedule: Knee, lr: float) -> float | None:
 
     The knee itself counts: its LR is the seed LR.
     """
-    step = step_at_progress(schedule, 1 - lr / schedule.seed_lr)
-    return None if step is None or step < schedule.knee_step else step
+    progress = schedule.decay_progress_at(lr)
+    return None if progress is None else step_at_progress(schedule, progress)
 
 
 def value_at(

@@ -113,6 +113,8 @@ RECIPES = [
     {"optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0}},
     {"optimizer": {"name": "adamw", "weight_decay": 0.1}},
     {"optimizer": {"name": "radam", "weight_decay": 0.1}},
+    {"optimizer": {"name": "nadam", "weight_decay": 0.1}},
+    {"optimizer": {"name": "adamw", "weight_decay": 0.1, "weight_decay_on": "matrices"}},
     {"clip_norm": 0.5},
     {"accumulate": 3},
     {"keep": "best"},
@@ -253,6 +255,11 @@ class BatchNorm(DigitsTask):
         return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, self.classes))
 
 
+class OwnOptimizer(DigitsTask):
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 class LooksAtItsLoss(DigitsTask):
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, float]:
         loss, count = super().loss(model, batch)
@@ -266,6 +273,9 @@ class LooksAtItsLoss(DigitsTask):
         (DigitsTask, {"model": MlpSize(dropout=0.1)}, "Dropout (2) would draw other masks"),
         (BatchNorm, {}, "BatchNorm1d (1) keeps running statistics"),
         (LooksAtItsLoss, {}, "vmap"),
+        (DigitsTask, {"optimizer": {"name": "muon"}}, "muon updates whole tensors"),
+        (DigitsTask, {"optimizer": {"name": "adafactor"}}, "adafactor updates whole tensors"),
+        (OwnOptimizer, {}, "an optimizer of its own"),
     ],
 )
 def test_what_cannot_be_fused_says_why(

@@ -14,9 +14,10 @@ from knee_tune.commands.opened import resolve_asked
 from knee_tune.plans.plan import Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import Point
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Decay, Knee
 from knee_tune.study.driver import Driver
 from knee_tune.study.events import Origin
 from knee_tune.study.locks import asking_lock
@@ -49,7 +50,13 @@ class Watching:
         self.batch_steps: list[int] = []
 
     def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+        self,
+        number: int,
+        plan: TrainPlan,
+        *,
+        explore_fraction: float,
+        decay: Decay | None = None,
+        replicates: int,
     ) -> None:
         """Not of interest."""
 
@@ -65,7 +72,7 @@ class Watching:
     def trial_finished(self, number: int, end: str, *, value: float | None, reason: str) -> None:
         self.ends.append((number, end, reason))
 
-    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+    def batch_started(self, points: Mapping[int, Point], plan: TrainPlan) -> None:
         self.batches.append([*points])
 
     def batch_progressed(self, step: int) -> None:
