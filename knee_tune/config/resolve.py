@@ -1,6 +1,6 @@
 """From files and options to one validated study.
 
-Later wins: recipe class defaults < preset < study file < ``--set`` < flags. Every layer is
+Later wins: recipe class defaults < preset < study file < settings < fields. Every layer is
 validated as it is laid on, so a mistake is reported where it was made.
 """
 

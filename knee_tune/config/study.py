@@ -157,7 +157,7 @@ class Confirm(Spec):
 
 
 class StudySpec(Spec):
-    """One study, resolved: presets, study file, ``--set`` and flags are already merged.
+    """One study, resolved: presets, study file and what was asked for are already merged.
 
     ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
     typed recipe travels beside this value (see :func:`knee_tune.config.resolve.resolve_study`).
@@ -316,7 +316,7 @@ class Edge(Spec):
     what: str
     """As in ``largest seed LR``."""
     setting: str
-    """What to give to ``--set`` to look beyond, as in ``space.seed_lr.high=0.4``."""
+    """The setting with which to look beyond, as in ``space.seed_lr.high=0.4``."""
 
 
 def edges(spec: StudySpec, *, seed_lr: float, explore_fraction: float) -> tuple[Edge, ...]:
