@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import SCRIPT, DescribePlan, TrainPlan
-from knee_tune.plans.planner import fitted_knee
+from knee_tune.schedules.schedule import fitted_knee
 from knee_tune.scripts.batches import batches_after
 from knee_tune.scripts.data import FirstBatch, fingerprint_of
 from knee_tune.scripts.learner import ScriptLearner

@@ -147,7 +147,7 @@ class KneePruner(BasePruner):
         the last time before half of it.
         """
         total = described.replicates * described.schedule.total_steps
-        reports = trial.intermediate_values
+        reports: Mapping[int, float] = trial.intermediate_values
         if max(reports) <= total:
             if not peers or not peers[0].reports or 2 * max(peers[0].reports) >= total:
                 return

@@ -1,6 +1,7 @@
 """A Knee schedule as parameters of one's own Optuna study."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import optuna
 
@@ -47,7 +48,9 @@ def suggest_knee(
     lr_axis = Axis(lrs, log=True)
     said = trial.suggest_float("seed_lr", lrs[0], lrs[-1], log=True)
     fraction = trial.suggest_float("explore_fraction", fractions[0], fractions[-1], step=step)
-    shape = trial.suggest_categorical("decay", shapes) if len(shapes) > 1 else shapes[0]
+    shape = shapes[0]
+    if len(shapes) > 1:
+        shape = cast(Decay, trial.suggest_categorical("decay", shapes))
     knee = fitted_knee(
         seed_lr=min(lrs, key=lambda lr: lr_axis.distance(lr, said)),
         total_steps=total_steps,

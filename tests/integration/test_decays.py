@@ -49,6 +49,7 @@ def test_a_grid_over_shapes_trains_every_trunk_once(tmp_path: Path) -> None:
     assert told["decay"] == best.decay
     ridge = ridge_of(record, resamples=0)
     assert ridge is not None
+    assert ridge.recommended is not None
     assert ridge.surface.decay == ridge.recommended.decay == best.decay
     assert ridge.surface.cell(best.point) is not None
     assert trials_table(record).splitlines()[0].endswith(",decay")
