@@ -19,7 +19,7 @@ from knee_tune.records.events import StudyFinished, StudyStarted, StudyState
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
-from knee_tune.study.samplers import Axes, Axis, Choices, make_sampler
+from knee_tune.study.samplers import Axes, axes_of, make_sampler
 from knee_tune.study.storage import check_storage_url, open_storage, preload
 from knee_tune.study.study import Study, open_study, spec_of
 from knee_tune.tasks.registry import task_entry
@@ -92,12 +92,7 @@ def open_for_training(
         spec, recipe = workers.spec, workers.recipe
         preloading.join()
         placement = workers.placement()  # before a study is made: the machine may be too small
-        axes: dict[str, Axis | Choices] = {
-            "seed_lr": Axis(spec.seed_lrs, log=True),
-            "explore_fraction": Axis(spec.explore_fractions),
-        }
-        if spec.space.decays:
-            axes["decay"] = Choices(spec.space.decays)
+        axes = axes_of(spec)
         tracker = open_tracker(
             home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
         )
