@@ -224,6 +224,7 @@ def run(
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.run import run_baseline, run_study
     from knee_tune.commands.workers import GroupOptions
+    from knee_tune.config.recipe import task_slug
     from knee_tune.config.resolve import sets
 
     spec, recipe = resolve_asked(
@@ -264,7 +265,8 @@ def run(
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     console.print(
         Text.assemble(
-            (spec.name, "bold"), f": task {spec.task}, preset {spec.preset}; warming up ..."
+            (spec.name, "bold"),
+            f": task {task_slug(spec.task)}, preset {spec.preset}; warming up ...",
         )
     )
 

@@ -8,7 +8,7 @@ from types import FrameType
 
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
-from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe
+from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe, task_slug
 from knee_tune.config.resolve import resolve_study
 from knee_tune.config.strict_yaml import read_files
 from knee_tune.config.study import StudySpec
@@ -181,7 +181,7 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
     return StudyStarted(
         uid=opened.uid,
         name=workers.spec.name,
-        task=workers.spec.task,
+        task=task_slug(workers.spec.task),
         experiment=experiment_name(spec.subject),
         description=workers.spec.description,
         params={
@@ -214,9 +214,9 @@ def resolve_asked(
     ``study``: a file from ``studies/`` by name, or a path. ``settings`` and ``fields`` as
     :func:`resolve_study` reads them. UserError for the first thing that is wrong.
     """
-    if task is not None:
-        task_entry(task)  # an unknown task is refused before its file is looked for
-    space_file, study_file = read_files(task=task, study=study)
+    space_file, study_file = read_files(
+        task=task, study=study, space_of=lambda name: task_entry(name).read_space(name)
+    )
     return resolve_study(
         space_file=space_file,
         study_file=study_file,

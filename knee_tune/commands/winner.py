@@ -15,6 +15,7 @@ from knee_tune.records.findings import Confirmed
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study, spec_of, study_record, trial_attrs
+from knee_tune.tasks.registry import task_entry
 from knee_tune.tracking import experiment_name, refuse_damaged
 from knee_tune.tracking.registry import register
 from knee_tune.workers.protocol import Callbacks, Decision, Report
@@ -48,6 +49,7 @@ def register_study(
         raise UserError(
             "register: `tracking_uri` none has no model registry; name a server or file"
         )
+    task_entry(spec.task).check_serves()
     refuse_damaged(places.tracking_uri)  # before the test split is looked at
     attrs = trial_attrs(study, trial.number)
     weights = places.home.weights(attrs["weights"])
@@ -60,11 +62,15 @@ def register_study(
                 trained = TrainPlan.model_validate(attrs["plan"]).placement
                 opening = reopen_workers(places.home, study, GroupOptions(), amp=trained.amp)
                 workers = stack.enter_context(opening)
-            test = workers.test(weights, key=attrs["key"])
-            over = f" ({workers.facts.examples.get('test', 0):,} examples)"
+            examples = workers.facts.examples.get("test", 0)
+            test = workers.test(weights, key=attrs["key"]) if examples else {}
+            over = f" ({examples:,} examples)"
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
-    on_line(f"trial {trial.number} on the test split{over}: {shown}")
+    if shown:
+        on_line(f"trial {trial.number} on the test split{over}: {shown}")
+    else:
+        on_line("the task has no test split, so nothing is tested")
     on_line(f"registering trial {trial.number} as knee-tune-{spec.subject}")
     confirmed = record.confirmed(trial)
     deserved: dict[Confirmed, Alias] = {"yes": "champion", "no": "candidate", "not tried": untried}

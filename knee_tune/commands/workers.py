@@ -366,9 +366,9 @@ def open_workers(
 
 def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFacts:
     """What the ranks find, with the fingerprint of the code, which is read while they start."""
-    task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
+    modules = [each.partition(":")[0] for each in (entry.task, entry.recipe) if each]
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(TrainingCode, task, recipe)
+        reading = reader.submit(TrainingCode, *modules)
         done = run_job(runner, plan, Callbacks(on_line=lambda text: log.warning("%s", text)))
         facts = TaskFacts.model_validate(done.result)
     code = reading.result()

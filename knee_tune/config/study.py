@@ -12,6 +12,7 @@ from knee_tune.config.recipe import (
     PositiveLR,
     SearchSpace,
     Spec,
+    task_slug,
 )
 
 
@@ -243,7 +244,7 @@ class StudySpec(Spec):
     @property
     def subject(self) -> str:
         """What is studied, as experiment and registered model are named: the data, or the task."""
-        return self.own_data or self.task
+        return self.own_data or task_slug(self.task)
 
     @property
     def acting_pruner(self) -> Pruner:
