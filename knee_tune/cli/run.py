@@ -286,7 +286,7 @@ def run(
     from knee_tune.commands.run import run_baseline, run_study
     from knee_tune.commands.script import look_at_script
     from knee_tune.commands.workers import GroupOptions, Looked
-    from knee_tune.config.recipe import BaseRecipe
+    from knee_tune.config.recipe import BaseRecipe, task_slug
     from knee_tune.config.resolve import sets
 
     search_lr, baseline_lr = _seed_lrs(seed_lr, baseline=schedule is not None)
@@ -336,7 +336,7 @@ def run(
         recipe: BaseRecipe
         if script is None:
             spec, recipe = resolved
-            what = f": task {spec.task}, preset {spec.preset}; warming up ..."
+            what = f": task {task_slug(spec.task)}, preset {spec.preset}; warming up ..."
             console.print(Text.assemble((spec.name, "bold"), what))
         else:
             console.print(Text.assemble((str(script), "bold"), ": up to knee_tune.join ..."))

@@ -13,7 +13,12 @@ from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
 from knee_tune.commands.winner import register_study
 from knee_tune.commands.workers import GroupOptions, Looked
-from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, BaseRecipe
+from knee_tune.config.recipe import (
+    DEFAULT_DECAY,
+    DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
+    task_slug,
+)
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
@@ -355,7 +360,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
     placement = workers.placement()
     return StudyStart(
         name=workers.spec.name,
-        task=workers.spec.task,
+        task=task_slug(workers.spec.task),
         preset=workers.spec.preset,
         metric=workers.recipe.objective_metric.name,
         watched=workers.recipe.watched_metric.name,

@@ -428,9 +428,9 @@ def _facts(
 
     And what a script said to ``join``.
     """
-    task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
+    modules = [each.partition(":")[0] for each in (entry.task, entry.recipe) if each]
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(TrainingCode, task, recipe, script=script)
+        reading = reader.submit(TrainingCode, *modules, script=script)
         done = run_job(runner, plan, Callbacks(on_line=lambda text: log.warning("%s", text)))
         found = dict(done.result)
         joined = found.pop(JOINED, None)

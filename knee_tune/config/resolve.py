@@ -1,6 +1,6 @@
 """From files and options to one validated study.
 
-Later wins: recipe class defaults < preset < study file < ``--set`` < flags. Every layer is
+Later wins: recipe class defaults < preset < study file < settings < fields. Every layer is
 validated as it is laid on, so a mistake is reported where it was made.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 from pydantic_core import to_jsonable_python
 
-from knee_tune.config.recipe import DATA_NAME, BaseRecipe, SearchSpace, Spec
+from knee_tune.config.recipe import DATA_NAME, BaseRecipe, SearchSpace, Spec, task_slug
 from knee_tune.config.strict_yaml import (
     DEEPEST,
     Document,
@@ -367,7 +367,7 @@ def _budget_name(
     Studies of different budgets must not share a name, or their trials would be mixed. Data of
     one's own stand in place of the task.
     """
-    subject = _own_data(recipe, recipe_type, space) or space.task
+    subject = _own_data(recipe, recipe_type, space) or task_slug(space.task)
     if preset == space.default_preset:
         return f"knee-{subject}-{recipe.budget_name}"
     usual, _ = check(recipe_type, space.presets[preset].recipe)

@@ -52,6 +52,8 @@ class TrainingCode:
         """
         self.modules: dict[str, str] = {}
         """Name and digest of those that count with their code."""
+        self.files: dict[str, Path] = {}
+        """Name and file of those among them that are not of this package."""
         self.libraries = {"python": "{}.{}".format(*sys.version_info)}
         """Name and version of the distributions that the others are from."""
         self._seen: set[str] = set()
@@ -60,8 +62,8 @@ class TrainingCode:
         top = task.partition(".")[0]
         self._tops = {"knee_tune": True, top: True}
         """Whether the modules below a top-level name count with their code."""
-        self._home = _installed(self._spec(top), top).keys()
-        """The distribution that the task is from, if it is installed."""
+        self.home = _installed(self._spec(top), top)
+        """Name and version of the distribution that the task is from, if it is installed."""
         self.follow((*_ENGINE, task, *others))
         if script is not None:
             self.modules["__main__"], imports = _said(script.read_bytes())
@@ -90,6 +92,8 @@ class TrainingCode:
             if spec is None or spec.origin is None or not spec.has_location or read is None:
                 continue
             content = read(spec.origin)
+            if not name.startswith("knee_tune."):
+                self.files[name] = Path(spec.origin)
             if not spec.origin.endswith(".py"):  # compiled
                 self.modules[name] = hashlib.sha256(content).hexdigest()
                 continue
@@ -128,7 +132,7 @@ class TrainingCode:
         if spec is None or _is_standard(spec, top):
             return False
         installed = _installed(spec, top)
-        if self._home & installed.keys():
+        if self.home.keys() & installed.keys():
             return True
         self.libraries |= installed
         return not installed
