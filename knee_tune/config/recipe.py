@@ -351,6 +351,11 @@ class BaseRecipe(Spec):
         """The metric of the learning curve, named as evaluations report it (``valid_ppl``)."""
 
     @property
+    def subject(self) -> str | None:
+        """What studies and models are named after in place of the task, if anything."""
+        return None
+
+    @property
     def percents(self) -> tuple[str, ...]:
         """Metrics measured in percent, without their split."""
         return ()

@@ -309,6 +309,8 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
     fixed.append(("space.decay", before["space"].get("decay"), after["space"].get("decay")))
     for field, old_value, new_value in fixed:
         for path, was, now in _differences(field, old_value, new_value):
+            if path == "recipe.script":  # it may be moved: its code is what counts
+                continue
             differs = f"{path}={json.dumps(was)}, not {json.dumps(now)}"
             if len(differs) > LONGEST_DIFFERENCE:
                 differs = f"other {path}"
