@@ -29,8 +29,10 @@ from knee_tune.records.study import (
     TrialRecord,
 )
 from knee_tune.records.values import Estimate
+from knee_tune.report.answer import winner_knee
 from knee_tune.report.document import ReportContext, Table, as_html, as_markdown, script_json
 from knee_tune.report.report import StudyReport, build_report, study_figures
+from knee_tune.schedules import Knee
 
 LRS = (1.5e-4, 3e-4, 6e-4)
 FRACTIONS = (0.0, 0.5, 0.9)
@@ -537,11 +539,45 @@ def test_the_page_holds_the_library_that_draws_once() -> None:
     assert len(page.encode()) < 2_000_000
 
 
+def buttons(found: StudyReport) -> list[dict[str, str | None]]:
+    return [attrs for tag, attrs in Page(as_html(found)).tags if tag == "button"]
+
+
 def test_the_answer_can_be_copied_as_plain_text() -> None:
-    (button,) = (attrs for tag, attrs in Page(as_html(report(on=ridge()))).tags if tag == "button")
+    button = buttons(report(on=ridge()))[0]
     assert (button["data-text"] or "").startswith(
         "ridge-of-a-toy (toy)\nUse seed LR 0.00015, explore 90%.\nExpect "
     )
+
+
+def test_the_answer_is_there_as_a_setting_of_every_project() -> None:
+    trained = {"seed_lr": 3e-4, "epochs": 10, "warmup_steps": 5, "optimizer": {"name": "radam"}}
+    found = report(record(spec=spec(recipe=trained)))
+    copied = [button["data-text"] for button in buttons(found)[1:]]
+    assert copied == [setting.text for setting in found.settings.values()]
+    assert len(copied) == 8
+    assert "learning_rate=0.00015,\nmax_steps=100,\nwarmup_steps=5," in found.settings["hf"].text
+    assert found.settings["megatron"].note.endswith(
+        "Found with radam; an LR is good for its own optimizer."
+    )
+    assert "settings" not in found.model_dump()
+
+
+def test_a_setting_is_of_the_winner_of_fresh_seeds_even_if_no_trial_is() -> None:
+    """The point (6e-4, 0.0) was pruned in the search, and confirmed."""
+    pruned = trial(6, 6e-4, 0.0, state="pruned", value=None)
+    found = record(
+        trials=(*(each for each in record().trials if each.point != pruned.point), pruned),
+        confirmation=confirmation(confirmed=True),
+    )
+    assert winner_knee(found) == Knee(
+        seed_lr=6e-4, total_steps=100, warmup_steps=5, explore_steps=0
+    )
+
+
+def test_a_page_without_the_steps_of_its_trials_has_no_setting() -> None:
+    early = tuple(each.model_copy(update={"steps_budget": 0}) for each in record().trials)
+    assert report(record(trials=early)).settings == {}
 
 
 def test_names_and_texts_cannot_become_markup() -> None:
