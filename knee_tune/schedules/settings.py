@@ -114,7 +114,7 @@ def _knee_arguments(knee: Knee) -> dict[str, Any]:
 def _as_torch(knee: Knee, decay: str) -> tuple[str, str]:
     text = (
         "from knee_tune.schedules import KneeLR\n\n"
-        f"optimizer = torch.optim.AdamW(model.parameters(), lr={knee.seed_lr!r})  # or yours\n"
+        f"optimizer = YourOptimizer(model.parameters(), lr={knee.seed_lr!r})\n"
         f"scheduler = KneeLR(\n    optimizer,\n{_arguments(_knee_arguments(knee), '    ')}\n)"
     )
     return text, "Call scheduler.step() after every update, not every epoch."
@@ -125,7 +125,7 @@ def _as_lightning(knee: Knee, decay: str) -> tuple[str, str]:
     text = (
         "from knee_tune.schedules import KneeLR\n\n\n"
         "def configure_optimizers(self):\n"
-        f"    optimizer = torch.optim.AdamW(self.parameters(), lr={knee.seed_lr!r})  # or yours\n"
+        f"    optimizer = YourOptimizer(self.parameters(), lr={knee.seed_lr!r})\n"
         f"    scheduler = KneeLR(\n{inner}optimizer,\n"
         f"{_arguments(_knee_arguments(knee), inner)}\n    )\n"
         '    return {"optimizer": optimizer, '

@@ -8,8 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from knee_tune.commands.report import setting_to_use
 from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.config.study import ReferenceRow, ReferenceTable, StudySpec
+from knee_tune.errors import UserError
 from knee_tune.records.findings import (
     Candidate,
     Confirmation,
@@ -561,6 +563,17 @@ def test_the_answer_is_there_as_a_setting_of_every_project() -> None:
         "Found with radam; an LR is good for its own optimizer."
     )
     assert "settings" not in found.model_dump()
+
+
+def test_a_project_that_cannot_write_the_decay_says_so() -> None:
+    recipe = {"seed_lr": 3e-4, "epochs": 10, "decay": "power", "decay_power": 3.0}
+    found = record(spec=spec(recipe=recipe))
+    shown = report(found).settings
+    assert shown["hf"].text == ""
+    assert shown["hf"].note.startswith("Hugging Face Trainer (TrainingArguments): it has no decay")
+    assert len(buttons(report(found))) == 1 + 4  # ours can: torch, lightning, yaml, json
+    with pytest.raises(UserError, match=r"`as` hf: it has no decay 'power' but linear, "):
+        setting_to_use(found, "hf")
 
 
 def test_a_setting_is_of_the_winner_of_fresh_seeds_even_if_no_trial_is() -> None:

@@ -212,7 +212,7 @@ def test_our_own_forms_are_the_schedule_itself(decay: Decay) -> None:
     assert Knee(**json.loads(setting(knee, "json").text)) == knee
 
     model = torch.nn.Linear(1, 1)
-    pasted: dict[str, Any] = {"torch": torch, "model": model}
+    pasted: dict[str, Any] = {"YourOptimizer": torch.optim.SGD, "model": model}
     exec(setting(knee, "torch").text, pasted)
     assert driven(pasted["optimizer"], pasted["scheduler"], 20) == learning_rates(knee)
 
