@@ -38,6 +38,8 @@ from knee_tune.config.study import StudySpec
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.plans.planner import knee_schedule
+from knee_tune.records.values import Point
+from knee_tune.schedules import Decay
 from knee_tune.study.events import End, Origin, Watcher
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Callbacks, Channel, Decision, Report
@@ -64,7 +66,13 @@ class Nobody(Channel):
         """Nothing."""
 
     def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+        self,
+        number: int,
+        plan: TrainPlan,
+        *,
+        explore_fraction: float,
+        decay: Decay | None = None,
+        replicates: int,
     ) -> None:
         """Take the time."""
         self.started = time.perf_counter()
@@ -78,7 +86,7 @@ class Nobody(Channel):
     def trial_reported(self, number: int, report: Report, *, replicate: int) -> None:
         """Nothing."""
 
-    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+    def batch_started(self, points: Mapping[int, Point], plan: TrainPlan) -> None:
         """Not of interest."""
 
     def batch_progressed(self, step: int) -> None:

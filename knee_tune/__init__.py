@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knee_tune.config.recipe import Metric, Optimizer, Recipe, SimpleRecipe
+    from knee_tune.scripts.run import join
+    from knee_tune.study.suggest import suggest_knee
     from knee_tune.tasks.base import FusableTask, Task
     from knee_tune.tasks.registry import TaskEntry
     from knee_tune.tasks.simple import SimpleTask
@@ -23,6 +25,8 @@ _PUBLIC = {
     "SimpleTask": "tasks.simple",
     "Task": "tasks.base",
     "TaskEntry": "tasks.registry",
+    "join": "scripts.run",
+    "suggest_knee": "study.suggest",
 }
 """The module of each public name."""
 
@@ -35,10 +39,14 @@ __all__ = [
     "SimpleTask",
     "Task",
     "TaskEntry",
+    "__version__",
+    "join",
+    "suggest_knee",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name, and torch or Optuna with it if it needs them."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -22,7 +22,7 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrunkCacheOption,
 )
-from knee_tune.records.shown import learning_rate, percent
+from knee_tune.records.shown import explored, learning_rate
 
 if TYPE_CHECKING:
     from knee_tune.records.findings import AuditReport
@@ -96,7 +96,7 @@ def print_audit(console: Console, record: "StudyRecord", *, asked: int) -> None:
         table.add_row(
             str(verdict.number),
             learning_rate(trial.seed_lr),
-            percent(trial.explore_fraction),
+            explored(*trial.point[1:]),
             "diverged" if verdict.value is None else f"{verdict.value:.4g}",
             "" if verdict.rank is None else str(verdict.rank),
             Text("wrong", "red") if verdict.wrong else Text("right", "green"),

@@ -12,7 +12,7 @@ from knee_tune.cli.audit import audit_line
 from knee_tune.cli.console import PlainConsole
 from knee_tune.cli.flags import as_typed
 from knee_tune.errors import MachineError, one_line
-from knee_tune.records.shown import learning_rate, percent, setting
+from knee_tune.records.shown import explored, learning_rate, setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,7 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
         difference = "(the default)" if candidate.default else _shown(candidate.difference, "+")
         table.add_row(
             learning_rate(candidate.seed_lr),
-            percent(candidate.explore_fraction),
+            explored(*candidate.point[1:]),
             _shown(candidate.mean),
             difference,
             style="bold" if index == confirmation.winner else "",
@@ -121,7 +121,7 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
         for run in candidate.runs:
             if run.value is None:
                 console.print(
-                    f"{setting(candidate.seed_lr, candidate.explore_fraction)} is out: "
+                    f"{setting(*candidate.point)} is out: "
                     f"{as_typed(run.reason) or 'no value'} (seed {run.seed})",
                     style="yellow",
                     markup=False,
@@ -249,7 +249,7 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
         table.add_row(
             str(trial.number),
             learning_rate(trial.seed_lr),
-            percent(trial.explore_fraction),
+            explored(*trial.point[1:]),
             with_spread(trial.value, trial.spread),
             f"{trial.steps_trained:,}",
             f"{trial.steps_reused:,}",

@@ -16,7 +16,9 @@ from knee_tune.cli.flags import as_typed
 from knee_tune.cli.summary import fate
 from knee_tune.commands.run import StudyStart
 from knee_tune.plans.plan import TrainPlan
-from knee_tune.records.shown import learning_rate, percent, setting
+from knee_tune.records.shown import explored, learning_rate, setting
+from knee_tune.records.values import Point
+from knee_tune.schedules import Decay
 from knee_tune.study.events import End, Origin, Watcher
 from knee_tune.workers.protocol import Report
 
@@ -46,12 +48,18 @@ class PlainWatcher:
         self._batch = frozenset[int]()
 
     def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+        self,
+        number: int,
+        plan: TrainPlan,
+        *,
+        explore_fraction: float,
+        decay: Decay | None = None,
+        replicates: int,
     ) -> None:
         """Seed LR, explore fraction and budget."""
         times = f" x {replicates} replicates" if replicates > 1 else ""
         self.line(
-            f"trial {number}: {setting(plan.schedule.seed_lr, explore_fraction)}, "
+            f"trial {number}: {setting(plan.schedule.seed_lr, explore_fraction, decay)}, "
             f"{plan.total_steps} steps{times}"
         )
 
@@ -87,7 +95,7 @@ class PlainWatcher:
             parts.append(reason)
         self.line(f"trial {number}: {', '.join(parts)}")
 
-    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+    def batch_started(self, points: Mapping[int, Point], plan: TrainPlan) -> None:
         """How many there are."""
         self._batch = frozenset(points)
         self.line(
@@ -113,7 +121,7 @@ class PlainWatcher:
 @dataclass
 class _Row:
     seed_lr: float
-    explore_fraction: float
+    explored: str
     total_steps: int
     """Of all its replicates."""
     run_steps: int
@@ -154,13 +162,22 @@ class LiveWatcher:
         self._bar = self._progress.add_task(start.name, total=1.0, pace="")
 
     def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+        self,
+        number: int,
+        plan: TrainPlan,
+        *,
+        explore_fraction: float,
+        decay: Decay | None = None,
+        replicates: int,
     ) -> None:
         """A new row."""
         steps = plan.total_steps
         with self._lock:
             self._rows[number] = _Row(
-                plan.schedule.seed_lr, explore_fraction, replicates * steps, steps
+                plan.schedule.seed_lr,
+                explored(explore_fraction, decay),
+                replicates * steps,
+                steps,
             )
 
     def trial_reused(self, number: int, step: int, *, replicate: int, origin: Origin) -> None:
@@ -190,13 +207,13 @@ class LiveWatcher:
             if row is not None:
                 row.state, row.value, row.reason, row.ended = end, value, reason, time.monotonic()
 
-    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+    def batch_started(self, points: Mapping[int, Point], plan: TrainPlan) -> None:
         """A row each."""
         self._batch = frozenset(points)
         steps = plan.total_steps
         with self._lock:
-            for number, (seed_lr, explore_fraction) in points.items():
-                self._rows[number] = _Row(seed_lr, explore_fraction, steps, steps)
+            for number, point in points.items():
+                self._rows[number] = _Row(point[0], explored(*point[1:]), steps, steps)
 
     def batch_progressed(self, step: int) -> None:
         """Moves the step of all rows."""
@@ -261,7 +278,7 @@ class LiveWatcher:
             cells = [
                 str(number),
                 learning_rate(row.seed_lr),
-                percent(row.explore_fraction),
+                row.explored,
                 f"{row.step}/{row.total_steps}",
                 "" if row.watched is None else f"{row.watched:.4g}",
             ]

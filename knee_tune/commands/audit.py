@@ -116,10 +116,12 @@ def _run(opened: OpenedStudy, trial: TrialRecord, seed: int) -> ExtraRun:
             opened.workers.facts,
             seed_lr=trial.seed_lr,
             explore_fraction=trial.explore_fraction,
+            decay=trial.decay,
         ),
         seed=seed,
         label="audit",
         explore_fraction=trial.explore_fraction,
+        decay=trial.decay,
     )
 
 

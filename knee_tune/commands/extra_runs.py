@@ -17,6 +17,7 @@ from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
 from knee_tune.runs.trainer import error_of
+from knee_tune.schedules import Decay
 from knee_tune.study.attributes import Attributes, extra_steps, note_extra_steps
 from knee_tune.study.events import Ending, Recorder, RunEvents
 from knee_tune.study.trial_trainer import RunTraining
@@ -39,6 +40,8 @@ class ExtraRun:
     label: str
     """The schedule's name, or what the run is for: by it MLflow tells such runs apart."""
     explore_fraction: float | None = None
+    decay: Decay | None = None
+    """None: nothing but the recipe's is searched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +203,7 @@ class _ExtraTraining(RunTraining):
             schedule=run.label,
             seed_lr=run.schedule.seed_lr,
             explore_fraction=run.explore_fraction,
+            decay=run.decay,
         )
         self._on_line(f"{self._shown}: seed LR {run.schedule.seed_lr:g}, {plan.total_steps} steps")
         try:

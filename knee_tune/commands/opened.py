@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.workers import GroupOptions, Workers, open_workers
+from knee_tune.commands.workers import GroupOptions, Looked, Workers, open_workers
 from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe, task_slug
 from knee_tune.config.resolve import resolve_study
 from knee_tune.config.strict_yaml import read_files
@@ -19,7 +19,7 @@ from knee_tune.records.events import StudyFinished, StudyStarted, StudyState
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
-from knee_tune.study.samplers import Axis, make_sampler
+from knee_tune.study.samplers import Axes, axes_of, make_sampler
 from knee_tune.study.storage import check_storage_url, open_storage, preload
 from knee_tune.study.study import Study, open_study, spec_of
 from knee_tune.tasks.registry import task_entry
@@ -41,7 +41,7 @@ class OpenedStudy:
     workers: Workers
     study: Study
     tracker: Tracker
-    axes: dict[str, Axis]
+    axes: Axes
 
     @property
     def uid(self) -> str:
@@ -77,25 +77,24 @@ def open_for_training(
     places: Places,
     options: GroupOptions,
     *,
+    looked: Looked | None = None,
     beside: bool = False,
 ) -> Iterator[OpenedStudy]:
     """Open everything, the study last: until its task's data is seen to be there, nothing is made.
 
+    ``looked``: the worker groups that have looked at what is trained, if there are some already.
     ``beside``: what is trained lies outside the search, so a study that is there keeps the one that
     it was asked for. The tracker is left to the caller to close, who can say what it could not
     send. UserError if this machine or this study cannot train what is asked for.
     """
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
-    with open_workers(places.home, spec, recipe, options) as workers:
+    with open_workers(places.home, spec, recipe, options, looked=looked) as workers:
         workers = _without_twins(workers)
         spec, recipe = workers.spec, workers.recipe
         preloading.join()
         placement = workers.placement()  # before a study is made: the machine may be too small
-        axes = {
-            "seed_lr": Axis(spec.seed_lrs, log=True),
-            "explore_fraction": Axis(spec.explore_fractions),
-        }
+        axes = axes_of(spec)
         tracker = open_tracker(
             home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
         )

@@ -12,19 +12,24 @@ from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
 from knee_tune.commands.winner import register_study
-from knee_tune.commands.workers import GroupOptions
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, BaseRecipe, task_slug
+from knee_tune.commands.workers import GroupOptions, Looked
+from knee_tune.config.recipe import (
+    DEFAULT_DECAY,
+    DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
+    task_slug,
+)
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
 from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
 from knee_tune.records.findings import Candidate, FreshRun, Ridge
-from knee_tune.records.shown import percent, setting
+from knee_tune.records.shown import explored, setting
 from knee_tune.records.study import BaselineRecord, RunRecord, StudyRecord, TrialRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import Point, StepCount, point_of
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.report.wording import told
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Decay, Knee
 from knee_tune.stats.estimates import judge
 from knee_tune.study.attributes import record_confirmation
 from knee_tune.study.driver import Driver
@@ -51,7 +56,8 @@ def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | No
     if confirm is None or record.best is None:
         return True
     recipe = opened.workers.recipe
-    default = (recipe.seed_lr, DEFAULT_EXPLORE_FRACTION)
+    decay = DEFAULT_DECAY if opened.workers.spec.space.decays else None
+    default = point_of(recipe.seed_lr, DEFAULT_EXPLORE_FRACTION, decay)
     candidates = chosen(record, count=confirm.candidates, default=default)
     trained = _train(opened, watcher, candidates, timeout=timeout)
     if trained is None:
@@ -65,20 +71,21 @@ def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | No
     return True
 
 
-def chosen(record: StudyRecord, *, count: int, default: tuple[float, float]) -> list[Candidate]:
+def chosen(record: StudyRecord, *, count: int, default: Point) -> list[Candidate]:
     """The ``count`` best points of the search, best first, and the default point, each once."""
-    best: dict[tuple[float, float], TrialRecord] = {}
+    best: dict[Point, TrialRecord] = {}
     for trial in record.ranked:
         best.setdefault(trial.point, trial)
     points = list(dict.fromkeys([*list(best)[:count], default]))
     return [
         Candidate(
-            seed_lr=seed_lr,
-            explore_fraction=fraction,
-            trial=best[seed_lr, fraction].number if (seed_lr, fraction) in best else None,
-            default=(seed_lr, fraction) == default,
+            seed_lr=point[0],
+            explore_fraction=point[1],
+            decay=point[2] if len(point) == 3 else None,
+            trial=best[point].number if point in best else None,
+            default=point == default,
         )
-        for seed_lr, fraction in points
+        for point in points
     ]
 
 
@@ -102,19 +109,21 @@ def _train(
 
 
 def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun:
-    seed_lr, fraction = candidate.point
+    seed_lr, fraction, decay = candidate.seed_lr, candidate.explore_fraction, candidate.decay
     return ExtraRun(
-        key=f"confirm-{seed_lr:g}-{fraction:g}-{seed}",
-        name=f"confirm {seed_lr:g}, explore {percent(fraction)}, seed {seed}",
+        key=f"confirm-{seed_lr:g}-{fraction:g}-{f'{decay}-' if decay else ''}{seed}",
+        name=f"confirm {seed_lr:g}, explore {explored(fraction, decay)}, seed {seed}",
         schedule=knee_schedule(
             opened.workers.recipe,
             opened.workers.facts,
             seed_lr=seed_lr,
             explore_fraction=fraction,
+            decay=decay,
         ),
         seed=seed,
         label="confirmation",
         explore_fraction=fraction,
+        decay=decay,
     )
 
 
@@ -184,6 +193,7 @@ def run_study(
     timeout: float | None,
     register: bool,
     watch: Watch,
+    looked: Looked | None = None,
 ) -> RunSummary:
     """Drive the study; the same call continues it.
 
@@ -192,7 +202,7 @@ def run_study(
     running trial was told.
     """
     with (
-        open_for_training(spec, recipe, places, options) as opened,
+        open_for_training(spec, recipe, places, options, looked=looked) as opened,
         watch(study_start(opened)) as watcher,
     ):
         published = Published()
@@ -237,14 +247,18 @@ def _drive(
 ) -> None:
     workers, study = opened.workers, opened.study
 
-    def schedule(seed_lr: float, explore_fraction: float) -> Knee:
+    def schedule(seed_lr: float, explore_fraction: float, decay: Decay | None = None) -> Knee:
         return knee_schedule(
-            workers.recipe, workers.facts, seed_lr=seed_lr, explore_fraction=explore_fraction
+            workers.recipe,
+            workers.facts,
+            seed_lr=seed_lr,
+            explore_fraction=explore_fraction,
+            decay=decay,
         )
 
     def after_trial(trial: TrialRecord) -> None:
-        knee = schedule(trial.seed_lr, trial.explore_fraction)
-        title = f"Trial {trial.number}: {setting(trial.seed_lr, trial.explore_fraction)}"
+        knee = schedule(*trial.point)
+        title = f"Trial {trial.number}: {setting(*trial.point)}"
         figure = curves_figure(trial, title=title, schedule=knee)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
         pages.changed()
@@ -413,6 +427,7 @@ def _finished(
             "knee.best_trial": str(winner.trial.number) if winner.trial else "none",
             "knee.best_seed_lr": f"{winner.seed_lr:g}",
             "knee.best_explore_fraction": f"{winner.explore_fraction:g}",
+            **({"knee.best_decay": winner.decay} if winner.decay else {}),
             "knee.best_confirmed": winner.confirmed,
         },
     )
@@ -427,13 +442,14 @@ def run_baseline(
     schedule_name: str,
     seed_lr: float | None,
     watch: Watch,
+    looked: Looked | None = None,
 ) -> BaselineRecord:
     """Train one schedule at ``seed_lr`` (the recipe's own if None) and keep it with the study.
 
     It is no trial: the search never sees it. UserError or MachineError if the training fails.
     """
     with (
-        open_for_training(spec, recipe, places, options, beside=True) as opened,
+        open_for_training(spec, recipe, places, options, looked=looked, beside=True) as opened,
         watch(study_start(opened)) as watcher,
         told_end(
             opened.tracker,

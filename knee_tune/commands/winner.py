@@ -88,6 +88,7 @@ def register_study(
             number=trial.number,
             seed_lr=trial.seed_lr,
             explore_fraction=trial.explore_fraction,
+            decay=trial.decay,
             data_fingerprint=study.user_attrs["data_fingerprint"],
             metrics={"valid": _bare(trial.kept_metrics), "test": _bare(test)},
             experiment=experiment_name(spec.subject),

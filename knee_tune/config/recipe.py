@@ -9,6 +9,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from knee_tune.schedules.decays import DECAYS, DEFAULT_POWER, Decay
+from knee_tune.schedules.schedule import warmup_steps_of
+
+# The base of every value that crosses a boundary: frozen, typed, unknown keys refused.
+
 
 class Spec(BaseModel):
     """A frozen pydantic model that refuses unknown keys and non-finite numbers."""
@@ -16,13 +21,16 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# The search space: which seed LRs and which explore fractions a study may try.
+# The search space: which seed LRs, explore fractions and shapes of the decay a study may try.
 #
-# Both are grids, because a point must recur: two trials share a trunk only if their seed LR is the
-# same number.
+# The first two are grids, because a point must recur: two trials share a trunk only if their seed
+# LR is the same number.
 
 DEFAULT_EXPLORE_FRACTION = 0.5
 """The paper's fixed choice when nothing is tuned (section 5.2, table 5)."""
+
+DEFAULT_DECAY: Decay = "linear"
+"""The paper's, of every table of it."""
 
 DEFAULT_PER_DECADE = 8
 
@@ -125,11 +133,45 @@ class ExploreFractionSpace(Spec):
         return math.floor((self.high - self.low) / self.step + 1e-9) + 1
 
 
+class DecaySpace(Spec):
+    """Shapes of the decay, ``{values}``: all of them leave the same trunks."""
+
+    values: tuple[Decay, ...] = Field(min_length=2, description="linear and others")
+
+    @field_validator("values")
+    @classmethod
+    def _linear_and_others(cls, values: tuple[Decay, ...]) -> tuple[Decay, ...]:
+        if len({*values}) < len(values):
+            raise ValueError("each one once")
+        if DEFAULT_DECAY not in values:
+            raise ValueError(f"{DEFAULT_DECAY}, the paper's, must be among them")
+        return tuple(decay for decay in DECAYS if decay in values)
+
+
+SearchedDecay = Annotated[
+    Decay | None,
+    Field(
+        exclude_if=lambda decay: decay is None,
+        description="shape of the decay, where several are searched; None elsewhere",
+    ),
+]
+
+
 class SearchSpace(Spec):
-    """The seed LRs and explore fractions that a study may try."""
+    """The seed LRs, explore fractions and shapes of the decay that a study may try."""
 
     seed_lr: SeedLRSpace
     explore_fraction: ExploreFractionSpace
+    decay: DecaySpace | None = Field(
+        default=None,
+        exclude_if=lambda decay: decay is None,
+        description="None: the recipe's decay alone",
+    )
+
+    @property
+    def decays(self) -> tuple[Decay, ...]:
+        """The shapes that are searched; empty if that is no question of the study."""
+        return self.decay.values if self.decay else ()
 
     def problems(self, anchor: float, *, with_default: bool) -> Iterator[tuple[str, str]]:
         """Yield what keeps the space from being searched: the field, and what is wrong with it.
@@ -143,11 +185,12 @@ class SearchSpace(Spec):
         except ValueError as error:
             yield "seed_lr", str(error)
             return
-        count = self.explore_fraction.count
-        if len(seed_lrs) * count > MOST_POINTS:
+        count, shapes = self.explore_fraction.count, max(1, len(self.decays))
+        if len(seed_lrs) * count * shapes > MOST_POINTS:
+            times = f" x {shapes} decays" if self.decays else ""
             yield (
                 "seed_lr" if len(seed_lrs) > count else "explore_fraction",
-                f"{len(seed_lrs):,} seed LRs x {count:,} explore fractions are more than "
+                f"{len(seed_lrs):,} seed LRs x {count:,} explore fractions{times} are more than "
                 f"{MOST_POINTS:,} points; use fewer values or a larger distance",
             )
             return
@@ -272,6 +315,25 @@ class BaseRecipe(Spec):
         exclude=True,
         description="linear warmup as a share of the budget, as in 5%; instead of warmup_steps",
     )
+    # Not stored where it is the paper's: recipes that were kept before there was a choice say so.
+    decay: Decay = Field(
+        default=DEFAULT_DECAY,
+        exclude_if=lambda decay: decay == DEFAULT_DECAY,
+        description="shape of the decay",
+    )
+    final: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda final: final == 0,
+        description="LR of the last step, as a fraction of the seed LR",
+    )
+    decay_power: float = Field(
+        default=DEFAULT_POWER,
+        gt=0,
+        exclude_if=lambda power: power == DEFAULT_POWER,
+        description="exponent of the decay called power",
+    )
     amp: bool = Field(default=False, description="bf16 autocast on a GPU; a CPU stays in float32")
     keep: Literal["best", "last"] = Field(
         default="last", description="which weights a trial is judged by and registered with"
@@ -287,6 +349,11 @@ class BaseRecipe(Spec):
     @abstractmethod
     def watched_metric(self) -> Metric:
         """The metric of the learning curve, named as evaluations report it (``valid_ppl``)."""
+
+    @property
+    def subject(self) -> str | None:
+        """What studies and models are named after in place of the task, if anything."""
+        return None
 
     @property
     def percents(self) -> tuple[str, ...]:
@@ -328,12 +395,18 @@ class BaseRecipe(Spec):
             raise ValueError("warmup and warmup_steps: give one of them, not both")
         return self
 
+    @model_validator(mode="after")
+    def _power_has_a_use(self) -> Self:
+        if self.decay_power != DEFAULT_POWER and self.decay != "power":
+            raise ValueError(f"decay_power: only decay power has one, this is {self.decay}")
+        return self
+
     def with_warmup_of(self, budget: int) -> Self:
         """Return this recipe with its warmup in steps, should it be a share of a ``budget``."""
         if self.warmup is None:
             return self
         share = float(self.warmup.removesuffix("%")) / 100
-        steps = max(1, round(share * budget)) if share else 0
+        steps = warmup_steps_of(share, budget)
         return self.model_copy(update={"warmup": None, "warmup_steps": steps})
 
 

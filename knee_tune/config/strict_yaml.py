@@ -225,7 +225,7 @@ class Place:
     label: str
     line: int | None = None
     shows: FieldPath | None = None
-    """The field and its value that ``label`` itself already shows, as ``--set`` does."""
+    """The field and its value that ``label`` itself already shows, as that of a setting does."""
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

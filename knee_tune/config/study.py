@@ -158,7 +158,7 @@ class Confirm(Spec):
 
 
 class StudySpec(Spec):
-    """One study, resolved: presets, study file, ``--set`` and flags are already merged.
+    """One study, resolved: presets, study file and what was asked for are already merged.
 
     ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
     typed recipe travels beside this value (see :func:`knee_tune.config.resolve.resolve_study`).
@@ -290,9 +290,14 @@ class StudySpec(Spec):
         return tuple(sorted({*points, default})) if self.tries_default else points
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what is searched."""
+        return ("seed_lr", "explore_fraction", *(["decay"] if self.space.decays else []))
+
+    @property
     def size(self) -> int:
         """The number of different trials."""
-        return len(self.seed_lrs) * len(self.explore_fractions)
+        return len(self.seed_lrs) * len(self.explore_fractions) * max(1, len(self.space.decays))
 
     @property
     def limit(self) -> int | None:
@@ -312,7 +317,7 @@ class Edge(Spec):
     what: str
     """As in ``largest seed LR``."""
     setting: str
-    """What to give to ``--set`` to look beyond, as in ``space.seed_lr.high=0.4``."""
+    """The setting with which to look beyond, as in ``space.seed_lr.high=0.4``."""
 
 
 def edges(spec: StudySpec, *, seed_lr: float, explore_fraction: float) -> tuple[Edge, ...]:

@@ -14,9 +14,15 @@ from typing import Any
 from knee_tune.config.recipe import task_slug
 from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.schedules import Exploring
+from knee_tune.schedules.schedule import as_stored
 
-_DECIDED_ELSEWHERE = ("epochs", "seed_lr", "warmup_steps", "amp")
-"""Fields of a recipe that training reads from its schedule, and from its placement."""
+_DECIDED_ELSEWHERE = (
+    *("epochs", "seed_lr", "warmup_steps", "amp"),
+    *("decay", "final", "decay_power"),
+    *("script", "steps", "evaluate_every"),
+)
+"""Fields of a recipe that training reads from its schedule, and from its placement; where a script
+lies, for its code is what counts."""
 
 
 def run_identity(plan: TrainPlan) -> dict[str, Any]:
@@ -110,9 +116,9 @@ def _identity(
     replicas: Sequence[Replica],
     steps_per_evaluation: int,
 ) -> dict[str, Any]:
-    parts = _parts(order, facts, steps_per_evaluation) | {"schedule": _dumped(schedule)}
+    parts = _parts(order, facts, steps_per_evaluation) | {"schedule": as_stored(schedule)}
     if replicas:
-        parts["replicas"] = [[each.seed, _dumped(each.schedule)] for each in replicas]
+        parts["replicas"] = [[each.seed, as_stored(each.schedule)] for each in replicas]
     return parts
 
 
@@ -139,7 +145,3 @@ def _parts(order: TaskOrder, facts: TaskFacts | None, steps_per_evaluation: int)
             "steps_per_epoch": facts.steps_per_epoch,
         }
     return parts
-
-
-def _dumped(schedule: Schedule) -> dict[str, Any]:
-    return {name: getattr(schedule, name) for name in schedule.__dataclass_fields__}

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, PlainSerializer, model_validator
 
 from knee_tune.config.recipe import Spec
 from knee_tune.config.study import Analysis
@@ -17,14 +17,18 @@ from knee_tune.schedules import (
     OneCycle,
     StepDecay,
 )
-from knee_tune.schedules.schedule import LRRange
+from knee_tune.schedules.schedule import LRRange, as_stored
 
 ENTRY = "knee_tune.jobs:run_job"
 """What a group runner calls on every rank, with a plan. Naming it costs the driver no torch."""
 
+SCRIPT = "script"
+"""The task of every plan whose training is somebody's script: the recipe says which."""
+
 Schedule = Annotated[
     Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant | LRRange,
     Field(discriminator="name"),
+    PlainSerializer(as_stored),
 ]
 
 

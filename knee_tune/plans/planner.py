@@ -1,4 +1,4 @@
-"""From a trial's two numbers to the plan of its training run."""
+"""From a trial's parameters to the plan of its training run."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -15,6 +15,7 @@ from knee_tune.records.shown import percent
 from knee_tune.schedules import (
     Constant,
     Cosine,
+    Decay,
     Exploring,
     InverseSquareRoot,
     Knee,
@@ -22,9 +23,10 @@ from knee_tune.schedules import (
     OneCycle,
     StepDecay,
 )
+from knee_tune.schedules.schedule import fitted_knee
 
 BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant")
-"""The schedules that ``--schedule`` trains beside a study."""
+"""The schedules that can be trained beside a study."""
 
 
 def budget_steps(recipe: BaseRecipe, facts: TaskFacts) -> int:
@@ -33,15 +35,26 @@ def budget_steps(recipe: BaseRecipe, facts: TaskFacts) -> int:
 
 
 def knee_schedule(
-    recipe: BaseRecipe, facts: TaskFacts, *, seed_lr: float, explore_fraction: float
+    recipe: BaseRecipe,
+    facts: TaskFacts,
+    *,
+    seed_lr: float,
+    explore_fraction: float,
+    decay: Decay | None = None,
 ) -> Knee:
-    """The Knee schedule whose explore phase is ``explore_fraction`` of the budget."""
+    """The Knee schedule whose explore phase is ``explore_fraction`` of the budget.
+
+    ``decay``: its shape; the recipe's own if None.
+    """
     total = budget_steps(recipe, facts)
     return fitted_knee(
         seed_lr=seed_lr,
         total_steps=total,
         explore_steps=round(explore_fraction * total),
         warmup_steps=recipe.warmup_steps,
+        decay=decay or recipe.decay,
+        final=recipe.final,
+        decay_power=recipe.decay_power,
     )
 
 
@@ -92,20 +105,6 @@ def twins_in_words(
         for fraction, same in distinct_fractions(recipe, facts, explore_fractions).items()
         if len(same) > 1
     ]
-
-
-def fitted_knee(*, seed_lr: float, total_steps: int, explore_steps: int, warmup_steps: int) -> Knee:
-    """The Knee schedule with these phases, as far as the budget has room for them.
-
-    Warmup is counted apart; where both do not fit, the explore phase is what gives way.
-    """
-    warmup = min(warmup_steps, total_steps)
-    return Knee(
-        seed_lr=seed_lr,
-        total_steps=total_steps,
-        warmup_steps=warmup,
-        explore_steps=min(explore_steps, total_steps - warmup),
-    )
 
 
 def baseline_schedule(
@@ -236,6 +235,9 @@ def row_schedule(
             total_steps=total,
             explore_steps=steps(row.explore_epochs or 0),
             warmup_steps=warmup,
+            decay=recipe.decay,
+            final=recipe.final,
+            decay_power=recipe.decay_power,
         )
     if row.schedule != "step":
         return plain_schedule(

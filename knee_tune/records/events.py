@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
-from knee_tune.config.recipe import Spec
+from knee_tune.config.recipe import SearchedDecay, Spec
 from knee_tune.records.findings import Confirmed
 from knee_tune.records.values import RunEnd
 
@@ -65,6 +65,7 @@ class TrialStarted(Spec):
     number: int | None = Field(default=None, description="Optuna's; None for a baseline")
     seed_lr: float | None = None
     explore_fraction: float | None = None
+    decay: SearchedDecay = None
     params: dict[str, Any] = Field(default_factory=dict, description="may be nested")
     tags: dict[str, str] = Field(default_factory=dict)
 
@@ -166,6 +167,7 @@ class TrainedModel(Spec):
     number: int | None
     seed_lr: float
     explore_fraction: float | None
+    decay: SearchedDecay = None
     data_fingerprint: str
     metrics: dict[str, dict[str, float]] = Field(description="by split, as in valid, test")
     experiment: str

@@ -8,9 +8,9 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from knee_tune.config.recipe import Direction, Spec
+from knee_tune.config.recipe import Direction, SearchedDecay, Spec
 from knee_tune.records.shown import setting
-from knee_tune.records.values import Estimate, StepCount
+from knee_tune.records.values import Estimate, Point, StepCount, point_of
 
 Confirmed = Literal["yes", "no", "not tried"]
 """Whether fresh seeds have confirmed a point."""
@@ -34,6 +34,7 @@ class Candidate(Spec):
 
     seed_lr: float
     explore_fraction: float
+    decay: SearchedDecay = None
     trial: int | None = Field(description="its complete trial in the search; None: it has none")
     default: bool = Field(description="whether it is the paper's default")
     runs: tuple[FreshRun, ...] = ()
@@ -50,9 +51,9 @@ class Candidate(Spec):
         return tuple(run.value for run in self.runs if run.value is not None)
 
     @property
-    def point(self) -> tuple[float, float]:
-        """Seed LR and explore fraction."""
-        return self.seed_lr, self.explore_fraction
+    def point(self) -> Point:
+        """Its place in the search space."""
+        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Confirmation(Spec):
@@ -102,8 +103,8 @@ class Confirmation(Spec):
         """The candidate that it has confirmed."""
         return self.best if self.confirmed else None
 
-    def says(self, point: tuple[float, float]) -> Confirmed:
-        """What it has found out about a point (seed LR, explore fraction)."""
+    def says(self, point: Point) -> Confirmed:
+        """What it has found out about a point."""
         if all(candidate.point != point for candidate in self.candidates):
             return "not tried"
         return "yes" if self.chosen and self.chosen.point == point else "no"
@@ -286,10 +287,13 @@ class Surface(Spec):
         description="standard errors of the means; None with fewer than two seeds"
     )
     seeds: int = Field(description="random seeds that every complete point has")
+    decay: SearchedDecay = None
 
-    def cell(self, point: tuple[float, float]) -> tuple[int, int] | None:
-        """Row and column of a point (seed LR, explore fraction); None without a mean there."""
-        seed_lr, fraction = point
+    def cell(self, point: Point) -> tuple[int, int] | None:
+        """Row and column of a point; None without a mean there."""
+        seed_lr, fraction = point[0], point[1]
+        if point != point_of(seed_lr, fraction, self.decay):
+            return None  # of another decay
         if seed_lr not in self.seed_lrs or fraction not in self.explore_fractions:
             return None
         row, column = self.seed_lrs.index(seed_lr), self.explore_fractions.index(fraction)
@@ -330,6 +334,7 @@ class Recommendation(Spec):
 
     seed_lr: float
     explore_fraction: float
+    decay: SearchedDecay = None
     metric: str = Field(description="with its split, as in valid_accuracy")
     expected: Estimate = Field(
         description="over fresh seeds, or leave-one-seed-out: not the best mean itself"
@@ -346,7 +351,7 @@ class Recommendation(Spec):
     @property
     def setting(self) -> str:
         """``seed LR 0.05, explore 50%``."""
-        return setting(self.seed_lr, self.explore_fraction)
+        return setting(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Ridge(Spec):

@@ -19,9 +19,14 @@ def learning_rate(value: float) -> str:
     return f"{value:g}"
 
 
-def setting(seed_lr: float, explore_fraction: float | None) -> str:
+def explored(explore_fraction: float, decay: str | None = None) -> str:
+    """``50%``; where several decays are searched ``50%, 1-sqrt decay``."""
+    return percent(explore_fraction) + (f", {decay} decay" if decay else "")
+
+
+def setting(seed_lr: float, explore_fraction: float | None, decay: str | None = None) -> str:
     """``seed LR 0.05, explore 50%``; without a fraction, of a baseline, the seed LR alone."""
-    explore = "" if explore_fraction is None else f", explore {percent(explore_fraction)}"
+    explore = "" if explore_fraction is None else f", explore {explored(explore_fraction, decay)}"
     return f"seed LR {learning_rate(seed_lr)}{explore}"
 
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from knee_tune.config.recipe import Direction, Spec
+from knee_tune.config.recipe import Direction, SearchedDecay, Spec
 from knee_tune.config.study import StudySpec
 from knee_tune.records.findings import Audit, AuditReport, Confirmation, Confirmed
 from knee_tune.records.shown import counted, setting
-from knee_tune.records.values import StepCount
+from knee_tune.records.values import Point, StepCount, point_of
 
 # The runs of a study that trains the rows of a table instead of searching.
 
@@ -103,6 +103,7 @@ class TrialRecord(RunRecord):
         default="", description="names its checkpoints and its MLflow run, also after a retry"
     )
     explore_fraction: float
+    decay: SearchedDecay = None
     spread: float | None = Field(
         default=None, description="sample standard deviation of the replicates' values"
     )
@@ -116,9 +117,9 @@ class TrialRecord(RunRecord):
         return self.replicates[0].metrics if self.replicates else self.metrics
 
     @property
-    def point(self) -> tuple[float, float]:
-        """Seed LR and explore fraction."""
-        return self.seed_lr, self.explore_fraction
+    def point(self) -> Point:
+        """Its place in the search space."""
+        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Winner(Spec):
@@ -126,6 +127,7 @@ class Winner(Spec):
 
     seed_lr: float
     explore_fraction: float
+    decay: SearchedDecay = None
     value: float | None = Field(
         description="the study's metric: over the fresh seeds if confirmed, otherwise its trial's"
     )
@@ -137,9 +139,9 @@ class Winner(Spec):
     )
 
     @property
-    def point(self) -> tuple[float, float]:
-        """Seed LR and explore fraction."""
-        return self.seed_lr, self.explore_fraction
+    def point(self) -> Point:
+        """Its place in the search space."""
+        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
     @property
     def setting(self) -> str:
@@ -307,6 +309,7 @@ class StudyRecord(Spec):
             return Winner(
                 seed_lr=best.seed_lr,
                 explore_fraction=best.explore_fraction,
+                decay=best.decay,
                 value=best.value,
                 spread=best.spread,
                 seeds=None,
@@ -317,6 +320,7 @@ class StudyRecord(Spec):
         return Winner(
             seed_lr=chosen.seed_lr,
             explore_fraction=chosen.explore_fraction,
+            decay=chosen.decay,
             value=fmean(chosen.values),
             spread=stdev(chosen.values),
             seeds=len(chosen.values),
@@ -371,7 +375,7 @@ class StudyRecord(Spec):
         Not among them: points that another trial has completed.
         """
         known = {trial.point for trial in self.ranked}
-        ended: dict[tuple[float, float], TrialRecord] = {}
+        ended: dict[Point, TrialRecord] = {}
         for trial in self.trials:
             if trial.state == "pruned" and trial.point not in known:
                 ended.setdefault(trial.point, trial)
@@ -408,6 +412,7 @@ class StudyRecord(Spec):
             "trial": winner.trial.number if winner.trial else None,
             "seed_lr": winner.seed_lr,
             "explore_fraction": winner.explore_fraction,
+            **({"decay": winner.decay} if winner.decay else {}),
             "value": winner.value,
             "metric": self.metric,
             "confirmed": winner.confirmed,

@@ -6,6 +6,15 @@ from typing import Self
 from pydantic import AliasChoices, Field
 
 from knee_tune.config.recipe import Direction, Spec
+from knee_tune.schedules import Decay
+
+Point = tuple[float, float] | tuple[float, float, Decay]
+"""Of a search space: seed LR and explore fraction, and the decay where several are searched."""
+
+
+def point_of(seed_lr: float, explore_fraction: float, decay: Decay | None) -> Point:
+    """The point of these parameters."""
+    return (seed_lr, explore_fraction) if decay is None else (seed_lr, explore_fraction, decay)
 
 
 class Estimate(Spec):

@@ -8,6 +8,7 @@ from knee_tune.records.shown import (
     NOTHING,
     duration,
     estimate,
+    explored,
     in_words,
     learning_rate,
     number,
@@ -58,7 +59,7 @@ def audit_section(record: StudyRecord) -> Section | None:
         (
             str(each.number),
             learning_rate(trials[each.number].seed_lr),
-            percent(trials[each.number].explore_fraction),
+            explored(*trials[each.number].point[1:]),
             "diverged" if each.value is None else number(each.value),
             NOTHING if each.rank is None else str(each.rank),
             "wrong" if each.wrong else "right",
@@ -131,7 +132,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
             (
                 "knee (best trial)",
                 learning_rate(best.seed_lr),
-                percent(best.explore_fraction),
+                explored(*best.point[1:]),
                 number(first.value if first else best.value),
                 NOTHING if best.seed is None else str(best.seed),
             )
@@ -161,7 +162,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
     count = confirmation.comparisons
     together = f" The {count} differences hold together (Bonferroni)." if count > 1 else ""
     failures = tuple(
-        f"{sentence(setting(each.seed_lr, each.explore_fraction))} is out: "
+        f"{sentence(setting(*each.point))} is out: "
         f"{run.reason or 'no value'} (random seed {run.seed})."
         for each in confirmation.candidates
         for run in each.runs
@@ -202,7 +203,7 @@ def tested_section(record: StudyRecord, context: ReportContext) -> Section | Non
         (
             str(trial),
             learning_rate(trials[trial].seed_lr),
-            percent(trials[trial].explore_fraction),
+            explored(*trials[trial].point[1:]),
             *(number(metrics.get(name)) for name in names),
         )
         for trial, metrics in sorted(context.test.items())
@@ -257,7 +258,7 @@ def trials_section(record: StudyRecord) -> Section:
         (
             str(trial.number),
             learning_rate(trial.seed_lr),
-            percent(trial.explore_fraction),
+            explored(*trial.point[1:]),
             number(trial.value),
             NOTHING if trial.spread is None else f"{trial.spread:.2g}",
             f"{trial.steps_trained:,}",
@@ -370,7 +371,7 @@ def _candidate(candidate: Candidate, confirmation: Confirmation) -> tuple[str, .
     difference = candidate.difference
     return (
         learning_rate(candidate.seed_lr),
-        percent(candidate.explore_fraction),
+        explored(*candidate.point[1:]),
         estimate(candidate.mean),
         "the default itself"
         if candidate.default

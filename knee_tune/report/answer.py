@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION
+from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION
 from knee_tune.config.study import edges
 from knee_tune.records.findings import (
     CLAIMING_SEEDS,
@@ -39,6 +39,9 @@ from knee_tune.report.wording import (
     short,
     unit_of,
 )
+from knee_tune.schedules import Knee
+from knee_tune.schedules.settings import PROJECTS, Format, Setting
+from knee_tune.schedules.settings import setting as project_setting
 from knee_tune.stats.comparison import PER_EPOCHS, Comparison, RowOutcome, Trend
 
 LEFT_OUT = "the search's own random seeds, each left out in turn of the choice"
@@ -93,6 +96,7 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Recommendation | None
     return Recommendation(
         seed_lr=winner.seed_lr,
         explore_fraction=winner.explore_fraction,
+        decay=winner.decay,
         metric=record.metric,
         expected=found.expected if found else Estimate(value=winner.value),
         default=found.default if found else None,
@@ -109,6 +113,7 @@ def _answer_of_fresh_seeds(
     return Recommendation(
         seed_lr=fresh.seed_lr,
         explore_fraction=fresh.explore_fraction,
+        decay=fresh.decay,
         metric=confirmation.metric,
         expected=mean,
         default=default,
@@ -118,17 +123,52 @@ def _answer_of_fresh_seeds(
     )
 
 
+def winner_knee(record: StudyRecord) -> Knee | None:
+    """The schedule of the study's winner.
+
+    None if no trial is complete, or if its steps are not known (of some earlier version's trials).
+    """
+    winner, best = record.winner, record.best
+    if winner is None or best is None or not best.steps_budget:
+        return None
+    point = winner.model_dump(include={"seed_lr", "explore_fraction", "decay"})
+    return knee_of(record, winner.trial or best.model_copy(update=point))
+
+
+def winner_setting(record: StudyRecord, knee: Knee, form: Format) -> Setting:
+    """The winner's schedule as the project ``form`` writes it; ValueError if it cannot be said."""
+    found = project_setting(knee, form)
+    optimizer = record.spec.recipe.get("optimizer", {}).get("name")
+    trained = f"Found with {optimizer}; an LR is good for its own optimizer." if optimizer else ""
+    return found._replace(note=f"{found.note} {trained}".strip())
+
+
+def winner_settings(record: StudyRecord) -> dict[Format, Setting]:
+    """The winner's schedule in every format; where one cannot say it, the note tells why."""
+    settings: dict[Format, Setting] = {}
+    if (knee := winner_knee(record)) is None:
+        return settings
+    for form, project in PROJECTS.items():
+        try:
+            settings[form] = winner_setting(record, knee, form)
+        except ValueError as error:
+            settings[form] = Setting(project.title, "", f"{project.title}: {error}.")
+    return settings
+
+
 def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...]:
     """The numbers that people look for first."""
-    epochs = int(record.spec.recipe["epochs"])
+    unit = "epochs" if "epochs" in record.spec.recipe else "steps"
+    budget = int(record.spec.recipe[unit])
     better = "lower is better" if record.direction == "minimize" else "higher is better"
     tiles = [
         Tile(label="seed LR", value=learning_rate(answer.seed_lr)),
         Tile(
             label="explore fraction",
             value=percent(answer.explore_fraction),
-            note=f"{epochs * answer.explore_fraction:.3g} of {epochs} epochs, then the LR falls",
+            note=f"{budget * answer.explore_fraction:.6g} of {budget} {unit}, then the LR falls",
         ),
+        *([Tile(label="decay", value=answer.decay)] if answer.decay else []),
         Tile(
             label=f"expected {in_words(answer.metric)}",
             value=number(answer.expected.value),
@@ -161,7 +201,8 @@ def search_words(
 
 def _use(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
     """The setting, what to expect of it, and what the default has."""
-    default = setting(float(record.spec.recipe["seed_lr"]), DEFAULT_EXPLORE_FRACTION)
+    decay = DEFAULT_DECAY if record.spec.space.decays else None
+    default = setting(float(record.spec.recipe["seed_lr"]), DEFAULT_EXPLORE_FRACTION, decay)
     yield f"Use {answer.setting}."
     yield (
         f"Expect a mean {in_words(answer.metric)} of {estimate(answer.expected)} over random seeds "

@@ -8,9 +8,8 @@ from typing import Any
 
 from knee_tune.analysis.range_curve import RangeReading, smoothed
 from knee_tune.config.recipe import Direction
-from knee_tune.plans.planner import fitted_knee
 from knee_tune.records.findings import Confirmation, Importances
-from knee_tune.records.shown import in_words, learning_rate, percent, setting
+from knee_tune.records.shown import explored, in_words, learning_rate, percent, setting
 from knee_tune.records.study import RunRecord, Steps, StudyRecord, TrialRecord
 from knee_tune.report.plotting import (
     ACCENT,
@@ -29,6 +28,7 @@ from knee_tune.report.plotting import (
     subplot,
 )
 from knee_tune.schedules import Knee, Schedule
+from knee_tune.schedules.schedule import fitted_knee
 
 MOST_CURVES = 10
 """Lines that can still be told apart."""
@@ -78,7 +78,11 @@ def curves_shown(record: StudyRecord) -> list[TrialRecord]:
     winner = record.winner
     if winner is None:
         return []
-    row = {trial.explore_fraction: trial for trial in drawn if trial.seed_lr == winner.seed_lr}
+    row = {
+        trial.explore_fraction: trial
+        for trial in drawn
+        if (trial.seed_lr, trial.decay) == (winner.seed_lr, winner.decay)
+    }
     if len(row) > 2:
         trials = [trial for _, trial in sorted(row.items())]
         return _thinned(trials, keep=winner.explore_fraction)
@@ -164,7 +168,7 @@ def confirmation_figure(confirmation: Confirmation) -> dict[str, Any] | None:
         "mode": "markers",
         "x": [mean.value for _, _, mean in candidates],
         "y": [
-            f"seed LR {learning_rate(each.seed_lr)}, {percent(each.explore_fraction)}"
+            f"seed LR {learning_rate(each.seed_lr)}, {explored(*each.point[1:])}"
             + ("<br>(the paper's default)" if each.default else "")
             for _, each, _ in candidates
         ],
@@ -195,7 +199,7 @@ def _curve(
     lr_steps = sorted({1, knee.warmup_steps or 1, max(1, knee.knee_step), knee.total_steps})
     pruned = trial.state == "pruned"
     shared = {"legendgroup": str(trial.number), "type": "scatter"}
-    hover = setting(trial.seed_lr, trial.explore_fraction)
+    hover = setting(*trial.point)
     return [
         {
             **shared,
@@ -232,12 +236,14 @@ def _curve(
 
 def knee_of(record: StudyRecord, trial: TrialRecord) -> Knee:
     """The trial's schedule, from its point and its budget."""
-    total = trial.steps_budget // record.spec.replicates
+    total, recipe = trial.steps_budget // record.spec.replicates, record.spec.recipe
     return fitted_knee(
         seed_lr=trial.seed_lr,
         total_steps=total,
         explore_steps=round(trial.explore_fraction * total),
-        warmup_steps=int(record.spec.recipe.get("warmup_steps", 0)),
+        warmup_steps=int(recipe.get("warmup_steps", 0)),
+        **{name: recipe[name] for name in ("decay", "final", "decay_power") if name in recipe}
+        | ({"decay": trial.decay} if trial.decay else {}),
     )
 
 

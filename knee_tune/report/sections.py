@@ -8,6 +8,7 @@ from knee_tune.records.shown import (
     NOTHING,
     correlation,
     estimate,
+    explored,
     fraction_estimate,
     in_words,
     learning_rate,
@@ -19,7 +20,7 @@ from knee_tune.records.shown import (
     split_of,
 )
 from knee_tune.records.study import StudyRecord, TrialRecord
-from knee_tune.records.values import Estimate
+from knee_tune.records.values import Estimate, Point
 from knee_tune.report.comparison_figures import direction_of, metric_limits, scattered
 from knee_tune.report.document import Section, Table
 from knee_tune.report.plotting import far_out_words, limits_of
@@ -46,6 +47,8 @@ def surface_section(record: StudyRecord, ridge: Ridge) -> Section:
         + "The best fraction of each seed LR is in bold"
         + ("; the frame marks the recommended setting." if framed else ".")
     ]
+    if surface.decay is not None:
+        words.append(_decays_words(record, surface.decay))
     if not errors:
         words.append(
             "With one random seed nothing says how far a number is chance; --replicates 3 or more "
@@ -377,12 +380,23 @@ def _crossover_in_words(test: Crossover, surface: Surface) -> list[str]:
     ]
 
 
+def _decays_words(record: StudyRecord, shown: str) -> str:
+    """Which decay the surface is of, and the best trial of every one."""
+    best: dict[str, TrialRecord] = {}
+    for trial in record.ranked:
+        best.setdefault(trial.decay or shown, trial)
+    listed = ", ".join(
+        f"{decay} {number(trial.value)} (trial {trial.number})" for decay, trial in best.items()
+    )
+    return f"Shown are the trials with the decay of the best one, {shown}. Best of each: {listed}."
+
+
 def _listed(seed_lrs: Sequence[float]) -> str:
     return ", ".join(learning_rate(each) for each in seed_lrs)
 
 
 def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
-    points: dict[tuple[float, float], TrialRecord] = {}
+    points: dict[Point, TrialRecord] = {}
     for trial in record.ranked:
         points.setdefault(trial.point, trial)
     best = list(points.items())[:MOST_POINTS]
@@ -390,11 +404,11 @@ def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
     shown = (record.metric, *names)
     rows = tuple(
         (
-            learning_rate(lr),
-            percent(fraction),
+            learning_rate(trial.seed_lr),
+            explored(*point[1:]),
             *(number(trial.metrics.get(name)) for name in shown),
         )
-        for (lr, fraction), trial in sorted(best, key=lambda each: each[0])
+        for point, trial in sorted(best, key=lambda each: each[0])
     )
     splits = " and ".join(sorted({split_of(name) for name in shown}))
     return Table(

@@ -313,7 +313,11 @@ def other_metrics(record: StudyRecord) -> tuple[str, ...]:
 def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     """A panel for each of the other metrics, a line per seed LR; None if there is none."""
     names = other_metrics(record)
-    trials = {trial.point: trial for trial in reversed(record.ranked)}
+    trials = {
+        (trial.seed_lr, trial.explore_fraction): trial
+        for trial in reversed(record.ranked)
+        if trial.decay == record.ranked[0].decay
+    }
     if not names or len({fraction for _, fraction in trials}) < 2:
         return None
     lrs = sorted({lr for lr, _ in trials})

@@ -34,18 +34,24 @@ def study_tables(
 
 def trials_table(record: StudyRecord) -> str:
     """A row per trial; ``value`` is the mean of the study's metric over its replicates."""
-    rows = ([getattr(trial, name) for name in TRIAL_COLUMNS] for trial in record.trials)
-    return _csv(TRIAL_COLUMNS, rows)
+    columns = (*TRIAL_COLUMNS, *_decay_column(record))
+    rows = ([getattr(trial, name) for name in columns] for trial in record.trials)
+    return _csv(columns, rows)
 
 
 def replicates_table(record: StudyRecord) -> str:
     """A row per training run: the raw numbers that every statistic comes from."""
+    columns = ("number", "seed_lr", "explore_fraction", *_decay_column(record))
     rows = (
-        (trial.number, trial.seed_lr, trial.explore_fraction, run.seed, run.state, run.value)
+        (*(getattr(trial, name) for name in columns), run.seed, run.state, run.value)
         for trial in record.trials
         for run in trial.replicates
     )
-    return _csv(("number", "seed_lr", "explore_fraction", "seed", "state", "value"), rows)
+    return _csv((*columns, "seed", "state", "value"), rows)
+
+
+def _decay_column(record: StudyRecord) -> tuple[str, ...]:
+    return ("decay",) if record.spec.space.decays else ()
 
 
 def compared_table(record: StudyRecord) -> str:

@@ -7,6 +7,7 @@ too; torch is imported the first time that one of them is asked for.
 
 from typing import TYPE_CHECKING, Any
 
+from knee_tune.schedules.decays import DECAYS, Decay
 from knee_tune.schedules.schedule import (
     Constant,
     Cosine,
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DECAYS",
     "Constant",
     "ConstantLR",
     "Cosine",
     "CosineLR",
+    "Decay",
     "Exploring",
     "InverseSquareRoot",
     "InverseSquareRootLR",

@@ -5,9 +5,17 @@ Each is a frozen dataclass whose ``lr`` is a pure function of the step.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from knee_tune.schedules.decays import (
+    DECAYS,
+    DEFAULT_POWER,
+    Decay,
+    fraction_at,
+    progress_at,
+)
 
 
 class Schedule(Protocol):
@@ -79,25 +87,105 @@ class _WarmedUp(_Budgeted, ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knee(_WarmedUp):
-    """Linear warmup, explore at ``seed_lr``, then linear decay to zero at the last step.
+    """Linear warmup, explore at ``seed_lr``, then a decay to ``final * seed_lr`` at the last step.
 
-    Without explore steps it is linear decay; without decay steps (warmup + explore = total) it
-    never leaves ``seed_lr`` (Iyer et al., JMLR 2023, section 4).
+    The paper's decay is linear, to zero (Iyer et al., JMLR 2023, section 4). Without explore steps
+    nothing but the decay follows the warmup; without decay steps (warmup + explore = total) it
+    never leaves ``seed_lr``. ``decay`` is one of :data:`~knee_tune.schedules.DECAYS`, and
+    ``decay_power`` is the exponent of ``power``, where it must be positive; no other shape has one.
     """
 
     explore_steps: int
+    decay: Decay = "linear"
+    final: float = 0.0
+    decay_power: float = DEFAULT_POWER
     name: Literal["knee"] = "knee"
+
+    def __post_init__(self) -> None:
+        _WarmedUp.__post_init__(self)
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
+        if not 0 <= self.final < 1:
+            raise ValueError(f"final must be at least 0 and below 1, got {self.final}")
+        if not (math.isfinite(self.decay_power) and self.decay_power > 0):
+            raise ValueError(f"decay_power must be positive and finite, got {self.decay_power}")
+        if self.decay != "power" and self.decay_power != DEFAULT_POWER:
+            raise ValueError(f"decay_power: only decay 'power' has one, this is {self.decay!r}")
 
     @property
     def knee_step(self) -> int:
         """The last step before the decay: warmup and explore together."""
         return self.warmup_steps + self.explore_steps
 
+    def decay_progress_at(self, lr: float) -> float | None:
+        """The share of the decay's steps (0..1) after which the LR is ``lr``; None: it never is."""
+        fraction = lr / self.seed_lr
+        return progress_at(fraction, decay=self.decay, final=self.final, power=self.decay_power)
+
+    def with_decay_scale(self, scale: float) -> "Knee":
+        """The same schedule with a decay of ``scale`` times the steps, to the nearest step.
+
+        The explore phase gives way, or takes what is left; the warmup never does. ValueError unless
+        ``scale`` is positive and finite.
+        """
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"decay_scale must be positive and finite, got {scale}")
+        decay_steps = round(scale * (self.total_steps - self.knee_step))
+        explore_steps = max(0, self.total_steps - self.warmup_steps - decay_steps)
+        return replace(self, explore_steps=explore_steps)
+
     def _after_warmup(self, step: int) -> float:
         knee = self.knee_step
         if step <= knee:
             return self.seed_lr
-        return max(0.0, self.seed_lr * (1 - (step - knee) / (self.total_steps - knee)))
+        progress = min(1.0, (step - knee) / (self.total_steps - knee))
+        return self.seed_lr * fraction_at(
+            progress, decay=self.decay, final=self.final, power=self.decay_power
+        )
+
+
+def fitted_knee(
+    *,
+    seed_lr: float,
+    total_steps: int,
+    explore_steps: int,
+    warmup_steps: int = 0,
+    decay: Decay = "linear",
+    final: float = 0.0,
+    decay_power: float = DEFAULT_POWER,
+) -> Knee:
+    """The Knee schedule with these phases, as far as the budget has room for them.
+
+    Warmup is counted apart; where both do not fit, the explore phase is what gives way.
+    """
+    warmup = min(warmup_steps, total_steps)
+    return Knee(
+        seed_lr=seed_lr,
+        total_steps=total_steps,
+        warmup_steps=warmup,
+        explore_steps=min(explore_steps, total_steps - warmup),
+        decay=decay,
+        final=final,
+        decay_power=decay_power if decay == "power" else DEFAULT_POWER,
+    )
+
+
+def warmup_steps_of(share: float, total_steps: int) -> int:
+    """The warmup of a ``share`` of the budget, in steps: one at least, unless the share is 0."""
+    return max(1, round(share * total_steps)) if share else 0
+
+
+_USUAL = {"decay": "linear", "final": 0.0, "decay_power": DEFAULT_POWER}
+
+
+def as_stored(schedule: Schedule) -> dict[str, Any]:
+    """The fields of a schedule as studies and runs keep them: without what is usual of a decay.
+
+    Schedules that were kept before decays had shapes are linear to zero, and read the same.
+    """
+    fields = schedule.__dataclass_fields__  # type: ignore[attr-defined]  # of every one of them
+    values = {name: getattr(schedule, name) for name in fields}
+    return {name: value for name, value in values.items() if _USUAL.get(name, ...) != value}
 
 
 # The schedules that the paper compares Knee with (section 5, appendix A).

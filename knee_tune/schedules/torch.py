@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from knee_tune.schedules.decays import DEFAULT_POWER, Decay
 from knee_tune.schedules.schedule import (
     Constant,
     Cosine,
@@ -28,31 +29,48 @@ from knee_tune.schedules.schedule import (
     OneCycle,
     Schedule,
     StepDecay,
+    warmup_steps_of,
 )
 
 
 class ScheduleLR(LRScheduler):
     """Any schedule of this package as a torch scheduler.
 
-    ``schedule(seed_lr=...)`` makes the schedule of one parameter group; its seed LR is the LR the
-    group had before. A group whose LR is 0 stays at 0. ``last_epoch`` counts as torch's
-    schedulers do: the updates done so far, minus one. Beyond the budget the last LR stays.
+    ``schedule(seed_lr=...)`` makes the schedule of one parameter group; its seed LR is the LR that
+    the group had when the scheduler first saw it. A group whose LR is 0 stays at 0. Groups that are
+    added later are seen at the optimizer's next step. ``last_epoch`` counts as torch's schedulers
+    do: the updates done so far, minus one. Beyond the budget the last LR stays.
 
     The schedule is never part of the state: ``load_state_dict`` restores the position alone, so a
     branch that loads its trunk's state keeps its own knee, and so do the optimizer's LRs,
-    whichever of the two is loaded first.
+    whichever of the two is loaded first. A copy of optimizer and scheduler made together
+    (``copy.deepcopy((optimizer, scheduler))``) is a pair of its own.
     """
 
     def __init__(
         self, optimizer: Optimizer, schedule: Callable[..., Schedule], last_epoch: int = -1
     ) -> None:
         self._schedule = schedule
+        self._schedules: list[Schedule | None] = []  # of every group seen so far; None: frozen
         super().__init__(optimizer, last_epoch)
-        optimizer.register_load_state_dict_post_hook(_rewriter(self))
+        _follow(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be the copy: the optimizer's own copy has lost every hook.
+
+        And torch's note of whether it has stepped, which torch asks for at the second step alone.
+        """
+        self.__dict__.update(state | {"_step_count": max(2, state["_step_count"])})
+        _follow(self)
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of the next update, per parameter group."""
-        return [self._group_lr(float(seed_lr)) for seed_lr in self.base_lrs]
+        self._see_groups()
+        step = self.last_epoch + 1
+        return [
+            0.0 if schedule is None else schedule.lr(min(step, schedule.total_steps))
+            for schedule in self._schedules
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the schedule, and nothing else."""
@@ -63,11 +81,19 @@ class ScheduleLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self._write_lrs()
 
-    def _group_lr(self, seed_lr: float) -> float:
-        if seed_lr == 0:
-            return 0.0
-        schedule = self._schedule(seed_lr=seed_lr)
-        return schedule.lr(min(self.last_epoch + 1, schedule.total_steps))
+    def _see_groups(self) -> None:
+        """Read what each new group asks for, once: loading a state replaces the groups' settings.
+
+        ``initial_lr`` is where torch's schedulers note a group's LR before they write it.
+        """
+        for group in self.optimizer.param_groups[len(self._schedules) :]:
+            seed_lr = float(group.setdefault("initial_lr", _value(group["lr"])))
+            if len(self._schedules) == len(self.base_lrs):
+                self.base_lrs.append(seed_lr)
+            self._schedules.append(self._schedule_of(group, seed_lr) if seed_lr else None)
+
+    def _schedule_of(self, group: dict[str, Any], seed_lr: float) -> Schedule:
+        return self._schedule(seed_lr=seed_lr)
 
     def _write_lrs(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
@@ -77,35 +103,97 @@ class ScheduleLR(LRScheduler):
                 group["lr"] = lr
         self._last_lr = self.get_lr()
 
+    def _write_new(self) -> None:
+        """Give groups that were added since the last step their LRs."""
+        if len(self._schedules) < len(self.optimizer.param_groups):
+            self._write_lrs()
 
-def _rewriter(scheduler: ScheduleLR) -> Callable[[Optimizer], None]:
-    """A hook that puts the LRs right after an optimizer state has brought its own."""
-    reference = weakref.ref(scheduler)  # a scheduler that was dropped must not write any more
+
+def _value(lr: float | Tensor) -> float | Tensor:
+    return lr.clone() if isinstance(lr, Tensor) else lr
+
+
+def _follow(scheduler: ScheduleLR) -> None:
+    """Put the LRs right whenever the optimizer has others: after loading, and for new groups.
+
+    A scheduler that was dropped must not write any more.
+    """
+    reference = weakref.ref(scheduler)
 
     def rewrite(_: Optimizer) -> None:
-        alive = reference()
-        if alive is not None:
+        if (alive := reference()) is not None:
             alive._write_lrs()
 
-    return rewrite
+    def before_step(*_: Any) -> None:
+        if (alive := reference()) is not None:
+            alive._write_new()
+
+    scheduler.optimizer.register_load_state_dict_post_hook(rewrite)
+    scheduler.optimizer.register_step_pre_hook(before_step)
 
 
 class KneeLR(ScheduleLR):
-    """``Knee`` as a torch scheduler; ``step()`` after every update."""
+    """``Knee`` as a torch scheduler; ``step()`` after every update.
+
+    Explore and warmup are given in steps or as fractions of ``total_steps``, which become the
+    nearest step (any warmup is one at least); where both fractions do not fit, the explore phase
+    gives way. ``decay``, ``final`` and ``decay_power`` as in ``Knee``.
+
+    A parameter group with a ``decay_scale`` has a decay of so many times the steps, which ends with
+    the others': ``{"params": matrices, "lr": 0.02, "decay_scale": 0.5}`` decays over the last half
+    of the others' decay (see ``Knee.with_decay_scale``). A trunk then ends at the earliest knee,
+    ``knee_step``.
+    """
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         total_steps: int,
-        explore_steps: int,
-        warmup_steps: int = 0,
+        explore_steps: int | None = None,
+        explore_fraction: float | None = None,
+        warmup_steps: int | None = None,
+        warmup_fraction: float | None = None,
+        decay: Decay = "linear",
+        final: float = 0.0,
+        decay_power: float = DEFAULT_POWER,
         last_epoch: int = -1,
     ) -> None:
+        if (explore_steps is None) == (explore_fraction is None):
+            raise ValueError("give either explore_steps or explore_fraction")
+        if warmup_steps is not None and warmup_fraction is not None:
+            raise ValueError("give either warmup_steps or warmup_fraction")
+        for name, share in (
+            ("explore_fraction", explore_fraction),
+            ("warmup_fraction", warmup_fraction),
+        ):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {share}")
+        warmup = warmup_steps or warmup_steps_of(warmup_fraction or 0.0, total_steps)
+        if explore_steps is None:
+            explored = round((explore_fraction or 0.0) * total_steps)
+            explore_steps = min(explored, total_steps - warmup)
         schedule = partial(
-            Knee, total_steps=total_steps, explore_steps=explore_steps, warmup_steps=warmup_steps
+            Knee,
+            total_steps=total_steps,
+            explore_steps=explore_steps,
+            warmup_steps=warmup,
+            decay=decay,
+            final=final,
+            decay_power=decay_power,
         )
         super().__init__(optimizer, schedule, last_epoch)
+
+    @property
+    def knee_step(self) -> int:
+        """The last step before any parameter group decays; without one that learns, the budget."""
+        knees = [each.knee_step for each in self._schedules if isinstance(each, Knee)]
+        return min(knees, default=self._schedule(seed_lr=1.0).total_steps)
+
+    def _schedule_of(self, group: dict[str, Any], seed_lr: float) -> Schedule:
+        knee = self._schedule(seed_lr=seed_lr)
+        assert isinstance(knee, Knee), "__init__ has made it so"
+        return knee.with_decay_scale(float(group.get("decay_scale", 1.0)))
 
 
 class StepDecayLR(ScheduleLR):

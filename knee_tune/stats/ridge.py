@@ -1,13 +1,14 @@
 """The ridge of a study: the best explore fraction at every seed LR, and how sure that is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION
+from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION
 from knee_tune.records.findings import Crossover, Optimum, Recommendation, Ridge, Verdict
 from knee_tune.records.study import StudyRecord
-from knee_tune.records.values import Estimate
+from knee_tune.records.values import Estimate, Point
 from knee_tune.stats.estimates import (
     LEVEL,
     Floats,
@@ -33,29 +34,29 @@ FRACTION_ROUNDING = 1e-6
 
 
 def recommendation_of(
-    scores: Scores, *, best: tuple[float, float], default_lr: float
+    scores: Scores, *, best: Point, default_lr: float, others: Sequence[Scores] = ()
 ) -> Recommendation:
-    """What to expect of the search's best point (seed LR, explore fraction).
+    """What to expect of the search's best point.
 
     The best of many means is lucky, so what it will score with a new random seed is estimated by
     leaving one seed out: the best point of the other seeds is chosen, the seed left out says what
     that is worth, and likewise the difference to the paper's default. With one seed there is
     nothing to leave out, and the expected metric is the lucky one, without an interval.
 
-    The default is the recipe's own seed LR with 50 % explore. A grid need not hold it: without a
-    point there (up to rounding) nothing is said about it, as the point nearby is another setting.
+    The default is the recipe's own seed LR with 50 % explore and, of several decays, the linear
+    one. A grid need not hold it: without a point there (up to rounding) nothing is said about it,
+    as the point nearby is another setting. ``others``: scores of other decays that were searched;
+    they count where they have the same random seeds.
     """
-    points = scores.gains[:, scores.tried]
-    rows, columns = np.nonzero(scores.tried)
-    expected = _left_out(points)
-    default = np.flatnonzero(
-        (np.abs(scores.seed_lrs[rows] / default_lr - 1) <= LR_ROUNDING)
-        & (np.abs(scores.fractions[columns] - DEFAULT_EXPLORE_FRACTION) <= FRACTION_ROUNDING)
+    every = [scores, *(each for each in others if each.seeds == scores.seeds)]
+    expected = _left_out(np.concatenate([each.gains[:, each.tried] for each in every], axis=1))
+    there = next(
+        (_gains_at_default(each, default_lr) for each in every if each.decay in _DEFAULTS), None
     )
-    there = points[:, default[0]] if default.size else None
     return Recommendation(
         seed_lr=best[0],
         explore_fraction=best[1],
+        decay=scores.decay,
         metric=scores.metric,
         expected=left_out_estimate(scores.sign * expected).bounded(percent=scores.percent),
         default=None
@@ -63,6 +64,20 @@ def recommendation_of(
         else mean_estimate((scores.sign * there).tolist()).bounded(percent=scores.percent),
         difference=None if there is None else left_out_estimate(scores.sign * (expected - there)),
     )
+
+
+_DEFAULTS = (None, DEFAULT_DECAY)
+
+
+def _gains_at_default(scores: Scores, default_lr: float) -> Floats | None:
+    """(seeds): at the recipe's own seed LR with 50 % explore; None where nothing is complete."""
+    points = scores.gains[:, scores.tried]
+    rows, columns = np.nonzero(scores.tried)
+    default = np.flatnonzero(
+        (np.abs(scores.seed_lrs[rows] / default_lr - 1) <= LR_ROUNDING)
+        & (np.abs(scores.fractions[columns] - DEFAULT_EXPLORE_FRACTION) <= FRACTION_ROUNDING)
+    )
+    return points[:, default[0]] if default.size else None
 
 
 def _left_out(points: Floats) -> Floats:
@@ -269,11 +284,20 @@ RESAMPLES = 1000
 def ridge_of(record: StudyRecord, *, resamples: int = RESAMPLES) -> Ridge | None:
     """What the complete trials say; None without one. Without resamples it is quick: no intervals.
 
+    Where decays are searched the surface is that of the best trial's decay: shapes mixed up would
+    be noise in it.
+
     The same record gives the same numbers: the bootstrap's random numbers are fixed.
     """
-    scores = scores_of(record)
-    if scores is None or record.best is None:
+    best = record.best
+    if best is None:
         return None
+    scores = scores_of(record, decay=best.decay)
+    if scores is None:
+        return None
+    others = (
+        scores_of(record, decay=decay) for decay in record.spec.space.decays if decay != best.decay
+    )
     optima = optima_of(scores, resamples=resamples, rng=np.random.default_rng(0))
     crossover = crossover_of(scores)
     return Ridge(
@@ -283,6 +307,9 @@ def ridge_of(record: StudyRecord, *, resamples: int = RESAMPLES) -> Ridge | None
         crossover=crossover,
         verdict=verdict_of(crossover, seeds=len(scores.seeds)),
         recommended=recommendation_of(
-            scores, best=record.best.point, default_lr=float(record.spec.recipe["seed_lr"])
+            scores,
+            best=best.point,
+            default_lr=float(record.spec.recipe["seed_lr"]),
+            others=[each for each in others if each is not None],
         ),
     )

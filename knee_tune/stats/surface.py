@@ -13,6 +13,7 @@ import numpy.typing as npt
 from knee_tune.config.recipe import Direction
 from knee_tune.records.findings import Surface
 from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.schedules import Decay
 from knee_tune.stats.estimates import Floats
 
 
@@ -30,6 +31,8 @@ class Scores:
     fractions: Floats
     values: Floats
     """(seeds, seed LRs, fractions), in the metric's own unit."""
+    decay: Decay | None = None
+    """That all points have, where several are searched."""
     percent: bool = False
     """Whether the metric lies between 0 and 100."""
 
@@ -54,8 +57,8 @@ class Scores:
         return 1 if self.direction == "maximize" else -1
 
 
-def scores_of(record: StudyRecord) -> Scores | None:
-    """The complete trials' values; None without one.
+def scores_of(record: StudyRecord, *, decay: Decay | None = None) -> Scores | None:
+    """The complete trials' values; None without one. Where decays are searched, those of one.
 
     Of a point tried twice the first trial counts. Only random seeds that every point has are used,
     so that points differ by their settings alone; should there be none, then the seeds that most
@@ -63,14 +66,15 @@ def scores_of(record: StudyRecord) -> Scores | None:
     """
     points: dict[tuple[float, float], dict[int, float]] = {}
     for trial in record.trials:
-        runs = _runs(trial, record.spec.seed) if trial.state == "complete" else {}
+        counts = trial.state == "complete" and trial.decay == decay
+        runs = _runs(trial, record.spec.seed) if counts else {}
         if runs:
-            points.setdefault(trial.point, runs)
+            points.setdefault((trial.seed_lr, trial.explore_fraction), runs)
     if not points:
         return None
-    counts = Counter(seed for runs in points.values() for seed in runs)
-    most = max(counts.values())
-    seeds = sorted(seed for seed, count in counts.items() if count == most)
+    tried = Counter(seed for runs in points.values() for seed in runs)
+    most = max(tried.values())
+    seeds = sorted(seed for seed, count in tried.items() if count == most)
     if not any(runs.keys() >= set(seeds) for runs in points.values()):
         seeds = seeds[:1]
     points = {point: runs for point, runs in points.items() if runs.keys() >= set(seeds)}
@@ -87,6 +91,7 @@ def scores_of(record: StudyRecord) -> Scores | None:
         seed_lrs=np.array(seed_lrs),
         fractions=np.array(fractions),
         values=values,
+        decay=decay,
         percent=record.in_percent(record.metric),
     )
 
@@ -105,6 +110,7 @@ def surface_of(scores: Scores) -> Surface:
         means=_table(scores.values.mean(axis=0)),
         errors=_table(errors),
         seeds=count,
+        decay=scores.decay,
     )
 
 

@@ -36,7 +36,7 @@ from knee_tune.study.events import (
 )
 from knee_tune.study.locks import retaken
 from knee_tune.study.recovery import BATCH, current, params_of, put_back
-from knee_tune.study.samplers import Axis, Point, untried
+from knee_tune.study.samplers import Axes, Point, untried
 from knee_tune.study.storage import HEARTBEAT_SECONDS
 from knee_tune.study.study import TOLD, Study, trial_record
 from knee_tune.study.trial import FusedTrial, Search
@@ -141,7 +141,7 @@ def _count_on(study: optuna.Study, plan: TrainPlan, name: str, *, before: str) -
 
 def _plan(search: Search, points: Sequence[Point], *, slot: int) -> TrainPlan:
     values = [dict(zip(search.axes, point, strict=True)) for point in points]
-    schedules = [search.schedule(at["seed_lr"], at["explore_fraction"]) for at in values]
+    schedules = [search.schedule(**at) for at in values]
     replicas = [
         Replica(seed=seed, schedule=schedule) for schedule in schedules for seed in search.seeds
     ]
@@ -183,7 +183,7 @@ def _running(
     return optuna.Trial(study, trial_id)
 
 
-def _point_of(trial: FrozenTrial, axes: Mapping[str, Axis]) -> Point | None:
+def _point_of(trial: FrozenTrial, axes: Axes) -> Point | None:
     """Point that a trial is at, or will be; None if the grid has no such one."""
     params = params_of(trial)
     if not all(params.get(name) in axis.points for name, axis in axes.items()):
@@ -314,7 +314,7 @@ class BatchTraining(RunTraining):
         trials = self._batch.trials
         for run in trials.values():
             run.started(run.own_plan(self.plan))
-        points = {run.number: (run.seed_lr, run.explore_fraction) for run in trials.values()}
+        points = {run.number: run.point for run in trials.values()}
         self._watcher.batch_started(points, self.plan)
 
     def _counted(self) -> StepCount:

@@ -14,7 +14,7 @@ from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
 from knee_tune.files import link_or_copy, whole
-from knee_tune.records.shown import learning_rate, percent
+from knee_tune.records.shown import sentence, setting
 from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
 
@@ -23,7 +23,7 @@ def write_trial_note(run: TrialRun, ending: Ending) -> None:
     """Write what a trial was and where its MLflow run is."""
     from optuna_dashboard import save_note  # slow
 
-    point = f"Seed LR {learning_rate(run.seed_lr)}, explore {percent(run.explore_fraction)}"
+    point = sentence(setting(*run.point))
     lines = [
         f"**{point}**: {ending.state}",
         ending.reason,

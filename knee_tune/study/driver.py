@@ -230,6 +230,7 @@ class Driver:
                 run.number,
                 plans[0],
                 explore_fraction=run.explore_fraction,
+                decay=run.decay,
                 replicates=len(plans),
             )
             ending = train_trial(

@@ -11,8 +11,9 @@ from optuna.exceptions import StorageInternalError
 from knee_tune.errors import HomeGoneError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.records.events import Event, RunLink, TrialFinished, TrialReported, TrialStarted
-from knee_tune.records.values import RunEnd
+from knee_tune.records.values import Point, RunEnd
 from knee_tune.runs.slots import SlotInterruptedError
+from knee_tune.schedules import Decay
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.workers.protocol import Failure, Outcome, Report
 
@@ -55,7 +56,13 @@ class Watcher(Protocol):
     """Display of what happens. Called from the thread of every slot."""
 
     def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+        self,
+        number: int,
+        plan: TrainPlan,
+        *,
+        explore_fraction: float,
+        decay: Decay | None = None,
+        replicates: int,
     ) -> None:
         """Show that a trial of so many runs begins, or goes on; ``plan`` is the first one's."""
         ...
@@ -76,7 +83,7 @@ class Watcher(Protocol):
         """Show the end of a trial."""
         ...
 
-    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+    def batch_started(self, points: Mapping[int, Point], plan: TrainPlan) -> None:
         """Show that trials begin, or go on, that train as one batched model.
 
         ``points``: seed LR and explore fraction of each, by its number.

@@ -5,7 +5,6 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -21,14 +20,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.schedules import Knee
+from knee_tune.schedules.schedule import as_stored
 
 SCHEDULE = "schedule"
-"""The trial's user attribute with the four numbers of its Knee schedule."""
+"""The trial's user attribute with the fields of its Knee schedule."""
 
 REPLICATES = "replicates"
 """The trial's user attribute with its number of replicates; one if it has none."""
-
-_NUMBERS = ("seed_lr", "total_steps", "warmup_steps", "explore_steps")
 
 
 class KneePruner(BasePruner):
@@ -91,16 +89,21 @@ class KneePruner(BasePruner):
         self._n_startup_trials, self._n_min_trials = n_startup_trials, n_min_trials
         self._max_lr_fraction, self._min_progress = max_lr_fraction, min_progress
         self._max_seed_lr, self._param = max_seed_lr, param
+        self._warned = False
 
     @staticmethod
-    def describe(trial: optuna.Trial, schedule: Knee, *, replicates: int = 1) -> None:
+    def describe(
+        trial: optuna.Trial | optuna.trial.FixedTrial, schedule: Knee, *, replicates: int = 1
+    ) -> None:
         """Tell the pruner a trial's schedule, before the trial's first report.
 
         Report at the schedule's own steps 1..total_steps. With ``replicates`` > 1, report replicate
         r = 0, 1, .. at step r * total_steps + step, the mean over replicates 0..r at that step.
         """
         _check(replicates >= 1, "replicates", replicates, "at least 1")
-        trial.set_user_attr(SCHEDULE, {name: getattr(schedule, name) for name in _NUMBERS})
+        described = as_stored(schedule)
+        del described["name"]
+        trial.set_user_attr(SCHEDULE, described)
         trial.set_user_attr(REPLICATES, replicates)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -119,11 +122,12 @@ class KneePruner(BasePruner):
             return False
         schedule, replicates = described
         value = sign * trial.intermediate_values[at]
+        peers = _peers(study, described)
+        self._warn_of_other_steps(trial, described, peers)
         if at >= replicates * schedule.total_steps:
             return False  # it is over anyway
         if math.isnan(value):
             return True
-        peers = _peers(study, described)
         if len(peers) < self._n_startup_trials:
             return False
         replicate, _ = locate(at, total_steps=schedule.total_steps)
@@ -133,6 +137,29 @@ class KneePruner(BasePruner):
             self._misses(trial, schedule, step, peers, sign=sign)
             for step in recent[: -self._patience - 1 : -1]
         )
+
+    def _warn_of_other_steps(
+        self, trial: FrozenTrial, described: "_Described", peers: Sequence["_Peer"]
+    ) -> None:
+        """Warn, once, that reports and schedule count differently, in epochs and in steps say.
+
+        They do where a report lies beyond the budget, or where a complete trial was reported for
+        the last time before half of it.
+        """
+        total = described.replicates * described.schedule.total_steps
+        reports: Mapping[int, float] = trial.intermediate_values
+        if max(reports) <= total:
+            if not peers or not peers[0].reports or 2 * max(peers[0].reports) >= total:
+                return
+            reports = peers[0].reports
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"reports at {min(reports):,}..{max(reports):,} and a schedule of "
+                f"1..{total:,} steps count differently, so trials are compared at wrong places; "
+                "report at the schedule's own steps, or give Knee its steps in the reports' unit",
+                stacklevel=4,
+            )
 
     def _misses(
         self,
@@ -204,23 +231,22 @@ class _Peer(NamedTuple):
 
 def _describe(trial: FrozenTrial) -> _Described | None:
     """The trial's schedule and replicates; None if its attributes do not give them."""
-    numbers: Any = trial.user_attrs.get(SCHEDULE)
+    fields: Any = trial.user_attrs.get(SCHEDULE)
     replicates = trial.user_attrs.get(REPLICATES, 1)
     try:
-        schedule = _knee(*itemgetter(*_NUMBERS)(numbers))
-    except (KeyError, TypeError, ValueError):  # another schedule's, or somebody's own attribute
+        schedule = _knee(*sorted(fields.items()))
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # another schedule's, or somebody's own attribute
         return None
     return _Described(schedule, replicates) if isinstance(replicates, int) else None
 
 
 @lru_cache(maxsize=4096)  # every trial of a study is looked at in every evaluation of another
-def _knee(seed_lr: float, total_steps: int, warmup_steps: int, explore_steps: int) -> Knee:
-    return Knee(
-        seed_lr=seed_lr,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        explore_steps=explore_steps,
-    )
+def _knee(*fields: tuple[str, Any]) -> Knee:
+    return Knee(**dict(fields))
 
 
 def _peers(study: optuna.Study, described: _Described) -> list[_Peer]:
@@ -289,8 +315,8 @@ def step_at_lr(schedule: Knee, lr: float) -> float | None:
 
     The knee itself counts: its LR is the seed LR.
     """
-    step = step_at_progress(schedule, 1 - lr / schedule.seed_lr)
-    return None if step is None or step < schedule.knee_step else step
+    progress = schedule.decay_progress_at(lr)
+    return None if progress is None else step_at_progress(schedule, progress)
 
 
 def value_at(

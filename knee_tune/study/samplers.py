@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.config.study import StudySpec
 from knee_tune.stats.surface import fence_of
 from knee_tune.study.recovery import current, params_of, place_of
 
@@ -76,7 +81,7 @@ def _complete(trial: FrozenTrial, value: float) -> FrozenTrial:
     return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value)
 
 
-Point = tuple[float, ...]
+Point = tuple[Any, ...]
 """One value for each axis."""
 
 
@@ -100,11 +105,58 @@ class Axis:
             return math.log(value / first) / math.log(last / first)
         return (value - first) / (last - first)
 
+    def distance(self, left: Any, right: Any) -> float:
+        """How far apart two values are, as a share of the axis."""
+        return abs(self.position(left) - self.position(right))
+
+    def suggest(self, trial: optuna.Trial, name: str) -> float:
+        """The trial's value, which its sampler has chosen."""
+        return trial.suggest_float(name, self.points[0], self.points[-1], log=self.log)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A parameter without an order, such as the shape of the decay: every value may be tried.
+
+    ``gp`` sees two of them as alike or not (Optuna's kernel for categories), ``tpe`` counts them,
+    and a proposal is moved to another one only where that lies no farther away than the other end
+    of an axis.
+    """
+
+    points: tuple[str, ...]
+
+    def distribution(self) -> CategoricalDistribution:
+        """The values, as samplers and viewers see them."""
+        return CategoricalDistribution(self.points)
+
+    def distance(self, left: Any, right: Any) -> float:
+        """1 between different values."""
+        return float(left != right)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> str:
+        """The trial's value, which its sampler has chosen."""
+        return str(trial.suggest_categorical(name, self.points))
+
+
+Axes = Mapping[str, Axis | Choices]
+"""What is searched, by name."""
+
+
+def axes_of(spec: StudySpec) -> Axes:
+    """What a study searches: seed LR and explore fraction, and the decay if it has several."""
+    axes: dict[str, Axis | Choices] = {
+        "seed_lr": Axis(spec.seed_lrs, log=True),
+        "explore_fraction": Axis(spec.explore_fractions),
+    }
+    if spec.space.decays:
+        axes["decay"] = Choices(spec.space.decays)
+    return axes
+
 
 class PointSampler(BaseSampler):
     """A sampler that proposes points of ``axes``."""
 
-    def __init__(self, *, axes: Mapping[str, Axis]) -> None:
+    def __init__(self, *, axes: Axes) -> None:
         self._axes = axes
 
     def infer_relative_search_space(
@@ -114,7 +166,7 @@ class PointSampler(BaseSampler):
         return {name: axis.distribution() for name, axis in self._axes.items()}
 
 
-def untried(trials: Iterable[FrozenTrial], axes: Mapping[str, Axis]) -> list[Point]:
+def untried(trials: Iterable[FrozenTrial], axes: Axes) -> list[Point]:
     """The points of the grid, in its order, where no trial ran, runs, waits or failed."""
     tried = {tuple(params_of(trial).get(name) for name in axes) for trial in trials}
     grid = product(*(axis.points for axis in axes.values()))
@@ -133,7 +185,7 @@ def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
 
 def wanted(
     study: optuna.Study,
-    axes: Mapping[str, Axis],
+    axes: Axes,
     *,
     trials: int | None,
     besides: int | None = None,
@@ -201,7 +253,7 @@ REACH = 2.0
 """How many times as far from a proposal as the nearest untried point another one may be."""
 
 
-def make_sampler(name: str, *, seed: int, axes: Mapping[str, Axis]) -> BaseSampler:
+def make_sampler(name: str, *, seed: int, axes: Axes) -> BaseSampler:
     """The sampler called ``name``, proposing points of ``axes`` only."""
     if name == "grid":
         return TrunkOrderedGridSampler(axes=axes)
@@ -237,9 +289,7 @@ class GridSnappingSampler(PointSampler):
     drivers that start together draw different ones, and one that was killed draws as any other.
     """
 
-    def __init__(
-        self, make: Callable[[int], BaseSampler], *, seed: int, axes: Mapping[str, Axis]
-    ) -> None:
+    def __init__(self, make: Callable[[int], BaseSampler], *, seed: int, axes: Axes) -> None:
         super().__init__(axes=axes)
         self._make, self._seed = make, seed
         self._grid = untried((), axes)
@@ -275,22 +325,25 @@ class GridSnappingSampler(PointSampler):
         return self._make(int(seed[0]))
 
     def _near_untried(
-        self, study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, float]
+        self, study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, Any]
     ) -> Point:
         known = study.get_trials(deepcopy=False)
         others = [other for other in known if other.number != trial.number]
         trunks = longest_explored(others)
 
         def distance(point: Point) -> float:
-            return math.dist(
-                [axis.position(at) for axis, at in zip(self._axes.values(), point, strict=True)],
-                [axis.position(proposal[name]) for name, axis in self._axes.items()],
+            return math.hypot(
+                *(
+                    axis.distance(at, proposal[name])
+                    for (name, axis), at in zip(self._axes.items(), point, strict=True)
+                )
             )
 
         def shared(point: Point) -> float:
             """Share of the budget that its trunk has already trained."""
             at = dict(zip(self._axes, point, strict=True))
-            return min(at["explore_fraction"], trunks.get(at["seed_lr"], 0.0))
+            fraction: float = at["explore_fraction"]
+            return min(fraction, trunks.get(at["seed_lr"], 0.0))
 
         free = untried(others, self._axes) or self._grid
         reach = REACH * min(map(distance, free))

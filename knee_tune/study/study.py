@@ -15,7 +15,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, BaseRecipe, task_slug
+from knee_tune.config.recipe import (
+    DEFAULT_DECAY,
+    DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
+    task_slug,
+)
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records import study
@@ -48,9 +53,6 @@ FIXED_FIELDS = (
 
 LONGEST_DIFFERENCE = 120
 """Characters of two values that one line has room for; a table's rows are longer."""
-
-PARAMETERS = ("seed_lr", "explore_fraction")
-"""What is searched."""
 
 CODE = "code"
 """Trial attribute with the fingerprint of the code that trained it; earlier versions noted none."""
@@ -132,7 +134,12 @@ def _note_settings(
     study.set_user_attr("percent", [*recipe.percents])
     study.set_metric_names([recipe.objective_metric.name])
     if spec.tries_default:
-        default = {"seed_lr": recipe.seed_lr, "explore_fraction": DEFAULT_EXPLORE_FRACTION}
+        default: dict[str, Any] = {
+            "seed_lr": recipe.seed_lr,
+            "explore_fraction": DEFAULT_EXPLORE_FRACTION,
+        }
+        if spec.space.decays:
+            default["decay"] = DEFAULT_DECAY
         study.enqueue_trial(default, skip_if_exists=True)
 
 
@@ -196,7 +203,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
         trials=tuple(
             _trial_record(trial, attrs)
             for trial in current(study.get_trials(deepcopy=False))
-            if len(trial.params) == len(PARAMETERS)
+            if trial.params.keys() >= {*spec.parameters}
         ),
         spec=spec,
         baselines=tuple(
@@ -251,6 +258,7 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         number=trial.number,
         seed_lr=trial.params["seed_lr"],
         explore_fraction=trial.params["explore_fraction"],
+        decay=trial.params.get("decay"),
         state=state,
         value=trial.value if state == "complete" else None,
         metrics=attrs.get("metrics", {}),
@@ -296,8 +304,13 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
         each.model_dump(mode="json") | {"task": task_slug(each.task)}  # its file may be moved
         for each in (old, new)
     )
-    for field in FIXED_FIELDS:
-        for path, was, now in _differences(field, before[field], after[field]):
+    fixed = [(field, before[field], after[field]) for field in FIXED_FIELDS]
+    # Optuna keeps the choices of a category for good.
+    fixed.append(("space.decay", before["space"].get("decay"), after["space"].get("decay")))
+    for field, old_value, new_value in fixed:
+        for path, was, now in _differences(field, old_value, new_value):
+            if path == "recipe.script":  # it may be moved: its code is what counts
+                continue
             differs = f"{path}={json.dumps(was)}, not {json.dumps(now)}"
             if len(differs) > LONGEST_DIFFERENCE:
                 differs = f"other {path}"
@@ -354,11 +367,14 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
     with every trial; its numbers are told too, for Optuna Dashboard shows them.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < FEWEST_TRIALS:
+        return None
+    first = complete[0]
     varied = (
         {trial.value for trial in complete},
-        *({trial.params[name] for trial in complete} for name in PARAMETERS),
+        *({trial.params[name] for trial in complete} for name in first.params),
     )
-    if len(complete) < FEWEST_TRIALS or any(len(values) < 2 for values in varied):
+    if any(len(values) < 2 for values in varied):
         return None
     from optuna.importance import (  # slow
         FanovaImportanceEvaluator,

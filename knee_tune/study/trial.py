@@ -1,6 +1,6 @@
 """One Optuna trial on its way through the driver: its parameters, its replicates, its notes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
@@ -15,14 +15,14 @@ from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import Evaluation, ReplicateRecord
-from knee_tune.records.values import RunEnd, StepCount
+from knee_tune.records.values import Point, RunEnd, StepCount, point_of
 from knee_tune.runs.locks import process_id
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Decay, Knee
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
 from knee_tune.study.events import Ending, Recorder, RunEvents
 from knee_tune.study.pruners import KneePruner
 from knee_tune.study.recovery import key_of
-from knee_tune.study.samplers import Axis
+from knee_tune.study.samplers import Axes
 from knee_tune.study.study import CODE, reported_sign
 from knee_tune.workers.protocol import Done, Outcome, ReplicaDone, Report
 
@@ -63,11 +63,11 @@ class Search:
 
     study: optuna.Study
     recipe: BaseRecipe
-    axes: Mapping[str, Axis]
+    axes: Axes
     seeds: Sequence[int]
     """Random seeds: every trial is trained once with each of them, its replicates."""
-    schedule: Callable[[float, float], Knee]
-    """Of a seed LR and an explore fraction."""
+    schedule: Callable[..., Knee]
+    """Of a point's values by the names of ``axes``."""
     plan: PlanMaker
     code: str = ""
     """Fingerprint of the code that trains now."""
@@ -94,11 +94,16 @@ class TrialRun:
         if trial.user_attrs.get("reason"):
             self.note(reason="")  # why it was put back
         self.number = trial.number
-        self.seed_lr = self._suggest("seed_lr")
-        self.explore_fraction = self._suggest("explore_fraction")
+        point: dict[str, Any] = {
+            name: axis.suggest(trial, name) for name, axis in search.axes.items()
+        }
+        self.seed_lr: float = point["seed_lr"]
+        self.explore_fraction: float = point["explore_fraction"]
+        self.decay: Decay | None = point.get("decay")
+        """None: the recipe's, which is not searched."""
         self.key = key_of(trial)
         self.events = RunEvents(recorder, self.key)
-        self.schedule = search.schedule(self.seed_lr, self.explore_fraction)
+        self.schedule = search.schedule(**point)
         self.total_steps = 0
         """Of one replicate; known once it has plans."""
         self.replicate = 0
@@ -143,9 +148,10 @@ class TrialRun:
         """Steps that earlier attempts cost, with the state that this one has of them."""
         return steps if self._goes_on else StepCount(trained=steps.trained)
 
-    def _suggest(self, name: str) -> float:
-        span = self._search.axes[name].distribution()
-        return self.trial.suggest_float(name, span.low, span.high, log=span.log)
+    @property
+    def point(self) -> Point:
+        """Its place in the search space."""
+        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
     @property
     def metric(self) -> str:
@@ -184,6 +190,7 @@ class TrialRun:
             number=self.number,
             seed_lr=self.seed_lr,
             explore_fraction=self.explore_fraction,
+            decay=self.decay,
             replicates=len(self.replicates),
         )
 

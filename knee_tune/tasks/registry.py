@@ -8,9 +8,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knee_tune.config.recipe import Recipe, task_slug
+from knee_tune.config.recipe import task_slug
 from knee_tune.config.strict_yaml import Document, nearest, read_named
 from knee_tune.errors import UserError
+from knee_tune.plans.plan import SCRIPT
 from knee_tune.tasks import outside
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ class TaskEntry:
         loaded: Callable[..., Any] = self._load(self.prepare)
         return loaded
 
-    def recipe_type(self) -> type[Recipe]:
+    def recipe_type(self) -> type[Any]:
         """Import the recipe class, without torch if it can be.
 
         UserError if one of its libraries is missing.
         """
         if not self.recipe:
             return outside.recipe_of(self.task_type())
-        loaded: type[Recipe] = self._load(self.recipe)
+        loaded: type[Any] = self._load(self.recipe)
         return loaded
 
     def task_type(self) -> Any:
@@ -150,8 +151,16 @@ TASKS: Mapping[str, TaskEntry] = {
 """Ours by name, known without a look at what is installed, which takes 0.1 s."""
 
 
+_SCRIPT = TaskEntry(
+    recipe="knee_tune.scripts.recipe:ScriptRecipe", task="knee_tune.scripts.job:run_script"
+)
+"""What stands for a training script: no task, but it has a recipe, and modules that train it."""
+
+
 def task_entry(name: str) -> TaskEntry:
     """The entry of the task of that name or reference; UserError if there is none."""
+    if name == SCRIPT:
+        return _SCRIPT
     if name in TASKS:
         return TASKS[name]
     if outside.is_reference(name):

@@ -155,7 +155,8 @@ def _create_version(
             model_id=logged.model_id,
             tags=tags,
             description=f"Trial {model.number} of study {model.study}: seed LR "
-            f"{model.seed_lr:g}, explore fraction {model.explore_fraction}",
+            f"{model.seed_lr:g}, explore fraction {model.explore_fraction}"
+            + (f", {model.decay} decay" if model.decay else ""),
         )
 
 
@@ -319,6 +320,7 @@ def _tags(model: TrainedModel) -> dict[str, str]:
         "knee.task": task_slug(model.task),
         "knee.seed_lr": model.seed_lr,
         "knee.explore_fraction": model.explore_fraction,
+        "knee.decay": model.decay,
         "knee.data_fingerprint": model.data_fingerprint,
     }
     scores = {

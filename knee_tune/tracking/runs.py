@@ -325,12 +325,14 @@ class RunWriter:
             "knee.schedule": event.schedule,
             "knee.seed_lr": event.seed_lr,
             "knee.explore_fraction": event.explore_fraction,
+            "knee.decay": event.decay,
         }
         tags = {name: f"{value}" for name, value in facts.items() if value is not None}
         params = {
             "seed_lr": event.seed_lr,
             "explore_fraction": event.explore_fraction,
             "schedule": event.schedule,
+            **({"decay": event.decay} if event.decay else {}),
             **event.params,
         }
         tags |= {"optuna.state": "RUNNING"} | event.tags

@@ -45,8 +45,11 @@ class TrainingCode:
     ``__doc__``. Read from their files, with nothing imported, in about a tenth of a second.
     """
 
-    def __init__(self, task: str, *others: str) -> None:
-        """``task``: the module of the task's class. ``others`` belong to it, as its recipe's."""
+    def __init__(self, task: str, *others: str, script: Path | None = None) -> None:
+        """``task``: the module of the task's class. ``others`` belong to it, as its recipe's.
+
+        ``script``: a file that trains, wherever it lies; modules beside it are found first.
+        """
         self.modules: dict[str, str] = {}
         """Name and digest of those that count with their code."""
         self.files: dict[str, Path] = {}
@@ -55,12 +58,16 @@ class TrainingCode:
         """Name and version of the distributions that the others are from."""
         self._seen: set[str] = set()
         self._specs: dict[str, ModuleSpec | None] = {}
+        self._path = [*([str(script.parent)] if script else []), *sys.path]
         top = task.partition(".")[0]
         self._tops = {"knee_tune": True, top: True}
         """Whether the modules below a top-level name count with their code."""
         self.home = _installed(self._spec(top), top)
         """Name and version of the distribution that the task is from, if it is installed."""
         self.follow((*_ENGINE, task, *others))
+        if script is not None:
+            self.modules["__main__"], imports = _said(script.read_bytes())
+            self.follow(name for node in imports for name in self._imported(node, ""))
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +142,7 @@ class TrainingCode:
         if name not in self._specs:
             parent, _, _ = name.rpartition(".")
             if not parent:
-                self._specs[name] = _found(name, sys.path) or _built_in(name)
+                self._specs[name] = _found(name, self._path) or _built_in(name)
             else:
                 above = self._spec(parent)
                 locations = above.submodule_search_locations if above else None

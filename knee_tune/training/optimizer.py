@@ -71,10 +71,14 @@ def why_uneven(task: Task[Any]) -> str:
 
 
 def note_lr_scales(optimizer: optim.Optimizer) -> None:
-    """Give every group without a ``lr_scale`` its LR over the optimizer's own as one."""
+    """Give every group without a ``lr_scale`` its LR over the optimizer's own as one.
+
+    A scheduler that was made before has noted what a group's LR was.
+    """
     usual = float(optimizer.defaults.get("lr", 0.0))
     for group in optimizer.param_groups:
-        group.setdefault("lr_scale", float(group["lr"]) / usual if usual else 1.0)
+        own = float(group.get("initial_lr", group["lr"]))
+        group.setdefault("lr_scale", own / usual if usual else 1.0)
 
 
 def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
@@ -83,7 +87,11 @@ def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
     No scheduler state exists, so none can be restored wrong.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        scaled = lr * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):  # of an optimizer that is compiled or in a graph
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 @torch.no_grad()

@@ -14,15 +14,16 @@ from knee_tune.commands.opened import resolve_asked
 from knee_tune.plans.plan import Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import Point
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Decay, Knee
 from knee_tune.study.driver import Driver
 from knee_tune.study.events import Origin
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import patience_with
 from knee_tune.study.recovery import stale_trial_callback
-from knee_tune.study.samplers import Axis, make_sampler
+from knee_tune.study.samplers import axes_of, make_sampler
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import open_study, study_record
 from knee_tune.study.trial import Search
@@ -49,7 +50,13 @@ class Watching:
         self.batch_steps: list[int] = []
 
     def trial_started(
-        self, number: int, plan: TrainPlan, *, explore_fraction: float, replicates: int
+        self,
+        number: int,
+        plan: TrainPlan,
+        *,
+        explore_fraction: float,
+        decay: Decay | None = None,
+        replicates: int,
     ) -> None:
         """Not of interest."""
 
@@ -65,7 +72,7 @@ class Watching:
     def trial_finished(self, number: int, end: str, *, value: float | None, reason: str) -> None:
         self.ends.append((number, end, reason))
 
-    def batch_started(self, points: Mapping[int, tuple[float, float]], plan: TrainPlan) -> None:
+    def batch_started(self, points: Mapping[int, Point], plan: TrainPlan) -> None:
         self.batches.append([*points])
 
     def batch_progressed(self, step: int) -> None:
@@ -111,10 +118,7 @@ class Workbench:
         self.storage: RDBStorage = open_storage(
             self.storage_url, on_stale=stale_trial_callback(self.recording)
         )
-        self.axes = {
-            "seed_lr": Axis(spec.seed_lrs, log=True),
-            "explore_fraction": Axis(spec.explore_fractions),
-        }
+        self.axes = axes_of(spec)
         self.study = open_study(self.storage, spec, recipe=recipe, data_fingerprint="data")
         self.study.sampler = make_sampler(spec.sampler, seed=1, axes=self.axes)
         self.study.pruner = NopPruner()
@@ -148,8 +152,8 @@ class Workbench:
             on_interrupt=patience_with(self.storage_url).interrupt,
         )
 
-    def _schedule(self, seed_lr: float, explore_fraction: float) -> Knee:
-        return knee_schedule(self.recipe, FACTS, seed_lr=seed_lr, explore_fraction=explore_fraction)
+    def _schedule(self, **point: Any) -> Knee:
+        return knee_schedule(self.recipe, FACTS, **point)
 
     def _plan(
         self,

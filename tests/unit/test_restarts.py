@@ -59,6 +59,15 @@ def test_a_job_with_an_error_of_its_own_is_not_started_again(kind: str) -> None:
     assert len(runner.jobs) == 1
 
 
+def test_what_a_group_died_of_is_where_its_error_sends_people(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    plan = DescribePlan(task=OURS, recipe={}, seed=0, data_dir=tmp_path, log_dir=logs)
+    stalled = died("stalled").model_copy(update={"traceback": "rank 0 after step 3:\n..."})
+    with pytest.raises(MachineError, match=f"its log: {logs}"):
+        run_job(ends(stalled), plan)
+    assert "rank 0 after step 3" in (logs / "failure.log").read_text()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", [OURS, THEIRS])
 def test_only_input_and_code_of_ones_own_are_to_blame_for_exit_code_2(kind: str, task: str) -> None:
@@ -75,5 +84,6 @@ def test_what_happens_while_a_command_warms_up_is_told(caplog: pytest.LogCapture
     )
     runner = ends(died("signal"), Done(state="complete", result=facts.model_dump(mode="json")))
     plan = DescribePlan(task=OURS, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
-    assert _facts(runner, plan, TASKS[OURS]).parameters == 1
+    found, _ = _facts(runner, plan, TASKS[OURS], script=None)
+    assert found.parameters == 1
     assert "it died: signal; starting again in " in caplog.text

@@ -11,8 +11,10 @@ from pydantic import TypeAdapter
 
 from knee_tune.plans import plan
 from knee_tune.schedules import (
+    DECAYS,
     Constant,
     Cosine,
+    Decay,
     InverseSquareRoot,
     Knee,
     Linear,
@@ -185,3 +187,73 @@ def test_the_schedules_need_no_torch() -> None:
     code = "import sys, json, knee_tune.schedules; print(json.dumps('torch' in sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(output.stdout) is False
+
+
+@pytest.mark.parametrize(
+    ("decay", "left"),
+    [
+        ("linear", [0.75, 0.5, 0.25]),
+        ("1-sqrt", [0.5, 1 - 0.5**0.5, 1 - 0.75**0.5]),
+        ("cosine", [0.5 + 8**-0.5, 0.5, 0.5 - 8**-0.5]),
+        ("exponential", [2 * 0.5**0.25 - 1, 2**0.5 - 1, 2 * 0.5**0.75 - 1]),
+        ("power", [0.5625, 0.25, 0.0625]),
+    ],
+)
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_every_decay_by_value(decay: Decay, left: list[float], final: float) -> None:
+    knee = Knee(seed_lr=2.0, total_steps=8, explore_steps=4, decay=decay, final=final)
+    decayed = [2.0 * (final + (1 - final) * each) for each in (*left, 0.0)]
+    assert learning_rates(knee)[3:] == pytest.approx([2.0, *decayed])
+    assert knee.lr(8) == 2.0 * final
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_the_progress_of_a_decay_is_known_from_its_lr(decay: Decay, final: float) -> None:
+    knee = Knee(seed_lr=0.3, total_steps=50, explore_steps=10, decay=decay, final=final)
+    for step in range(10, 51):
+        assert knee.decay_progress_at(knee.lr(step)) == pytest.approx((step - 10) / 40)
+    assert knee.decay_progress_at(0.31) is None
+    assert Knee(
+        seed_lr=0.3, total_steps=50, explore_steps=10, final=0.1
+    ).decay_progress_at(0.02) is None  # fmt: skip
+
+
+def test_a_linear_decay_to_zero_has_the_bits_it_always_had() -> None:
+    for total in range(1, 60):
+        for explore in range(total):
+            knee = Knee(seed_lr=0.0373, total_steps=total, explore_steps=explore)
+            for step in range(explore + 1, total + 1):
+                assert knee.lr(step) == 0.0373 * (1 - (step - explore) / (total - explore))
+
+
+def test_a_power_is_of_its_own() -> None:
+    knee = Knee(seed_lr=1.0, total_steps=4, explore_steps=0, decay="power", decay_power=3)
+    assert knee.lr(2) == 0.125
+    assert knee.decay_progress_at(0.125) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decay": "lineal"}, "decay must be one of linear, 1-sqrt, cosine, exponential, power"),
+        ({"final": 1.0}, "final must be at least 0 and below 1"),
+        ({"decay": "power", "decay_power": 0}, "decay_power must be positive"),
+        ({"decay_power": 3}, "only decay 'power' has one"),
+    ],
+)
+def test_a_decay_that_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Knee(seed_lr=1.0, total_steps=4, explore_steps=0, **fields)
+
+
+def test_what_is_usual_of_a_decay_is_not_stored() -> None:
+    """So that runs and plans that were kept before keep their names and their JSON."""
+    adapter: TypeAdapter[Schedule] = TypeAdapter(plan.Schedule)
+    usual = Knee(seed_lr=1.0, total_steps=4, explore_steps=2)
+    assert list(adapter.dump_python(usual)) == [
+        *("seed_lr", "total_steps", "warmup_steps", "explore_steps", "name"),
+    ]
+    other = Knee(seed_lr=1.0, total_steps=4, explore_steps=2, decay="cosine", final=0.1)
+    assert adapter.validate_json(adapter.dump_json(other)) == other
+    assert adapter.validate_json(adapter.dump_json(usual)) == usual

@@ -173,3 +173,95 @@ def test_the_state_is_small_and_loads_as_weights_only(tmp_path: Any) -> None:
 def test_a_bad_budget_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="must not exceed total_steps"):
         KneeLR(sgd(0.1), total_steps=10, explore_steps=8, warmup_steps=4)
+
+
+def test_a_copied_pair_goes_on_by_itself() -> None:
+    optimizer = sgd(0.1, 0.02)
+    scheduler = KneeLR(optimizer, total_steps=TOTAL, explore_steps=4)
+    train(optimizer, scheduler, 6)
+    state = copy.deepcopy(optimizer.state_dict())
+    copied_optimizer, copied = copy.deepcopy((optimizer, scheduler))
+    rest = train(optimizer, scheduler, TOTAL - 6)
+    assert train(copied_optimizer, copied, TOTAL - 6) == rest
+
+    copied.load_state_dict({"last_epoch": 6})
+    copied_optimizer.load_state_dict(state)  # hooks of the copy: its LRs are rewritten
+    assert lrs_of(copied_optimizer) == rest[0]
+    assert lrs_of(optimizer) == [0.0, 0.0]
+
+
+def test_a_copy_before_the_first_step_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    optimizer = sgd(0.1)
+    pair = copy.deepcopy((optimizer, KneeLR(optimizer, total_steps=TOTAL, explore_steps=4)))
+    train(*pair, TOTAL)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("optimizer_first", [True, False])
+def test_a_group_that_is_added_follows_the_schedule_from_its_first_update(
+    optimizer_first: bool,
+) -> None:
+    def with_new_group() -> tuple[SGD, KneeLR]:
+        optimizer = sgd(0.1)
+        scheduler = KneeLR(optimizer, total_steps=TOTAL, explore_steps=4)
+        train(optimizer, scheduler, 6)
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.02})
+        return optimizer, scheduler
+
+    optimizer, scheduler = with_new_group()
+    optimizer.step()
+    assert lrs_of(optimizer) == [
+        Knee(seed_lr=lr, total_steps=TOTAL, explore_steps=4).lr(7) for lr in (0.1, 0.02)
+    ]
+    scheduler.step()
+    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    rest = train(optimizer, scheduler, 5)
+
+    optimizer, scheduler = with_new_group()
+    for restore in sorted((0, 1), reverse=not optimizer_first):
+        (optimizer, scheduler)[restore].load_state_dict(saved[restore])
+    assert train(optimizer, scheduler, 5) == rest
+
+
+def test_fractions_are_steps_of_the_budget() -> None:
+    by_fraction, by_steps = sgd(0.1), sgd(0.1)
+    fractions = KneeLR(by_fraction, total_steps=40, explore_fraction=0.5, warmup_fraction=0.1)
+    steps = KneeLR(by_steps, total_steps=40, explore_steps=20, warmup_steps=4)
+    assert train(by_fraction, fractions, 40) == train(by_steps, steps, 40)
+    with pytest.raises(ValueError, match="either explore_steps or explore_fraction"):
+        KneeLR(sgd(0.1), total_steps=40)
+    with pytest.raises(ValueError, match="either warmup_steps or warmup_fraction"):
+        KneeLR(sgd(0.1), total_steps=4, explore_steps=1, warmup_steps=1, warmup_fraction=0.1)
+    with pytest.raises(ValueError, match="explore_fraction must lie between"):
+        KneeLR(sgd(0.1), total_steps=40, explore_fraction=20)
+
+
+def test_a_decay_has_a_shape_and_an_end() -> None:
+    optimizer = sgd(0.1)
+    scheduler = KneeLR(optimizer, total_steps=12, explore_steps=4, decay="1-sqrt", final=0.1)
+    knee = Knee(seed_lr=0.1, total_steps=12, explore_steps=4, decay="1-sqrt", final=0.1)
+    assert train(optimizer, scheduler, 12) == [[lr] for lr in learning_rates(knee)]
+
+
+@pytest.mark.parametrize(("scale", "knee"), [(0.5, 8), (1.0, 4), (1.25, 2), (9.0, 1)])
+def test_a_group_may_decay_over_fewer_or_more_steps(scale: float, knee: int) -> None:
+    optimizer = sgd(0.1, 0.02)
+    optimizer.param_groups[1]["decay_scale"] = scale
+    scheduler = KneeLR(optimizer, total_steps=12, explore_steps=3, warmup_steps=1)
+    used = train(optimizer, scheduler, 12)
+    for group, (seed_lr, steps) in enumerate([(0.1, 4), (0.02, knee)]):
+        own = Knee(seed_lr=seed_lr, total_steps=12, explore_steps=steps - 1, warmup_steps=1)
+        assert [lrs[group] for lrs in used] == learning_rates(own)
+    assert scheduler.knee_step == min(4, knee)
+
+
+def test_a_decay_scale_outlives_the_state_of_a_trunk_without_one() -> None:
+    plain = sgd(0.1)
+    trunk = KneeLR(plain, total_steps=12, explore_steps=4)
+    train(plain, trunk, 4)
+    optimizer = sgd(0.1)
+    optimizer.param_groups[0]["decay_scale"] = 0.5
+    branch = KneeLR(optimizer, total_steps=12, explore_steps=4)
+    branch.load_state_dict(trunk.state_dict())
+    optimizer.load_state_dict(plain.state_dict())
+    assert train(optimizer, branch, 8)[:5] == [[0.1]] * 4 + [[0.1 * 0.75]]
