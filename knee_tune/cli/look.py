@@ -53,24 +53,54 @@ def status(
         print_status(PlainConsole(), record, every=every)
 
 
+class Setting(StrEnum):
+    """What the winner's schedule is written for."""
+
+    TORCH = "torch"
+    HF = "hf"
+    TORCHTITAN = "torchtitan"
+    MEGATRON = "megatron"
+    NANOTRON = "nanotron"
+    LIGHTNING = "lightning"
+    YAML = "yaml"
+    JSON = "json"
+
+
 def best(
     study: StudyArgument = None,
+    as_: Annotated[
+        Setting | None,
+        typer.Option(
+            "--as", help="Print its schedule as a setting to paste; notes go to standard error."
+        ),
+    ] = None,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """The winner so far: the seed LR and explore fraction to use.
+    """The winner so far: the seed LR and explore fraction to use, or its schedule as a setting.
 
     It is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
     """
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import look_at_search
 
+    if as_ is not None and json:
+        raise UserError(
+            "`as`: prints a schedule, `json` the winner's numbers; give one of them "
+            "(`as` json is the schedule as JSON)"
+        )
     record = look_at_search(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
     winner = record.winner
     if winner is None:
         raise UserError(f"study {record.name}: no trial is complete yet")
-    if json:
+    if as_ is not None:
+        from knee_tune.commands.report import setting_to_use
+
+        setting = setting_to_use(record, as_.value)
+        typer.echo(setting.text)
+        typer.echo(setting.note, err=True)
+    elif json:
         typer.echo(json_module.dumps(record.best_as_json()))
     else:
         typer.echo(

@@ -75,7 +75,7 @@ def list_tasks() -> list[TaskInfo]:
     infos = []
     for name in [*TASKS, *installed_tasks()]:
         entry = task_entry(name)
-        space = read_space(entry.read_space(name), lambda task, of=entry: of.recipe_type())
+        space = read_space(entry.read_space(name), lambda task: task_entry(task).recipe_type())
         presets = {preset: value.description for preset, value in space.presets.items()}
         infos.append(
             TaskInfo(

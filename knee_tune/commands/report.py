@@ -14,8 +14,10 @@ from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.files import write_whole
 from knee_tune.records.study import StudyRecord
+from knee_tune.report.answer import winner_knee, winner_setting
 from knee_tune.report.document import Command, Report, ReportContext, as_html, as_markdown
 from knee_tune.report.report import build_report
+from knee_tune.schedules import settings
 from knee_tune.study.study import Study, importances_of, study_record
 from knee_tune.tracking import provenance
 
@@ -34,6 +36,24 @@ def study_report(places: Places, name: str | None) -> Report:
     study = find_study(places, name)
     record = study_record(study)
     return report_of(study, places, record=record, statistics=statistics_of(record))
+
+
+def setting_to_use(record: StudyRecord, form: settings.Format) -> settings.Setting:
+    """The schedule of a search's winner as the project ``form`` writes it.
+
+    UserError if its trials do not say how many steps they have, as those of early versions do not,
+    and if the project cannot write such a schedule.
+    """
+    knee = winner_knee(record)
+    if knee is None:
+        raise UserError(
+            f"study {record.name}: its trials do not say how many steps they have; "
+            "the run command continues it, and a trial more will say so"
+        )
+    try:
+        return winner_setting(record, knee, form)
+    except ValueError as error:
+        raise UserError(f"`as` {form}: {error}") from error
 
 
 def statistics_of(

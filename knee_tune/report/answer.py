@@ -39,6 +39,9 @@ from knee_tune.report.wording import (
     short,
     unit_of,
 )
+from knee_tune.schedules import Knee
+from knee_tune.schedules.settings import PROJECTS, Format, Setting
+from knee_tune.schedules.settings import setting as project_setting
 from knee_tune.stats.comparison import PER_EPOCHS, Comparison, RowOutcome, Trend
 
 LEFT_OUT = "the search's own random seeds, each left out in turn of the choice"
@@ -118,6 +121,39 @@ def _answer_of_fresh_seeds(
         confirmed=confirmation.says(fresh.point),
         evidence=f"{len(confirmation.seeds)} fresh random seeds, not used in the search",
     )
+
+
+def winner_knee(record: StudyRecord) -> Knee | None:
+    """The schedule of the study's winner.
+
+    None if no trial is complete, or if its steps are not known (of some earlier version's trials).
+    """
+    winner, best = record.winner, record.best
+    if winner is None or best is None or not best.steps_budget:
+        return None
+    point = winner.model_dump(include={"seed_lr", "explore_fraction", "decay"})
+    return knee_of(record, winner.trial or best.model_copy(update=point))
+
+
+def winner_setting(record: StudyRecord, knee: Knee, form: Format) -> Setting:
+    """The winner's schedule as the project ``form`` writes it; ValueError if it cannot be said."""
+    found = project_setting(knee, form)
+    optimizer = record.spec.recipe.get("optimizer", {}).get("name")
+    trained = f"Found with {optimizer}; an LR is good for its own optimizer." if optimizer else ""
+    return found._replace(note=f"{found.note} {trained}".strip())
+
+
+def winner_settings(record: StudyRecord) -> dict[Format, Setting]:
+    """The winner's schedule in every format; where one cannot say it, the note tells why."""
+    settings: dict[Format, Setting] = {}
+    if (knee := winner_knee(record)) is None:
+        return settings
+    for form, project in PROJECTS.items():
+        try:
+            settings[form] = winner_setting(record, knee, form)
+        except ValueError as error:
+            settings[form] = Setting(project.title, "", f"{project.title}: {error}.")
+    return settings
 
 
 def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...]:

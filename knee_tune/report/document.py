@@ -14,6 +14,7 @@ from knee_tune.config.recipe import Direction, Spec
 from knee_tune.errors import printable
 from knee_tune.records.findings import Importances
 from knee_tune.records.shown import NOTHING
+from knee_tune.schedules.settings import Format, Setting
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -83,8 +84,8 @@ class Tile(Spec):
 
 
 class Report(Spec):
-    """What every report says, whatever its study did. Dumped without ``tiles``, ``sections`` and
-    ``figures``, which say the same to people."""
+    """What every report says, whatever its study did. Dumped without ``tiles``, ``settings``,
+    ``sections`` and ``figures``, which say the same to people."""
 
     explains_search: ClassVar[bool] = False
     """Whether a page says what is searched: seed LR and explore fraction of a Knee schedule."""
@@ -100,6 +101,9 @@ class Report(Spec):
     replay: tuple[Command, ...]
     left_out: tuple[str, ...] = Field(description="what the report has nothing to show of, and why")
     tiles: tuple[Tile, ...] = Field(exclude=True)
+    settings: dict[Format, Setting] = Field(
+        default={}, exclude=True, description="the answer as other projects write it"
+    )
     sections: tuple[Section, ...] = Field(exclude=True, description="the answer first")
     figures: dict[str, dict[str, Any]] = Field(exclude=True, description="plotly figures, by name")
 

@@ -25,6 +25,7 @@ from knee_tune.report.answer import (
     comparison_words,
     search_tiles,
     search_words,
+    winner_settings,
 )
 from knee_tune.report.comparison_figures import beside_figure, scattered, seeds_of_rows
 from knee_tune.report.document import Report, ReportContext, Section, written_at
@@ -124,6 +125,7 @@ def build_report(
         metric=record.metric,
         left_out=_left_out_of_search(record, ridge, context),
         tiles=search_tiles(answer, record),
+        settings=winner_settings(record),
         sections=_sections_of_search(record, ridge, context, answer),
         recommended=answer,
         verdict=ridge.verdict if ridge else None,

@@ -166,7 +166,8 @@ def recipe_of(task_type: Any) -> type[Recipe]:
         "watched": watched,
         "objective": objective.get_default() or watched,
     }
-    made: type[Recipe] = type(declared)(declared.__name__, (declared,), said)
+    kind: Any = type(declared)
+    made: type[Recipe] = kind(declared.__name__, (declared,), said)
     return made
 
 
@@ -200,7 +201,7 @@ def space_of(task: str, task_type: Any) -> Document:
     Without either: a decade around the recipe's seed LR on both sides, and all explore fractions.
     """
     file = Path(inspect.getfile(task_type)).with_suffix(".yaml")
-    description = first_line(inspect.getdoc(task_type) or task_type.__name__)
+    description = (inspect.getdoc(task_type) or task_type.__name__).splitlines()[0]
     usual: dict[str, Any] = {
         "description": description,
         "default_preset": "default",
@@ -208,8 +209,8 @@ def space_of(task: str, task_type: Any) -> Document:
     }
     if file.is_file():
         read = read_document(file, str(file))
-        said = {"space": _usual_space(task_type)} | read.data
-        return Document(label=read.label, data=usual | said | {"task": task}, lines=read.lines)
+        said = {**usual, "space": _usual_space(task_type), **read.data, "task": task}
+        return Document(label=read.label, data=said, lines=read.lines)
     space = {**_usual_space(task_type), **getattr(task_type, "space", {})}
     label = f"{task_type.__module__}.{task_type.__name__}"
     return Document(label=label, data=usual | {"task": task, "space": space}, lines={})

@@ -274,7 +274,7 @@ class AsTask(Task[SimpleRecipe]):
         """Load the batches at these places, on the device."""
         loader: DataLoader[Any] = DataLoader(
             self._items[split],  # type: ignore[arg-type]
-            batch_sampler=places,  # type: ignore[arg-type]
+            batch_sampler=places,
             num_workers=self.recipe.workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # the global one is left alone

@@ -92,7 +92,7 @@ class TrainingCode:
             if spec is None or spec.origin is None or not spec.has_location or read is None:
                 continue
             content = read(spec.origin)
-            if not name.startswith("knee_tune."):
+            if name.partition(".")[0] != "knee_tune":
                 self.files[name] = Path(spec.origin)
             if not spec.origin.endswith(".py"):  # compiled
                 self.modules[name] = hashlib.sha256(content).hexdigest()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,42 @@ def test_figures_are_dressed_for_the_dark(browser: Browser, dom: str, page: Path
     assert "fill: rgb(51, 56, 62)" in dom
     assert "fill: rgb(51, 56, 62)" not in dark
     assert "fill: rgb(213, 215, 218)" in dark
+
+
+CHOOSES = """
+<script>
+  const choice = document.getElementById("setting");
+  const shown = () => Array.from(document.querySelectorAll(".setting:not([hidden])"));
+  const seen = [shown().map((each) => each.id)];
+  const copied = [];
+  Object.defineProperty(navigator, "clipboard", {
+    value: { writeText: async (text) => { copied.push(text); } },
+  });
+  choice.value = "setting-hf";
+  choice.dispatchEvent(new Event("change"));
+  seen.push(shown().map((each) => each.id));
+  shown()[0].querySelector("button").click();
+  document.querySelector("button").click();
+  setTimeout(() => { document.title = JSON.stringify({ seen, copied }); }, 100);
+</script>
+"""
+"""What somebody does who wants the answer as a setting of Hugging Face's Trainer."""
+
+
+def test_a_setting_is_chosen_and_copied(
+    home: Path, browser: Browser, page: Path, tmp_path: Path
+) -> None:
+    visited = tmp_path / "visited.html"
+    visited.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{CHOOSES}</body>"))
+    done = browser.page(visited.as_uri(), OFFLINE)
+    (title,) = re.findall("<title>({.*})</title>", done)
+    told = json.loads(unescape(title))
+    assert told["seen"] == [["setting-torch"], ["setting-hf"]]
+    printed = knee_tune_here("best", "--as", "hf", "--home", home)
+    assert told["copied"][0] == printed.stdout.rstrip("\n")
+    assert told["copied"][1].startswith("small (digits)\nUse seed LR ")
+    assert done.count(">Copied.</span>") == 2
+    assert printed.stderr.rstrip("\n") in unescape(done)
 
 
 def test_the_numbers_as_json(home: Path, numbers: dict[str, Any]) -> None:

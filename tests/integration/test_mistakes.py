@@ -64,6 +64,8 @@ SPANNING = ("--runner", "torchrun", "--nnodes", "2", "--launcher", "srun torchru
         (("report", "--out", "x" * 300), ("'--out'", "File name too long")),
         (("status",), ("there is no study in it",)),
         (("best",), ("there is no study in it",)),
+        (("best", "--as", "hf", "--json"), ("--as:", "--json", "give one of them")),
+        (("best", "--as", "keras"), ("'--as'", "'keras' is not one of 'torch', 'hf'")),
         (("replay", "mine"), ("there is no study in it",)),
         (("register", "mine"), ("there is no study in it",)),
         (("dashboard",), ("there is no study in it",)),

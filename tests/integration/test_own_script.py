@@ -170,7 +170,7 @@ def test_a_script_is_described_up_to_join(
         "seed_lr": 0.05,
         "warmup_steps": 0,
     }
-    assert (found["parameters"], found["modules"]) == (1386, ("network",))
+    assert (found["parameters"], found["modules"]) == (1386, ["network"])
     assert found["data_fingerprint"]
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from knee_tune.commands.report import setting_to_use
 from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.config.study import ReferenceRow, ReferenceTable, StudySpec
+from knee_tune.errors import UserError
 from knee_tune.records.findings import (
     Candidate,
     Confirmation,
@@ -29,8 +31,10 @@ from knee_tune.records.study import (
     TrialRecord,
 )
 from knee_tune.records.values import Estimate
+from knee_tune.report.answer import winner_knee
 from knee_tune.report.document import ReportContext, Table, as_html, as_markdown, script_json
 from knee_tune.report.report import StudyReport, build_report, study_figures
+from knee_tune.schedules import Knee
 
 LRS = (1.5e-4, 3e-4, 6e-4)
 FRACTIONS = (0.0, 0.5, 0.9)
@@ -537,11 +541,56 @@ def test_the_page_holds_the_library_that_draws_once() -> None:
     assert len(page.encode()) < 2_000_000
 
 
+def buttons(found: StudyReport) -> list[dict[str, str | None]]:
+    return [attrs for tag, attrs in Page(as_html(found)).tags if tag == "button"]
+
+
 def test_the_answer_can_be_copied_as_plain_text() -> None:
-    (button,) = (attrs for tag, attrs in Page(as_html(report(on=ridge()))).tags if tag == "button")
+    button = buttons(report(on=ridge()))[0]
     assert (button["data-text"] or "").startswith(
         "ridge-of-a-toy (toy)\nUse seed LR 0.00015, explore 90%.\nExpect "
     )
+
+
+def test_the_answer_is_there_as_a_setting_of_every_project() -> None:
+    trained = {"seed_lr": 3e-4, "epochs": 10, "warmup_steps": 5, "optimizer": {"name": "radam"}}
+    found = report(record(spec=spec(recipe=trained)))
+    copied = [button["data-text"] for button in buttons(found)[1:]]
+    assert copied == [setting.text for setting in found.settings.values()]
+    assert len(copied) == 8
+    assert "learning_rate=0.00015,\nmax_steps=100,\nwarmup_steps=5," in found.settings["hf"].text
+    assert found.settings["megatron"].note.endswith(
+        "Found with radam; an LR is good for its own optimizer."
+    )
+    assert "settings" not in found.model_dump()
+
+
+def test_a_project_that_cannot_write_the_decay_says_so() -> None:
+    recipe = {"seed_lr": 3e-4, "epochs": 10, "decay": "power", "decay_power": 3.0}
+    found = record(spec=spec(recipe=recipe))
+    shown = report(found).settings
+    assert shown["hf"].text == ""
+    assert shown["hf"].note.startswith("Hugging Face Trainer (TrainingArguments): it has no decay")
+    assert len(buttons(report(found))) == 1 + 4  # ours can: torch, lightning, yaml, json
+    with pytest.raises(UserError, match=r"`as` hf: it has no decay 'power' but linear, "):
+        setting_to_use(found, "hf")
+
+
+def test_a_setting_is_of_the_winner_of_fresh_seeds_even_if_no_trial_is() -> None:
+    """The point (6e-4, 0.0) was pruned in the search, and confirmed."""
+    pruned = trial(6, 6e-4, 0.0, state="pruned", value=None)
+    found = record(
+        trials=(*(each for each in record().trials if each.point != pruned.point), pruned),
+        confirmation=confirmation(confirmed=True),
+    )
+    assert winner_knee(found) == Knee(
+        seed_lr=6e-4, total_steps=100, warmup_steps=5, explore_steps=0
+    )
+
+
+def test_a_page_without_the_steps_of_its_trials_has_no_setting() -> None:
+    early = tuple(each.model_copy(update={"steps_budget": 0}) for each in record().trials)
+    assert report(record(trials=early)).settings == {}
 
 
 def test_names_and_texts_cannot_become_markup() -> None:
