@@ -129,12 +129,15 @@ def _local(file: str) -> bool:
 def _place(error: Exception) -> str | None:
     """Where in the script's own code it was raised: ``train.py:41``; None: in ours.
 
-    Of a library's error it is where the script called it.
+    Of a library's error it is where the script called it, and of one of a loader's worker process
+    its loop over the batches.
     """
     if isinstance(error, SyntaxError) and error.filename and _local(error.filename):
         return f"{Path(error.filename).name}:{error.lineno}"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
+        if frame.f_code is Run.batches.__code__:
+            continue
         if str(Path(file).resolve()).startswith(_OURS):
             return None
         if _local(file):

@@ -174,11 +174,37 @@ def test_a_script_is_described_up_to_join(
     assert found["data_fingerprint"]
 
 
+FIRST_BATCH = """\
+import torch, knee_tune
+model = torch.nn.Linear(1, 1)
+run = knee_tune.join(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=9, maximize="score")
+for step in run.steps():
+    model(torch.full((2, 1), {value}))
+"""
+
+
+def test_data_that_nobody_names_is_known_by_its_first_batch(
+    runner: ForkserverRunner, tmp_path: Path
+) -> None:
+    def described(value: float) -> dict[str, Any]:
+        script = tmp_path / "own.py"
+        script.write_text(FIRST_BATCH.format(value=value))
+        order = Ranks(runner, script, tmp_path).order("describe")
+        return done(runner.run(DescribePlan(**dict(order)), Callbacks())).result
+
+    one, same_again, other = described(1.0), described(1.0), described(2.0)
+    assert one["data_fingerprint"] == same_again["data_fingerprint"] != other["data_fingerprint"]
+    assert (one[JOINED]["steps"], one[JOINED]["direction"]) == (9, "maximize")
+
+
 SCRIPT_TEXT = """\
 import os
 import numpy
 import torch
 import knee_tune
+class Empty(torch.utils.data.Dataset):
+    def __len__(self): return 3
+    def __getitem__(self, index): raise IndexError(index)
 class Keeps:
     def state_dict(self): return {{"of": numpy.zeros(1)}}
     def load_state_dict(self, state): ...
@@ -211,8 +237,12 @@ MISTAKES = {
     "own.py: run.finish at step 9 of 24": {"within": "\n    if step == 9: break"},
     "own.py: ended without run.finish": {"after": ""},
     "own.py: join: `state` 'ema' holds a numpy array at of": {"before": "state = {'ema': Keeps()}"},
-    "own.py:12: ValueError: no width; its log: ": {"before": "raise ValueError('no width')"},
+    "own.py:15: ValueError: no width; its log: ": {"before": "raise ValueError('no width')"},
     "own.py: it exited with 3; its log: ": {"before": "raise SystemExit(3)"},
+    "own.py:16: IndexError: Caught IndexError in DataLoader worker process 0": {
+        "before": "loader = torch.utils.data.DataLoader(Empty(), num_workers=1)\n"
+        "for batch in knee_tune.join(model, optimizer).batches(loader): pass"
+    },
 }
 
 
