@@ -75,7 +75,7 @@ def _left(run: Run | None, group: Group, script: Path) -> Done:
         raise UserError(
             f"{who}: ended without a step; its loop takes them from run.steps() or run.batches()"
         )
-    if run.step < run.total_steps:
+    if not run.ended:
         raise UserError(
             f"{who}: left its loop at step {run.step} of {run.total_steps}; let run.steps() or "
             "run.batches() end it, or train fewer with `steps`"
