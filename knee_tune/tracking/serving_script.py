@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -26,8 +27,12 @@ class ServedScript(PythonModel):
         load = getattr(import_module(module), function)
         self._answer = load(Path(context.artifacts[WEIGHTS]))
 
+    # MLflow takes this type hint for any input, and warns about every other one, or none.
     def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,
     ) -> Any:
         """Ask what it returned."""
         return self._answer(model_input)
