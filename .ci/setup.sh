@@ -48,13 +48,13 @@ install() {
     $venv/bin/uv pip install --python $venv/bin/python --constraint constraints.txt \
         --no-build-isolation "$@"
 }
-install --requirement pyproject.toml --extra build --extra dev --extra docs --extra postgresql \
-    --extra vision
+install --requirement pyproject.toml --extra build --extra dev --extra docs --extra optimizers \
+    --extra postgresql --extra vision
 
 # Most of fairseq's build is C++ extensions that nothing here calls: no optimisation for them (the
 # ones that matter carry their own -O3), all of them at once. The stub hides ninja from torch's
 # build: parallel extensions would overwrite each other's build.ninja. No CUDA extensions.
-project='.[build,dev,docs,postgresql,translation,vision]'
+project='.[build,dev,docs,optimizers,postgresql,translation,vision]'
 quick=$(mktemp -d)
 trap 'rm -rf "$quick"' EXIT
 printf '#!/bin/sh\nexit 1\n' >"$quick/ninja"

@@ -56,7 +56,7 @@ class Reference:
         self.trainer = Trainer(
             config, fairseq_task, model, bridge.build_criterion(fairseq_task, recipe)
         )
-        optimizer = build_optimizer(recipe.optimizer, model.parameters())
+        optimizer = build_optimizer(recipe.optimizer, model)
         self.trainer._optimizer = WrappedOptimizer(optimizer)
         self.trainer._lr_scheduler = lr_scheduler.build_lr_scheduler(
             config.lr_scheduler, self.trainer.optimizer

@@ -42,7 +42,7 @@ from knee_tune.records.values import Point
 from knee_tune.schedules import Decay
 from knee_tune.study.events import End, Origin, Watcher
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Report
+from knee_tune.workers.protocol import Callbacks, Channel, Decision, Report
 
 Asked = tuple[StudySpec, Recipe]
 
@@ -136,12 +136,8 @@ def first_steps(asked: Asked, folder: Path, options: GroupOptions, runs: int) ->
             def first(_: int, steps: list[float] = steps) -> None:
                 steps.append(time.perf_counter())
 
-            opened.workers.runner.run(
-                plan,
-                on_report=lambda report: Decision(stop=True),
-                on_line=lambda text: None,
-                on_progress=first,
-            )
+            at_once = Callbacks(on_report=lambda report: Decision(stop=True), on_progress=first)
+            opened.workers.runner.run(plan, at_once)
             seconds.append(steps[0] - began)
     return seconds[1:]
 

@@ -35,10 +35,11 @@ from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import Recipe
 from knee_tune.config.study import StudySpec
+from knee_tune.plans.planner import budget_steps
 from knee_tune.schedules import Cosine
 from knee_tune.stats.estimates import mean_estimate
 from knee_tune.tasks.registry import task_entry
-from knee_tune.workers.protocol import Decision, Done, Report
+from knee_tune.workers.protocol import Callbacks, Decision, Done, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,7 @@ class Trained:
 def ours(workers: Workers, *, seed: int) -> list[Trained]:
     """A run in every slot, all at the same time: the first with ``seed``, each with one more."""
     facts, recipe = workers.facts, workers.recipe
-    schedule = Cosine(
-        seed_lr=recipe.seed_lr, total_steps=round(recipe.epochs * facts.steps_per_epoch)
-    )
+    schedule = Cosine(seed_lr=recipe.seed_lr, total_steps=budget_steps(recipe, facts))
 
     def slot(number: int) -> Trained:
         reports: list[Report] = []
@@ -68,9 +67,7 @@ def ours(workers: Workers, *, seed: int) -> list[Trained]:
         plan = workers.train_plan(
             schedule, log_key=f"slot-{number}", seed=seed + number, slot=number
         )
-        outcome = workers.runner.run(
-            plan, on_report=told, on_line=print, on_progress=lambda step: None
-        )
+        outcome = workers.runner.run(plan, Callbacks(on_report=told, on_line=print))
         shutil.rmtree(plan.checkpoint_dir, ignore_errors=True)
         if not isinstance(outcome, Done):
             raise SystemExit(outcome.traceback or outcome.message)

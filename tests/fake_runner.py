@@ -9,7 +9,15 @@ import pytest
 
 from knee_tune.config.recipe import Spec
 from knee_tune.plans.plan import Plan, TrainPlan
-from knee_tune.workers.protocol import Channel, Decision, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Channel,
+    Decision,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
 
 What = Callable[[int], None]
 """Called with the step at every sign of life of a training run; what it raises ends the run."""
@@ -80,14 +88,7 @@ class FakeRunner(GroupRunner):
         """What the ranks do."""
         return self._job(plan, channel)
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def run(self, plan: Plan, callbacks: Callbacks) -> Outcome:
         reported: list[int] = []
         fault: What | None = None
         with self._beginning:
@@ -99,15 +100,15 @@ class FakeRunner(GroupRunner):
         class Line(Channel):
             def report(self, report: Report) -> Decision:
                 reported.append(report.step)
-                return over_the_line(on_report(over_the_line(report)))
+                return over_the_line(callbacks.on_report(over_the_line(report)))
 
             def progress(self, step: int) -> None:
-                on_progress(step)
+                callbacks.on_progress(step)
                 if fault is not None:
                     fault(step)
 
             def line(self, text: str) -> None:
-                on_line(text)
+                callbacks.on_line(text)
 
         try:
             return self.job(plan, Line())

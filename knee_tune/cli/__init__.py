@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import sys
 import traceback
 from io import TextIOWrapper
@@ -23,11 +24,11 @@ def main() -> None:
     from typer import rich_utils
 
     from knee_tune.cli.commands import app
-    from knee_tune.cli.console import PlainConsole
-    from knee_tune.cli.flags import as_typed, flags_of
+    from knee_tune.cli.flags import TypedFormatter, as_typed
 
     command = typer.main.get_group(app)
-    PlainConsole.flags = flags_of(command)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(TypedFormatter())
     rich_utils.RANGE_STRING = ""  # 80 columns of help have no room for it; an error tells it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         code = command(standalone_mode=False)  # its own mode frames what is wrong in a box
     except (UserError, MachineError) as error:
-        _end(as_typed(str(error), PlainConsole.flags), error.exit_code)
+        _end(as_typed(str(error)), error.exit_code)
     except TyperException as error:  # in the options themselves
         _end(_advised(error), UserError.exit_code)
     except Exception as error:

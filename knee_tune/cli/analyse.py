@@ -111,7 +111,11 @@ def sharpness(
     _analyse(
         Sharpness(epsilon=epsilon, lr=lr, iterations=iterations, examples=examples),
         _Subject(study, trial, row, weights, task, preset, settings, seed),
-        _Where(nproc, device, home, storage, tracking_uri),
+        nproc=nproc,
+        device=device,
+        home=home,
+        storage=storage,
+        tracking_uri=tracking_uri,
         json=json,
     )
 
@@ -162,7 +166,11 @@ def fisher(
             seed=label_seed,
         ),
         _Subject(study, trial, row, weights, task, preset, settings, seed),
-        _Where(nproc, device, home, storage, tracking_uri),
+        nproc=nproc,
+        device=device,
+        home=home,
+        storage=storage,
+        tracking_uri=tracking_uri,
         json=json,
     )
 
@@ -202,7 +210,7 @@ def lr_range(
 
     Its minimum, and a tenth of it: the paper's choice of one-cycle's maximum LR (appendix A).
     """
-    from knee_tune.commands.analyse import RangeRequest, lr_range_test
+    from knee_tune.commands.analyse import lr_range_test
     from knee_tune.commands.home import Home
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.workers import GroupOptions
@@ -215,7 +223,9 @@ def lr_range(
         Home(home),
         spec,
         recipe,
-        RangeRequest(low=low, high=high, steps=steps),
+        low=low,
+        high=high,
+        steps=steps,
         out=out,
         options=GroupOptions(nproc=nproc, device=device.value),
         lines=lines,
@@ -281,17 +291,6 @@ class _Subject:
                 raise UserError("--weights: of which task? name it with --task")
 
 
-@dataclass(frozen=True)
-class _Where:
-    """What computes, and where studies are kept."""
-
-    nproc: int
-    device: Device
-    home: Path
-    storage: str | None
-    tracking_uri: str | None
-
-
 class _Tenths:
     """Says how far something is, at most ten times; what falls back has begun anew."""
 
@@ -306,29 +305,46 @@ class _Tenths:
             self._lines.line(f"{self._what} {reached:,} of {self._of:,}")
 
 
-def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bool) -> None:
-    from knee_tune.commands.analyse import Watched, analyse_study, analyse_weights, looks
+def _analyse(
+    analysis: "Analysis",
+    subject: _Subject,
+    *,
+    nproc: int,
+    device: Device,
+    home: Path,
+    storage: str | None,
+    tracking_uri: str | None,
+    json: bool,
+) -> None:
+    from knee_tune.commands.analyse import analyse_study, analyse_weights, looks
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import find_study
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.workers import GroupOptions
 
     subject.check()
-    places = Places.of(Home(where.home), storage=where.storage, tracking_uri=where.tracking_uri)
-    options = GroupOptions(nproc=where.nproc, device=where.device.value)
+    places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
+    options = GroupOptions(nproc=nproc, device=device.value)
     lines = ConsoleLines(PlainConsole(stderr=json))
-    watched = Watched(lines=lines, on_look=_Tenths(lines, f"{analysis.name}:", of=looks(analysis)))
+    on_look = _Tenths(lines, f"{analysis.name}:", of=looks(analysis))
     if subject.weights is not None:
         spec, recipe = resolve_asked(
             task=subject.task,
             preset=subject.preset,
             settings=subject.settings or (),
             seed=subject.seed,
-            nproc=where.nproc,
+            nproc=nproc,
         )
         found = [
             analyse_weights(
-                places, spec, recipe, subject.weights, analysis, options=options, watched=watched
+                places,
+                spec,
+                recipe,
+                subject.weights,
+                analysis,
+                options=options,
+                lines=lines,
+                on_look=on_look,
             )
         ]
     else:
@@ -339,7 +355,8 @@ def _analyse(analysis: "Analysis", subject: _Subject, where: _Where, *, json: bo
             number=subject.trial,
             row=subject.row,
             options=options,
-            watched=watched,
+            lines=lines,
+            on_look=on_look,
         )
     if json:
         settings = analysis.model_dump(mode="json")

@@ -59,17 +59,21 @@ def audit(
     one batched model start anew.
     A prune was wrong if the trial would have beaten every complete one.
     """
-    from knee_tune.commands.audit import AuditOptions, audit_study
+    from knee_tune.commands.audit import audit_study
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import find_search, size_of_cache
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     name = find_search(places, study).study_name
-    options = AuditOptions(
-        finish=finish, seed=seed, slots=slots, trunk_cache=size_of_cache(trunk_cache)
+    record = audit_study(
+        places,
+        name,
+        ConsoleLines(PlainConsole(stderr=json)),
+        finish=finish,
+        seed=seed,
+        slots=slots,
+        trunk_cache=size_of_cache(trunk_cache),
     )
-    lines = ConsoleLines(PlainConsole(stderr=json))
-    record = audit_study(places, name, options, lines)
     if json:
         typer.echo(json_module.dumps(record.audit_as_json()))
     else:

@@ -111,7 +111,7 @@ def budget(
     at which the mean over its random seeds reaches the target. Trunks are
     shared over all budgets. The same command again continues.
     """
-    from knee_tune.commands.budget import SCHEDULES, BudgetRequest, search_budget
+    from knee_tune.commands.budget import SCHEDULES, resolve_budget, search_budget
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
     from knee_tune.commands.workers import GroupOptions
@@ -125,17 +125,20 @@ def budget(
     if target is None or budgets is None:
         missing, example = ("--target", "95") if target is None else ("--budgets", "10,20,30")
         raise UserError(f"{missing}: missing; as in {missing} {example}")
-    asked = {"preset": preset, "seed": seed, "replicates": replicates, "nproc": nproc}
-    search = BudgetRequest(
-        study={"task": task, **asked},
-        settings=settings or (),
+    search = resolve_budget(
+        task=task,
+        preset=preset,
         name=name,
+        seed=seed,
+        replicates=replicates,
+        nproc=nproc,
+        settings=settings or (),
         target=target,
         budgets=_several("--budgets", budgets, int),
         schedules=SCHEDULES if schedules is None else _several("--schedules", schedules, str),
         seed_lrs=_several("--seed-lrs", seed_lrs, float),
         explore_fractions=_several("--explore-fractions", explore_fractions, float),
-    ).resolve()
+    )
     options = GroupOptions(
         nproc=search.spec.nproc,
         nproc_asked=nproc is not None or sets(settings or (), "nproc"),

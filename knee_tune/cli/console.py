@@ -1,8 +1,8 @@
 """The consoles of all commands: what they print steers no terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,15 +16,12 @@ from knee_tune.errors import printable
 class PlainConsole(Console):
     """Takes no order from what it prints: no markup unless asked for, and nothing that steers."""
 
-    flags: ClassVar[Mapping[str, str]] = {}
-    """Of the fields that are named in what is printed: the command line's, once it runs."""
-
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False} | options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string passes here, in cells of tables too."""
-        return super().render_str(as_typed(printable(text), self.flags), **options)
+        return super().render_str(printable(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -44,14 +41,14 @@ def _printable(text: Text) -> Text:
 
 
 class ConsoleLines:
-    """One line per event, as it is, without wrapping."""
+    """Lines of the library, one per event, without wrapping."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def line(self, text: str) -> None:
         """Print it."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(as_typed(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def open_in_browser(path: Path) -> None:

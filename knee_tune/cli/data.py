@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from knee_tune.cli.console import PlainConsole
+from knee_tune.cli.flags import as_typed
 from knee_tune.cli.options import DEFAULT_HOME, MOST, HomeOption, JsonOption, TextKind, path_of
 from knee_tune.errors import one_line
 
@@ -111,6 +112,6 @@ def print_prepared(console: Console, prepared: "PreparedSet", *, command: str) -
     done = "already there" if prepared.reused else f"prepared in {prepared.seconds:.0f} s"
     console.print(Text.assemble((prepared.name, "bold"), f" {done}: {prepared.contents()}"))
     for warning in prepared.warnings:
-        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+        console.print(as_typed(warning), style="yellow", markup=False, soft_wrap=True)
     console.print(f"in {prepared.folder}", soft_wrap=True)
     console.print(f"train on it: {command}", soft_wrap=True, markup=False)

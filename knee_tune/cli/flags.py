@@ -1,8 +1,9 @@
 """The one place where fields become flags: what the library says of a field, as it is typed."""
 
+import logging
 import re
-from collections.abc import Mapping
 
+import typer
 from typer.core import TyperGroup
 
 FIELD = re.compile(r"`([a-z_]+(?:=False)?)`")
@@ -25,6 +26,19 @@ def flags_of(group: TyperGroup) -> dict[str, str]:
     return flags
 
 
-def as_typed(text: str, flags: Mapping[str, str]) -> str:
-    """``text`` with the flag of every field that it names; what else is in backticks stays."""
-    return FIELD.sub(lambda named: flags.get(named[1], named[0]), text) if "`" in text else text
+def as_typed(text: str) -> str:
+    """What the library says, with the flag of every field; what else is in backticks stays."""
+    if FIELD.search(text) is None:
+        return text
+    from knee_tune.cli.commands import app
+
+    flags = flags_of(typer.main.get_group(app))
+    return FIELD.sub(lambda named: flags.get(named[1], named[0]), text)
+
+
+class TypedFormatter(logging.Formatter):
+    """Log lines as people read them on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message alone, with flags."""
+        return as_typed(super().format(record))

@@ -2,6 +2,7 @@
 
 import json as json_module
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +35,6 @@ from knee_tune.cli.summary import print_comparison, print_confirmation, refuse_f
 from knee_tune.records.shown import learning_rate, percent
 
 if TYPE_CHECKING:
-    from knee_tune.commands.reproduce import Reproduction
     from knee_tune.commands.run import StudyStart
     from knee_tune.records.findings import Ridge
     from knee_tune.records.study import StudyRecord
@@ -115,26 +115,29 @@ def reproduce(
     from knee_tune.cli.watch import watching
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
-    from knee_tune.commands.reproduce import ReproductionRequest
-    from knee_tune.commands.reproduce import reproduce as reproduced
+    from knee_tune.commands.reproduce import as_json, resolve_table
+    from knee_tune.commands.run import run_study
+    from knee_tune.commands.workers import GroupOptions
 
-    spec, recipe, options = ReproductionRequest(
-        table=table,
+    spec, recipe, options = resolve_table(
+        table,
         task=task,
         preset=preset,
         name=study_name,
         seeds=seeds,
         fuse=fuse,
         scale=scale,
+        settings=settings or (),
         nproc=nproc,
         slots=slots,
-        device=device.value,
-        trials_per_gpu=trials_per_gpu,
-        amp=amp,
-        compile=compile_,
-        trunk_cache=size_of_cache(trunk_cache),
-        settings=tuple(settings or ()),
-    ).resolve()
+        options=GroupOptions(
+            device=device.value,
+            trials_per_gpu=trials_per_gpu,
+            amp=amp,
+            compile=compile_,
+            trunk_cache=size_of_cache(trunk_cache),
+        ),
+    )
     progress = PlainConsole(stderr=json)
     progress.print(Text.assemble((spec.name, "bold"), f": task {task}; warming up ..."))
 
@@ -143,32 +146,34 @@ def reproduce(
         return watching(progress, start)
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    found = reproduced(table, spec, recipe, places, options, watch=watch)
+    found = run_study(spec, recipe, places, options, timeout=None, register=False, watch=watch)
+    record, ridge, report = found.record, found.ridge, found.report
     if json:
-        typer.echo(json_module.dumps(found.as_json()))
+        typer.echo(json_module.dumps(as_json(table, record, ridge=ridge, report=report)))
     else:
-        print_reproduction(PlainConsole(), found)
-    if show and found.report is not None:
-        open_in_browser(found.report)
-    refuse_failures(found.record)
+        print_reproduction(PlainConsole(), table, record, ridge)
+        print_cost(PlainConsole(), record, report)
+    if show and report is not None:
+        open_in_browser(report)
+    refuse_failures(record)
 
 
-def print_reproduction(console: Console, found: "Reproduction") -> None:
-    """What the study says of the table, what it cost, and where its report is."""
-    record, ridge = found.record, found.ridge
+def print_reproduction(
+    console: Console, table: str, record: "StudyRecord", ridge: "Ridge | None"
+) -> None:
+    """What the study says of the table."""
     if record.spec.compare is not None:
         print_comparison(console, record)
-        _print_end(console, found)
         return
     seeds = "1 seed" if record.spec.replicates == 1 else f"{record.spec.replicates} seeds"
     console.print(
         Text.assemble(
-            (f"\n{found.table.replace('table', 'Table ')}", "bold"),
+            (f"\n{table.replace('table', 'Table ')}", "bold"),
             f" on {record.task}: {len(record.ranked)} of {record.spec.size} points, {seeds} each",
         )
     )
     if len(record.spec.seed_lrs) == 1:
-        console.print(_by_epochs(found))
+        console.print(_by_epochs(record))
     elif ridge is not None:
         console.print(_by_seed_lr(ridge))
     if ridge is not None:
@@ -176,19 +181,17 @@ def print_reproduction(console: Console, found: "Reproduction") -> None:
             console.print(line, soft_wrap=True)
     if record.confirmation is not None:
         print_confirmation(console, record.confirmation)
-    _print_end(console, found)
 
 
-def _print_end(console: Console, found: "Reproduction") -> None:
-    """What it cost, what is amiss, and where the report is."""
+def print_cost(console: Console, record: "StudyRecord", report: Path | None) -> None:
+    """What it cost, and where the report is."""
     from knee_tune.records.shown import duration
 
-    record = found.record
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     console.print(f"trained in {duration(record.seconds)}")
-    if found.report is not None:
-        console.print(f"report: {found.report}", soft_wrap=True, markup=False)
+    if report is not None:
+        console.print(f"report: {report}", soft_wrap=True, markup=False)
 
 
 def _by_seed_lr(ridge: "Ridge") -> Table:
@@ -204,9 +207,11 @@ def _by_seed_lr(ridge: "Ridge") -> Table:
     return table
 
 
-def _by_epochs(found: "Reproduction") -> Table:
+def _by_epochs(record: "StudyRecord") -> Table:
     """Every metric against the explore epochs, at the one seed LR there is."""
-    rows = found.rows
+    from knee_tune.commands.reproduce import table_rows
+
+    rows = table_rows(record)
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("explore epochs", "explore", *names):

@@ -284,7 +284,7 @@ def run(
             seed_lr=seed_lr,
             watch=watch,
         )
-        print_baseline(console, record, study=spec.name, metric=f"valid_{spec.recipe['objective']}")
+        print_baseline(console, record, study=spec.name, metric=recipe.objective_metric.name)
         return
     summary = run_study(
         spec, recipe, places, options, timeout=timeout, register=register, watch=watch

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from knee_tune.cli.audit import audit_line
 from knee_tune.cli.console import PlainConsole
+from knee_tune.cli.flags import as_typed
 from knee_tune.errors import MachineError, one_line
 from knee_tune.records.shown import explored, learning_rate, setting
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from knee_tune.records.study import BaselineRecord, StudyRecord
     from knee_tune.records.values import Estimate
     from knee_tune.stats.comparison import Comparison, Measured
-
-
-# What people see of a study that compares: the table's rows beside ours.
 
 
 def print_comparison(console: Console, record: "StudyRecord") -> None:
@@ -56,7 +54,7 @@ def print_comparison(console: Console, record: "StudyRecord") -> None:
     for run in record.compared:
         if run.reason:
             console.print(
-                f"{table.rows[run.row].shown}, seed {run.seed}: {run.reason}",
+                f"{table.rows[run.row].shown}, seed {run.seed}: {as_typed(run.reason)}",
                 style="yellow",
                 markup=False,
                 soft_wrap=True,
@@ -88,8 +86,6 @@ def _cells(found: "Measured") -> tuple[str, str]:
         paper += f" ± {found.paper_std:.2g}"
     return paper, rounded(found.mean)
 
-
-# What is printed of a confirmation, of the winner's place, and of the model registered.
 
 HOW_TO_A_CHAMPION = {
     "no": "it was not confirmed: knee-tune register --as champion makes it the champion anyhow",
@@ -126,7 +122,7 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
             if run.value is None:
                 console.print(
                     f"{setting(*candidate.point)} is out: "
-                    f"{run.reason or 'no value'} (seed {run.seed})",
+                    f"{as_typed(run.reason) or 'no value'} (seed {run.seed})",
                     style="yellow",
                     markup=False,
                     soft_wrap=True,
@@ -186,7 +182,7 @@ SHOWN_BEST, SHOWN_NEWEST = 5, 10
 def fate(state: str, reason: str) -> Text:
     """How a trial stands or ended, and why: ``pruned at step 123``, ``failed: rank 1 was ...``."""
     text = Text(state, style=STYLES.get(state, ""))
-    reason = one_line(reason)
+    reason = as_typed(one_line(reason))
     if reason and state != "complete":
         rest = reason.removeprefix(state)
         text.append(rest if rest != reason else f": {reason}", style="dim")
@@ -206,7 +202,7 @@ def print_start(console: Console, start: "StudyStart") -> None:
     if start.validated:
         console.print(f"validation metrics are over {start.validated:,} examples", soft_wrap=True)
     for remark in start.remarks:
-        console.print(remark, markup=False, soft_wrap=True)
+        console.print(as_typed(remark), markup=False, soft_wrap=True)
     if start.device == "cpu" and start.gpus:
         console.print(f"(too few GPUs for {ranks}{slots}: {start.gpus}; --nproc 1 would use one)")
 
@@ -219,7 +215,7 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
     if summary.registered is not None:
         print_registered(console, summary.registered)
     if summary.unregistered:
-        console.print(summary.unregistered, style="yellow", markup=False, soft_wrap=True)
+        console.print(as_typed(summary.unregistered), style="yellow", markup=False, soft_wrap=True)
     console.print(f"everything is in {places.home.root}", soft_wrap=True, markup=False)
     if summary.report is not None:
         console.print(f"report: {summary.report}", soft_wrap=True, markup=False)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from knee_tune.cli.flags import as_typed
 from knee_tune.cli.summary import fate
 from knee_tune.commands.run import StudyStart
 from knee_tune.plans.plan import TrainPlan
@@ -114,7 +115,7 @@ class PlainWatcher:
 
     def line(self, text: str) -> None:
         """As it is, without wrapping."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(as_typed(text), highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -225,7 +226,7 @@ class LiveWatcher:
 
     def line(self, text: str) -> None:
         """Above the table, where it stays."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(as_typed(text), highlight=False, markup=False)
 
     def render(self) -> Group:
         """The picture of this moment."""

@@ -24,6 +24,7 @@ from knee_tune.study.storage import open_storage, refuse_missing
 from knee_tune.study.study import Study, load_study, spec_of, study_record, trial_attrs
 from knee_tune.tracking import experiment_name
 from knee_tune.tracking.tracker import add_metrics
+from knee_tune.workers.protocol import Callbacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,6 @@ class Analysed:
     """The MLflow run that has the metric now."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watched:
-    """Whom an analysis is shown to while it works."""
-
-    lines: Lines
-    on_look: Callable[[int], None]
-    """Called about once a second with the looks at the whole sample so far, see :func:`looks`."""
-
-
 def looks(analysis: Analysis) -> int:
     """How often an analysis looks at its whole sample, at most."""
     return analysis.iterations + isinstance(analysis, Sharpness)
@@ -72,12 +64,15 @@ def analyse_study(
     number: int | None = None,
     row: int | None = None,
     options: GroupOptions,
-    watched: Watched,
+    lines: Lines,
+    on_look: Callable[[int], None],
 ) -> list[Analysed]:
     """Analyse a study's winner, or its trial of that number; of a comparison every run of a row.
 
-    Rows are counted from 1. What is found joins the MLflow run of the trial; where MLflow does not
-    answer, that is a line. UserError if there is no such trial or row, or its weights are gone.
+    Rows are counted from 1. ``on_look`` is called about once a second with the looks at the whole
+    sample so far (:func:`looks`). What is found joins the MLflow run of the trial; where MLflow
+    does not answer, that is a line. UserError if there is no such trial or row, or its weights are
+    gone.
     """
     refuse_missing(places.storage_url)
     study = load_study(open_storage(places.storage_url), name)
@@ -86,8 +81,8 @@ def analyse_study(
     with reopen_workers(places.home, study, options) as workers, interruptible():
         analysed = []
         for subject in subjects:
-            found = _analyse(workers, subject, analysis, watched)
-            run = _tracked(places, study, found, analysis, watched.lines)
+            found = _analyse(workers, subject, analysis, lines, on_look)
+            run = _tracked(places, study, found, analysis, lines)
             analysed.append(replace(found, run=run))
         return analysed
 
@@ -100,7 +95,8 @@ def analyse_weights(
     analysis: Analysis,
     *,
     options: GroupOptions,
-    watched: Watched,
+    lines: Lines,
+    on_look: Callable[[int], None],
 ) -> Analysed:
     """Analyse a file of weights, trained with the task and random seed of ``spec``.
 
@@ -110,7 +106,7 @@ def analyse_weights(
         raise UserError(f"`weights` {weights}: no such file; name a weights.safetensors")
     subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
     with open_workers(places.home, spec, recipe, options) as workers, interruptible():
-        return _analyse(workers, subject, analysis, watched)
+        return _analyse(workers, subject, analysis, lines, on_look)
 
 
 def _subjects(
@@ -162,11 +158,17 @@ def _there(subject: Subject) -> Subject:
     return subject
 
 
-def _analyse(workers: Workers, subject: Subject, analysis: Analysis, watched: Watched) -> Analysed:
+def _analyse(
+    workers: Workers,
+    subject: Subject,
+    analysis: Analysis,
+    lines: Lines,
+    on_look: Callable[[int], None],
+) -> Analysed:
     order = workers.order(f"analyse-{analysis.name}", seed=subject.seed)
     plan = AnalysePlan(**dict(order), weights=subject.weights, analysis=analysis)
-    watched.lines.line(f"{analysis.name} of {subject.name}")
-    done = workers.run(plan, on_line=watched.lines.line, on_progress=watched.on_look)
+    lines.line(f"{analysis.name} of {subject.name}")
+    done = workers.run(plan, Callbacks(on_line=lines.line, on_progress=on_look))
     return Analysed(subject=subject, metrics=done.result["metrics"])
 
 
@@ -199,23 +201,6 @@ def _tracked(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RangeRequest:
-    """An LR range test as options name it."""
-
-    low: float
-    high: float
-    steps: int
-
-    def check(self) -> None:
-        """UserError for a range that is none."""
-        if not (math.isfinite(self.high) and 0 < self.low < self.high):
-            raise UserError(
-                f"`low` {self.low:g} `high` {self.high:g}: the LR grows from low to high; as in "
-                "`low` 1e-5 `high` 10"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class RangeTest:
     """A finished test."""
 
@@ -233,37 +218,36 @@ def lr_range_test(
     home: Home,
     spec: StudySpec,
     recipe: Recipe,
-    request: RangeRequest,
     *,
+    low: float,
+    high: float,
+    steps: int,
     out: Path | None,
     options: GroupOptions,
     lines: Lines,
     on_step: Callable[[int], None],
 ) -> RangeTest:
-    """Train with growing LRs, read the curve off, and write it to ``out`` as one HTML file.
+    """Train ``steps`` steps with growing LRs, read the curve off, write it as one HTML file.
 
-    ``out``: in the home if None. UserError if the range is none, the page cannot be written, or the
-    loss is lost at the very first step.
+    ``out``: where; in the home if None. UserError if the range is none, the page cannot be written,
+    or the loss is lost at the very first step.
     """
-    request.check()
+    if not (math.isfinite(high) and 0 < low < high):
+        raise UserError(
+            f"`low` {low:g} `high` {high:g}: the LR grows from low to high; as in "
+            "`low` 1e-5 `high` 10"
+        )
     page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"`out` {out}: its folder does not exist; make it or name another")
     with open_workers(home, spec, recipe, options) as workers, interruptible():
-        plan = LRRangePlan(
-            **dict(workers.order("lr-range")),
-            low=request.low,
-            high=request.high,
-            steps=request.steps,
-        )
-        lines.line(
-            f"LR range test of {spec.task}: {request.steps} steps, LR {request.low:g} to "
-            f"{request.high:g}"
-        )
-        done = workers.run(plan, on_line=lines.line, on_progress=on_step)
+        order = dict(workers.order("lr-range"))
+        plan = LRRangePlan(**order, low=low, high=high, steps=steps)
+        lines.line(f"LR range test of {spec.task}: {steps} steps, LR {low:g} to {high:g}")
+        done = workers.run(plan, Callbacks(on_line=lines.line, on_progress=on_step))
     lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
-        raise UserError(f"`low` {request.low:g}: the loss is lost at the first step; start lower")
+        raise UserError(f"`low` {low:g}: the loss is lost at the first step; start lower")
     reading = read_off(lrs, losses)
     figure = lr_range_figure(lrs, losses, reading=reading, title=f"LR range test of {spec.task}")
     try:
@@ -277,6 +261,6 @@ def lr_range_test(
         lrs=lrs,
         losses=losses,
         reading=reading,
-        exploded=len(lrs) < request.steps,
+        exploded=len(lrs) < steps,
         page=page,
     )

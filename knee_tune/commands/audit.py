@@ -1,7 +1,7 @@
 """``knee-tune audit``: pruned trials are trained to their end, to see what pruning threw away."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
 from knee_tune.commands.home import Places
@@ -16,24 +16,24 @@ from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.records.values import StepCount
 from knee_tune.study.attributes import record_audit
 from knee_tune.study.storage import open_storage, refuse_missing
-from knee_tune.study.study import Study, load_study, spec_of, study_record, trial_attrs
+from knee_tune.study.study import load_study, spec_of, study_record, trial_attrs
 from knee_tune.tasks.registry import task_entry
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """How much is audited, and with what."""
-
-    finish: int
-    """Trials that are to be audited in the end, those of earlier audits counted."""
-    seed: int = 1
-    """Of the choice among the pruned trials."""
-    slots: int = 1
-    trunk_cache: int = GroupOptions.trunk_cache
-
-
-def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines) -> StudyRecord:
+def audit_study(
+    places: Places,
+    name: str,
+    watcher: Lines,
+    *,
+    finish: int,
+    seed: int = 1,
+    slots: int = 1,
+    trunk_cache: int = GroupOptions.trunk_cache,
+) -> StudyRecord:
     """Finish some pruned trials of a study and keep what they come to with it.
+
+    ``finish``: trials that are to be audited in the end, those of earlier audits counted; ``seed``:
+    of the choice among the pruned ones.
 
     They go on from where pruning stopped them (those whose replicates trained as one batched model
     start anew, each on its own), with every random seed of the study, on the kind of
@@ -44,14 +44,16 @@ def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines
     refuse_missing(places.storage_url)
     study = load_study(open_storage(places.storage_url), name)
     record = study_record(study)
-    numbers = chosen(record, options)
+    numbers = chosen(record, finish=finish, seed=seed)
     if not numbers:
         watcher.line(f"{name}: {len(record.audit.trials)} pruned trials were audited before")
         return record
     spec = spec_of(study)
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
-    group = _placed_as(study, numbers[0], options)
-    with open_for_training(spec, recipe, places, group) as opened:
+    # On the devices that a trial had: elsewhere its checkpoints are another run's.
+    before = TrainPlan.model_validate(trial_attrs(study, numbers[0])["plan"]).placement
+    options = replace(GroupOptions.as_placed(before), slots=slots, trunk_cache=trunk_cache)
+    with open_for_training(spec, recipe, places, options) as opened:
         if others := record.by_other_code(opened.workers.facts.code):
             watcher.line(f"{others}: the audit compares with them")
         with told_end(
@@ -64,7 +66,7 @@ def audit_study(places: Places, name: str, options: AuditOptions, watcher: Lines
         return study_record(opened.study)
 
 
-def chosen(record: StudyRecord, options: AuditOptions) -> list[int]:
+def chosen(record: StudyRecord, *, finish: int, seed: int) -> list[int]:
     """The numbers of the trials to finish now; UserError if there is nothing to audit."""
     if record.best is None:
         raise UserError(
@@ -78,14 +80,7 @@ def chosen(record: StudyRecord, options: AuditOptions) -> list[int]:
             "count), so there is nothing to audit"
         )
     audited = [trial.number for trial in record.audit.trials]
-    return choose(candidates, audited=audited, finish=options.finish, seed=options.seed)
-
-
-def _placed_as(study: Study, number: int, options: AuditOptions) -> GroupOptions:
-    """Worker groups as the trial had them: elsewhere its checkpoints are another run's."""
-    before = TrainPlan.model_validate(trial_attrs(study, number)["plan"]).placement
-    alike = GroupOptions.as_placed(before)
-    return replace(alike, slots=options.slots, trunk_cache=options.trunk_cache)
+    return choose(candidates, audited=audited, finish=finish, seed=seed)
 
 
 def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) -> None:

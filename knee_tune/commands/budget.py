@@ -3,7 +3,7 @@
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
+from knee_tune.commands.extra_runs import EndedRun, ExtraRun, Lines, train_extra_runs
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import resolve_asked, told_end
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
@@ -27,7 +27,6 @@ from knee_tune.config.strict_yaml import nearest
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.files import write_whole
-from knee_tune.plans.plan import Schedule
 from knee_tune.plans.planner import (
     BASELINES,
     baseline_schedule,
@@ -50,85 +49,16 @@ from knee_tune.records.shown import percent
 from knee_tune.runs.locks import file_lock, try_lock
 from knee_tune.tracking import Tracker, experiment_name, open_tracker, provenance
 
-# Which budget search a person asks for, and what it comes to once files and options are merged.
-
 SCHEDULES = (KNEE, *BASELINES)
 """What is compared unless told otherwise."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetRequest:
-    """A budget search as options name it."""
-
-    study: Mapping[str, Any]
-    """What :func:`resolve_asked` is asked besides epochs and name."""
-    settings: Sequence[str] = ()
-    name: str | None = None
-    """None: of the task, the preset and the target."""
-    target: str
-    budgets: tuple[int, ...]
-    """In epochs, ascending."""
-    seed_lrs: tuple[float, ...] = ()
-    """Empty: the recipe's own. The same for every schedule."""
-    explore_fractions: tuple[float, ...] = ()
-    """Empty: the paper's 50 %. Knee only."""
-    schedules: tuple[str, ...] = SCHEDULES
-
-    def resolve(self) -> "Search":
-        """The validated search; UserError otherwise. Creates nothing."""
-        check_budgets(self.budgets)
-        check_distinct("`schedules`", self.schedules)
-        for name in self.schedules:
-            if name not in SCHEDULES:
-                close = nearest(name, SCHEDULES)
-                meant = f"did you mean '{close}'? " if close else ""
-                known = ", ".join(SCHEDULES)
-                raise UserError(f"`schedules` {name}: not known; {meant}known: {known}")
-        if self.explore_fractions and KNEE not in self.schedules:
-            raise UserError("`explore_fractions`: only knee explores; add it to `schedules`")
-        if any("recipe.epochs" in setting for setting in self.settings):
-            raise UserError("`settings` recipe.epochs: `budgets` names the epochs")
-        first, recipe = self._at(self.budgets[0], name=self.name)
-        target = read_target(self.target, recipe.metric(recipe.objective))
-        shown = f"{target:g}".replace("+", "")
-        name = self.name or f"budget-{first.subject}-{first.preset}-{shown}"
-        seed_lrs = self.seed_lrs or (recipe.seed_lr,)
-        check_distinct("`seed_lrs`", seed_lrs)
-        for seed_lr in seed_lrs:
-            if not SMALLEST_LR <= seed_lr <= LARGEST_LR:
-                raise UserError(
-                    f"`seed_lrs` {seed_lr:g}: must lie between {SMALLEST_LR:g} and {LARGEST_LR:g}"
-                )
-        fractions = self.explore_fractions or (DEFAULT_EXPLORE_FRACTION,)
-        check_distinct("`explore_fractions`", fractions)
-        for fraction in fractions:
-            if not 0 <= fraction < 1:
-                raise UserError(
-                    f"`explore_fractions` {fraction:g}: must lie between 0 and 1, as in 0.5"
-                )
-        return Search(
-            name=name,
-            target=target,
-            schedules=self.schedules,
-            seed_lrs=seed_lrs,
-            explore_fractions=tuple(sorted(fractions)),
-            budgets={epochs: self._at(epochs, name=name) for epochs in self.budgets},
-        )
-
-    def _at(self, epochs: int, *, name: str | None) -> tuple[StudySpec, Recipe]:
-        settings = (*self.settings, f"recipe.epochs={epochs}")
-        spec, recipe = resolve_asked(**self.study, settings=settings, name=name)
-        if recipe.epochs != epochs:
-            raise UserError(
-                f"`settings` scale={spec.scale:g}: `budgets` names the epochs that are trained; "
-                "leave the scale out"
-            )
-        return spec, recipe
+FIXED_FIELDS = ("task", "recipe", "nproc", "data_fingerprint", "metric", "direction")
+"""What may not change while a search lives: its runs would no longer be comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """A budget search, resolved: every budget is a recipe of its own."""
+class BudgetSearch:
+    """What is asked of a budget search; every budget is a recipe of its own."""
 
     name: str
     target: float
@@ -150,7 +80,7 @@ class Search:
     @property
     def metric(self) -> str:
         """What the target is of, with its split."""
-        return f"valid_{self.recipe.objective}"
+        return self.recipe.objective_metric.name
 
     def at(self, workers: Workers, epochs: int) -> Workers:
         """``workers`` at that budget: same worker groups, same data, same trunks.
@@ -168,52 +98,93 @@ class Search:
         changes = {"space": space, "recipe": recipe.model_dump(mode="json")}
         return replace(workers, spec=spec.model_copy(update=changes), recipe=recipe)
 
-    def points(self, schedule: str) -> list[tuple[float | None, float]]:
-        """Explore fraction and seed LR of every setting of a schedule."""
-        fractions = self.explore_fractions if schedule == KNEE else (None,)
-        return list(product(fractions, self.seed_lrs))
 
+def resolve_budget(
+    *,
+    target: str,
+    budgets: Sequence[int],
+    schedules: Sequence[str] = SCHEDULES,
+    seed_lrs: Sequence[float] = (),
+    explore_fractions: Sequence[float] = (),
+    name: str | None = None,
+    settings: Sequence[str] = (),
+    **asked: Any,
+) -> BudgetSearch:
+    """The validated search; UserError otherwise. Creates nothing.
 
-# Budget searches that are kept: one JSON file each, in ``<home>/budgets``.
+    ``budgets``: in epochs, ascending. ``seed_lrs``: the recipe's own if empty, the same for every
+    schedule; ``explore_fractions``: the paper's 50 % if empty, knee only. The rest is what
+    :func:`resolve_asked` is asked.
+    """
 
-FIXED_FIELDS = ("task", "recipe", "nproc", "data_fingerprint", "metric", "direction")
-"""What may not change while a search lives: its runs would no longer be comparable."""
+    def at(epochs: int, name: str | None) -> tuple[StudySpec, Recipe]:
+        overrides = (*settings, f"recipe.epochs={epochs}")
+        spec, recipe = resolve_asked(name=name, settings=overrides, **asked)
+        if recipe.epochs != epochs:
+            raise UserError(
+                f"`settings` scale={spec.scale:g}: `budgets` names the epochs that are trained; "
+                "leave the scale out"
+            )
+        return spec, recipe
+
+    check_budgets(budgets)
+    check_distinct("`schedules`", schedules)
+    for schedule in schedules:
+        if schedule not in SCHEDULES:
+            close = nearest(schedule, SCHEDULES)
+            meant = f"did you mean '{close}'? " if close else ""
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"`schedules` {schedule}: not known; {meant}known: {known}")
+    if explore_fractions and KNEE not in schedules:
+        raise UserError("`explore_fractions`: only knee explores; add it to `schedules`")
+    if any("recipe.epochs" in setting for setting in settings):
+        raise UserError("`settings` recipe.epochs: `budgets` names the epochs")
+    spec, recipe = at(budgets[0], name)
+    value = read_target(target, recipe.metric(recipe.objective))
+    shown = f"{value:g}".replace("+", "")
+    named = name or f"budget-{spec.subject}-{spec.preset}-{shown}"
+    check_distinct("`seed_lrs`", seed_lrs := seed_lrs or (recipe.seed_lr,))
+    for seed_lr in seed_lrs:
+        if not SMALLEST_LR <= seed_lr <= LARGEST_LR:
+            between = f"must lie between {SMALLEST_LR:g} and {LARGEST_LR:g}"
+            raise UserError(f"`seed_lrs` {seed_lr:g}: {between}")
+    fractions = explore_fractions or (DEFAULT_EXPLORE_FRACTION,)
+    check_distinct("`explore_fractions`", fractions)
+    for fraction in fractions:
+        if not 0 <= fraction < 1:
+            between = "must lie between 0 and 1, as in 0.5"
+            raise UserError(f"`explore_fractions` {fraction:g}: {between}")
+    return BudgetSearch(
+        name=named,
+        target=value,
+        schedules=tuple(schedules),
+        seed_lrs=tuple(seed_lrs),
+        explore_fractions=tuple(sorted(fractions)),
+        budgets={epochs: at(epochs, named) for epochs in budgets},
+    )
 
 
 class KeptSearch:
     """The file of one search: its record, and the attributes that count its steps."""
 
-    def __init__(
-        self, path: Path, record: BudgetRecord, attributes: dict[str, Any] | None = None
-    ) -> None:
-        self._path, self._record, self._attributes = path, record, attributes or {}
-        self._lock = threading.Lock()
-
-    @property
-    def record(self) -> BudgetRecord:
-        """What was found so far."""
-        return self._record
-
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        """As an Optuna study has them."""
-        return self._attributes
+    def __init__(self, path: Path, record: BudgetRecord, attributes: dict[str, Any]) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self.record, self.user_attrs = record, attributes
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Keep a value that JSON can hold; from any thread."""
+        """Keep a value that JSON can hold, as an Optuna study does; from any thread."""
         with self._lock:
-            self._attributes[key] = value
+            self.user_attrs[key] = value
             self._write()
 
-    def keep(self, record: BudgetRecord) -> None:
-        """Replace the record."""
+    def keep(self, **changes: Any) -> None:
+        """Change fields of the record."""
         with self._lock:
-            self._record = record
+            self.record = self.record.model_copy(update=changes)
             self._write()
 
     def _write(self) -> None:
-        """The file appears whole or not at all."""
-        kept = {"search": self._record.model_dump(mode="json"), "attributes": self._attributes}
+        kept = {"search": self.record.model_dump(mode="json"), "attributes": self.user_attrs}
         write_whole(self._path, json.dumps(kept))
 
 
@@ -233,13 +204,18 @@ def continued_search(home: Home, record: BudgetRecord) -> Iterator[KeptSearch]:
         )
     try:
         path = folder / f"{record.name}.json"
-        key, attributes = uuid.uuid4().hex[:8], None
+        key, attributes = uuid.uuid4().hex[:8], dict[str, Any]()
         if path.exists():
             known, attributes = _read(path)
-            _refuse_changes(known, record)
             key = known.key
+            for field in FIXED_FIELDS:
+                if getattr(known, field) != getattr(record, field):
+                    raise UserError(
+                        f"budget search {record.name}: it was made with another {field}; choose "
+                        "another `name`"
+                    )
         kept = KeptSearch(path, record, attributes)
-        kept.keep(record.model_copy(update={"key": key}))
+        kept.keep(key=key)
         yield kept
     finally:
         lock.release()
@@ -274,14 +250,6 @@ def _read(path: Path) -> tuple[BudgetRecord, dict[str, Any]]:
         ) from error
 
 
-def _refuse_changes(old: BudgetRecord, new: BudgetRecord) -> None:
-    for field in FIXED_FIELDS:
-        if getattr(old, field) != getattr(new, field):
-            raise UserError(
-                f"budget search {new.name}: it was made with another {field}; choose another `name`"
-            )
-
-
 @dataclass(frozen=True, kw_only=True)
 class OpenedSearch:
     """What training for a budget search needs."""
@@ -295,7 +263,7 @@ class OpenedSearch:
 
 
 def search_budget(
-    search: Search, places: Places, options: GroupOptions, watcher: Lines
+    search: BudgetSearch, places: Places, options: GroupOptions, watcher: Lines
 ) -> BudgetRecord:
     """Train budget after budget until every schedule has reached the target, or none is left.
 
@@ -303,35 +271,30 @@ def search_budget(
     UserError or MachineError if a run cannot be trained; KeyboardInterrupt is raised on after its
     end is recorded.
     """
-    with (
-        open_workers(places.home, search.spec, search.recipe, options) as workers,
-        continued_search(places.home, _asked(search, workers)) as kept,
-    ):
-        for remark in workers.remarks:
-            watcher.line(f"{remark} at every budget, which share trunks")
-        tracker = open_tracker(
-            home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
-        )
-        opened = OpenedSearch(workers=workers, study=kept, tracker=tracker)
-        tracker.record(_started(opened, search))
-        with told_end(
-            tracker,
-            uri=places.tracking_uri,
-            finished=lambda state: _finished(opened, state),
-            on_line=watcher.line,
-        ):
-            for epochs in search.budgets:
-                _train(opened, search, epochs, watcher)
-            kept.keep(kept.record.model_copy(update={"finished": True}))
-        return kept.record
+    with open_workers(places.home, search.spec, search.recipe, options) as workers:
+        check_warmup(workers.recipe, workers.facts)
+        with continued_search(places.home, _untrained(search, workers)) as kept:
+            for remark in workers.remarks:
+                watcher.line(f"{remark} at every budget, which share trunks")
+            tracker = open_tracker(
+                home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
+            )
+            opened = OpenedSearch(workers=workers, study=kept, tracker=tracker)
+            tracker.record(_started(opened, search))
+            with told_end(
+                tracker,
+                uri=places.tracking_uri,
+                finished=lambda state: _finished(opened, state),
+                on_line=watcher.line,
+            ):
+                for epochs in search.budgets:
+                    _train(opened, search, epochs, watcher)
+                kept.keep(finished=True)
+            return kept.record
 
 
-def _asked(search: Search, workers: Workers) -> BudgetRecord:
-    """The record of a search that has trained nothing yet.
-
-    UserError if its smallest budget is all warmup.
-    """
-    check_warmup(workers.recipe, workers.facts)
+def _untrained(search: BudgetSearch, workers: Workers) -> BudgetRecord:
+    """The record of a search that has trained nothing yet."""
     spec, metric = search.spec, search.recipe.metric(search.recipe.objective)
     return BudgetRecord(
         name=search.name,
@@ -341,7 +304,7 @@ def _asked(search: Search, workers: Workers) -> BudgetRecord:
         recipe={k: value for k, value in workers.spec.recipe.items() if k != "epochs"},
         nproc=workers.placement().world_size,
         data_fingerprint=workers.facts.data_fingerprint,
-        metric=f"valid_{metric.name}",
+        metric=search.metric,
         direction=metric.direction,
         target=search.target,
         budgets=tuple(search.budgets),
@@ -349,7 +312,7 @@ def _asked(search: Search, workers: Workers) -> BudgetRecord:
     )
 
 
-def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) -> None:
+def _train(opened: OpenedSearch, search: BudgetSearch, epochs: int, watcher: Lines) -> None:
     """Train the schedules that have not reached the target yet at one more budget."""
     kept = opened.study
     left = [name for name in search.schedules if kept.record.smallest(name) is None]
@@ -362,69 +325,62 @@ def _train(opened: OpenedSearch, search: Search, epochs: int, watcher: Lines) ->
         recipe, facts = at.workers.recipe, at.workers.facts
         for line in twins_in_words(recipe, facts, search.explore_fractions):
             watcher.line(line)
-    ends = train_extra_runs(at, watcher, [extra for extra, _ in runs])
-    done = []
-    for (extra, asked), ended in zip(runs, ends, strict=True):
-        record = ended.record
-        if ended.failure is not None:
-            raise ended.error(
-                f"budget search {search.name}: {extra.name}: {record.reason}; the same command "
-                "goes on from here"
-            )
-        trained = {"steps_trained": record.steps_trained, "reason": record.reason}
-        done.append(asked.model_copy(update={"value": record.value, **trained}))
-    kept.keep(kept.record.model_copy(update={"runs": (*kept.record.runs, *done)}))
+    ends = train_extra_runs(at, watcher, runs)
+    for failed in (each for each in ends if each.failure is not None):
+        raise failed.error(
+            f"budget search {search.name}: {failed.run.name}: {failed.record.reason}; the same "
+            "command goes on from here"
+        )
+    kept.keep(runs=(*kept.record.runs, *(_ended(each, epochs) for each in ends)))
 
 
 def _runs(
-    workers: Workers, search: Search, schedules: Sequence[str], epochs: int
-) -> Iterator[tuple[ExtraRun, BudgetRun]]:
+    workers: Workers, search: BudgetSearch, schedules: Sequence[str], epochs: int
+) -> Iterator[ExtraRun]:
     """Every run of one budget, each training once: two fractions may come to the same knee.
 
     Runs on one trunk are kept apart, so that slots which work side by side need not wait for it.
     """
-    distinct = distinct_fractions(workers.recipe, workers.facts, search.explore_fractions)
+    recipe, facts, seeds = workers.recipe, workers.facts, workers.spec.replicate_seeds
+    distinct = distinct_fractions(recipe, facts, search.explore_fractions)
+    explored = [fraction for fraction in search.explore_fractions if fraction in distinct]
     for name in schedules:
-        for (fraction, seed_lr), seed in product(search.points(name), workers.spec.replicate_seeds):
-            if fraction is not None and fraction not in distinct:
-                continue
-            schedule = _schedule(name, workers, seed_lr=seed_lr, explore_fraction=fraction)
-            explore = "" if fraction is None else f"-explore{fraction:g}"
-            key = f"{name}-{epochs}ep-lr{seed_lr}{explore}-seed{seed}"
-            shown = "" if fraction is None else f", explore {percent(fraction)}"
-            several = len(workers.spec.replicate_seeds) > 1
-            yield (
-                ExtraRun(
-                    key=key,
-                    name=f"{name} {in_epochs(epochs)}{shown}"
-                    + (f", seed {seed}" if several else ""),
-                    schedule=schedule,
-                    seed=seed,
-                    label=name,
-                    explore_fraction=fraction,
-                ),
-                BudgetRun(
-                    key=key,
-                    schedule=name,
-                    epochs=epochs,
-                    seed_lr=seed_lr,
-                    explore_fraction=fraction,
-                    seed=seed,
-                    steps_budget=schedule.total_steps,
-                ),
+        fractions = explored if name == KNEE else [None]
+        for fraction, seed_lr, seed in product(fractions, search.seed_lrs, seeds):
+            if fraction is None:
+                explore = shown = ""
+                schedule = baseline_schedule(name, recipe, facts, seed_lr=seed_lr)
+            else:
+                explore, shown = f"-explore{fraction:g}", f", explore {percent(fraction)}"
+                schedule = knee_schedule(recipe, facts, seed_lr=seed_lr, explore_fraction=fraction)
+            shown += f", seed {seed}" if len(seeds) > 1 else ""
+            yield ExtraRun(
+                key=f"{name}-{epochs}ep-lr{seed_lr}{explore}-seed{seed}",
+                name=f"{name} {in_epochs(epochs)}{shown}",
+                schedule=schedule,
+                seed=seed,
+                label=name,
+                explore_fraction=fraction,
             )
 
 
-def _schedule(
-    name: str, workers: Workers, *, seed_lr: float, explore_fraction: float | None
-) -> Schedule:
-    recipe, facts = workers.recipe, workers.facts
-    if explore_fraction is None:
-        return baseline_schedule(name, recipe, facts, seed_lr=seed_lr)
-    return knee_schedule(recipe, facts, seed_lr=seed_lr, explore_fraction=explore_fraction)
+def _ended(ended: EndedRun, epochs: int) -> BudgetRun:
+    run, record = ended.run, ended.record
+    return BudgetRun(
+        key=run.key,
+        schedule=run.label,
+        epochs=epochs,
+        seed_lr=run.schedule.seed_lr,
+        explore_fraction=run.explore_fraction,
+        seed=run.seed,
+        value=record.value,
+        reason=record.reason,
+        steps_trained=record.steps_trained,
+        steps_budget=run.schedule.total_steps,
+    )
 
 
-def _started(opened: OpenedSearch, search: Search) -> StudyStarted:
+def _started(opened: OpenedSearch, search: BudgetSearch) -> StudyStarted:
     """The search's own MLflow run begins."""
     record, spec = opened.study.record, search.spec
     placement = opened.workers.placement()
@@ -434,11 +390,7 @@ def _started(opened: OpenedSearch, search: Search) -> StudyStarted:
         task=spec.task,
         experiment=experiment_name(spec.subject),
         description=f"Smallest budget with {record.metric} {record.target:g}",
-        params={
-            "recipe": record.recipe,
-            "target": record.target,
-            "seed": spec.seed,
-        },
+        params={"recipe": record.recipe, "target": record.target, "seed": spec.seed},
         tags={
             **provenance(),
             "knee.kind": "budget",
@@ -457,9 +409,6 @@ def _finished(opened: OpenedSearch, state: StudyState) -> StudyFinished:
     smallest = {name: found.smallest(name) for name in found.schedules}
     metrics = {f"epochs_{name}": float(cell.epochs) for name, cell in smallest.items() if cell}
     cost = found.steps()
-    steps = {
-        "steps_trained": float(cost.trained),
-        "steps_independent": float(cost.independent),
-    }
+    steps = {f"steps_{name}": float(count) for name, count in cost._asdict().items()}
     opened.tracker.record(Attached(name="budget.json", text=found.model_dump_json(indent=2)))
     return StudyFinished(state=state, metrics=metrics | steps)

@@ -24,8 +24,6 @@ from knee_tune.errors import first_line
 from knee_tune.urls import is_url, shown_url, sqlite_file
 from knee_tune.workers.cores import usable_cores
 
-# One finding of the doctor.
-
 
 @dataclass(frozen=True)
 class Check:
@@ -35,9 +33,6 @@ class Check:
     ok: bool
     detail: str
     advice: str = ""
-
-
-# Devices, cores and processes.
 
 
 def check_devices() -> Iterator[Check]:

@@ -190,8 +190,8 @@ class _ExtraTraining(RunTraining):
         self._events = RunEvents(opened.tracker, run.key)
         self._curve: dict[int, Evaluation] = {}
         """By step: a run that goes on reports its past again."""
-        self._metric = f"valid_{opened.workers.recipe.objective}"
-        self._watched = f"valid_{opened.workers.recipe.watched}"
+        self._metric = opened.workers.recipe.objective_metric.name
+        self._watched = opened.workers.recipe.watched_metric.name
 
     def end(self, follow: Follow) -> EndedRun:
         """Train; whatever happens, the tracking learns how it ended."""

@@ -109,9 +109,6 @@ def serve(places: Places, name: str | None, *, port: int, on_line: Callable[[str
         raise UserError(f"`port` {port}: {error.strerror}; choose another port") from error
 
 
-# Commands about the trunk store: what is in it, and making room.
-
-
 @dataclass(frozen=True, kw_only=True)
 class StoredTrunks:
     """What ``knee-tune trunks list`` shows."""
@@ -163,9 +160,6 @@ def _store(home: Home) -> TrunkStore:
     if not home.root.is_dir():
         raise UserError(f"`home` {home.root}: no such folder; name the one your studies are in")
     return TrunkStore(home.trunks, limit=0)
-
-
-# Commands around the studies: prepare data, look at the machine.
 
 
 class PreparedSet(Protocol):

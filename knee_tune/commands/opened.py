@@ -8,7 +8,7 @@ from types import FrameType
 
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
-from knee_tune.config.recipe import ExploreFractionSpace, Recipe
+from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe
 from knee_tune.config.resolve import resolve_study
 from knee_tune.config.strict_yaml import read_files
 from knee_tune.config.study import StudySpec
@@ -73,7 +73,7 @@ class OpenedStudy:
 @contextmanager
 def open_for_training(
     spec: StudySpec,
-    recipe: Recipe,
+    recipe: BaseRecipe,
     places: Places,
     options: GroupOptions,
     *,
@@ -229,9 +229,6 @@ def resolve_asked(
         settings=settings,
         **fields,
     )
-
-
-# How a command that trains comes to its end: cleanly, and told to MLflow and to people.
 
 
 @contextmanager

@@ -2,16 +2,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from knee_tune.commands.home import Places
 from knee_tune.commands.opened import resolve_asked
-from knee_tune.commands.run import Watch, run_study
-from knee_tune.commands.workers import Device, GroupOptions, has_gpu
+from knee_tune.commands.workers import GroupOptions, has_gpu
 from knee_tune.config.recipe import Recipe
 from knee_tune.config.resolve import scaled_name
 from knee_tune.config.strict_yaml import available, find, read_document
@@ -20,7 +18,7 @@ from knee_tune.errors import UserError
 from knee_tune.records.findings import Ridge
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.records.values import Estimate
-from knee_tune.stats.comparison import Comparison, Measured, comparison_of
+from knee_tune.stats.comparison import Measured, comparison_of
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.cores import usable_cores
 
@@ -91,73 +89,62 @@ def _in_short(known: list[Design]) -> Iterator[str]:
         yield f"{table} --task {task}" + (f" (--preset {named})" if named else "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReproductionRequest:
-    """What a person asks for; None leaves the choice to the study file."""
+def resolve_table(
+    table: str,
+    *,
+    task: str,
+    preset: str | None = None,
+    name: str | None = None,
+    seeds: int | None = None,
+    scale: float | None = None,
+    fuse: bool = True,
+    settings: Sequence[str] = (),
+    nproc: int | None = None,
+    slots: int | None = None,
+    options: GroupOptions,
+) -> tuple[StudySpec, Recipe, GroupOptions]:
+    """The study that repeats a table, and how it is trained; UserError for what there is not.
 
-    table: str
-    task: str
-    preset: str | None = None
-    name: str | None = None
-    seeds: int | None = None
-    scale: float | None = None
-    fuse: bool = True
-    nproc: int | None = None
-    slots: int | None = None
-    """Runs at a time."""
-    device: Device = "auto"
-    trials_per_gpu: int = 1
-    amp: bool | None = None
-    compile: bool = False
-    trunk_cache: int = GroupOptions.trunk_cache
-    settings: tuple[str, ...] = ()
-
-    def resolve(self) -> tuple[StudySpec, Recipe, GroupOptions]:
-        """The study to be run, and how; UserError for what there is not.
-
-        Replicas are spread over all CPU cores: a rank on each. Without fusing, on tasks that do
-        not fuse, and where the rows of a table are trained, as many runs are trained at a time
-        instead. A study with another number of seeds or scale, or without fusing, has a name of
-        its own.
-        """
-        design = find_design(self.table, task=self.task, preset=self.preset)
-        plain = resolve_asked(task=self.task, study=design.study)[0]
-        fuse = self.fuse and task_entry(self.task).fuses and plain.compare is None
-        named = self.nproc or design.nproc
-        seeds = self.seeds or plain.replicates
-        if fuse:
-            parts_of_work = seeds
-        else:
-            parts_of_work = seeds * len(plain.compare.rows) if plain.compare else plain.size
-        cores = 1 if named or has_gpu(self.device) else min(usable_cores(), parts_of_work)
-        nproc = named or (cores if fuse else 1)
-        as_designed = self.scale in (None, plain.scale)
-        parts = [
-            design.study if as_designed else scaled_name(design.study, self.scale or plain.scale),
-            f"{seeds}-seeds" if seeds != plain.replicates else "",
-            "one-by-one" if plain.compare is None and not self.fuse else "",
-        ]
-        spec, recipe = resolve_asked(
-            task=self.task,
-            study=design.study,
-            name=self.name or "-".join(filter(None, parts)),
-            replicates=seeds,
-            fuse=None if self.fuse else False,
-            nproc=nproc,
-            scale=self.scale,
-            settings=self.settings,
-        )
-        options = GroupOptions(
-            nproc=nproc,
-            nproc_asked=self.nproc is not None,
-            slots=self.slots or (1 if fuse else cores),
-            device=self.device,
-            trials_per_gpu=self.trials_per_gpu,
-            amp=self.amp,
-            compile=self.compile,
-            trunk_cache=self.trunk_cache,
-        )
-        return spec, recipe, options
+    None leaves the choice to the study file, or (``nproc``, and ``slots``: runs at a time) to the
+    machine; of ``options`` those two are not read. Replicas are spread over all CPU cores: a rank
+    on each. Without fusing, on tasks that do not fuse, and where the rows of a table are trained,
+    as many runs are trained at a time instead. A study with another number of seeds or scale, or
+    without fusing, has a name of its own.
+    """
+    design = find_design(table, task=task, preset=preset)
+    plain, _ = resolve_asked(task=task, study=design.study)
+    fused = fuse and task_entry(task).fuses and plain.compare is None
+    named = nproc or design.nproc
+    replicates = seeds or plain.replicates
+    if fused:
+        parts_of_work = replicates
+    else:
+        parts_of_work = replicates * len(plain.compare.rows) if plain.compare else plain.size
+    cores = 1 if named or has_gpu(options.device) else min(usable_cores(), parts_of_work)
+    ranks = named or (cores if fused else 1)
+    as_designed = scale in (None, plain.scale)
+    parts = [
+        design.study if as_designed else scaled_name(design.study, scale or plain.scale),
+        f"{replicates}-seeds" if replicates != plain.replicates else "",
+        "one-by-one" if plain.compare is None and not fuse else "",
+    ]
+    spec, recipe = resolve_asked(
+        task=task,
+        study=design.study,
+        settings=settings,
+        name=name or "-".join(filter(None, parts)),
+        replicates=replicates,
+        fuse=None if fuse else False,
+        nproc=ranks,
+        scale=scale,
+    )
+    placed = replace(
+        options,
+        nproc=ranks,
+        nproc_asked=nproc is not None,
+        slots=slots or (1 if fused else cores),
+    )
+    return spec, recipe, placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,91 +158,54 @@ class TableRow:
     std: dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reproduction:
-    """What came out of it."""
+def table_rows(record: StudyRecord) -> list[TableRow]:
+    """Every complete point, by seed LR and explore fraction."""
+    ranked = sorted(record.ranked, key=lambda trial: trial.point)
+    return [_row(trial, record.spec) for trial in ranked]
 
-    table: str
-    record: StudyRecord
-    ridge: Ridge | None
-    report: Path | None
 
-    @property
-    def rows(self) -> list[TableRow]:
-        """Every complete point, by seed LR and explore fraction."""
-        ranked = sorted(self.record.ranked, key=lambda trial: trial.point)
-        return [_row(trial, self.record.spec) for trial in ranked]
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """The table's rows beside ours; None for a search, or before a run is complete."""
-        if not any(run.state == "complete" for run in self.record.compared):
-            return None
-        return comparison_of(self.record)
-
-    def _compared(self) -> list[dict[str, Any]]:
-        found, table = self.comparison, self.record.spec.compare
-        if found is None or table is None:
-            return []
-        return [
-            {
-                "label": row.shown,
-                "setting": row.setting,
-                "paper": {
-                    name: {"mean": value, "std": row.std.get(name)}
-                    for name, value in row.metrics.items()
-                },
-                "ours": {
-                    name: _measured(each) for name, each in ours.metrics.items() if each.values
-                },
-                "failed": ours.missing,
-            }
-            for row, ours in zip(table.rows, found.rows, strict=True)
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that ``reproduce --json`` prints."""
-        ridge, steps = self.ridge, self.record.steps
-        optimal = [
-            {"seed_lr": each.seed_lr, "explore_fraction": each.raw.value, **_interval(each.raw)}
-            for each in (ridge.optimal if ridge else ())
-            if each.raw is not None
-        ]
-        spearman = ridge.spearman if ridge else None
-        return {
-            "table": self.table,
-            "study": self.record.name,
-            "optimal": optimal,
-            "spearman": {"value": spearman.value, **_interval(spearman)} if spearman else None,
-            "crossover_p": ridge.crossover.p if ridge and ridge.crossover else None,
-            "verdict": ridge.verdict if ridge else None,
-            "seconds": round(self.record.seconds, 1),
-            "steps": {"trained": steps.trained, "independent": steps.independent},
-            "rows": self._compared() or [vars(row) for row in self.rows],
-            "report": str(self.report) if self.report else None,
+def compared_rows(record: StudyRecord) -> list[dict[str, Any]]:
+    """The table's rows beside ours; empty for a search, or before a run is complete."""
+    table = record.spec.compare
+    if table is None or not any(run.state == "complete" for run in record.compared):
+        return []
+    return [
+        {
+            "label": row.shown,
+            "setting": row.setting,
+            "paper": {
+                name: {"mean": value, "std": row.std.get(name)}
+                for name, value in row.metrics.items()
+            },
+            "ours": {name: _measured(each) for name, each in ours.metrics.items() if each.values},
+            "failed": ours.missing,
         }
+        for row, ours in zip(table.rows, comparison_of(record).rows, strict=True)
+    ]
 
 
-def reproduce(
-    table: str,
-    spec: StudySpec,
-    recipe: Recipe,
-    places: Places,
-    options: GroupOptions,
-    *,
-    watch: Watch,
-) -> Reproduction:
-    """Run the study of a table, or what is left of it, and report.
-
-    KeyboardInterrupt is raised on after every running trial was told; the same call continues.
-    """
-    summary = run_study(spec, recipe, places, options, timeout=None, register=False, watch=watch)
-    return Reproduction(
-        table=table,
-        record=summary.record,
-        ridge=summary.ridge,
-        report=summary.report,
-    )
+def as_json(
+    table: str, record: StudyRecord, *, ridge: Ridge | None, report: Path | None
+) -> dict[str, Any]:
+    """The object that ``reproduce --json`` prints."""
+    optimal = [
+        {"seed_lr": each.seed_lr, "explore_fraction": each.raw.value, **_interval(each.raw)}
+        for each in (ridge.optimal if ridge else ())
+        if each.raw is not None
+    ]
+    steps, spearman = record.steps, ridge.spearman if ridge else None
+    return {
+        "table": table,
+        "study": record.name,
+        "optimal": optimal,
+        "spearman": {"value": spearman.value, **_interval(spearman)} if spearman else None,
+        "crossover_p": ridge.crossover.p if ridge and ridge.crossover else None,
+        "verdict": ridge.verdict if ridge else None,
+        "seconds": round(record.seconds, 1),
+        "steps": {"trained": steps.trained, "independent": steps.independent},
+        "rows": compared_rows(record) or [vars(row) for row in table_rows(record)],
+        "report": str(report) if report else None,
+    }
 
 
 def _row(trial: TrialRecord, spec: StudySpec) -> TableRow:

@@ -13,7 +13,7 @@ from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
 from knee_tune.commands.winner import register_study
 from knee_tune.commands.workers import GroupOptions
-from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, Recipe
+from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, BaseRecipe
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
@@ -37,8 +37,6 @@ from knee_tune.study.samplers import wanted
 from knee_tune.study.study import record_baseline, study_record
 from knee_tune.study.trial import Search
 from knee_tune.tracking import unsent_notice
-
-# A confirmation: the best trials and the paper's default once more, with fresh seeds.
 
 
 def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None = None) -> bool:
@@ -183,7 +181,7 @@ Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
 
 def run_study(
     spec: StudySpec,
-    recipe: Recipe,
+    recipe: BaseRecipe,
     places: Places,
     options: GroupOptions,
     *,
@@ -358,8 +356,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         name=workers.spec.name,
         task=workers.spec.task,
         preset=workers.spec.preset,
-        metric=f"valid_{workers.recipe.objective}",
-        watched=f"valid_{workers.recipe.watched}",
+        metric=workers.recipe.objective_metric.name,
+        watched=workers.recipe.watched_metric.name,
         trials=trials,
         finished=finished,
         total_steps=budget_steps(workers.recipe, workers.facts),
@@ -429,12 +427,9 @@ def _finished(
     )
 
 
-# A schedule of the paper's baselines, trained outside the search.
-
-
 def run_baseline(
     spec: StudySpec,
-    recipe: Recipe,
+    recipe: BaseRecipe,
     places: Places,
     options: GroupOptions,
     *,

@@ -17,7 +17,7 @@ from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study, spec_of, study_record, trial_attrs
 from knee_tune.tracking import experiment_name, refuse_damaged
 from knee_tune.tracking.registry import register
-from knee_tune.workers.protocol import Decision, Report
+from knee_tune.workers.protocol import Callbacks, Decision, Report
 
 TEST_PREFIX = "test:"
 """Study attributes that hold the test metrics of a trial: measured once, then read."""
@@ -138,7 +138,7 @@ def replay(
             on_line(f"{other}: it may come out otherwise")
         folder.parent.mkdir(exist_ok=True)
         plan = workers.solitary_plan(recorded.schedule, log_key="replay", checkpoint_dir=folder)
-        done = workers.run(plan, on_report=reported, on_line=on_line)
+        done = workers.run(plan, Callbacks(on_report=reported, on_line=on_line))
     if done.state != "complete":
         raise MachineError(f"replay of trial {trial.number}: {done.reason}")
     return Replay(trial=trial, metrics=done.result["metrics"])

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from knee_tune.commands.home import HeldHome, Home
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.config.study import Analysis, StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import run_key
@@ -41,11 +41,9 @@ from knee_tune.tasks.registry import TaskEntry, task_entry
 from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.workers.cores import usable_cores
 from knee_tune.workers.forkserver import ForkserverRunner
-from knee_tune.workers.protocol import Decision, Done, GroupRunner, Report
+from knee_tune.workers.protocol import QUIET, Callbacks, Done, GroupRunner
 from knee_tune.workers.rendezvous import own_address
 from knee_tune.workers.torchrun import TorchrunRunner
-
-# How worker groups are made, and where a slot of a study trains: its devices, its arithmetic.
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -206,7 +204,7 @@ class Workers:
 
     held: HeldHome
     spec: StudySpec
-    recipe: Recipe
+    recipe: BaseRecipe
     options: GroupOptions
     runner: GroupRunner
     trainer: Trainer
@@ -283,7 +281,7 @@ class Workers:
     ) -> dict[str, float]:
         """Metrics of finished weights on the test split; an error as of ``run`` if it fails."""
         plan = TestPlan(**dict(self.order(key, slot=slot)), weights=weights)
-        done = self.run(plan, on_progress=lambda step: on_life())
+        done = self.run(plan, Callbacks(on_progress=lambda step: on_life()))
         return dict(done.result["metrics"])
 
     def analyse(
@@ -304,31 +302,22 @@ class Workers:
         """
         order = self.order(key, seed=seed, slot=slot)
         plan = AnalysePlan(**dict(order), weights=weights, analysis=analysis)
-        done = self.run(plan, on_line=on_line, on_progress=lambda step: on_life())
+        done = self.run(plan, Callbacks(on_line=on_line, on_progress=lambda step: on_life()))
         return dict(done.result["metrics"])
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision] = lambda report: Decision(stop=False),
-        on_line: Callable[[str], None] = lambda text: None,
-        on_progress: Callable[[int], None] = lambda step: None,
-    ) -> Done:
+    def run(self, plan: Plan, callbacks: Callbacks = QUIET) -> Done:
         """Run a plan that is no run of a study, as :func:`run_job` does, while there is a home."""
 
         def progressed(step: int) -> None:
             self.held.raise_if_gone()
-            on_progress(step)
+            callbacks.on_progress(step)
 
-        return run_job(
-            self.runner, plan, on_report=on_report, on_line=on_line, on_progress=progressed
-        )
+        return run_job(self.runner, plan, replace(callbacks, on_progress=progressed))
 
 
 @contextmanager
 def open_workers(
-    home: Home, spec: StudySpec, recipe: Recipe, options: GroupOptions
+    home: Home, spec: StudySpec, recipe: BaseRecipe, options: GroupOptions
 ) -> Iterator[Workers]:
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
@@ -380,7 +369,7 @@ def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFac
     task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(TrainingCode, task, recipe)
-        done = run_job(runner, plan, on_line=lambda text: log.warning("%s", text))
+        done = run_job(runner, plan, Callbacks(on_line=lambda text: log.warning("%s", text)))
         facts = TaskFacts.model_validate(done.result)
     code = reading.result()
     code.follow(facts.modules)

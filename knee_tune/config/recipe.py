@@ -2,6 +2,7 @@
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
@@ -259,27 +260,39 @@ class Metric(Spec):
 
 
 class Optimizer(Spec):
-    """A ``torch.optim`` optimizer; its LR is written by the training loop at every step."""
+    """An optimizer; its LR is written by the training loop at every step.
 
-    name: Literal["sgd", "adam", "adamw", "radam"]
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam family only")
-    eps: float = Field(default=1e-8, gt=0, description="Adam family only")
-    weight_decay: float = Field(default=0.0, ge=0)
-
-
-class Recipe(Spec):
-    """The settings of every task; one adds those of its model and data in a subclass.
-
-    ``metrics`` names every number the task's evaluations return. ``watched`` is the metric of
-    the learning curve: trials are pruned on it and the best checkpoint is chosen by it. The study
-    optimises ``objective``, which may be a dearer metric of the final evaluation.
+    ``lamb`` and ``lion`` are timm's (the extra ``optimizers``), all others torch's. ``muon``
+    updates matrices, and AdamW everything else: embeddings, biases, norms, convolutions.
     """
 
-    metrics: ClassVar[tuple[Metric, ...]] = ()
-    watched: ClassVar[str] = ""
+    name: Literal["sgd", "adam", "adamw", "radam", "nadam", "adafactor", "lamb", "lion", "muon"]
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD and Muon (there often 0.95)")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.999), description="Adam family, LAMB, Lion (there often 0.9, 0.99)"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Adam family, LAMB (there often 1e-6)")
+    weight_decay: float = Field(default=0.0, ge=0)
+    # Not stored unless it is chosen: runs of before keep their identity.
+    weight_decay_on: Literal["all", "matrices"] = Field(
+        default="all",
+        exclude_if=lambda chosen: chosen == "all",
+        description="matrices: not on biases and norms, nor any other vector",
+    )
 
-    epochs: Epochs
+
+class BaseRecipe(Spec):
+    """What the engine asks of any recipe: of a task's own, and of a training script's.
+
+    The study optimises one metric, and watches one in the learning curve: trials are pruned on it
+    and the best checkpoint is chosen by it.
+    """
+
+    budget_field: ClassVar[str]
+    """The field that says how long is trained."""
+    budget_unit: ClassVar[str]
+    """Its unit, short: for names of studies."""
+
     seed_lr: PositiveLR = Field(description="the paper's default seed LR for this task")
     warmup_steps: int = Field(default=0, ge=0, description="linear warmup, in steps")
     # Never stored: whoever opens a study makes steps of it, and from then on there are only those.
@@ -307,15 +320,48 @@ class Recipe(Spec):
         exclude_if=lambda power: power == DEFAULT_POWER,
         description="exponent of the decay called power",
     )
-    optimizer: Optimizer
-    clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
-    accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
     amp: bool = Field(default=False, description="bf16 autocast on a GPU; a CPU stays in float32")
-    evaluations_per_epoch: int = Field(default=1, gt=0)
     keep: Literal["best", "last"] = Field(
         default="last", description="which weights a trial is judged by and registered with"
     )
     objective: str = Field(description="the metric that the study optimises")
+
+    @property
+    @abstractmethod
+    def objective_metric(self) -> Metric:
+        """The metric that the study optimises, named as evaluations report it (``valid_bleu``)."""
+
+    @property
+    @abstractmethod
+    def watched_metric(self) -> Metric:
+        """The metric of the learning curve, named as evaluations report it (``valid_ppl``)."""
+
+    @property
+    def percents(self) -> tuple[str, ...]:
+        """Metrics measured in percent, without their split."""
+        return ()
+
+    @property
+    def budget(self) -> int:
+        """The training budget, in epochs of a task and in steps of a script."""
+        return int(getattr(self, self.budget_field))
+
+    @property
+    def budget_name(self) -> str:
+        """The budget as names of studies have it: ``30ep``."""
+        return f"{self.budget}{self.budget_unit}"
+
+    def with_budget(self, budget: int) -> Self:
+        """Return this recipe with another :attr:`budget`."""
+        return self.model_copy(update={self.budget_field: budget})
+
+    @abstractmethod
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The training budget in steps."""
+
+    @abstractmethod
+    def steps_per_evaluation(self, steps_per_epoch: int) -> int:
+        """Steps from one evaluation to the next."""
 
     @field_validator("warmup")
     @classmethod
@@ -325,22 +371,15 @@ class Recipe(Spec):
         return warmup
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> "Recipe":
+    def _one_warmup(self) -> Self:
         if self.warmup is not None and self.warmup_steps:
             raise ValueError("warmup and warmup_steps: give one of them, not both")
         return self
 
     @model_validator(mode="after")
-    def _power_has_a_use(self) -> "Recipe":
+    def _power_has_a_use(self) -> Self:
         if self.decay_power != DEFAULT_POWER and self.decay != "power":
             raise ValueError(f"decay_power: only decay power has one, this is {self.decay}")
-        return self
-
-    @model_validator(mode="after")
-    def _objective_is_a_metric(self) -> "Recipe":
-        names = [metric.name for metric in self.metrics]
-        if self.metrics and self.objective not in names:
-            raise ValueError(f"objective must be one of {', '.join(names)}")
         return self
 
     def with_warmup_of(self, budget: int) -> Self:
@@ -351,8 +390,35 @@ class Recipe(Spec):
         steps = warmup_steps_of(share, budget)
         return self.model_copy(update={"warmup": None, "warmup_steps": steps})
 
+
+class Recipe(BaseRecipe):
+    """The settings of every task; one adds those of its model and data in a subclass.
+
+    ``metrics`` names every number the task's evaluations return. ``watched`` is the metric of
+    the learning curve. The study optimises ``objective``, which may be a dearer metric of the
+    final evaluation.
+    """
+
+    budget_field: ClassVar[str] = "epochs"
+    budget_unit: ClassVar[str] = "ep"
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    watched: ClassVar[str] = ""
+
+    epochs: Epochs
+    optimizer: Optimizer
+    clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
+    evaluations_per_epoch: int = Field(default=1, gt=0)
+
     @model_validator(mode="after")
-    def _evaluations_can_be_listed(self) -> "Recipe":
+    def _objective_is_a_metric(self) -> Self:
+        names = [metric.name for metric in self.metrics]
+        if self.metrics and self.objective not in names:
+            raise ValueError(f"objective must be one of {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_can_be_listed(self) -> Self:
         if self.epochs * self.evaluations_per_epoch > MOST_EVALUATIONS:
             raise ValueError(
                 f"epochs={self.epochs} times evaluations_per_epoch={self.evaluations_per_epoch} "
@@ -363,3 +429,29 @@ class Recipe(Spec):
     def metric(self, name: str) -> Metric:
         """The metric called ``name``; KeyError if the task has none of that name."""
         return {metric.name: metric for metric in self.metrics}[name]
+
+    @property
+    def objective_metric(self) -> Metric:
+        """See :class:`BaseRecipe`."""
+        return self._validated(self.objective)
+
+    @property
+    def watched_metric(self) -> Metric:
+        """See :class:`BaseRecipe`."""
+        return self._validated(self.watched)
+
+    def _validated(self, name: str) -> Metric:
+        return self.metric(name).model_copy(update={"name": f"valid_{name}"})
+
+    @property
+    def percents(self) -> tuple[str, ...]:
+        """See :class:`BaseRecipe`."""
+        return tuple(metric.name for metric in self.metrics if metric.percent)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """See :class:`BaseRecipe`."""
+        return self.epochs * steps_per_epoch
+
+    def steps_per_evaluation(self, steps_per_epoch: int) -> int:
+        """See :class:`BaseRecipe`."""
+        return max(1, steps_per_epoch // self.evaluations_per_epoch)

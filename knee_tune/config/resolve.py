@@ -7,12 +7,12 @@ validated as it is laid on, so a mistake is reported where it was made.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 from pydantic_core import to_jsonable_python
 
-from knee_tune.config.recipe import DATA_NAME, Recipe, SearchSpace, Spec
+from knee_tune.config.recipe import DATA_NAME, BaseRecipe, SearchSpace, Spec
 from knee_tune.config.strict_yaml import (
     DEEPEST,
     Document,
@@ -27,10 +27,10 @@ from knee_tune.config.strict_yaml import (
 from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError
 
-# Studies at a fraction of their budget (``--scale``), and what a comparison leaves no room for.
+R = TypeVar("R", bound=BaseRecipe)
 
 
-def scaled(study: StudySpec, recipe: Recipe, *, name: str) -> tuple[StudySpec, Recipe]:
+def scaled(study: StudySpec, recipe: R, *, name: str) -> tuple[StudySpec, R]:
     """A study that was just read, called ``name``, with the budget that it trains.
 
     A search: epochs and warmup times the study's ``scale``. A comparison: the longest row times
@@ -38,13 +38,11 @@ def scaled(study: StudySpec, recipe: Recipe, *, name: str) -> tuple[StudySpec, R
     (:func:`knee_tune.plans.planner.row_schedule`), so that its table stays the published one.
     """
     table, scale = study.compare, study.scale
-    if table is not None:
-        longest = max(row.epochs for row in table.rows)
-        budget = {"epochs": max(1, round(longest * scale))}
-    else:
+    budget = recipe.budget if table is None else max(row.epochs for row in table.rows)
+    recipe = recipe.with_budget(max(1, round(budget * scale)))
+    if table is None:
         warmup = round(recipe.warmup_steps * scale)
-        budget = {"epochs": max(1, round(recipe.epochs * scale)), "warmup_steps": warmup}
-    recipe = recipe.model_copy(update=budget)
+        recipe = recipe.model_copy(update={"warmup_steps": warmup})
     changes = {"name": name, "recipe": recipe.model_dump(mode="json")}
     return study.model_copy(update=changes), recipe
 
@@ -66,9 +64,6 @@ def refuse_searching(
         if fields[0][0] != "recipe":
             what = "this study trains the rows of its table and searches nothing; leave it out"
         refuse([Problem(path=field, what=what) for field in fields], place)
-
-
-# Settings from the command line, and how one layer of settings is laid over another.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +175,10 @@ def resolve_study(
     *,
     space_file: Document,
     study_file: Document | None = None,
-    recipe_type: Callable[[str], type[Recipe]],
+    recipe_type: Callable[[str], type[R]],
     settings: Sequence[str] = (),
     **fields: object,
-) -> tuple[StudySpec, Recipe]:
+) -> tuple[StudySpec, R]:
     """The study that files and options describe, and its typed recipe.
 
     ``recipe_type`` maps a task's name to its recipe class; ``settings`` set any field
@@ -228,7 +223,7 @@ def _option(field: str) -> str:
     return "study_name" if field == "name" else field
 
 
-def read_space(file: Document, recipe_type: Callable[[str], type[Recipe]]) -> SpaceFile:
+def read_space(file: Document, recipe_type: Callable[[str], type[R]]) -> SpaceFile:
     """A search-space file with every preset of it validated, used or not; UserError otherwise."""
     place = _in_file(file)
     space, problems = check(SpaceFile, file.data)
@@ -267,7 +262,7 @@ def _check_preset(
 
 
 def _settings_of(
-    space: SpaceFile, file: Mapping[str, Any], preset: str, recipe_type: type[Recipe]
+    space: SpaceFile, file: Mapping[str, Any], preset: str, recipe_type: type[BaseRecipe]
 ) -> dict[str, Any]:
     """The settings of a preset over the recipe's own: the lowest layer of a study."""
     chosen = space.presets[preset]
@@ -294,11 +289,11 @@ def _settings_of(
 
 def _validated(
     settings: Mapping[str, Any],
-    recipe_type: type[Recipe],
+    recipe_type: type[R],
     space: SpaceFile,
     place: Callable[[FieldPath], Place],
     prefix: FieldPath = (),
-) -> tuple[StudySpec, Recipe]:
+) -> tuple[StudySpec, R]:
     """The study of these settings; UserError with ``prefix`` before the field otherwise."""
     recipe, problems = check(recipe_type, settings["recipe"], (*prefix, "recipe"))
     label = _budget_name(settings["preset"], recipe, recipe_type, space) if recipe else "unnamed"
@@ -319,22 +314,25 @@ def _validated(
     return study, recipe
 
 
-def _budget_name(preset: str, recipe: Recipe, recipe_type: type[Recipe], space: SpaceFile) -> str:
+def _budget_name(
+    preset: str, recipe: BaseRecipe, recipe_type: type[BaseRecipe], space: SpaceFile
+) -> str:
     """``knee-<task>-<budget>``: the preset's name unless it is the default, the epochs if needed.
 
     Studies of different budgets must not share a name, or their trials would be mixed. Data of
     one's own stand in place of the task.
     """
-    epochs = f"{recipe.epochs}ep"
     subject = _own_data(recipe.model_dump(mode="json"), recipe_type, space) or space.task
     if preset == space.default_preset:
-        return f"knee-{subject}-{epochs}"
+        return f"knee-{subject}-{recipe.budget_name}"
     usual, _ = check(recipe_type, space.presets[preset].recipe)
-    changed = usual is None or usual.epochs != recipe.epochs
-    return f"knee-{subject}-{preset}" + (f"-{epochs}" if changed else "")
+    changed = usual is None or usual.budget != recipe.budget
+    return f"knee-{subject}-{preset}" + (f"-{recipe.budget_name}" if changed else "")
 
 
-def _own_data(recipe: Mapping[str, Any], recipe_type: type[Recipe], space: SpaceFile) -> str | None:
+def _own_data(
+    recipe: Mapping[str, Any], recipe_type: type[BaseRecipe], space: SpaceFile
+) -> str | None:
     """The recipe's data set, unless a preset or the recipe's own default names it too."""
     known = {preset.recipe.get("data") for preset in space.presets.values()}
     known |= {field.default for name, field in recipe_type.model_fields.items() if name == "data"}

@@ -193,8 +193,6 @@ def _one_line(error: yaml.YAMLError) -> str:
     return f"line {error.problem_mark.line + 1}: {context}{error.problem}"
 
 
-# What is wrong with a setting, in one line: where, which field, which value, what is allowed.
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -342,8 +340,6 @@ def _plain(annotation: Any) -> Any:
         else:
             return annotation
 
-
-# Where search spaces and studies are: an explicit path, the working folder, the packaged copy.
 
 Kind = Literal["search_spaces", "studies"]
 

@@ -14,8 +14,6 @@ from knee_tune.config.recipe import (
     Spec,
 )
 
-# What can be asked of a finished model: how sharp its minimum is, by two measures of the paper.
-
 
 class Sharpness(Spec):
     """Keskar's sharpness (equation 1), by projected gradient ascent (section 3.2.1)."""

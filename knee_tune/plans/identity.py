@@ -18,8 +18,10 @@ from knee_tune.schedules.schedule import as_stored
 _DECIDED_ELSEWHERE = (
     *("epochs", "seed_lr", "warmup_steps", "amp"),
     *("decay", "final", "decay_power"),
+    *("script", "steps", "evaluate_every"),
 )
-"""Fields of a recipe that training reads from its schedule, and from its placement."""
+"""Fields of a recipe that training reads from its schedule, and from its placement; where a script
+lies, for its code is what counts."""
 
 
 def run_identity(plan: TrainPlan) -> dict[str, Any]:

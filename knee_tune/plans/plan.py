@@ -22,6 +22,9 @@ from knee_tune.schedules.schedule import LRRange, as_stored
 ENTRY = "knee_tune.jobs:run_job"
 """What a group runner calls on every rank, with a plan. Naming it costs the driver no torch."""
 
+SCRIPT = "script"
+"""The task of every plan whose training is somebody's script: the recipe says which."""
+
 Schedule = Annotated[
     Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant | LRRange,
     Field(discriminator="name"),

@@ -6,7 +6,7 @@ from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
-from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, Recipe
+from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, BaseRecipe
 from knee_tune.config.study import ReferenceRow
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import shared_steps, trunk_key
@@ -29,13 +29,13 @@ BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"
 """The schedules that ``--schedule`` trains beside a study."""
 
 
-def budget_steps(recipe: Recipe, facts: TaskFacts) -> int:
+def budget_steps(recipe: BaseRecipe, facts: TaskFacts) -> int:
     """The training budget in steps."""
-    return recipe.epochs * facts.steps_per_epoch
+    return recipe.total_steps(facts.steps_per_epoch)
 
 
 def knee_schedule(
-    recipe: Recipe,
+    recipe: BaseRecipe,
     facts: TaskFacts,
     *,
     seed_lr: float,
@@ -58,19 +58,19 @@ def knee_schedule(
     )
 
 
-def check_warmup(recipe: Recipe, facts: TaskFacts) -> None:
+def check_warmup(recipe: BaseRecipe, facts: TaskFacts) -> None:
     """Raise UserError unless the budget lasts longer than the warmup."""
     total = budget_steps(recipe, facts)
     if recipe.warmup_steps >= total:
         raise UserError(
             f"recipe.warmup_steps={recipe.warmup_steps}: the budget is {total} steps "
-            f"(recipe.epochs={recipe.epochs}), so all of it would be warmup; take fewer steps of "
-            "warmup or more epochs"
+            f"(recipe.{recipe.budget_field}={recipe.budget}), so all of it would be warmup; take "
+            f"fewer steps of warmup or more {recipe.budget_field}"
         )
 
 
 def distinct_fractions(
-    recipe: Recipe, facts: TaskFacts, explore_fractions: Iterable[float]
+    recipe: BaseRecipe, facts: TaskFacts, explore_fractions: Iterable[float]
 ) -> dict[float, tuple[float, ...]]:
     """The explore fractions that differ in their schedule, each with all that come to the same.
 
@@ -88,7 +88,7 @@ def distinct_fractions(
 
 
 def twins_in_words(
-    recipe: Recipe, facts: TaskFacts, explore_fractions: Iterable[float]
+    recipe: BaseRecipe, facts: TaskFacts, explore_fractions: Iterable[float]
 ) -> list[str]:
     """A line for every schedule that several of the explore fractions come to."""
     total = budget_steps(recipe, facts)
@@ -107,7 +107,9 @@ def twins_in_words(
     ]
 
 
-def baseline_schedule(name: str, recipe: Recipe, facts: TaskFacts, *, seed_lr: float) -> Schedule:
+def baseline_schedule(
+    name: str, recipe: BaseRecipe, facts: TaskFacts, *, seed_lr: float
+) -> Schedule:
     """Make one of the paper's baselines over the recipe's budget (appendix A).
 
     The step schedule is section 5.3.2's: a tenth after half of the budget and after three quarters.
@@ -137,14 +139,14 @@ def plain_schedule(name: str, *, seed_lr: float, total_steps: int, warmup_steps:
     return shapes[name](seed_lr=seed_lr, total_steps=total_steps, warmup_steps=warmup_steps)
 
 
-def steps_per_evaluation(recipe: Recipe, facts: TaskFacts) -> int:
+def steps_per_evaluation(recipe: BaseRecipe, facts: TaskFacts) -> int:
     """Steps from one validation to the next."""
-    return max(1, facts.steps_per_epoch // recipe.evaluations_per_epoch)
+    return recipe.steps_per_evaluation(facts.steps_per_epoch)
 
 
 def train_plan(
     order: TaskOrder,
-    recipe: Recipe,
+    recipe: BaseRecipe,
     facts: TaskFacts,
     *,
     schedule: Schedule,
@@ -164,7 +166,7 @@ def train_plan(
 
 def on_trunk(
     plan: TrainPlan,
-    recipe: Recipe,
+    recipe: BaseRecipe,
     facts: TaskFacts,
     *,
     trunks: Path,
@@ -203,7 +205,7 @@ STEP_FACTOR = 0.1
 
 
 def row_schedule(
-    row: ReferenceRow, recipe: Recipe, facts: TaskFacts, *, scale: float = 1.0
+    row: ReferenceRow, recipe: BaseRecipe, facts: TaskFacts, *, scale: float = 1.0
 ) -> Schedule:
     """A row's schedule with all its epochs, and the recipe's warmup, times ``scale``.
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -57,7 +57,7 @@ class BudgetRun(Spec):
     steps_budget: int = Field(gt=0)
 
 
-class SearchSteps(Spec):
+class SearchSteps(NamedTuple):
     """Steps that a search trained itself, over all commands that continued it, and what the same
     runs would have cost, each trained alone."""
 
@@ -65,14 +65,14 @@ class SearchSteps(Spec):
     independent: int
 
 
-class Saving(Spec):
+class Saving(NamedTuple):
     """Knee against the best of the baselines: the one that needs the fewest epochs."""
 
-    baseline: str | None = Field(description="None: no baseline was asked for")
-    share: float | None = Field(
-        description="of the baseline's epochs; at least that much where no baseline gets there"
-    )
-    text: str = Field(description="the same in words")
+    baseline: str | None
+    """None: no baseline was asked for, or none gets there."""
+    share: float | None
+    """Of the baseline's epochs; at least that much where no baseline gets there."""
+    text: str
 
 
 class BudgetRecord(Spec):
@@ -153,37 +153,28 @@ class BudgetRecord(Spec):
             return None
         rivals = [name for name in self.schedules if name != KNEE]
         if not rivals:
-            return Saving(baseline=None, share=None, text="no baseline was asked for")
-        knee = self.smallest(KNEE)
+            return Saving(None, None, "no baseline was asked for")
+        knee, last = self.smallest(KNEE), self.budgets[-1]
         needed = {name: cell.epochs for name in rivals if (cell := self.smallest(name))}
-        if not needed:
-            return self._unrivalled(knee)
-        rival = min(needed, key=needed.__getitem__)
-        epochs = needed[rival]
+        rival = min(needed, key=needed.__getitem__) if needed else None
+        epochs = last if rival is None else needed[rival]
+        if knee is None and rival is None:
+            within = in_epochs(last)
+            return Saving(None, None, f"neither Knee nor a baseline reaches it within {within}")
         if knee is None:
-            text = f"{rival} reaches it in {in_epochs(epochs)}, Knee in none of these budgets"
-            return Saving(baseline=rival, share=None, text=text)
-        share = 1 - knee.epochs / epochs
-        if share == 0:
-            text = (
-                f"Knee and the best baseline ({rival}) both need {in_epochs(epochs)}: nothing saved"
-            )
+            reached = f"{rival} reaches it in {in_epochs(epochs)}"
+            return Saving(rival, None, f"{reached}, Knee in none of these budgets")
+        share, needs = 1 - knee.epochs / epochs, f"Knee needs {in_epochs(knee.epochs)}"
+        if rival is None:
+            more = f": more than {share:.0%} less training" if share else ""
+            text = f"{needs}, no baseline reaches it within {last}{more}"
+        elif share == 0:
+            both = f"Knee and the best baseline ({rival}) both need {in_epochs(epochs)}"
+            text = f"{both}: nothing saved"
         else:
             change = f"{abs(share):.0%} {'less' if share > 0 else 'more'} training"
-            needs = f"Knee needs {in_epochs(knee.epochs)}"
             text = f"{needs}, the best baseline ({rival}) {epochs}: {change}"
-        return Saving(baseline=rival, share=share, text=text)
-
-    def _unrivalled(self, knee: Setting | None) -> Saving:
-        """No baseline reaches the target."""
-        last = self.budgets[-1]
-        if knee is None:
-            text = f"neither Knee nor a baseline reaches it within {in_epochs(last)}"
-            return Saving(baseline=None, share=None, text=text)
-        share = 1 - knee.epochs / last
-        more = f": more than {share:.0%} less training" if share else ""
-        text = f"Knee needs {in_epochs(knee.epochs)}, no baseline reaches it within {last}{more}"
-        return Saving(baseline=None, share=share, text=text)
+        return Saving(rival, share, text)
 
     @property
     def _sign(self) -> int:
@@ -201,8 +192,8 @@ class BudgetRecord(Spec):
             "budgets": list(self.budgets),
             "finished": self.finished,
             "schedules": [self._schedule_as_json(name) for name in self.schedules],
-            "saving": self.saving.model_dump() if self.saving else None,
-            "steps": self.steps().model_dump(),
+            "saving": self.saving._asdict() if self.saving else None,
+            "steps": self.steps()._asdict(),
         }
 
     def _schedule_as_json(self, name: str) -> dict[str, Any]:
@@ -212,7 +203,7 @@ class BudgetRecord(Spec):
             "schedule": name,
             "smallest_budget": smallest.epochs if smallest else None,
             "best": _as_json(smallest or self.best(name)),
-            "steps": self.steps(name).model_dump(),
+            "steps": self.steps(name)._asdict(),
             "budgets": [
                 {
                     "epochs": epochs,

@@ -110,8 +110,6 @@ class Confirmation(Spec):
         return "yes" if self.chosen and self.chosen.point == point else "no"
 
 
-# The audit of a study's pruning: pruned trials trained to their end, and what that says.
-
 TOP = 3
 """Places that people look at when they choose among trials by hand."""
 
@@ -270,8 +268,6 @@ def _rate(hits: Iterable[bool]) -> Rate:
     return Rate(count=sum(found), of=len(found), low=low, high=high)
 
 
-# The ridge of a study: the best explore fraction at every seed LR, and how sure that is.
-
 Verdict = Literal["inverse relation", "no inverse relation", "undecided"]
 """Whether the best explore fraction falls as the seed LR rises (the paper's Table 16)."""
 
@@ -369,9 +365,6 @@ class Ridge(Spec):
     crossover: Crossover | None = Field(description="the evidence; None: too few points or seeds")
     verdict: Verdict
     recommended: Recommendation | None
-
-
-# How much each hyperparameter of a study matters, and by whose account.
 
 
 class Importances(Spec):

@@ -23,6 +23,7 @@ from knee_tune.runs.run_cache import read_record, write_record
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.protocol import (
+    QUIET,
     Callbacks,
     Decision,
     Done,
@@ -90,14 +91,7 @@ def wait(seconds: float, on_life: Callable[[], None]) -> None:
         time.sleep(min(left, POLL_SECONDS))
 
 
-def run_job(
-    runner: GroupRunner,
-    plan: Plan,
-    *,
-    on_report: Callable[[Report], Decision] = lambda report: Decision(stop=False),
-    on_line: Callable[[str], None] = lambda text: None,
-    on_progress: Callable[[int], None] = lambda step: None,
-) -> Done:
+def run_job(runner: GroupRunner, plan: Plan, callbacks: Callbacks = QUIET) -> Done:
     """Run a plan that is no run of a study; the machine may end its group twice.
 
     UserError or MachineError with the root cause if it fails. ``on_progress`` is called with every
@@ -105,15 +99,30 @@ def run_job(
     """
     restarts = Restarts(own=1, machine=JOB_STARTS)
     while True:
-        outcome = runner.run(plan, on_report=on_report, on_line=on_line, on_progress=on_progress)
+        outcome = runner.run(plan, callbacks)
         if isinstance(outcome, Done):
             return outcome
         pause = restarts.pause(outcome)
         if pause is None:
             outcome = restarts.given_up(outcome)
+            _write_down(plan, outcome)
             raise error_of(outcome, task=plan.task, said=_shown(outcome, plan))
-        on_line(f"{outcome.message}; starting again in {pause:g} s ({restarts.words(outcome)})")
-        wait(pause, lambda: on_progress(0))
+        callbacks.on_line(
+            f"{outcome.message}; starting again in {pause:g} s ({restarts.words(outcome)})"
+        )
+        wait(pause, lambda: callbacks.on_progress(0))
+
+
+def _write_down(plan: Plan, failure: Failure) -> None:
+    """Put what the group died of beside the logs of its ranks, where its error sends people.
+
+    The stacks of a stall, and what a group said that did not start, are in no rank's log.
+    """
+    if failure.traceback and failure.kind != "user_error":
+        with suppress(OSError):
+            plan.log_dir.mkdir(parents=True, exist_ok=True)
+            said = f"{failure.message}\n\n{failure.traceback}"
+            (plan.log_dir / "failure.log").write_text(said, encoding="utf-8")
 
 
 def error_of(failure: Failure, *, task: str, said: str) -> UserError | MachineError:
@@ -183,11 +192,9 @@ class Trainer:
     def train(
         self,
         plan: TrainPlan,
+        callbacks: Callbacks,
         *,
         steps: Callable[[], StepCount] = StepCount,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
         on_steps: Callable[[StepCount], None] = _ignore,
     ) -> RunResult:
         """Train ``plan`` to its end, which another driver may be doing already: then wait for it.
@@ -200,9 +207,9 @@ class Trainer:
         What a callback raises ends the run and propagates; no lock stays held.
         """
         listener = _Listener(
-            on_report=self._alive(on_report),
-            on_line=self._alive(on_line),
-            on_progress=self._alive(on_progress),
+            on_report=self._alive(callbacks.on_report),
+            on_line=self._alive(callbacks.on_line),
+            on_progress=self._alive(callbacks.on_progress),
             on_steps=on_steps,
         )
         folder = plan.checkpoint_dir
@@ -235,6 +242,7 @@ class Trainer:
             pause = restarts.pause(outcome, start=start)
             if pause is None:
                 outcome = restarts.given_up(outcome)
+                _write_down(plan, outcome)
                 break
             when = f" in {pause:g} s" if pause else ""
             listener.on_line(
@@ -282,7 +290,10 @@ class Trainer:
                 begin_note(plan, steps)
             try:
                 outcome = self._runner.run(
-                    plan, on_report=on_report, on_line=listener.on_line, on_progress=on_progress
+                    plan,
+                    Callbacks(
+                        on_report=on_report, on_line=listener.on_line, on_progress=on_progress
+                    ),
                 )
             finally:
                 noted = read_note(plan)

@@ -218,7 +218,7 @@ class Patience:
             if self._interrupted and threading.current_thread() is threading.main_thread():
                 raise KeyboardInterrupt from error
             raise StorageGoneError(
-                f"--storage {self._shown}: it could not be used for {seconds:g} s "
+                f"`storage` {self._shown}: it could not be used for {seconds:g} s "
                 f"({cause_of(error)}); all that was done is kept, and the same command goes on"
             ) from error
         finally:
@@ -241,7 +241,7 @@ class Patience:
                 return
             self._since = time.monotonic()
         log.warning(
-            "--storage %s: cannot be used now (%s); waiting up to %g s (%s)",
+            "`storage` %s: cannot be used now (%s); waiting up to %g s (%s)",
             *(self._shown, cause_of(error), seconds, TIMEOUT_VARIABLE),
         )
 
@@ -251,4 +251,4 @@ class Patience:
             if self._waiting or not answered:
                 return
             seconds = time.monotonic() - self._since
-        log.warning("--storage %s: answers again after %.0f s, going on", self._shown, seconds)
+        log.warning("`storage` %s: answers again after %.0f s, going on", self._shown, seconds)

@@ -112,10 +112,6 @@ class Axis:
         """The trial's value, which its sampler has chosen."""
         return trial.suggest_float(name, self.points[0], self.points[-1], log=self.log)
 
-    def snap(self, value: float) -> float:
-        """The point nearest to ``value``, by ratio on a log axis."""
-        return min(self.points, key=lambda point: self.distance(point, value))
-
 
 @dataclass(frozen=True)
 class Choices:

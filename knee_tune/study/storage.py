@@ -89,20 +89,20 @@ def check_storage_url(url: str) -> None:
     shown = shown_url(url, password="***")
     if not is_url(url):
         raise UserError(
-            f"--storage {shown_url(url)}: not an SQLAlchemy URL; for example "
+            f"`storage` {shown_url(url)}: not an SQLAlchemy URL; for example "
             "sqlite:////home/me/optuna.db or postgresql+psycopg://user@host:5432/name, with @ and "
             "/ in a password as %40 and %2F"
         )
     if in_memory(url):
         raise UserError(
-            f"--storage {shown}: a database in memory keeps nothing; name a file, as in "
+            f"`storage` {shown}: a database in memory keeps nothing; name a file, as in "
             "sqlite:////home/me/optuna.db"
         )
     try:
         make_url(url).get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
-            f"--storage {shown}: its database driver is not installed ({first_line(error)}); "
+            f"`storage` {shown}: its database driver is not installed ({first_line(error)}); "
             "for PostgreSQL: pip install 'knee-tune[postgresql]' and postgresql+psycopg://..."
         ) from error
 
@@ -139,11 +139,11 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
         if patience.reached and isinstance(error, StorageGoneError):
             raise
         raise UserError(
-            f"--storage {shown}: cannot be opened ({cause_of(error)}); "
+            f"`storage` {shown}: cannot be opened ({cause_of(error)}); "
             "is the folder there, or the server up?"
         ) from error
     except RuntimeError as error:  # tables of another Optuna version
-        raise UserError(f"--storage {shown}: {' '.join(str(error).split())}") from error
+        raise UserError(f"`storage` {shown}: {' '.join(str(error).split())}") from error
     if make_url(url).get_backend_name() == "sqlite":
         _use_wal(storage.engine, url)
     return storage
@@ -155,7 +155,7 @@ def refuse_missing(url: str) -> None:
     file = sqlite_file(url)
     if file is not None and not file.is_file():
         raise UserError(
-            f"{file.parent}: there is no study in it (no {file.name}); check --home and --storage"
+            f"{file.parent}: there is no study in it (no {file.name}); check `home` and `storage`"
         )
 
 

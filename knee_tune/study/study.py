@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, Recipe
+from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, BaseRecipe
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records import study
@@ -76,7 +76,7 @@ def open_study(
     storage: BaseStorage,
     spec: StudySpec,
     *,
-    recipe: Recipe,
+    recipe: BaseRecipe,
     data_fingerprint: str,
     amp: bool = False,
     beside: bool = False,
@@ -94,7 +94,7 @@ def open_study(
             study = optuna.create_study(
                 storage=storage,
                 study_name=spec.name,
-                direction=recipe.metric(recipe.objective).direction,
+                direction=recipe.objective_metric.direction,
             )
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=spec.name, storage=storage)
@@ -119,15 +119,15 @@ def open_study(
 
 
 def _note_settings(
-    study: optuna.Study, spec: StudySpec, recipe: Recipe, data_fingerprint: str
+    study: optuna.Study, spec: StudySpec, recipe: BaseRecipe, data_fingerprint: str
 ) -> None:
     study.set_user_attr("key", uuid.uuid4().hex[:8])
     study.set_user_attr("data_fingerprint", data_fingerprint)
-    study.set_user_attr("metric", f"valid_{recipe.objective}")
-    study.set_user_attr("watched", f"valid_{recipe.watched}")
+    study.set_user_attr("metric", recipe.objective_metric.name)
+    study.set_user_attr("watched", recipe.watched_metric.name)
     study.set_user_attr("reported_sign", reported_sign(recipe))
-    study.set_user_attr("percent", [each.name for each in recipe.metrics if each.percent])
-    study.set_metric_names([f"valid_{recipe.objective}"])
+    study.set_user_attr("percent", [*recipe.percents])
+    study.set_metric_names([recipe.objective_metric.name])
     if spec.tries_default:
         default: dict[str, Any] = {
             "seed_lr": recipe.seed_lr,
@@ -148,14 +148,13 @@ def _await_maker(study: optuna.Study) -> None:
         time.sleep(0.1)
 
 
-def reported_sign(recipe: Recipe) -> int:
+def reported_sign(recipe: BaseRecipe) -> int:
     """-1 where the watched metric improves in the other direction than the objective.
 
     Optuna's pruners compare what is reported in the study's own direction, so a study of BLEU is
     told the negative perplexity.
     """
-    objective, watched = recipe.metric(recipe.objective), recipe.metric(recipe.watched)
-    return 1 if objective.direction == watched.direction else -1
+    return 1 if recipe.objective_metric.direction == recipe.watched_metric.direction else -1
 
 
 def load_study(storage: BaseStorage, name: str) -> optuna.Study:
@@ -306,7 +305,7 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
             if len(differs) > LONGEST_DIFFERENCE:
                 differs = f"other {path}"
             raise UserError(
-                f"study {new.name}: it was made with {differs}; choose another --study-name"
+                f"study {new.name}: it was made with {differs}; choose another `study_name`"
             )
 
 
@@ -315,7 +314,7 @@ def _refuse_other_data(study: optuna.Study, fingerprint: str) -> None:
     if known != fingerprint:
         raise UserError(
             f"study {study.study_name}: its trials were trained on other data (fingerprint "
-            f"{known[:12]}, now {fingerprint[:12]}); choose another --study-name"
+            f"{known[:12]}, now {fingerprint[:12]}); choose another `study_name`"
         )
 
 
@@ -324,13 +323,13 @@ def _refuse_other_arithmetic(study: optuna.Study, *, amp: bool) -> None:
     if amp == before:
         return
     way, trained, now = (
-        ("leave --no-amp out, on a machine with a GPU", "bf16", "float32")
+        ("leave `amp=False` out, on a machine with a GPU", "bf16", "float32")
         if before
-        else ("add --no-amp", "float32", "bf16")
+        else ("add `amp=False`", "float32", "bf16")
     )
     raise UserError(
         f"study {study.study_name}: its trials were trained in {trained}, these would be in {now}; "
-        f"{way}, or choose another --study-name"
+        f"{way}, or choose another `study_name`"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import Evaluation, ReplicateRecord
@@ -62,7 +62,7 @@ class Search:
     """Search space of a study, and how a point of it becomes training runs."""
 
     study: optuna.Study
-    recipe: Recipe
+    recipe: BaseRecipe
     axes: Axes
     seeds: Sequence[int]
     """Random seeds: every trial is trained once with each of them, its replicates."""
@@ -156,12 +156,12 @@ class TrialRun:
     @property
     def metric(self) -> str:
         """Metric that the study optimises."""
-        return f"valid_{self._search.recipe.objective}"
+        return self._search.recipe.objective_metric.name
 
     @property
     def watched(self) -> str:
         """Metric of its learning curve."""
-        return f"valid_{self._search.recipe.watched}"
+        return self._search.recipe.watched_metric.name
 
     @property
     def budget(self) -> int:

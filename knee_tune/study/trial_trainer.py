@@ -9,7 +9,7 @@ from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.trainer import RunResult, Trainer
 from knee_tune.study.events import Ending, Watcher
 from knee_tune.study.trial import TrialRun
-from knee_tune.workers.protocol import Decision, Report
+from knee_tune.workers.protocol import Callbacks, Decision, Report
 
 NOTE_SECONDS = 10.0
 """Least time between two notes of what a run has cost so far, for the case that we are killed."""
@@ -63,10 +63,10 @@ class RunTraining(ABC):
         """Train, or take the cached result of the same run. What a callback raises ends it."""
         return self._trainer.train(
             self.plan,
+            Callbacks(
+                on_report=self._on_report, on_line=self._on_line, on_progress=self._on_progress
+            ),
             steps=self._read_count,
-            on_report=self._on_report,
-            on_line=self._on_line,
-            on_progress=self._on_progress,
             on_steps=self._on_steps,
         )
 

@@ -180,5 +180,5 @@ class _Forwards:
 def _too_large(path: Path, largest: int) -> UserError:
     return UserError(
         f"{path}: it unpacks to more than {largest / 1e9:g} GB; if that is right, unpack it by "
-        "hand and give the folder with --from"
+        "hand and give the folder with `from_path`"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from knee_tune.config.recipe import Recipe
@@ -52,6 +52,15 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """A fresh model on the CPU, initialised from torch's global generator (already seeded)."""
+
+    def build_optimizer(self, model: nn.Module) -> optim.Optimizer | None:
+        """Return an optimizer of the task's own for ``model``, or None: the recipe's.
+
+        Any of torch's or another library's, with parameter groups. The loop writes the LR of every
+        step into every group, times the group's ``lr_scale``; without one, times the LR that the
+        group was made with over the optimizer's own.
+        """
+        return None
 
     @abstractmethod
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Any]]:

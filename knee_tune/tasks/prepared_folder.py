@@ -117,10 +117,10 @@ def set_folder(data_root: Path, name: str) -> Path:
     UserError for an impossible name, and for a folder that is something else.
     """
     if not re.fullmatch(DATA_NAME, name):
-        raise UserError(f"--name {name!r}: at most 64 letters, digits, '.', '_' and '-'")
+        raise UserError(f"`name` {name!r}: at most 64 letters, digits, '.', '_' and '-'")
     folder = data_root / name
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} exists but is no prepared set: remove it or choose --name")
+        raise UserError(f"{folder} exists but is no prepared set: remove it or choose `name`")
     return folder
 
 

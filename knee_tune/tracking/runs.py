@@ -152,8 +152,14 @@ def end_run(
     metrics: Sequence[Metric],
     tags: Mapping[str, str],
 ) -> None:
-    """End the run. Of an outdated end only the metrics are written, which have a time each."""
-    outdated = is_outdated(at, client.get_run(run_id))
+    """End the run. Of an outdated end only the metrics are written, which have a time each.
+
+    A trial ends twice if its driver is killed between telling MLflow and telling Optuna; what the
+    first end has measured is not written again under the time of the second.
+    """
+    run = client.get_run(run_id)
+    outdated = is_outdated(at, run)
+    metrics = [each for each in metrics if run.data.metrics.get(each.key) != each.value]
     log_entries(client, run_id, metrics=metrics, tags=None if outdated else tags)
     if not outdated:
         client.set_terminated(run_id, status, end_time=at)

@@ -69,7 +69,7 @@ class BatchedModel:
         """The weights that each row keeps; empty if none did yet."""
         self._parameters = list(self._stored.values())
         self._before = [torch.empty_like(parameter) for parameter in self._parameters]
-        self._optimizer = build_optimizer(task.recipe.optimizer, self._parameters)
+        self._optimizer = build_optimizer(task.recipe.optimizer, self._module, stacked=self._stored)
         _load_optimizer(self._optimizer, self._stored, _below(_OPTIMIZER, rows))
 
     def __len__(self) -> int:
@@ -224,14 +224,15 @@ def _below(prefix: str, rows: Rows) -> Rows:
 def _load_optimizer(
     optimizer: torch.optim.Optimizer, stored: Mapping[str, nn.Parameter], state: Rows
 ) -> None:
-    """Load the state of all rows; of step counters, which torch keeps once for all, any row's.
+    """Load the state of all rows; of counters of steps, and of NAdam's product of
+    momenta, which torch keeps once for all, any row's.
 
     A fused optimizer has them where the parameters are, others on the CPU.
     """
     fused = optimizer.defaults.get("fused")
     for path, value in state.items():
         name, _, key = path.rpartition("/")
-        scalar = value.dim() == 1 and key == "step"
+        scalar = value.dim() == 1 and key in ("step", "mu_product")
         if scalar:
             value = value[0].clone() if fused else value[0].cpu().clone()
         else:

@@ -28,6 +28,7 @@ from knee_tune.training.batched_model import (
 )
 from knee_tune.training.checkpoint import save_weights
 from knee_tune.training.learner import Finished, named
+from knee_tune.training.optimizer import why_uneven
 from knee_tune.workers.group import Group
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -312,7 +313,7 @@ def why_unfusable(task: Task[Any]) -> str:
         return "the task does not declare that its models can be batched"
     if type(task).evaluate is not FusableTask.evaluate:
         return "the task evaluates its models in a way of its own"
-    if reason := _reason_in(task.build_model()):
+    if reason := why_uneven(task) or _reason_in(task.build_model()):
         return reason
     try:
         _try(task)

@@ -8,15 +8,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
 from knee_tune.training.learner import Learner, columns, means, non_finite
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Done, ReplicaDone, Report
+from knee_tune.workers.protocol import Channel, Done, JobEnd, ReplicaDone, Report
 
 KEPT = 2
 """Checkpoints kept of one run: the newest, and the one before in case the newest is damaged."""
@@ -34,25 +34,26 @@ CHECKPOINT_SHARE = 0.03
 LOOK_SECONDS = 1.0
 """Between two looks of several ranks whether the driver was interrupted."""
 
-End = Literal["complete", "stopped", "diverged"]
-
 
 class TrainingRun:
     """One rank's share of one training run, from where it may start to its last step.
 
     Replicas are named by their place in the plan; a run of a single model is its replica 0.
-    ``learner`` makes what is trained, for a group that gives signs of life.
+    ``learner`` makes what is trained, for a group that gives signs of life. ``saves``: whether
+    anything is written to disk.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: BaseRecipe,
         plan: TrainPlan,
         group: Group,
         channel: Channel,
         learner: Callable[[Group], Learner],
+        *,
+        saves: bool = True,
     ) -> None:
-        self.plan, self.channel, self._recipe = plan, channel, recipe
+        self.plan, self.channel, self.recipe, self._saves = plan, channel, recipe, saves
         self.group = replace(group, alive=lambda: channel.progress(self.step))
         self.learner = learner(self.group)
         self.trunk = Trunk(plan, plan.trunk, channel.line) if plan.trunk else None
@@ -60,10 +61,11 @@ class TrainingRun:
         self.lost = ""
         self._best: dict[int, float] = {}
         self._ended: dict[int, ReplicaDone] = {}
-        self._over: Done | None = None
-        """How the run ended, if before its last step."""
+        self.over: Done | None = None
+        """How the run ended, if before its last step; known when :meth:`steps` is exhausted."""
         self._history: list[Report] = []
-        self._load()
+        if saves:
+            self._load()
         self.first_step = self.step
         self._started = self._saved = time.monotonic()
         self._due_after = CHECKPOINT_SECONDS
@@ -82,11 +84,12 @@ class TrainingRun:
         step, or where the driver says stop or the loss is lost; then :meth:`finish` says how.
         """
         if self._tell_history():
-            self._over = self._done("stopped")
+            self.over = self._done("stopped")
         elif self.lost:
-            self._over = self._done("diverged", reason=self.lost)
+            self.over = self._done("diverged", reason=self.lost)
         else:
-            note = StepNote(self.plan, first=self.first_step) if self.group.leads else None
+            notes = self.group.leads and self._saves
+            note = StepNote(self.plan, first=self.first_step) if notes else None
             try:
                 yield from self._steps(note)
             finally:
@@ -95,17 +98,17 @@ class TrainingRun:
 
     def finish(self) -> Done:
         """Return how the run ended; the kept weights of a complete one are measured once more."""
-        return self._over or self._finish()
+        return self.over or self._finish()
 
     def _steps(self, note: StepNote | None) -> Iterator[int]:
         evaluations = set(self.plan.evaluation_steps())
-        while self.step < self.plan.total_steps and self._over is None:
+        while self.step < self.plan.total_steps and self.over is None:
             self.step += 1
             yield self.step
             if note is not None:
                 note.write(self.step)
             self.channel.progress(self.step)
-            self._over = self._after_update(evaluate=self.step in evaluations)
+            self.over = self._after_update(evaluate=self.step in evaluations)
 
     def _after_update(self, *, evaluate: bool) -> Done | None:
         """Measure, report and save what is due after this step; the end of the run if it ends."""
@@ -191,7 +194,7 @@ class TrainingRun:
         self._end("diverged", lost)
         return bool(lost) and (self.trunk is not None or not self._training)
 
-    def _end(self, state: End, replicas: Mapping[int, str]) -> None:
+    def _end(self, state: JobEnd, replicas: Mapping[int, str]) -> None:
         """End the training of ``replicas``, each with its reason."""
         if not replicas:
             return
@@ -207,7 +210,7 @@ class TrainingRun:
 
     def _finish(self) -> Done:
         """Measure the kept weights once more, with the dear metrics."""
-        if self._recipe.keep == "last":
+        if self.recipe.keep == "last":
             self.learner.keep(self._training)
         finished = self.learner.finish()
         lost = {
@@ -235,14 +238,14 @@ class TrainingRun:
         )
 
     def _keep_best(self, measured: Mapping[int, Mapping[str, float]]) -> None:
-        metric = self._recipe.metric(self._recipe.watched)
+        metric = self.recipe.watched_metric
         better = {}
         for replica in self._training:
-            watched = measured[replica][f"valid_{metric.name}"]
+            watched = measured[replica][metric.name]
             if replica not in self._best or metric.better(watched, self._best[replica]):
                 better[replica] = watched
         self._best |= better
-        if self._recipe.keep == "best" and better:
+        if self.recipe.keep == "best" and better:
             self.learner.keep(better)
 
     def _save(self, *, due: bool) -> None:
@@ -250,7 +253,7 @@ class TrainingRun:
 
         The randomness of a step follows from its number, so this is the whole state.
         """
-        if not self._training:
+        if not (self._training and self._saves):
             return
         if not self.group.agree(due or time.monotonic() - self._saved >= self._due_after):
             return
@@ -319,7 +322,7 @@ class TrainingRun:
         self._best = state["best"]
         self.learner.load(state["learner"], found.weights)
 
-    def _done(self, state: End, *, reason: str = "", **result: Any) -> Done:
+    def _done(self, state: JobEnd, *, reason: str = "", **result: Any) -> Done:
         """The run is over; replicas that were still training have stopped."""
         if self.plan.replicas:
             self._end("stopped", dict.fromkeys(self._training, ""))

@@ -20,7 +20,7 @@ from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
 from knee_tune.training.learner import Finished, autocast, evaluate
-from knee_tune.training.optimizer import build_optimizer, write_lr
+from knee_tune.training.optimizer import optimizer_of, write_lr
 from knee_tune.workers.group import Group
 
 Backward = Callable[[Sequence[Any]], Tensor]
@@ -38,7 +38,7 @@ class SingleModel:
         self._task, self._plan, self._group = task, plan, group
         torch.manual_seed(stream_seed(plan.seed, "model"))
         self.model = task.build_model().to(group.device)
-        self.optimizer = build_optimizer(task.recipe.optimizer, self.model.parameters())
+        self.optimizer = optimizer_of(task, self.model)
         self._sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Of the training losses and of what they sum over, since the last look."""
         self._kept: nn.Module | None = None

@@ -10,19 +10,17 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from knee_tune.leftovers import claimed, sweep
 from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.workers.protocol import (
     Callbacks,
-    Decision,
     Failure,
     GroupRunner,
     Order,
     Outcome,
-    Report,
     Wire,
 )
 from knee_tune.workers.supervisor import Supervisor
@@ -64,14 +62,7 @@ class ForkserverRunner(GroupRunner):
                 self._warm = _WarmProcess(self._preload)
             return self._warm
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def run(self, plan: Plan, callbacks: Callbacks) -> Outcome:
         """Run ``plan`` to its end; ``on_report`` is asked after every evaluation."""
         process = self.warm()
         store = process.stores / uuid.uuid4().hex
@@ -83,7 +74,7 @@ class ForkserverRunner(GroupRunner):
             outcome = Supervisor(
                 wires,
                 stall_timeout=plan.placement.stall_timeout,
-                callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
+                callbacks=callbacks,
                 local=True,
                 saves=isinstance(plan, TrainPlan),
             ).run()

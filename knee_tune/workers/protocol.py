@@ -100,10 +100,14 @@ class Failure(Spec):
         return self.kind in ("user_error", "disk")
 
 
+JobEnd = Literal["complete", "stopped", "diverged"]
+"""How a job ended that its ranks brought to an end."""
+
+
 class ReplicaDone(Spec):
     """The end of one replica of a fused run."""
 
-    state: Literal["complete", "stopped", "diverged"]
+    state: JobEnd
     step: int = Field(description="last step trained")
     first_step: int = Field(
         default=0,
@@ -121,7 +125,7 @@ class Done(Spec):
     """
 
     type: Literal["done"] = "done"
-    state: Literal["complete", "stopped", "diverged"]
+    state: JobEnd
     step: int = Field(default=0, description="last step trained")
     first_step: int = Field(default=0, description="the step whose state this attempt started from")
     reason: Words = ""
@@ -160,13 +164,24 @@ class Channel(Protocol):
         return False
 
 
+def _go_on(report: Report) -> Decision:
+    return Decision(stop=False)
+
+
+def _ignore(what: str | int) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """What the driver does with reports, lines and signs of life of a group."""
+    """What the driver does with reports, lines and signs of life of a group; by default nothing."""
 
-    on_report: Callable[[Report], Decision]
-    on_line: Callable[[str], None]
-    on_progress: Callable[[int], None]
+    on_report: Callable[[Report], Decision] = _go_on
+    on_line: Callable[[str], None] = _ignore
+    on_progress: Callable[[int], None] = _ignore
+
+
+QUIET = Callbacks()
+"""Nothing is done with them, and no run is stopped."""
 
 
 class GroupRunner(Protocol):
@@ -179,14 +194,7 @@ class GroupRunner(Protocol):
     ``KeyboardInterrupt`` waits for nothing.
     """
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def run(self, plan: Plan, callbacks: Callbacks) -> Outcome:
         """Run ``plan`` to its end; ``on_report`` is asked after every evaluation."""
         ...
 

@@ -258,8 +258,8 @@ def _check_arithmetic(placement: Placement) -> None:
     """torch would accept bf16 on GPUs before Ampere, and crawl or fail in the first convolution."""
     if placement.amp and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
-            "--amp: this GPU does not compute in bf16 (Ampere and later do); train in float32 with "
-            "--no-amp"
+            "`amp`: this GPU does not compute in bf16 (Ampere and later do); train in float32 with "
+            "`amp=False`"
         )
 
 

@@ -129,13 +129,13 @@ def own_address(name: str | None) -> str:
         _listener(address).close()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--address {name}: no address of this machine ({first_line(error)}); give the one at "
+            f"`address` {name}: no address of this machine ({first_line(error)}); give the one at "
             "which the other machines reach it"
         ) from None
     kind = ipaddress.ip_address(address)
     if kind.is_unspecified or (kind.is_loopback and not asked):
         raise UserError(
-            f"--address {name}: other machines cannot reach {address}; give the one of this "
+            f"`address` {name}: other machines cannot reach {address}; give the one of this "
             "machine's addresses at which they do"
         )
     return address

@@ -276,11 +276,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """Hang up, terminate, kill: no rank and no process of a rank survives."""
-        self._callbacks = Callbacks(
-            on_report=lambda _: Decision(stop=True),
-            on_line=lambda _: None,
-            on_progress=lambda _: None,
-        )
+        self._callbacks = Callbacks(on_report=lambda _: Decision(stop=True))
         try:
             if not all(rank.ended for rank in self._ranks):
                 for rank in self._ranks:

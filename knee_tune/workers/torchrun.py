@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,12 +22,10 @@ from knee_tune.leftovers import OF_TORCHRUN, scratch
 from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.workers.protocol import (
     Callbacks,
-    Decision,
     Failure,
     GroupRunner,
     Order,
     Outcome,
-    Report,
 )
 from knee_tune.workers.rendezvous import LOOPBACK, Rendezvous, own_address
 from knee_tune.workers.supervisor import Supervisor
@@ -56,7 +54,7 @@ class TorchrunRunner(GroupRunner):
         address: str | None = None,
         launch_timeout: float = 300.0,
     ) -> None:
-        shown = f"--launcher {' '.join(launcher)!r}"
+        shown = f"`launcher` {' '.join(launcher)!r}"
         if not launcher or launcher[-1] != "torchrun":
             raise UserError(
                 f"{shown}: the last word must be 'torchrun', for example 'srun torchrun'"
@@ -70,14 +68,7 @@ class TorchrunRunner(GroupRunner):
         self._address = own_address(address) if nnodes > 1 else LOOPBACK
         self._launch_timeout = launch_timeout
 
-    def run(
-        self,
-        plan: Plan,
-        *,
-        on_report: Callable[[Report], Decision],
-        on_line: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> Outcome:
+    def run(self, plan: Plan, callbacks: Callbacks) -> Outcome:
         """Run ``plan`` to its end; ``on_report`` is asked after every evaluation."""
         per_node, rest = divmod(plan.placement.world_size, self._nnodes)
         if rest:
@@ -113,7 +104,7 @@ class TorchrunRunner(GroupRunner):
             outcome = Supervisor(
                 rendezvous.wires,
                 stall_timeout=plan.placement.stall_timeout,
-                callbacks=Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress),
+                callbacks=callbacks,
                 local=self._nnodes == 1,
                 saves=isinstance(plan, TrainPlan),
             ).run()
@@ -136,7 +127,7 @@ class TorchrunRunner(GroupRunner):
         if self._nnodes == 1:
             return Failure(kind="stalled", rank=0, message=message, traceback=said)
         message += (
-            f"; do all nodes reach this one at --address {self._address}? See {log.name} and the "
+            f"; do all nodes reach this one at `address` {self._address}? See {log.name} and the "
             "queue of the cluster"
         )
         return Failure(kind="user_error", rank=0, message=message, traceback=said)

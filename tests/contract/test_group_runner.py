@@ -18,7 +18,15 @@ import pytest
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import DescribePlan, Placement
 from knee_tune.workers.forkserver import ForkserverRunner
-from knee_tune.workers.protocol import Decision, Done, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Done,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
 from knee_tune.workers.torchrun import TorchrunRunner
 from tests.waiting import awaited, main_thread_is_in
 
@@ -111,7 +119,9 @@ def run(
     on_line: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
-    return runner.run(plan, on_report=on_report, on_line=on_line, on_progress=on_progress)
+    return runner.run(
+        plan, Callbacks(on_report=on_report, on_line=on_line, on_progress=on_progress)
+    )
 
 
 def done(outcome: Outcome) -> Done:
@@ -350,7 +360,7 @@ import sys
 from pathlib import Path
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.torchrun import TorchrunRunner
-from knee_tune.workers.protocol import Decision
+from knee_tune.workers.protocol import Callbacks, Decision
 from knee_tune.plans.plan import DescribePlan, Placement
 
 def on_report(report):
@@ -360,7 +370,7 @@ def on_report(report):
 runner = {runner}("tests.contract.jobs:job")
 plan = DescribePlan(task="none", recipe={recipe}, seed=0, data_dir=Path("{folder}"),
                     placement=Placement(world_size=2), log_dir=Path("{folder}"))
-outcome = runner.run(plan, on_report=on_report, on_line=print, on_progress=lambda step: None)
+outcome = runner.run(plan, Callbacks(on_report=on_report, on_line=print))
 print(outcome.model_dump_json(), flush=True)
 runner.close()
 """
@@ -448,14 +458,14 @@ def test_a_launcher_that_lives_without_its_ranks_is_not_waited_for_again(
     assert outcome.kind == kind
     assert not outcome.by_machine
     assert outcome.message.startswith("torchrun did not start its ranks in 0.1 s")
-    assert ("--address 127.0.0.1" in outcome.message) == (nnodes == 2)
+    assert ("`address` 127.0.0.1" in outcome.message) == (nnodes == 2)
 
 
 def test_an_address_must_be_one_that_the_other_machines_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for address in ("192.0.2.1", "0.0.0.0", "no such host", "", "\udcff", "a" * 300):
-        with pytest.raises(UserError, match=r"--address .*; give the one") as caught:
+        with pytest.raises(UserError, match=r"`address` .*; give the one") as caught:
             TorchrunRunner(ENTRY, ("env", "torchrun"), nnodes=2, address=address)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")

@@ -22,7 +22,15 @@ from knee_tune.schedules import Constant
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import (
+    QUIET,
+    Callbacks,
+    Channel,
+    Decision,
+    GroupRunner,
+    Outcome,
+    Report,
+)
 from tests.command_line import complains
 from tests.fake_runner import FakeRunner, ranks_here
 from tests.integration.runs import done
@@ -66,12 +74,7 @@ def order(folder: Path, *, ranks: int = 1, task: str = "digits") -> dict[str, An
 
 
 def run(runner: GroupRunner, plan: Plan, told: list[int] | None = None) -> Outcome:
-    return runner.run(
-        plan,
-        on_report=lambda report: Decision(stop=False),
-        on_line=lambda text: None,
-        on_progress=lambda step: None if told is None else told.append(step),
-    )
+    return runner.run(plan, QUIET if told is None else Callbacks(on_progress=told.append))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from knee_tune.cli.audit import print_audit
 from knee_tune.cli.watch import PlainWatcher
-from knee_tune.commands.audit import AuditOptions, audit_study
+from knee_tune.commands.audit import audit_study
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.look import look_at
 from knee_tune.commands.opened import open_for_training, resolve_asked
@@ -25,7 +25,7 @@ from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study, study_record
-from knee_tune.workers.protocol import Decision, Done
+from knee_tune.workers.protocol import QUIET, Done
 from tests.command_line import knee_tune, knee_tune_here
 from tests.fake_runner import ranks_here
 from tests.mlflow_stores import new_home
@@ -113,7 +113,7 @@ def once(places: Places, before: StudyRecord) -> StudyRecord:
 
 @pytest.fixture(scope="module")
 def twice(places: Places, once: StudyRecord) -> StudyRecord:
-    return audit_study(places, NAME, AuditOptions(finish=9), Lines())
+    return audit_study(places, NAME, Lines(), finish=9)
 
 
 def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
@@ -127,12 +127,7 @@ def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
         for seed in SEEDS:
             folder = home / f"alone-{seed}"
             plan = workers.solitary_plan(schedule, log_key="alone", checkpoint_dir=folder)
-            outcome = workers.runner.run(
-                plan.model_copy(update={"seed": seed}),
-                on_report=lambda report: Decision(stop=False),
-                on_line=lambda text: None,
-                on_progress=lambda step: None,
-            )
+            outcome = workers.runner.run(plan.model_copy(update={"seed": seed}), QUIET)
             assert isinstance(outcome, Done)
             values.append(outcome.result["metrics"]["valid_accuracy"])
     return tuple(values)
@@ -173,7 +168,7 @@ def test_the_rate_of_wrong_prunes(twice: StudyRecord) -> None:
 
 def test_one_audited_before_is_not_trained_again(places: Places, twice: StudyRecord) -> None:
     lines = Lines()
-    assert audit_study(places, NAME, AuditOptions(finish=3), lines) == twice
+    assert audit_study(places, NAME, lines, finish=3) == twice
     assert lines.told == [f"{NAME}: 3 pruned trials were audited before"]
 
 
@@ -204,14 +199,14 @@ def test_audits_are_children_of_the_study_in_mlflow(places: Places, twice: Study
 def test_without_pruned_trials_there_is_nothing_to_audit(tmp_path: Path) -> None:
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with pytest.raises(UserError, match="there is no study in it"):
-        audit_study(places, NAME, AuditOptions(finish=1), Lines())
+        audit_study(places, NAME, Lines(), finish=1)
     spec, recipe = resolved(NAME, trials=1, pruner="none")
     with open_for_training(spec, recipe, places, OPTIONS):
         pass
     with pytest.raises(UserError, match="no trial is complete yet"):
-        audit_study(places, NAME, AuditOptions(finish=1), Lines())
+        audit_study(places, NAME, Lines(), finish=1)
     run_study(spec, recipe, places, OPTIONS, timeout=None, register=False, watch=quiet)
     with pytest.raises(UserError, match=r"no trial was pruned \(pruner none; diverged") as error:
-        audit_study(places, NAME, AuditOptions(finish=1), Lines())
+        audit_study(places, NAME, Lines(), finish=1)
     assert "\n" not in str(error.value)
     assert study_record(load_study(open_storage(places.storage_url), NAME)).audit.trials == ()

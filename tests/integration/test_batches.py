@@ -259,7 +259,7 @@ def test_what_people_must_put_right_costs_no_trial_of_a_batch(bench: Workbench) 
         drive(bench, runner)
     assert bench.states == ["waiting"] * 6
     assert bench.record.trials[0].reason.startswith(refused)
-    drive(bench, runner)  # it was put right
+    drive(bench, runner)  # its mistake was corrected
     assert bench.states == ["complete"] * 6
     assert len(bench.study.trials) == 6
 

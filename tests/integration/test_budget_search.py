@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from knee_tune.commands.budget import BudgetRequest, search_budget
+from knee_tune.commands.budget import resolve_budget, search_budget
 from knee_tune.commands.home import Home, Places
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
@@ -39,7 +39,7 @@ def search(
     study = {"task": "digits", "preset": "quick", **asked.pop("study", {})}
     request = {"budgets": (1, 2, 3), "target": "0.30", "schedules": ("knee", "linear")} | asked
     places = Places.of(Home(home), storage=None, tracking_uri=None if tracked else "none")
-    resolved = BudgetRequest(settings=study.pop("settings", ()), study=study, **request).resolve()
+    resolved = resolve_budget(**study, **request)
     with ranks_here():
         return search_budget(resolved, places, GroupOptions(device="cpu"), lines or Lines())
 

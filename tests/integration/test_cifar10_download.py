@@ -66,7 +66,7 @@ def test_it_is_downloaded_once(published: Path, tmp_path: Path) -> None:
 def test_another_file_than_was_published_is_refused(published: Path, tmp_path: Path) -> None:
     published.write_bytes(published.read_bytes()[:-100])
 
-    with pytest.raises(UserError, match=r"^could not download CIFAR-10: .*--from FILE\.npz"):
+    with pytest.raises(UserError, match=r"^could not download CIFAR-10: .*`from_path` FILE\.npz"):
         prepare(data_root=tmp_path / "data")
     assert not (tmp_path / "data" / "cifar10").exists()
 
@@ -84,5 +84,7 @@ def test_without_a_network(
 ) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/x.tar.gz")
 
-    with pytest.raises(MachineError, match=r"^could not download CIFAR-10: .*refused.*--from FILE"):
+    with pytest.raises(
+        MachineError, match=r"^could not download CIFAR-10: .*refused.*`from_path` FILE"
+    ):
         prepare(data_root=tmp_path / "data")

@@ -189,7 +189,8 @@ def test_raw_images_get_the_scores_of_an_evaluation(data: Path) -> None:
 
 def test_data_that_are_missing_are_said_with_the_ways_out(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^recipe\.data=cifar10: .*data prepare cifar10.*--from FILE\.npz\|DIR"
+        UserError,
+        match=r"^recipe\.data=cifar10: .*data prepare cifar10.*`from_path` FILE\.npz\|DIR",
     ) as error:
         task(tmp_path).describe()
     assert "\n" not in str(error.value)

@@ -105,7 +105,7 @@ def test_a_part_of_something_else_is_thrown_away(site: Site, tmp_path: Path) -> 
 
 def test_a_wrong_checksum_leaves_nothing_behind(site: Site, tmp_path: Path) -> None:
     site.content = b"an error page"
-    with pytest.raises(UserError, match=rf"MD5 checksum is \w+, not {MD5}.*--from"):
+    with pytest.raises(UserError, match=rf"MD5 checksum is \w+, not {MD5}.*`from_path`"):
         download(site.archive(), tmp_path, pause=0)
     assert not list(tmp_path.iterdir())
 
@@ -142,5 +142,5 @@ def test_without_a_network_one_line_names_the_ways_out(tmp_path: Path) -> None:
     text = str(error.value)
     assert "\n" not in text
     assert "refused" in text
-    assert "--from" in text
-    assert "--preset demo" in text
+    assert "`from_path`" in text
+    assert "`preset` demo" in text

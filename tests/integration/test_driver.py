@@ -148,7 +148,7 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
         bench.drive(runner, trials=2)
     assert len(runner.plans) == 1
     assert [event.state for event in bench.recording.of_kind(TrialFinished)] == [RunEnd.FAILED]
-    bench.drive(runner, trials=2)  # it was put right
+    bench.drive(runner, trials=2)  # its mistake was corrected
     assert bench.states == ["complete"] * 2
     first = bench.record.trials[0]
     assert (first.key, first.steps_trained) == ("trial-0000", 60 + 100)  # from its checkpoint

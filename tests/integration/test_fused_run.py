@@ -18,7 +18,7 @@ from knee_tune.training import loop
 from knee_tune.training.fused import why_unfusable
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Done, Report
+from knee_tune.workers.protocol import QUIET, Channel, Decision, Done, Report
 from tests.integration.runs import done
 
 STEPS = 24
@@ -113,6 +113,8 @@ RECIPES = [
     {"optimizer": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0}},
     {"optimizer": {"name": "adamw", "weight_decay": 0.1}},
     {"optimizer": {"name": "radam", "weight_decay": 0.1}},
+    {"optimizer": {"name": "nadam", "weight_decay": 0.1}},
+    {"optimizer": {"name": "adamw", "weight_decay": 0.1, "weight_decay_on": "matrices"}},
     {"clip_norm": 0.5},
     {"accumulate": 3},
     {"keep": "best"},
@@ -216,14 +218,7 @@ def test_replicas_spread_over_ranks(plan: MakePlan) -> None:
     here, _ = train(plan("here", GRID))
     runner = ForkserverRunner(ENTRY, preload=[ENTRY.partition(":")[0]])
     try:
-        there = done(
-            runner.run(
-                plan("there", GRID, nproc=2),
-                on_report=go_on,
-                on_line=lambda text: None,
-                on_progress=lambda step: None,
-            )
-        )
+        there = done(runner.run(plan("there", GRID, nproc=2), QUIET))
     finally:
         runner.close()
     assert [each.first_step for each in there.replicas] == [
@@ -260,6 +255,11 @@ class BatchNorm(DigitsTask):
         return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, self.classes))
 
 
+class OwnOptimizer(DigitsTask):
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 class LooksAtItsLoss(DigitsTask):
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, float]:
         loss, count = super().loss(model, batch)
@@ -273,6 +273,9 @@ class LooksAtItsLoss(DigitsTask):
         (DigitsTask, {"model": MlpSize(dropout=0.1)}, "Dropout (2) would draw other masks"),
         (BatchNorm, {}, "BatchNorm1d (1) keeps running statistics"),
         (LooksAtItsLoss, {}, "vmap"),
+        (DigitsTask, {"optimizer": {"name": "muon"}}, "muon updates whole tensors"),
+        (DigitsTask, {"optimizer": {"name": "adafactor"}}, "adafactor updates whole tensors"),
+        (OwnOptimizer, {}, "an optimizer of its own"),
     ],
 )
 def test_what_cannot_be_fused_says_why(

@@ -24,7 +24,7 @@ from knee_tune.tasks.vision.recipe import ImageNetRecipe
 from knee_tune.training.checkpoint import WEIGHTS
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Failure, Outcome, Report
+from knee_tune.workers.protocol import QUIET, Callbacks, Channel, Decision, Failure, Outcome, Report
 from tests.integration.runs import done, same
 from tests.picture_folder import CLASSES, make_pictures
 
@@ -99,7 +99,7 @@ def test_the_same_images_are_indexed_once(own: Path, tmp_path: Path) -> None:
     assert again().reused
 
     (own / "train/n01/n01_0.JPEG").unlink()
-    with pytest.raises(UserError, match=r"from other files in it: choose another --name, or .*--f"):
+    with pytest.raises(UserError, match=r"from other files in it: choose another `name`, or .*`f"):
         again()
     replaced = again(force=True)
     assert not replaced.reused
@@ -152,10 +152,10 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(
 
 
 def test_a_folder_must_be_named_and_is_never_written_over(own: Path) -> None:
-    with pytest.raises(UserError, match=r"registered people only.*--from DIR"):
+    with pytest.raises(UserError, match=r"registered people only.*`from_path` DIR"):
         prepare(data_root=own.parent)
     for folder in (own, own / "train"):
-        with pytest.raises(UserError, match="choose another --name"):
+        with pytest.raises(UserError, match="choose another `name`"):
             prepare(data_root=own.parent, name="own", from_path=folder, force=True)
 
 
@@ -351,12 +351,8 @@ def test_two_ranks_with_workers_of_their_own_resume_to_the_same_bits(
     data: Path, tmp_path: Path, forkserver: ForkserverRunner
 ) -> None:
     def run(plan: TrainPlan, *, stop_at: int = 0) -> Outcome:
-        return forkserver.run(
-            plan,
-            on_report=lambda report: Decision(stop=report.step == stop_at),
-            on_line=lambda text: None,
-            on_progress=lambda step: None,
-        )
+        stop = Callbacks(on_report=lambda report: Decision(stop=report.step == stop_at))
+        return forkserver.run(plan, stop)
 
     pair: dict[str, Any] = {"placement": Placement(world_size=2)}
     whole, resumed = (plan(data, tmp_path / name, **pair) for name in ("whole", "resumed"))
@@ -377,10 +373,7 @@ def test_an_unreadable_picture_ends_the_group_with_its_name(
     for path in (own / "train").rglob("*.JPEG"):
         path.write_bytes(path.read_bytes()[:-400])
     outcome = forkserver.run(
-        plan(tmp_path / "data", tmp_path, placement=Placement(world_size=2)),
-        on_report=lambda report: Decision(stop=False),
-        on_line=lambda text: None,
-        on_progress=lambda step: None,
+        plan(tmp_path / "data", tmp_path, placement=Placement(world_size=2)), QUIET
     )
 
     assert isinstance(outcome, Failure)

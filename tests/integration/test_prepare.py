@@ -98,7 +98,7 @@ def test_the_same_request_again_does_nothing(raw: Path, tmp_path: Path) -> None:
 
 def test_another_request_needs_another_name_or_force(raw: Path, tmp_path: Path) -> None:
     first = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
-    with pytest.raises(UserError, match="other options: choose another --name"):
+    with pytest.raises(UserError, match="other options: choose another `name`"):
         prepare(data_root=tmp_path, from_path=raw, bpe_codes=60)
     other = prepare(data_root=tmp_path, from_path=raw, bpe_codes=60, force=True)
     assert other.fingerprint != first.fingerprint
@@ -143,7 +143,7 @@ def test_text_that_is_cut_already_stays_as_it_is(raw: Path, tmp_path: Path) -> N
             for lines in [pieces(first.folder, split, language)]
         },
     )
-    with pytest.raises(UserError, match="--codes FILE"):
+    with pytest.raises(UserError, match="`codes` FILE"):
         prepare(data_root=tmp_path, from_path=cut, name="cut-set", kind="bpe")
     (cut / "code").write_text(source)
     second = prepare(data_root=tmp_path, from_path=cut, name="cut-set")
@@ -280,10 +280,10 @@ def test_the_ted_archive_is_prepared_by_the_recipe(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"source": "de", "target": "de"}, "must differ"),
-        ({"source": "../x"}, "--source"),
-        ({"name": "../x"}, "--name"),
-        ({"bpe_codes": 0}, "--bpe-codes 0"),
-        ({"codes": Path("nowhere")}, "--codes nowhere: no such file"),
+        ({"source": "../x"}, "`source`"),
+        ({"name": "../x"}, "`name`"),
+        ({"bpe_codes": 0}, "`bpe_codes` 0"),
+        ({"codes": Path("nowhere")}, "`codes` nowhere: no such file"),
         ({"codes": Path(__file__), "bpe_codes": 9}, "not both"),
         ({"source": "fr"}, "only German-English can be downloaded"),
         ({"from_path": Path(__file__)}, "no readable archive"),

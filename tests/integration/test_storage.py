@@ -89,8 +89,8 @@ def test_processes_that_start_together_make_the_tables_once(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("optuna.db", "--storage optuna.db: not an SQLAlchemy URL"),
-        ("nosuch://me:secret@host/db", "--storage nosuch://me:***@host/db: its database driver is"),
+        ("optuna.db", "`storage` optuna.db: not an SQLAlchemy URL"),
+        ("nosuch://me:secret@host/db", "`storage` nosuch://me:***@host/db: its database driver is"),
         ("sqlite:////no/such/folder/optuna.db", "is the folder there"),
     ],
 )

@@ -215,6 +215,20 @@ def test_a_continued_study_and_a_retried_trial_keep_their_runs(
     assert [point.step for point in curve] == [1, 2, 3]
 
 
+def test_a_trial_that_ends_twice_has_its_final_metrics_once(
+    home: Path, client: MlflowClient
+) -> None:
+    done = TrialFinished(key="trial-0", state=RunEnd.COMPLETE, metrics={"final_loss": 0.25})
+    track(home, STUDY, trial(0), report(1), done)  # killed before it could tell Optuna
+    time.sleep(0.002)
+    track(home, STUDY, trial(0), report(1), done, StudyFinished())
+
+    found = runs(client)["trial 0"]
+    assert found.info.status == "FINISHED"
+    history = client.get_metric_history(found.info.run_id, "final_loss")
+    assert [point.value for point in history] == [0.25]
+
+
 def test_replicates_of_a_trial_are_curves_beside_the_first_one(
     home: Path, client: MlflowClient
 ) -> None:

@@ -17,7 +17,7 @@ from knee_tune.runs import trainer
 from knee_tune.runs.run_cache import RECORD
 from knee_tune.runs.trainer import MACHINE_STARTS, OWN_STARTS, RunResult, Trainer
 from knee_tune.runs.trunks import TrunkStore
-from knee_tune.workers.protocol import Decision, Done, Failure, Report
+from knee_tune.workers.protocol import Callbacks, Decision, Done, Failure, Report
 from tests.fake_runner import Died, What, at
 from tests.pretend_ranks import TOTAL, PretendRanks, knee_plan, save_state
 
@@ -44,10 +44,12 @@ class Asker:
 
         return self.trainer.train(
             plan,
+            Callbacks(
+                on_report=on_report,
+                on_line=self.lines.append,
+                on_progress=lambda step: self.on_progress(step),
+            ),
             steps=steps,
-            on_report=on_report,
-            on_line=self.lines.append,
-            on_progress=lambda step: self.on_progress(step),
             on_steps=self.counts.append,
         )
 

@@ -34,7 +34,7 @@ from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerpr
 from knee_tune.training.learner import evaluate
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Failure, Outcome, Report
+from knee_tune.workers.protocol import Callbacks, Channel, Decision, Failure, Outcome, Report
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
 
@@ -113,12 +113,8 @@ def run(request: pytest.FixtureRequest) -> RunPlan:
         if plan.placement.world_size == 1:
             return jobs.run_job(plan, Group(), DirectLine(listen)), reports
         runner: ForkserverRunner = request.getfixturevalue("forkserver")
-        outcome = runner.run(
-            plan,
-            on_report=lambda report: Decision(stop=listen(report)),
-            on_line=lambda text: None,
-            on_progress=lambda step: None,
-        )
+        callbacks = Callbacks(on_report=lambda report: Decision(stop=listen(report)))
+        outcome = runner.run(plan, callbacks)
         return outcome, reports
 
     return run_plan

@@ -242,7 +242,7 @@ def test_the_state_of_a_model_loads_without_pickle(demo_data: Path, tmp_path: Pa
 
 
 def test_missing_data_names_both_ways_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data prepare iwslt.*--preset demo") as error:
+    with pytest.raises(UserError, match=r"data prepare iwslt.*`preset` demo") as error:
         task(tmp_path, data="iwslt14.de-en").describe()
     assert "\n" not in str(error.value)
     assert not any(tmp_path.iterdir())

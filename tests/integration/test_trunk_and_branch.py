@@ -34,7 +34,7 @@ from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Failure, Outcome, Report
+from knee_tune.workers.protocol import Callbacks, Channel, Decision, Failure, Outcome, Report
 from tests.generated_images import put_cifar10
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
@@ -184,9 +184,8 @@ class Bench:
         line = Line(on_report)
         if self.ranks == 1 and self.task != "mortal":
             return Ran(plan, jobs.run_job(plan, Group(), line), line.reports, line.lines)
-        outcome = self.runner().run(
-            plan, on_report=line.report, on_line=line.line, on_progress=line.progress
-        )
+        callbacks = Callbacks(on_report=line.report, on_line=line.line, on_progress=line.progress)
+        outcome = self.runner().run(plan, callbacks)
         return Ran(plan, outcome, line.reports, line.lines)
 
     def alone(self, *, knee: int, **changes: Any) -> dict[str, Any]:

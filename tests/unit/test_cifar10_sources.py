@@ -161,7 +161,7 @@ def test_a_prepared_set_is_known_again_and_replaced_only_by_force(tmp_path: Path
     again = prepare(data_root=root, from_path=batches(tmp_path))  # the same images
     other = npz(tmp_path / "b.npz", **arrays(x_test=IMAGES.test[::-1]))
 
-    with pytest.raises(UserError, match=r"prepared from other images.*--name.*--force"):
+    with pytest.raises(UserError, match=r"prepared from other images.*`name`.*`force`"):
         prepare(data_root=root, from_path=other)
     forced = prepare(data_root=root, from_path=other, force=True)
 

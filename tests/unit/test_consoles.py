@@ -34,6 +34,17 @@ def test_a_console_shows_text_as_it_is_and_steers_nothing() -> None:
     assert not set(screen.getvalue()) & set("\x1b\x07\u202e")
 
 
+def test_lines_of_ours_name_flags_and_texts_of_others_stay() -> None:
+    screen = io.StringIO()
+    console = PlainConsole(file=screen, width=200)
+    ConsoleLines(console).line("`slots` 9, `amp=False` and `nothing of ours`")
+    console.print("my study of `slots`")
+    assert screen.getvalue().splitlines() == [
+        "--concurrency 9, --no-amp and `nothing of ours`",
+        "my study of `slots`",
+    ]
+
+
 def test_a_text_keeps_its_styles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     screen = io.StringIO()

@@ -122,18 +122,18 @@ def test_the_tests_of_the_iwslt14_archive_come_in_the_order_of_the_recipe(tmp_pa
     ("names", "arguments", "message"),
     [
         (["train.tok.de"], {}, r"train\.tok\.en is missing: train\.tok\.de is there"),
-        ([], {}, r"no train\.de and \.en.*--train-prefix"),
+        ([], {}, r"no train\.de and \.en.*`train_prefix`"),
         (["training.de"], {}, r"nearest: training\.de"),
         (["train.raw.de", "train.raw.en"], {"kind": "tok"}, r"no train\.tok\.de"),
         (
             ["europarl.de", "europarl.en"],
             {"prefixes": {"train": "europral"}},
-            r"--train-prefix europral: .*the nearest is europarl",
+            r"`train_prefix` europral: .*the nearest is europarl",
         ),
         (
             ["a.de", "a.en"],
             {"prefixes": {"valid": "a"}},
-            r"--train-prefix is missing",
+            r"`train_prefix` is missing",
         ),
     ],
 )

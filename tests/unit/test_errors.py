@@ -120,7 +120,6 @@ def test_every_such_end_of_a_command_is_one_line_and_its_exit_code(
         raise error
 
     monkeypatch.setattr("knee_tune.cli.commands.app", app)
-    monkeypatch.setattr("knee_tune.cli.console.PlainConsole.flags", {})
     monkeypatch.setattr(sys, "argv", ["knee-tune", "run"])
     with pytest.raises(SystemExit) as end:
         main()

@@ -112,7 +112,7 @@ def test_a_call_is_repeated_until_it_is_answered_and_that_is_said_twice(
 ) -> None:
     assert patience.outlast(away(9)) == 7
     begins, ends = caplog.messages
-    shown = "--storage postgresql+psycopg://ann:***@host/db: "
+    shown = "`storage` postgresql+psycopg://ann:***@host/db: "
     assert begins == (
         f"{shown}cannot be used now (connection failed: Connection refused); "
         "waiting up to 30 s (KNEE_TUNE_STORAGE_TIMEOUT)"

@@ -137,7 +137,7 @@ def test_a_cpu_stays_in_float32_whatever_the_recipe_would_like() -> None:
 def test_a_gpu_without_bf16_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
     rank._check_arithmetic(Placement(device="cuda"))
-    with pytest.raises(UserError, match=r"^--amp: .*with --no-amp$"):
+    with pytest.raises(UserError, match=r"^`amp`: .*with `amp=False`$"):
         rank._check_arithmetic(Placement(device="cuda", amp=True))
 
 

@@ -10,7 +10,7 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import DescribePlan, TaskFacts
 from knee_tune.runs.trainer import JOB_STARTS, error_of, run_job
 from knee_tune.tasks.registry import TASKS, TaskEntry
-from knee_tune.workers.protocol import Done, Failure, Outcome
+from knee_tune.workers.protocol import QUIET, Callbacks, Done, Failure, Outcome
 from tests.fake_runner import FakeRunner
 
 OURS = "digits"
@@ -39,7 +39,7 @@ def ends(*outcomes: Outcome) -> FakeRunner:
 def describe(runner: FakeRunner, *, task: str = OURS, lines: list[str] | None = None) -> Done:
     """The first job of every command."""
     plan = DescribePlan(task=task, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
-    return run_job(runner, plan, on_line=(lines if lines is not None else list[str]()).append)
+    return run_job(runner, plan, QUIET if lines is None else Callbacks(on_line=lines.append))
 
 
 @pytest.mark.parametrize("kind", OF_THE_MACHINE)
@@ -57,6 +57,15 @@ def test_a_job_with_an_error_of_its_own_is_not_started_again(kind: str) -> None:
     with pytest.raises((UserError, MachineError), match=f"it died: {kind}"):
         describe(runner)
     assert len(runner.jobs) == 1
+
+
+def test_what_a_group_died_of_is_where_its_error_sends_people(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    plan = DescribePlan(task=OURS, recipe={}, seed=0, data_dir=tmp_path, log_dir=logs)
+    stalled = died("stalled").model_copy(update={"traceback": "rank 0 after step 3:\n..."})
+    with pytest.raises(MachineError, match=f"its log: {logs}"):
+        run_job(ends(stalled), plan)
+    assert "rank 0 after step 3" in (logs / "failure.log").read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,4 +42,4 @@ def test_why_a_model_is_not_registered(
 
 def test_a_storage_that_is_gone_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageGoneError):
-        fail_with(StorageGoneError("--storage x: away"), monkeypatch)
+        fail_with(StorageGoneError("`storage` x: away"), monkeypatch)

@@ -72,22 +72,6 @@ def value_at(point: Point) -> float:
     return (lr - 0.5) ** 2 + (fraction - 0.67) ** 2
 
 
-@pytest.mark.parametrize(
-    ("axis", "value", "point"),
-    [
-        (Axis((1.0, 2.0, 4.0), log=True), 2.7, 2.0),
-        (Axis((1.0, 2.0, 4.0), log=True), 2.9, 4.0),
-        (Axis((1.0, 2.0, 4.0)), 2.9, 2.0),
-        (Axis((0.3,)), 0.7, 0.3),
-        (Axis((0.3,), log=True), 0.7, 0.3),
-    ],
-)
-def test_a_value_snaps_to_the_nearest_point_by_ratio_on_a_log_axis(
-    axis: Axis, value: float, point: float
-) -> None:
-    assert axis.snap(value) == point
-
-
 @pytest.mark.parametrize("name", ["gp", "tpe", "grid", "random"])
 def test_every_proposal_is_a_grid_point_not_yet_tried(name: str) -> None:
     asked = study(name)

@@ -100,14 +100,14 @@ def test_trials_that_could_not_be_compared_are_refused(change: dict[str, Any], l
     name = opened(storage).study_name
     with pytest.raises(UserError) as refusal:
         opened(storage, name=name, **change)
-    assert str(refusal.value) == f"study {name}: {line}; choose another --study-name"
+    assert str(refusal.value) == f"study {name}: {line}; choose another `study_name`"
 
 
 @pytest.mark.parametrize(
     ("before", "line"),
     [
-        (True, "were trained in bf16, these would be in float32; leave --no-amp out"),
-        (False, "were trained in float32, these would be in bf16; add --no-amp"),
+        (True, "were trained in bf16, these would be in float32; leave `amp=False` out"),
+        (False, "were trained in float32, these would be in bf16; add `amp=False`"),
     ],
 )
 def test_trials_in_other_arithmetic_are_refused(before: bool, line: str) -> None:

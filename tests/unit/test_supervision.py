@@ -11,6 +11,7 @@ import pytest
 from knee_tune.config.recipe import Spec
 from knee_tune.workers import supervisor
 from knee_tune.workers.protocol import (
+    QUIET,
     Callbacks,
     Decision,
     Done,
@@ -61,11 +62,6 @@ def test_a_rank_reads_answers_until_the_driver_hangs_up(line: tuple[Wire, Wire])
     assert list(rank.answers()) == [Decision(stop=True), Inquiry()]
 
 
-INDIFFERENT = Callbacks(
-    on_report=lambda _: Decision(stop=False), on_line=lambda _: None, on_progress=lambda _: None
-)
-
-
 class Ranks:
     """Two ranks that say what the test tells them to, under a real supervisor."""
 
@@ -81,7 +77,7 @@ class Ranks:
     def supervise(
         self,
         stall_timeout: float = 60.0,
-        callbacks: Callbacks = INDIFFERENT,
+        callbacks: Callbacks = QUIET,
         *,
         saves: bool = False,
     ) -> Outcome:
@@ -167,9 +163,7 @@ def interrupted(ranks: Ranks, told: list[int], *, times: int = 1) -> None:
         if len(told) <= times:
             raise KeyboardInterrupt
 
-    callbacks = Callbacks(
-        on_report=lambda _: Decision(stop=False), on_line=lambda _: None, on_progress=on_progress
-    )
+    callbacks = Callbacks(on_progress=on_progress)
     ranks.say(0, Progress(step=7))
     with pytest.raises(KeyboardInterrupt):
         ranks.supervise(callbacks=callbacks, saves=True)
@@ -213,9 +207,7 @@ def test_an_interrupt_is_what_is_raised_also_if_the_rank_ends_in_the_same_breath
     def interrupt(step: int) -> None:
         raise KeyboardInterrupt
 
-    callbacks = Callbacks(
-        on_report=lambda _: Decision(stop=False), on_line=lambda _: None, on_progress=interrupt
-    )
+    callbacks = Callbacks(on_progress=interrupt)
     ranks.say(0, Progress(step=0), *more, Exit(code=0))
     ranks.hang_up()
     with pytest.raises(KeyboardInterrupt):

@@ -155,7 +155,7 @@ def finished(folder: Path, request: Mapping[str, Any], *, force: bool = False) -
     if manifest.request != request:
         raise UserError(
             f"{folder} was prepared from other data or with other options: "
-            "choose another --name, or replace it with --force"
+            "choose another `name`, or replace it with `force`"
         )
     return manifest
 

@@ -77,13 +77,13 @@ def find_corpus(
     could be one split.
     """
     if not folder.is_dir():
-        raise UserError(f"--from {folder}: no such folder")
+        raise UserError(f"`from_path` {folder}: no such folder")
     located = _located(folder, kind, prefixes or {}, source=source, target=target)
     if located is None:
         wanted = f"train{f'.{kind}' if kind else ''}.{source}"
         raise UserError(
-            f"--from {folder}: no {wanted} and .{target}, no tagged TED files, no binarized data"
-            f"{_hint(folder, wanted)}; name the files with --train-prefix"
+            f"`from_path` {folder}: no {wanted} and .{target}, no tagged TED files, no binarized "
+            f"data{_hint(folder, wanted)}; name the files with `train_prefix`"
         )
     kind, splits = located
     codes = codes or next((folder / name for name in _CODES if (folder / name).is_file()), None)
@@ -103,7 +103,7 @@ def _located(
 ) -> tuple[Kind, dict[str, Sides]] | None:
     """Kind and files of the most useful text there is."""
     given = {
-        split: _sides(folder, prefix, option=f"--{split}-prefix", source=source, target=target)
+        split: _sides(folder, prefix, option=f"`{split}_prefix`", source=source, target=target)
         for split, prefix in prefixes.items()
     }
     if "train" in given:
@@ -126,7 +126,7 @@ def _located(
     if splits := _named_splits(folder, "", given, source=source, target=target):
         return kind or _sniff(splits["train"][0][0]), splits
     if given:
-        raise UserError("--train-prefix is missing: nothing here is called train")
+        raise UserError("`train_prefix` is missing: nothing here is called train")
     return None
 
 
@@ -224,11 +224,13 @@ def _named_splits(
             found = _longer_named(folder, aliases, suffix, source=source, target=target)
             if len(found) > 1:
                 raise UserError(
-                    f"--from {folder}: several files could be the {split} split "
-                    f"({', '.join(found)}); choose one with --{split}-prefix"
+                    f"`from_path` {folder}: several files could be the {split} split "
+                    f"({', '.join(found)}); choose one with `{split}_prefix`"
                 )
         if found:
-            splits[split] = _sides(folder, found[0], source=source, target=target, option="--from")
+            splits[split] = _sides(
+                folder, found[0], source=source, target=target, option="`from_path`"
+            )
     return splits
 
 
@@ -272,7 +274,7 @@ def _binary_splits(folder: Path, *, source: str, target: str) -> dict[str, Sides
     for split in SPLITS:
         prefix = _binary_prefix(folder, split, source=source, target=target)
         if prefix is None:
-            raise UserError(f"--from {folder}: the binarized data has no {split} split")
+            raise UserError(f"`from_path` {folder}: the binarized data has no {split} split")
         source_files, target_files = (
             (
                 folder / f"{prefix}.{language}.bin",
@@ -292,7 +294,7 @@ def _archive_splits(folder: Path, *, source: str, target: str) -> dict[str, Side
     pair = f"{source}-{target}"
     if not any(folder.glob(f"train.tags.{pair}.*")):
         pair = f"{target}-{source}"
-    train = _sides(folder, f"train.tags.{pair}", source=source, target=target, option="--from")
+    train = _sides(folder, f"train.tags.{pair}", source=source, target=target, option="`from_path`")
     found = sorted(folder.glob(f"IWSLT*.{pair}.{source}.xml"), key=_by_year)
     recipe = [
         path for name in _RECIPE_TESTS for path in found if path.name.startswith(f"IWSLT14.{name}.")

@@ -92,7 +92,7 @@ def download(
                 break  # from its first byte on another file: ask the next address
     raise kind(
         f"could not download {archive.name}: {'; '.join(dict.fromkeys(reasons))}; fetch it by hand "
-        "and give its folder with --from, or use --preset demo, which needs no data"
+        "and give its folder with `from_path`, or use `preset` demo, which needs no data"
     )
 
 

@@ -94,12 +94,12 @@ def prepare(
     name = name or f"iwslt14.{source}-{target}"
     folder = set_folder(data_root, name)
     if bpe_codes is not None and bpe_codes < 1:
-        raise UserError(f"--bpe-codes {bpe_codes}: must be 1 or more")
+        raise UserError(f"`bpe_codes` {bpe_codes}: must be 1 or more")
     if codes is not None:
         if bpe_codes is not None:
-            raise UserError("--codes and --bpe-codes: apply codes or learn them, not both")
+            raise UserError("`codes` and `bpe_codes`: apply codes or learn them, not both")
         if not codes.is_file():
-            raise UserError(f"--codes {codes}: no such file")
+            raise UserError(f"`codes` {codes}: no such file")
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
     request: dict[str, Any] = {
         "recipe": RECIPE_VERSION,
@@ -223,7 +223,7 @@ def _held_out(text: Mapping[str, Text], corpus: Corpus) -> dict[str, Text]:
             if not splits[split][0]:
                 raise UserError(
                     f"{corpus.folder}: {len(train[0])} training pairs are too few to hold out a "
-                    f"{split} split; give one with --{split}-prefix"
+                    f"{split} split; give one with `{split}_prefix`"
                 )
     return {"train": train, **splits}
 
@@ -235,7 +235,7 @@ def _taken_from_training(text: Mapping[str, Text], corpus: Corpus) -> Iterator[s
             yield (
                 f"{split}: no files of that name, so every 23rd training pair, "
                 f"{len(text[split][0]):,} in all, was held out for it; files of your own are named "
-                f"{split}.{corpus.source} and {split}.{corpus.target}, or by --{split}-prefix"
+                f"{split}.{corpus.source} and {split}.{corpus.target}, or by `{split}_prefix`"
             )
 
 
@@ -243,7 +243,7 @@ def _given_codes(corpus: Corpus) -> Bpe:
     if corpus.codes is None:
         raise UserError(
             f"{corpus.folder}: no bpe.codes or code file beside text that is already cut by BPE; "
-            "translating new sentences needs it: give it with --codes FILE"
+            "translating new sentences needs it: give it with `codes` FILE"
         )
     return Bpe.read(corpus.codes)
 
@@ -262,16 +262,16 @@ def _misfit(text: Text, bpe: Bpe, corpus: Corpus) -> tuple[str, ...]:
 
 
 def _check_languages(source: str, target: str) -> None:
-    for option, language in (("--source", source), ("--target", target)):
+    for option, language in (("`source`", source), ("`target`", target)):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", language):
             raise UserError(f"{option} {language!r}: must be a language code such as de")
     if source == target:
-        raise UserError(f"--source and --target are both {source}: they must differ")
+        raise UserError(f"`source` and `target` are both {source}: they must differ")
 
 
 def _check_downloadable(source: str, target: str) -> None:
     if {source, target} != {"de", "en"}:
         raise UserError(
-            f"--source {source} --target {target}: only German-English can be downloaded; "
-            "give a folder with the corpus with --from"
+            f"`source` {source} `target` {target}: only German-English can be downloaded; "
+            "give a folder with the corpus with `from_path`"
         )

@@ -55,7 +55,7 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     """
     missing = (
         f"{folder}: no prepared data here; run 'knee-tune data prepare iwslt', "
-        "or use '--preset demo', which needs none"
+        "or use '`preset` demo', which needs none"
     )
     manifest = prepared_folder.read_manifest(folder, Manifest, missing=missing, again=_AGAIN)
     if verify:

@@ -77,8 +77,8 @@ def prepare(
         if map_images(folder, known).same_as(images):
             return prepared(known, reused=True)
         raise UserError(
-            f"{folder} was prepared from other images ({known.origin}): choose another --name, "
-            "or replace it with --force"
+            f"{folder} was prepared from other images ({known.origin}): choose another `name`, "
+            "or replace it with `force`"
         )
     progress("write images", 0.5)
     manifest = write_images(folder, images, origin=origin)
@@ -94,7 +94,7 @@ def read_source(path: Path) -> Images:
     if path.is_dir():
         return _read_batches(path)
     if not path.is_file():
-        raise UserError(f"--from {path}: no such file or folder")
+        raise UserError(f"`from_path` {path}: no such file or folder")
     expected = f"an .npz file or an archive of {BATCHES}"
     with unpacked(path, expected=expected, largest=_LARGEST) as folder:
         if arrays := sorted(folder.glob("*.npy")):
@@ -115,7 +115,7 @@ def download(folder: Path) -> Images:
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed, which downloads CIFAR-10: pip install "
-            f"'knee-tune[vision]', or give the images with --from FILE.npz|DIR"
+            f"'knee-tune[vision]', or give the images with `from_path` FILE.npz|DIR"
         ) from None
     except (OSError, RuntimeError) as error:
         if disk_trouble(error):
@@ -123,7 +123,7 @@ def download(folder: Path) -> Images:
         ours = isinstance(error, RuntimeError) or refused_outright(error)
         raise (UserError if ours else MachineError)(
             f"could not download CIFAR-10: {first_line(error)}; fetch it by hand and give it with "
-            f"--from FILE.npz, or --from DIR with {BATCHES}"
+            f"`from_path` FILE.npz, or `from_path` DIR with {BATCHES}"
         ) from None
     return _read_batches(folder)
 
@@ -139,7 +139,7 @@ def _read_arrays(path: Path, files: list[Path]) -> Images:
         if disk_trouble(error):
             raise
         raise UserError(
-            f"--from {path}: not a readable .npz file ({first_line(error)[:200]}); {_NPZ}"
+            f"`from_path` {path}: not a readable .npz file ({first_line(error)[:200]}); {_NPZ}"
         ) from None
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         parts = [(arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test")]
@@ -150,7 +150,7 @@ def _read_arrays(path: Path, files: list[Path]) -> Images:
         parts = [(x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:])]
     else:
         found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise UserError(f"--from {path}: it holds {found[:200]}; {_NPZ}")
+        raise UserError(f"`from_path` {path}: it holds {found[:200]}; {_NPZ}")
     return _checked(path, *parts)
 
 
@@ -161,7 +161,7 @@ def _read_batches(path: Path) -> Images:
     missing = [name for name in (*_TRAIN_FILES, "test_batch") if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"--from {path}: no {missing[0]} in it; expected the files of {BATCHES}: "
+            f"`from_path` {path}: no {missing[0]} in it; expected the files of {BATCHES}: "
             "data_batch_1 to data_batch_5 and test_batch"
         )
     batches = [_read_batch(folder / name) for name in _TRAIN_FILES]
@@ -181,7 +181,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if disk_trouble(error):
             raise
         raise UserError(
-            f"--from {path}: not a batch of CIFAR-10 ({first_line(error)[:200]}); expected a "
+            f"`from_path` {path}: not a batch of CIFAR-10 ({first_line(error)[:200]}); expected a "
             "pickled dictionary with 'data' (n, 3072) uint8 and 'labels'"
         ) from None
 
@@ -259,16 +259,17 @@ def _checked(path: Path, *parts: tuple[np.ndarray, np.ndarray]) -> Images:
     for x, y in parts:
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (SIDE, SIDE, 3) or not len(x):
             raise UserError(
-                f"--from {path}: images are {x.shape} {x.dtype}; expected (n, 32, 32, 3) uint8"
+                f"`from_path` {path}: images are {x.shape} {x.dtype}; expected (n, 32, 32, 3) uint8"
             )
         if y.shape != (len(x),) or y.dtype.kind not in "iu":
             raise UserError(
-                f"--from {path}: labels are {y.shape} {y.dtype} for {len(x):,} images; expected "
-                "one integer each"
+                f"`from_path` {path}: labels are {y.shape} {y.dtype} for {len(x):,} images; "
+                "expected one integer each"
             )
         if y.min() < 0 or y.max() >= CLASSES:
             raise UserError(
-                f"--from {path}: labels are {y.min()} to {y.max()}; expected 0 to {CLASSES - 1}"
+                f"`from_path` {path}: labels are {y.min()} to {y.max()}; expected 0 to "
+                f"{CLASSES - 1}"
             )
     (train, train_labels), (test, test_labels) = parts
     return Images(

@@ -104,13 +104,15 @@ def list_images(root: Path) -> Listing:
     """List the images below ``root``; opens none. UserError if this is no such folder of images."""
     for folder in FOLDERS:
         if not (root / folder).is_dir():
-            raise UserError(f"--from {root}: no folder {folder}/ in it; {_LAYOUT}")
+            raise UserError(f"`from_path` {root}: no folder {folder}/ in it; {_LAYOUT}")
     classes = tuple(sorted(_class_folders(root / "train")))
     if len(classes) < 2:
-        raise UserError(f"--from {root}: train/ has {len(classes)} class folders; {_LAYOUT}")
+        raise UserError(f"`from_path` {root}: train/ has {len(classes)} class folders; {_LAYOUT}")
     for name in _class_folders(root / "val"):
         if name not in classes:
-            raise UserError(f"--from {root}: val/{name} is no class of train/; remove or rename it")
+            raise UserError(
+                f"`from_path` {root}: val/{name} is no class of train/; remove or rename it"
+            )
     return Listing(
         classes=classes,
         folders={folder: _files(root / folder, classes) for folder in FOLDERS},
@@ -189,7 +191,9 @@ def _files(folder: Path, classes: tuple[str, ...]) -> Files:
     for label, name in enumerate(classes):
         found = sorted(_images(folder / name))
         if not found:
-            raise UserError(f"--from {folder.parent}: no images in {folder.name}/{name}; {_LAYOUT}")
+            raise UserError(
+                f"`from_path` {folder.parent}: no images in {folder.name}/{name}; {_LAYOUT}"
+            )
         names += [os.fsencode(f"{name}/{file}") for file, _ in found]
         labels += [label] * len(found)
         sizes += [size for _, size in found]
@@ -239,13 +243,13 @@ def prepare(
     if from_path is None:
         raise UserError(
             "data prepare imagenet: ImageNet is given out to registered people only "
-            "(image-net.org); name the folder that has train/ and val/ with --from DIR"
+            "(image-net.org); name the folder that has train/ and val/ with `from_path` DIR"
         )
     root = from_path.resolve()
     if root.is_relative_to((data_root / name).resolve()):
         raise UserError(
-            f"--from {from_path}: the index is to be written to {data_root / name}; "
-            "choose another --name, or move the images"
+            f"`from_path` {from_path}: the index is to be written to {data_root / name}; "
+            "choose another `name`, or move the images"
         )
     folder = set_folder(data_root, name)
 
@@ -268,7 +272,7 @@ def prepare(
         if (manifest.root, manifest.fingerprint) != (root, listing.fingerprint()):
             raise UserError(
                 f"{folder} was prepared from {manifest.root} or from other files in it: choose "
-                "another --name, or replace it with --force"
+                "another `name`, or replace it with `force`"
             )
         return prepared(manifest, reused=True)
     _check_headers(listing, root, progress)

@@ -90,7 +90,7 @@ def read_manifest(folder: Path, *, task: str, verify: bool = False) -> ImageMani
     again = f"run 'knee-tune data prepare {task} ... --force'"
     missing = (
         f"recipe.data={folder.name}: no prepared images in {folder}; run 'knee-tune data "
-        f"prepare {task}', which downloads them, or with --from FILE.npz|DIR where there is "
+        f"prepare {task}', which downloads them, or with `from_path` FILE.npz|DIR where there is "
         "no network"
     )
     manifest = prepared_folder.read_manifest(folder, ImageManifest, missing=missing, again=again)

@@ -1,0 +1,1 @@
+"""Other people's training scripts: their loop, our engine (``knee_tune.join``)."""

@@ -1,0 +1,207 @@
+"""A script's model and optimizers, as the engine sees them. The script itself makes the updates."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+from knee_tune.errors import UserError
+from knee_tune.plans.plan import TrainPlan
+from knee_tune.scripts.state import (
+    State,
+    generators,
+    pack,
+    put_back,
+    set_generators,
+    states_of,
+    unpack,
+)
+from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
+from knee_tune.training.learner import Finished
+from knee_tune.training.optimizer import note_lr_scales, write_lr
+from knee_tune.workers.group import Group
+
+
+class ScriptLearner:
+    """See :class:`~knee_tune.training.learner.Learner`.
+
+    ``metric``: the one that every evaluation has to report. ``saves``: whether weights are kept on
+    disk.
+    """
+
+    first_steps: Mapping[int, int] = {0: 0}
+
+    def __init__(
+        self,
+        plan: TrainPlan,
+        group: Group,
+        *,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        state: State,
+        metric: str,
+        saves: bool,
+    ) -> None:
+        self._plan, self._group, self._metric, self._saves = plan, group, metric, saves
+        self.model = bare(model)
+        self._optimizers, self._own_state = optimizers, state
+        for optimizer in optimizers:
+            note_lr_scales(optimizer)
+        self._written: list[float] = []
+        """The LRs of the step that is being made, of every group."""
+        self._reported: dict[str, float] = {}
+        """In the step that is being made."""
+        self._measured: dict[str, float] = {}
+        """At the last evaluation, on every rank."""
+        self._kept: dict[str, float] = {}
+        """What was measured of the weights that are kept."""
+        self._kept_file: Path | None = None
+        self._generators: Mapping[str, Any] | None = None
+        """To be put back when the first step begins: until then the script draws as it likes."""
+
+    def begin(self, step: int) -> None:
+        """Write the LRs of the coming update; what was reported before is of no use any more."""
+        self.draw_on()
+        lr = self._plan.schedule.lr(step)
+        for optimizer in self._optimizers:
+            write_lr(optimizer, lr)
+        self._written = self._lrs()
+        self._reported = {}
+
+    def draw_on(self) -> None:
+        """Put the global generators where the state that was loaded had them, once."""
+        if self._generators is not None:
+            set_generators(self._generators)
+            self._generators = None
+
+    def check_lrs(self, step: int) -> None:
+        """UserError if somebody else has written a LR since the step began."""
+        now = self._lrs()
+        if now == self._written:
+            return
+        before, after = next(
+            pair for pair in zip(self._written, now, strict=False) if len({*pair}) > 1
+        )
+        raise UserError(
+            f"step {step}: the LR was set to {before:g}, and something made it {after:g} within "
+            "the step; knee-tune writes it, so remove your scheduler's step()"
+        )
+
+    def _lrs(self) -> list[float]:
+        return [float(group["lr"]) for each in self._optimizers for group in each.param_groups]
+
+    def report(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Take what the script measured; UserError for what is no number."""
+        for name, value in metrics.items():
+            try:
+                self._reported[name] = float(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise UserError(
+                    f"run.report: {name} is {type(value).__name__}, not one number"
+                ) from None
+
+    def update(self, step: int) -> None:
+        """Refuse: the script makes the updates."""
+        raise TypeError("the updates of a script are its own")
+
+    def lost(self, *, thorough: bool = False) -> list[int]:
+        """See :class:`~knee_tune.training.learner.Learner`. Losses are not seen, weights are."""
+        with torch.no_grad():
+            norm = nn.utils.get_total_norm(self.model.parameters())
+        lost = not bool(norm.isfinite())
+        return [0] if self._group.sum([lost])[0] else []
+
+    def measure(self, step: int) -> dict[int, dict[str, float]]:
+        """See :class:`~knee_tune.training.learner.Learner`: what rank 0 reported, on every rank."""
+        reported, self._reported = self._group.gather(self._reported)[0], {}
+        if not reported:
+            raise UserError(
+                f"step {step}: nothing was reported; call run.report({self._metric}=...) on rank 0 "
+                "whenever run.evaluate_now is true"
+            )
+        if self._metric not in reported:
+            raise UserError(
+                f"step {step}: {self._metric} was not reported, only {', '.join(reported)}; report "
+                "it, or name another one with `minimize` or `maximize`"
+            )
+        self._measured = reported
+        return {0: {"lr": self._plan.schedule.lr(step), **reported}}
+
+    def keep(self, replicas: Iterable[int]) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`. They are written at once."""
+        if not any(True for _ in replicas):
+            return
+        self._kept, self._kept_file = self._measured, self._weights
+        if self._group.leads and self._saves:
+            save_weights(self._weights, self.model)
+
+    def take_kept(self) -> None:
+        """Give the model the weights that are kept, on every rank."""
+        self._group.barrier()  # rank 0 has written them
+        if self._saves:
+            load_model(self.model, self._weights)
+
+    def leave(self, replicas: Iterable[int]) -> None:
+        """Do nothing: there are no other replicas."""
+
+    def finish(self) -> dict[int, Finished]:
+        """See :class:`~knee_tune.training.learner.Learner`: the script has measured already."""
+        return {0: Finished({**self._kept, **self._reported}, self._weights)}
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`~knee_tune.training.learner.Learner`. Ranks may differ in what is theirs."""
+        mine = {
+            "generators": generators(self._group.device),
+            "state": states_of(self._own_state),
+            # DDP gives every rank those of rank 0 before a step, unless it is told not to.
+            "buffers": {} if self._group.leads else dict(self.model.named_buffers()),
+        }
+        ranks = self._group.collect([{"packed": pack(mine)}])
+        if not self._group.leads:
+            return {}
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [each.state_dict() for each in self._optimizers],
+            "ranks": [each["packed"] for each in ranks],
+            "measured": self._measured,
+            "kept": self._kept,
+        }
+
+    def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        mine = unpack(state["ranks"][self._group.rank])
+        buffers = dict(self.model.named_buffers())
+        with torch.no_grad():
+            for name, value in mine["buffers"].items():
+                buffers[name].copy_(value)
+        put_back(self._own_state, mine["state"])
+        self._generators = mine["generators"]
+        self._measured, self._kept = state["measured"], state["kept"]
+        if weights is not None and self._group.leads:
+            take_weights(self._weights, weights)
+            self._kept_file = self._weights
+
+    def kept_weights(self) -> Path | None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        return self._kept_file
+
+    @property
+    def _weights(self) -> Path:
+        return self._plan.checkpoint_dir / WEIGHTS
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the model inside what compiles it or tells ranks of it: its names are the same."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
