@@ -21,14 +21,15 @@ from knee_tune.config.strict_yaml import Document, nearest, read_document
 from knee_tune.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    from knee_tune.tasks.base import Task
+
+if TYPE_CHECKING:
     pass
 
 GROUP = "knee_tune.tasks"
 """Of entry points that name tasks."""
 
 EXAMPLE = "./my_task.py:MyTask"
-
-TaskType = "type[Task[Any]] | type[SimpleTask[Any]]"
 
 
 def is_reference(task: str) -> bool:
@@ -126,6 +127,22 @@ def is_task(value: Any) -> bool:
 
     bases = (Task, SimpleTask)
     return inspect.isclass(value) and issubclass(value, bases) and value not in bases
+
+
+def answers(task_type: Any) -> bool:
+    """Whether models of the task answer raw inputs, so that they can be registered."""
+    from knee_tune.tasks.simple import SimpleTask
+
+    return not issubclass(task_type, SimpleTask) or task_type.predict is not SimpleTask.predict
+
+
+def made(task_type: Any, recipe: Recipe, *, data_dir: Path, seed: int) -> "Task[Any]":
+    """Construct a task of that class, as the training loop takes it."""
+    from knee_tune.tasks.simple import AsTask, SimpleTask
+
+    constructed = task_type(recipe, data_dir=data_dir, seed=seed)
+    built: Task[Any] = AsTask(constructed) if isinstance(constructed, SimpleTask) else constructed
+    return built
 
 
 @cache

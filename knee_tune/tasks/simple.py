@@ -298,9 +298,10 @@ class _Items:
         return len(self._data)
 
     def item(self, index: int) -> Any:
-        """Return one item as the first epoch has it."""
+        """Return one item, the same for every random seed."""
         with _undisturbed():
-            return self._draw((0, index))
+            _seed_all(index)
+            return self._data[index]
 
     def __getitems__(self, places: list[Place]) -> Any:
         """Return the batch of the items at these places."""

@@ -54,13 +54,15 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leave no module of a test's own to the next, nor its folder to Python."""
+    """Know no module of another test's own, nor its folder; and leave none."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    before = {*sys.modules}
+    mine = ("my_task", "helper", "project", "broken", "code")
+    kept = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] in mine}
     yield
-    for name in {*sys.modules} - before:
-        if name.partition(".")[0] in ("my_task", "helper", "project", "broken", "code"):
+    for name in [*sys.modules]:
+        if name.split(".")[0] in mine:
             del sys.modules[name]
+    sys.modules.update(kept)
 
 
 @pytest.fixture
