@@ -22,7 +22,7 @@ import numpy as np
 import optuna
 import torch
 
-from knee_tune.study.samplers import Axis, GridSnappingSampler, make_sampler, wanted
+from knee_tune.study.samplers import Axes, Axis, Choices, GridSnappingSampler, make_sampler, wanted
 
 SEED_LRS = tuple(round(0.005 * 1.5**i, 5) for i in range(9))
 TABLE_16 = (0.2, 0.4, 0.67, 0.8)
@@ -30,7 +30,7 @@ TENTHS = tuple(round(0.1 * i, 2) for i in range(10))
 TWENTIETHS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 UPPER_HALF = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
-Point = tuple[float, float]
+Point = tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +43,34 @@ class Design:
     trials: int
     aim: str = ""
     slots: int = 1
+    decays: tuple[str, ...] = ()
     repeats: bool = False
     """Whether a proposal may be a point that was tried, which its record answers."""
 
     @property
-    def axes(self) -> dict[str, Axis]:
+    def axes(self) -> Axes:
         """What is searched."""
-        return {
+        axes: dict[str, Axis | Choices] = {
             "seed_lr": Axis(SEED_LRS, log=True),
             "explore_fraction": Axis(self.fractions),
         }
+        return axes | {"decay": Choices(self.decays)} if self.decays else axes
+
+    @property
+    def formula(self) -> str:
+        """What a whole grid has to train."""
+        return f"{formula(self.fractions, decays=max(1, len(self.decays))):.4f}"
 
 
 DESIGNS = (
     Design(name="Table 16", sampler="grid", fractions=TABLE_16, trials=36, aim="0.684"),
+    Design(
+        name="Table 16, 3 decays",
+        sampler="grid",
+        fractions=TABLE_16,
+        trials=108,
+        decays=("linear", "1-sqrt", "cosine"),
+    ),
     Design(name="fractions .5-.95", sampler="grid", fractions=UPPER_HALF, trials=90, aim="0.38"),
     *(
         Design(
@@ -89,12 +103,13 @@ class Trunks:
         self._records: set[Point] = set()
         self.trained = self.independent = 0.0
 
-    def train(self, lr: float, fraction: float) -> None:
+    def train(self, point: Point) -> None:
         """Account for one run."""
         self.independent += 1
-        if (lr, fraction) in self._records:
+        if point in self._records:
             return
-        self._records.add((lr, fraction))
+        self._records.add(point)
+        lr, fraction = point[0], point[1]
         longest = self._longest.get(lr, 0.0)
         self.trained += 1 - min(fraction, longest)
         self._longest[lr] = max(longest, fraction)
@@ -108,7 +123,7 @@ class Trunks:
 class Snapping(GridSnappingSampler):
     """Proposals are moved to the nearest point, whether it was tried or not."""
 
-    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _near_untried(self, study: Any, trial: Any, proposal: Mapping[str, Any]) -> Point:
         return tuple(
             min(axis.points, key=lambda point: axis.distance(point, proposal[name]))
             for name, axis in self._axes.items()
@@ -135,19 +150,16 @@ def simulate(design: Design, *, seed: int) -> Trunks:
     running: list[tuple[optuna.Trial, Point]] = []
 
     def tell_first() -> None:
-        trial, (lr, fraction) = running.pop(0)
-        trunks.train(lr, fraction)
-        study.tell(trial, accuracy(lr, fraction, rng))
+        trial, point = running.pop(0)
+        trunks.train(point)
+        study.tell(trial, accuracy(point[0], point[1], rng))
 
     for _ in range(design.trials):
         if not design.repeats and not wanted(study, axes, trials=None):
             break
         trial = study.ask()
-        lr, fraction = (
-            trial.suggest_float(name, axis.points[0], axis.points[-1], log=axis.log)
-            for name, axis in axes.items()
-        )
-        running.append((trial, (lr, fraction)))
+        point = tuple(axis.suggest(trial, name) for name, axis in axes.items())
+        running.append((trial, point))
         if len(running) == design.slots:
             tell_first()
     while running:
@@ -155,9 +167,9 @@ def simulate(design: Design, *, seed: int) -> Trunks:
     return trunks
 
 
-def formula(fractions: tuple[float, ...]) -> float:
+def formula(fractions: tuple[float, ...], *, decays: int = 1) -> float:
     """Trained steps of a whole grid, as a share of those of independent trials."""
-    return 1 - statistics.mean(fractions) + max(fractions) / len(fractions)
+    return 1 - statistics.mean(fractions) + max(fractions) / len(fractions) / decays
 
 
 def rows(seeds: int) -> Iterator[tuple[str, ...]]:
@@ -173,7 +185,9 @@ def rows(seeds: int) -> Iterator[tuple[str, ...]]:
             f"{statistics.mean(search.points for search in searches):.0f}",
             f"{statistics.mean(search.trained / search.independent for search in searches):.4f}",
             f"{statistics.mean(search.trained / search.points for search in searches):.4f}",
-            f"{formula(design.fractions):.4f}" if design.sampler == "grid" else "",
+            f"{formula(design.fractions, decays=max(1, len(design.decays))):.4f}"
+            if design.sampler == "grid"
+            else "",
             design.aim,
         )
 

@@ -13,6 +13,7 @@ from knee_tune.analysis.lr_range import lr_range
 from knee_tune.analysis.minimum import analyse
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.plans.plan import (
+    SCRIPT,
     AnalysePlan,
     DescribePlan,
     LRRangePlan,
@@ -21,6 +22,7 @@ from knee_tune.plans.plan import (
     TestPlan,
     TrainPlan,
 )
+from knee_tune.scripts.job import run_script
 from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.fused import FusedModels, why_unfusable
@@ -34,6 +36,8 @@ from knee_tune.workers.protocol import Channel, Done
 
 def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
     """Do the plan's job on this rank; the answer of rank 0 becomes the group's outcome."""
+    if plan.task == SCRIPT:
+        return run_script(plan, group, channel)
     task = task_entry(plan.task).build(plan.recipe, data_dir=plan.data_dir, seed=plan.seed)
     watched = replace(group, alive=lambda: channel.progress(0))
     match plan:

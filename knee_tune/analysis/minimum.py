@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn import functional as F
 
+from knee_tune.config.recipe import task_slug
 from knee_tune.config.study import Fisher, Sharpness
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import AnalysePlan
@@ -300,8 +301,8 @@ def analyse(
     """
     if not isinstance(task, Classifier):
         raise UserError(
-            f"task {plan.task}: {plan.analysis.name} asks how sure the model is of classes, and "
-            "this task has none; choose one that does, such as digits or cifar10"
+            f"task {task_slug(plan.task)}: {plan.analysis.name} asks how sure the model is of "
+            "classes, and this task has none; choose one that does, such as digits or cifar10"
         )
     looks = 0
 

@@ -115,6 +115,7 @@ def budget(
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
     from knee_tune.commands.workers import GroupOptions
+    from knee_tune.config.recipe import task_slug
     from knee_tune.config.resolve import sets
 
     if task is None:
@@ -152,7 +153,7 @@ def budget(
     places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)
     lines = ConsoleLines(PlainConsole(stderr=json))
     lines.line(
-        f"{search.name}: task {search.spec.task}, preset {search.spec.preset}, "
+        f"{search.name}: task {task_slug(search.spec.task)}, preset {search.spec.preset}, "
         f"{search.metric} {search.target:g} or better; warming up ..."
     )
     record = search_budget(search, places, options, lines)

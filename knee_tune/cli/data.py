@@ -102,7 +102,8 @@ def prepare(
 
         prepared = prepare_data(task, Home(home), given | {"progress": show})
     if json:
-        typer.echo(json_module.dumps(vars(prepared), default=str))
+        warnings = [as_typed(warning) for warning in prepared.warnings]
+        typer.echo(json_module.dumps(vars(prepared) | {"warnings": warnings}, default=str))
     else:
         print_prepared(console, prepared, command=training_command(task, Home(home), prepared.name))
 

@@ -1,7 +1,9 @@
 """``knee-tune run``: a study, or a baseline beside it."""
 
+import math
 import shlex
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +38,7 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
+    path_of,
 )
 from knee_tune.errors import UserError
 
@@ -44,11 +47,27 @@ if TYPE_CHECKING:
     from knee_tune.study.events import Watcher
 
 
-BASELINE = "A baseline instead"
-"""Panel of ``--help``."""
+BASELINE, OF_A_SCRIPT = "A baseline instead", "Of a script"
+"""Panels of ``--help``."""
+
+LONGEST_RUN = 10**12
+"""Steps of a run that can be asked for."""
 
 
 def run(
+    script: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[SCRIPT]",
+            parser=path_of,
+            show_default=False,
+            help="Your training script, which calls knee_tune.join; or name a task.",
+        ),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGUMENTS]", show_default=False, help="The script's own."),
+    ] = None,
     task: TaskOption = None,
     preset: PresetOption = None,
     study: Annotated[
@@ -129,14 +148,53 @@ def run(
         ),
     ] = None,
     seed_lr: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            min=SMALLEST,
-            max=LARGEST,
-            metavar="LR",
-            help="Seed LR of --schedule. (default: the recipe's)",
-            rich_help_panel=BASELINE,
+            metavar="LOW:HIGH|LIST",
+            help="Seed LRs to search, as in 1e-4:1e-2 or 0.1,0.2; with --schedule the one to "
+            "train. (default: the study's)",
+            rich_help_panel=SEARCH,
         ),
+    ] = None,
+    explore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH[:STEP]|LIST",
+            help="Explore fractions to search, as in 0.1:0.9. (default: the study's)",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=LONGEST_RUN,
+            metavar="N",
+            help="Budget of one run. (default: as join says)",
+            rich_help_panel=OF_A_SCRIPT,
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=LONGEST_RUN,
+            metavar="N",
+            help="Steps from one evaluation to the next. (default: as join says)",
+            rich_help_panel=OF_A_SCRIPT,
+        ),
+    ] = None,
+    minimize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="The metric it reports that is to be small. (default: as join says)",
+            rich_help_panel=OF_A_SCRIPT,
+        ),
+    ] = None,
+    maximize: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC", help="The same, to be large.", rich_help_panel=OF_A_SCRIPT),
     ] = None,
     nproc: NprocOption = None,
     slots: SlotsOption = 1,
@@ -211,7 +269,10 @@ def run(
         ),
     ] = True,
 ) -> None:
-    """Search a task's seed LR and explore fraction. The same command again continues."""
+    """Search the seed LR and explore fraction of a training script, or of a task.
+
+    The same command again continues.
+    """
     from knee_tune.cli.summary import (
         print_baseline,
         print_start,
@@ -223,32 +284,39 @@ def run(
     from knee_tune.commands.look import size_of_cache
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.run import run_baseline, run_study
-    from knee_tune.commands.workers import GroupOptions
+    from knee_tune.commands.script import look_at_script
+    from knee_tune.commands.workers import GroupOptions, Looked
+    from knee_tune.config.recipe import BaseRecipe, task_slug
     from knee_tune.config.resolve import sets
 
-    spec, recipe = resolve_asked(
-        task=task,
-        study=study,
-        preset=preset,
-        name=study_name,
-        trials=trials,
-        sampler=sampler,
-        pruner=pruner,
-        goal=goal,
-        seed=seed,
-        replicates=replicates,
-        fuse=fuse,
-        confirm=confirm,
-        nproc=nproc,
-        scale=scale,
-        settings=settings or (),
-    )
-    if schedule is None and seed_lr is not None:
-        raise UserError("--seed-lr: goes with --schedule; for a study: --set recipe.seed_lr=VALUE")
-    console = PlainConsole()
+    search_lr, baseline_lr = _seed_lrs(seed_lr, baseline=schedule is not None)
+    fields: dict[str, object] = {
+        "name": study_name,
+        "trials": trials,
+        "sampler": sampler,
+        "pruner": pruner,
+        "goal": goal,
+        "seed": seed,
+        "replicates": replicates,
+        "fuse": fuse,
+        "confirm": confirm,
+        "nproc": nproc,
+        "scale": scale,
+        "seed_lr": search_lr,
+        "explore": explore,
+        "steps": steps,
+        "evaluate_every": evaluate_every,
+        "minimize": minimize,
+        "maximize": maximize,
+    }
+    asked = tuple(settings or ())
+    if script is None:
+        resolved = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
+    elif (task, study, preset) != (None, None, None):
+        raise UserError("`task`, `study`, `preset`: of tasks alone; leave them out for a script")
     options = GroupOptions(
-        nproc=spec.nproc,
-        nproc_asked=nproc is not None or sets(settings or (), "nproc"),
+        nproc=nproc or 1 if script else resolved[0].nproc,
+        nproc_asked=nproc is not None or sets(asked, "nproc"),
         slots=slots,
         runner=runner.value,
         nnodes=nnodes,
@@ -262,35 +330,75 @@ def run(
         trunk_cache=size_of_cache(trunk_cache),
     )
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    console.print(
-        Text.assemble(
-            (spec.name, "bold"), f": task {spec.task}, preset {spec.preset}; warming up ..."
-        )
-    )
+    console = PlainConsole()
+    with ExitStack() as stack:
+        looked: Looked | None = None
+        recipe: BaseRecipe
+        if script is None:
+            spec, recipe = resolved
+            what = f": task {task_slug(spec.task)}, preset {spec.preset}; warming up ..."
+            console.print(Text.assemble((spec.name, "bold"), what))
+        else:
+            console.print(Text.assemble((str(script), "bold"), ": up to knee_tune.join ..."))
+            looking = look_at_script(
+                places.home, script, arguments or (), options, settings=asked, **fields
+            )
+            spec, recipe, looked = stack.enter_context(looking)
+            console.print(Text.assemble("study ", (spec.name, "bold")))
 
-    def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
-        print_start(console, start)
-        if schedule is not None:  # one training needs no table
-            return nullcontext(PlainWatcher(console, start))
-        return watching(console, start)
+        def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
+            print_start(console, start)
+            if schedule is not None:  # one training needs no table
+                return nullcontext(PlainWatcher(console, start))
+            return watching(console, start)
 
-    if schedule is not None:
-        record = run_baseline(
+        if schedule is not None:
+            record = run_baseline(
+                spec,
+                recipe,
+                places,
+                options,
+                schedule_name=schedule.value,
+                seed_lr=baseline_lr,
+                watch=watch,
+                looked=looked,
+            )
+            print_baseline(console, record, study=spec.name, metric=recipe.objective_metric.name)
+            return
+        summary = run_study(
             spec,
             recipe,
             places,
             options,
-            schedule_name=schedule.value,
-            seed_lr=seed_lr,
+            timeout=timeout,
+            register=register,
             watch=watch,
+            looked=looked,
         )
-        print_baseline(console, record, study=spec.name, metric=recipe.objective_metric.name)
-        return
-    summary = run_study(
-        spec, recipe, places, options, timeout=timeout, register=register, watch=watch
-    )
-    print_summary(console, summary, places)
-    refuse_failures(summary.record)
+        print_summary(console, summary, places)
+        refuse_failures(summary.record)
+
+
+def _seed_lrs(text: str | None, *, baseline: bool) -> tuple[str | None, float | None]:
+    """What to search of ``--seed-lr``, and what a baseline trains at; UserError for neither."""
+    if text is None:
+        return None, None
+    if not baseline:
+        if ":" in text or "," in text:
+            return text, None
+        raise UserError(
+            f"`seed_lr` {text}: a search needs LOW:HIGH or a list; one value goes with `schedule`, "
+            "and the default of a search is --set recipe.seed_lr=VALUE"
+        )
+    try:
+        lr = float(text)
+    except ValueError:
+        lr = math.nan
+    if not SMALLEST <= lr <= LARGEST:
+        raise UserError(
+            f"`seed_lr` {text}: with `schedule` it is one number from {SMALLEST:g} to {LARGEST:g}"
+        )
+    return None, lr
 
 
 def _words(launcher: str) -> tuple[str, ...]:

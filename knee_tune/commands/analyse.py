@@ -12,7 +12,7 @@ from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import interruptible, reopen_workers
 from knee_tune.commands.winner import complete_trial
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
-from knee_tune.config.recipe import Recipe
+from knee_tune.config.recipe import Recipe, task_slug
 from knee_tune.config.study import Analysis, Sharpness, StudySpec
 from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import KEPT_WEIGHTS, AnalysePlan, LRRangePlan
@@ -237,19 +237,23 @@ def lr_range_test(
             f"`low` {low:g} `high` {high:g}: the LR grows from low to high; as in "
             "`low` 1e-5 `high` 10"
         )
-    page = out or home.root / f"lr-range-{spec.task}-{spec.preset}.html"
+    page = out or home.root / f"lr-range-{task_slug(spec.task)}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"`out` {out}: its folder does not exist; make it or name another")
     with open_workers(home, spec, recipe, options) as workers, interruptible():
         order = dict(workers.order("lr-range"))
         plan = LRRangePlan(**order, low=low, high=high, steps=steps)
-        lines.line(f"LR range test of {spec.task}: {steps} steps, LR {low:g} to {high:g}")
+        lines.line(
+            f"LR range test of {task_slug(spec.task)}: {steps} steps, LR {low:g} to {high:g}"
+        )
         done = workers.run(plan, Callbacks(on_line=lines.line, on_progress=on_step))
     lrs, losses = done.result["lrs"], done.result["losses"]
     if not losses:
         raise UserError(f"`low` {low:g}: the loss is lost at the first step; start lower")
     reading = read_off(lrs, losses)
-    figure = lr_range_figure(lrs, losses, reading=reading, title=f"LR range test of {spec.task}")
+    figure = lr_range_figure(
+        lrs, losses, reading=reading, title=f"LR range test of {task_slug(spec.task)}"
+    )
     try:
         page.write_text(figure_page(figure), encoding="utf-8")
     except OSError as error:
@@ -257,7 +261,7 @@ def lr_range_test(
             raise
         raise UserError(f"`out` {page}: {error.strerror}; name another file") from error
     return RangeTest(
-        task=spec.task,
+        task=task_slug(spec.task),
         lrs=lrs,
         losses=losses,
         reading=reading,

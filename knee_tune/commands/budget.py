@@ -22,6 +22,7 @@ from knee_tune.config.recipe import (
     SMALLEST_LR,
     ExploreFractionSpace,
     Recipe,
+    task_slug,
 )
 from knee_tune.config.strict_yaml import nearest
 from knee_tune.config.study import StudySpec
@@ -299,7 +300,7 @@ def _untrained(search: BudgetSearch, workers: Workers) -> BudgetRecord:
     return BudgetRecord(
         name=search.name,
         key="",
-        task=spec.task,
+        task=task_slug(spec.task),
         preset=spec.preset,
         recipe={k: value for k, value in workers.spec.recipe.items() if k != "epochs"},
         nproc=workers.placement().world_size,
@@ -387,7 +388,7 @@ def _started(opened: OpenedSearch, search: BudgetSearch) -> StudyStarted:
     return StudyStarted(
         uid=record.uid,
         name=record.name,
-        task=spec.task,
+        task=task_slug(spec.task),
         experiment=experiment_name(spec.subject),
         description=f"Smallest budget with {record.metric} {record.target:g}",
         params={"recipe": record.recipe, "target": record.target, "seed": spec.seed},

@@ -13,14 +13,14 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from knee_tune.commands.doctor import Check, examine
 from knee_tune.commands.home import Home, Places
 from knee_tune.config.resolve import read_space
-from knee_tune.config.strict_yaml import find, parse_value, read_document
+from knee_tune.config.strict_yaml import parse_value
 from knee_tune.errors import UserError
 from knee_tune.records.study import StudyRecord
 from knee_tune.runs.trunks import Cleared, TrunkEntry, TrunkStore
 from knee_tune.study.dashboard import serve_dashboard
 from knee_tune.study.storage import open_storage, refuse_missing
 from knee_tune.study.study import Study, load_study, spec_of, study_names, study_record
-from knee_tune.tasks.registry import TASKS, task_entry
+from knee_tune.tasks.registry import TASKS, installed_tasks, task_entry
 
 
 def find_study(places: Places, name: str | None) -> Study:
@@ -73,11 +73,9 @@ class TaskInfo:
 def list_tasks() -> list[TaskInfo]:
     """Every task with its presets."""
     infos = []
-    for name in TASKS:
-        path = find("search_spaces", name)
-        space = read_space(
-            read_document(path, str(path)), lambda task: task_entry(task).recipe_type()
-        )
+    for name in [*TASKS, *installed_tasks()]:
+        entry = task_entry(name)
+        space = read_space(entry.read_space(name), lambda task: task_entry(task).recipe_type())
         presets = {preset: value.description for preset, value in space.presets.items()}
         infos.append(
             TaskInfo(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from knee_tune.commands.home import Home, Places
-from knee_tune.commands.workers import GroupOptions, Workers, open_workers
-from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe
+from knee_tune.commands.workers import GroupOptions, Looked, Workers, open_workers
+from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe, task_slug
 from knee_tune.config.resolve import resolve_study
 from knee_tune.config.strict_yaml import read_files
 from knee_tune.config.study import StudySpec
@@ -19,7 +19,7 @@ from knee_tune.records.events import StudyFinished, StudyStarted, StudyState
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
-from knee_tune.study.samplers import Axes, Axis, Choices, make_sampler
+from knee_tune.study.samplers import Axes, axes_of, make_sampler
 from knee_tune.study.storage import check_storage_url, open_storage, preload
 from knee_tune.study.study import Study, open_study, spec_of
 from knee_tune.tasks.registry import task_entry
@@ -77,27 +77,24 @@ def open_for_training(
     places: Places,
     options: GroupOptions,
     *,
+    looked: Looked | None = None,
     beside: bool = False,
 ) -> Iterator[OpenedStudy]:
     """Open everything, the study last: until its task's data is seen to be there, nothing is made.
 
+    ``looked``: the worker groups that have looked at what is trained, if there are some already.
     ``beside``: what is trained lies outside the search, so a study that is there keeps the one that
     it was asked for. The tracker is left to the caller to close, who can say what it could not
     send. UserError if this machine or this study cannot train what is asked for.
     """
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
-    with open_workers(places.home, spec, recipe, options) as workers:
+    with open_workers(places.home, spec, recipe, options, looked=looked) as workers:
         workers = _without_twins(workers)
         spec, recipe = workers.spec, workers.recipe
         preloading.join()
         placement = workers.placement()  # before a study is made: the machine may be too small
-        axes: dict[str, Axis | Choices] = {
-            "seed_lr": Axis(spec.seed_lrs, log=True),
-            "explore_fraction": Axis(spec.explore_fractions),
-        }
-        if spec.space.decays:
-            axes["decay"] = Choices(spec.space.decays)
+        axes = axes_of(spec)
         tracker = open_tracker(
             home=places.home.root, uri=places.tracking_uri, gone=lambda: workers.held.gone
         )
@@ -186,7 +183,7 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
     return StudyStarted(
         uid=opened.uid,
         name=workers.spec.name,
-        task=workers.spec.task,
+        task=task_slug(workers.spec.task),
         experiment=experiment_name(spec.subject),
         description=workers.spec.description,
         params={
@@ -219,9 +216,9 @@ def resolve_asked(
     ``study``: a file from ``studies/`` by name, or a path. ``settings`` and ``fields`` as
     :func:`resolve_study` reads them. UserError for the first thing that is wrong.
     """
-    if task is not None:
-        task_entry(task)  # an unknown task is refused before its file is looked for
-    space_file, study_file = read_files(task=task, study=study)
+    space_file, study_file = read_files(
+        task=task, study=study, space_of=lambda name: task_entry(name).read_space(name)
+    )
     return resolve_study(
         space_file=space_file,
         study_file=study_file,

@@ -12,8 +12,13 @@ from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
 from knee_tune.commands.winner import register_study
-from knee_tune.commands.workers import GroupOptions
-from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, BaseRecipe
+from knee_tune.commands.workers import GroupOptions, Looked
+from knee_tune.config.recipe import (
+    DEFAULT_DECAY,
+    DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
+    task_slug,
+)
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
@@ -188,6 +193,7 @@ def run_study(
     timeout: float | None,
     register: bool,
     watch: Watch,
+    looked: Looked | None = None,
 ) -> RunSummary:
     """Drive the study; the same call continues it.
 
@@ -196,7 +202,7 @@ def run_study(
     running trial was told.
     """
     with (
-        open_for_training(spec, recipe, places, options) as opened,
+        open_for_training(spec, recipe, places, options, looked=looked) as opened,
         watch(study_start(opened)) as watcher,
     ):
         published = Published()
@@ -354,7 +360,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
     placement = workers.placement()
     return StudyStart(
         name=workers.spec.name,
-        task=workers.spec.task,
+        task=task_slug(workers.spec.task),
         preset=workers.spec.preset,
         metric=workers.recipe.objective_metric.name,
         watched=workers.recipe.watched_metric.name,
@@ -436,13 +442,14 @@ def run_baseline(
     schedule_name: str,
     seed_lr: float | None,
     watch: Watch,
+    looked: Looked | None = None,
 ) -> BaselineRecord:
     """Train one schedule at ``seed_lr`` (the recipe's own if None) and keep it with the study.
 
     It is no trial: the search never sees it. UserError or MachineError if the training fails.
     """
     with (
-        open_for_training(spec, recipe, places, options, beside=True) as opened,
+        open_for_training(spec, recipe, places, options, looked=looked, beside=True) as opened,
         watch(study_start(opened)) as watcher,
         told_end(
             opened.tracker,

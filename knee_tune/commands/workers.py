@@ -3,12 +3,12 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from knee_tune.commands.home import HeldHome, Home
 from knee_tune.config.recipe import BaseRecipe
@@ -17,6 +17,7 @@ from knee_tune.errors import UserError
 from knee_tune.plans.identity import run_key
 from knee_tune.plans.plan import (
     ENTRY,
+    SCRIPT,
     AnalysePlan,
     DescribePlan,
     Placement,
@@ -37,6 +38,8 @@ from knee_tune.plans.planner import (
 )
 from knee_tune.runs.trainer import Trainer, run_job
 from knee_tune.runs.trunks import TrunkStore
+from knee_tune.scripts.imports import installed_imports
+from knee_tune.scripts.recipe import JOINED
 from knee_tune.tasks.registry import TaskEntry, task_entry
 from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.workers.cores import usable_cores
@@ -315,47 +318,101 @@ class Workers:
         return run_job(self.runner, plan, replace(callbacks, on_progress=progressed))
 
 
+DESCRIBING_SEED = 1
+"""Of the job that runs a script up to ``join``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """Worker groups that have looked at what they are to train, in a home that is held."""
+
+    held: HeldHome
+    runner: GroupRunner = field(repr=False)
+    facts: TaskFacts = field(repr=False)
+    joined: Mapping[str, Any] | None
+    """What a script said to ``join``; None: it is a task."""
+
+
 @contextmanager
-def open_workers(
-    home: Home, spec: StudySpec, recipe: BaseRecipe, options: GroupOptions
-) -> Iterator[Workers]:
+def look_at(
+    home: Home,
+    task: str,
+    recipe: Mapping[str, Any],
+    options: GroupOptions,
+    *,
+    logs: str,
+    seed: int = DESCRIBING_SEED,
+) -> Iterator[Looked]:
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
-    UserError if the home cannot be made, the task's data or libraries are missing, or there are too
-    few devices; MachineError if it keeps ending the group that looks. What becomes of the home then
-    says :meth:`Home.held`.
+    ``logs``: the study whose folder has the log. UserError if the home cannot be made, the task's
+    data or libraries are missing, or there are too few devices; MachineError if it keeps ending the
+    group that looks. What becomes of the home then says :meth:`Home.held`.
     """
     options.check()
-    entry = task_entry(spec.task)
-    module = entry.task.partition(":")[0]
+    entry = task_entry(task)
+    script = Path(recipe["script"]) if task == SCRIPT else None
+    modules = installed_imports(script) if script else (entry.task.partition(":")[0],)
     runner: GroupRunner
     if options.runner == "torchrun":
         runner = TorchrunRunner(
             ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
         )
     else:
-        runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], module))
-    order = _order(home, spec, Placement(world_size=options.nproc), "describe")
-    with closing(runner), home.held(logs=order.log_dir) as held:
+        runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], *modules))
+    plan = DescribePlan(
+        task=task,
+        recipe=dict(recipe),
+        seed=seed,
+        data_dir=home.data,
+        placement=Placement(world_size=options.nproc, stall_timeout=options.stall_timeout),
+        log_dir=home.logs(logs) / "describe",
+    )
+    with closing(runner), home.held(logs=plan.log_dir) as held:
         home.sweep()  # while the runner warms up
-        facts = _facts(runner, DescribePlan(**dict(order)), entry)
+        facts, joined = _facts(runner, plan, entry, script)
+        yield Looked(held=held, runner=runner, facts=facts, joined=joined)
+
+
+@contextmanager
+def open_workers(
+    home: Home,
+    spec: StudySpec,
+    recipe: BaseRecipe,
+    options: GroupOptions,
+    *,
+    looked: Looked | None = None,
+) -> Iterator[Workers]:
+    """The workers of a study, whose runner ends with them; ``looked``: those that are there.
+
+    Errors as of :func:`look_at`.
+    """
+    with ExitStack() as stack:
+        if looked is None:
+            # What a script is told apart by does not depend on a study's seed.
+            seed = DESCRIBING_SEED if spec.task == SCRIPT else spec.seed
+            looking = look_at(home, spec.task, spec.recipe, options, logs=spec.name, seed=seed)
+            looked = stack.enter_context(looking)
+        held, facts = looked.held, looked.facts
+        home.logs(spec.name).mkdir(exist_ok=True)  # a script's study gets its name after the look
         limit = options.trunk_cache
         table = spec.compare.rows if spec.compare else ()
-        budget, of = budget_steps(recipe, facts), "the budget"
+        budget, of_what = budget_steps(recipe, facts), "the budget"
         if table:  # before its scale, which a row has for its warmup too
             budget = min(row.epochs for row in table) * facts.steps_per_epoch
-            of = "the smallest budget of its rows, which share trunks"
+            of_what = "the smallest budget of its rows, which share trunks"
         settled = recipe.with_warmup_of(budget)
-        remark = f"warmup: {recipe.warmup} of {of} ({budget:,} steps): {settled.warmup_steps} steps"
+        steps = settled.warmup_steps
+        remark = f"warmup: {recipe.warmup} of {of_what} ({budget:,} steps): {steps} steps"
         yield Workers(
             held=held,
             spec=spec.model_copy(update={"recipe": settled.model_dump(mode="json")}),
             recipe=settled,
             remarks=(remark,) if recipe.warmup else (),
             options=options,
-            runner=runner,
+            runner=looked.runner,
             trainer=Trainer(
-                runner,
+                looked.runner,
                 trunks=TrunkStore(home.trunks, limit=limit) if limit else None,
                 on_life=held.raise_if_gone,
             ),
@@ -364,16 +421,23 @@ def open_workers(
         )
 
 
-def _facts(runner: GroupRunner, plan: DescribePlan, entry: TaskEntry) -> TaskFacts:
-    """What the ranks find, with the fingerprint of the code, which is read while they start."""
-    task, recipe = (reference.partition(":")[0] for reference in (entry.task, entry.recipe))
+def _facts(
+    runner: GroupRunner, plan: DescribePlan, entry: TaskEntry, script: Path | None
+) -> tuple[TaskFacts, Mapping[str, Any] | None]:
+    """What the ranks find, with the fingerprint of the code, which is read while they start.
+
+    And what a script said to ``join``.
+    """
+    modules = [each.partition(":")[0] for each in (entry.task, entry.recipe) if each]
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(TrainingCode, task, recipe)
+        reading = reader.submit(TrainingCode, *modules, script=script)
         done = run_job(runner, plan, Callbacks(on_line=lambda text: log.warning("%s", text)))
-        facts = TaskFacts.model_validate(done.result)
+        found = dict(done.result)
+        joined = found.pop(JOINED, None)
+        facts = TaskFacts.model_validate(found)
     code = reading.result()
     code.follow(facts.modules)
-    return facts.model_copy(update={"code": code.fingerprint})
+    return facts.model_copy(update={"code": code.fingerprint}), joined
 
 
 def _order(

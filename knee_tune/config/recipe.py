@@ -244,6 +244,20 @@ Epochs = Annotated[int, Field(gt=0, le=MOST_EVALUATIONS, description="training b
 DATA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a prepared set may be called: it names folders, studies and models."""
 
+
+def task_slug(task: str) -> str:
+    """What studies, models and folders of a task are called: its name, or that of its class.
+
+    ``./my_task.py:MyTask`` becomes ``my-task``.
+    """
+    if ":" not in task:
+        return task
+    words = re.sub(
+        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", "-", task.rpartition(":")[2]
+    )
+    return re.sub(r"[^a-z0-9-]", "", words.lower()).strip("-")[:48] or "task"
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -335,6 +349,11 @@ class BaseRecipe(Spec):
     @abstractmethod
     def watched_metric(self) -> Metric:
         """The metric of the learning curve, named as evaluations report it (``valid_ppl``)."""
+
+    @property
+    def subject(self) -> str | None:
+        """What studies and models are named after in place of the task, if anything."""
+        return None
 
     @property
     def percents(self) -> tuple[str, ...]:
@@ -455,3 +474,15 @@ class Recipe(BaseRecipe):
     def steps_per_evaluation(self, steps_per_epoch: int) -> int:
         """See :class:`BaseRecipe`."""
         return max(1, steps_per_epoch // self.evaluations_per_epoch)
+
+
+class SimpleRecipe(Recipe):
+    """The settings of a :class:`~knee_tune.SimpleTask`; one adds its own in a subclass."""
+
+    epochs: Epochs = 10
+    seed_lr: PositiveLR = Field(default=1e-3, description="where the search is anchored")
+    optimizer: Optimizer = Optimizer(name="adamw", weight_decay=0.01)
+    batch_size: int = Field(default=32, gt=0, description="examples per step, all ranks")
+    workers: int = Field(default=0, ge=0, description="processes per rank that read data")
+    # Whoever makes a task's recipe of it puts the watched metric here.
+    objective: str = Field(default="", description="the study's metric; by default the watched one")

@@ -1,6 +1,6 @@
 """From files and options to one validated study.
 
-Later wins: recipe class defaults < preset < study file < ``--set`` < flags. Every layer is
+Later wins: recipe class defaults < preset < study file < settings < fields. Every layer is
 validated as it is laid on, so a mistake is reported where it was made.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 from pydantic_core import to_jsonable_python
 
-from knee_tune.config.recipe import DATA_NAME, BaseRecipe, SearchSpace, Spec
+from knee_tune.config.recipe import DATA_NAME, BaseRecipe, SearchSpace, Spec, task_slug
 from knee_tune.config.strict_yaml import (
     DEEPEST,
     Document,
@@ -89,6 +89,59 @@ def parse_override(text: str) -> Override:
         return Override(label=label, path=path, value=parse_value(value))
     except ValueError as error:
         raise UserError(f"{label}: the value is no YAML: {error}") from None
+
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "seed_lr": ("space", "seed_lr"),
+    "explore": ("space", "explore_fraction"),
+    "steps": ("recipe", "steps"),
+    "evaluate_every": ("recipe", "evaluate_every"),
+    "minimize": ("recipe", "objective"),
+    "maximize": ("recipe", "objective"),
+}
+"""Options with a name of their own for a field that lies deeper."""
+
+DEFAULT_FRACTION_STEP = 0.1
+"""Distance of two explore fractions where an option names only their ends."""
+
+
+def overrides_of(settings: Iterable[str], fields: Mapping[str, object]) -> list[Override]:
+    """Settings and options as overrides, in the order in which they win; UserError for no value."""
+    overrides = [parse_override(text) for text in settings]
+    for field, value in fields.items():
+        if value is None:
+            continue
+        name = "study_name" if field == "name" else field
+        label, path = f"`{name}` {value}", FIELDS.get(field, (field,))
+        if field == "seed_lr":
+            value = _span(label, str(value), "per_decade")
+        elif field == "explore":
+            span = _span(label, str(value), "step")
+            value = span if "values" in span else {"step": DEFAULT_FRACTION_STEP} | span
+        overrides.append(Override(label=label, path=path, value=value))
+        if field in ("minimize", "maximize"):
+            overrides.append(Override(label=label, path=("recipe", "direction"), value=field))
+    return overrides
+
+
+def _span(label: str, text: str, distance: str) -> dict[str, Any]:
+    """Read ``1e-4:1e-2``, ``1e-4:1e-2:8`` or ``1e-3,3e-3`` as a grid of the search space."""
+    try:
+        if ":" not in text:
+            return {"values": [float(part) for part in text.split(",")]}
+        low, high, *rest = text.split(":")
+        if len(rest) > 1:
+            raise ValueError("too many parts")
+        given = {distance: _number(rest[0])} if rest else {}
+        return {"low": float(low), "high": float(high), **given}
+    except ValueError:
+        raise UserError(
+            f"{label}: expected LOW:HIGH, LOW:HIGH:{distance.upper()}, or a list with commas"
+        ) from None
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.strip().isdecimal() else float(text)
 
 
 def sets(settings: Iterable[str], field: str) -> bool:
@@ -182,14 +235,11 @@ def resolve_study(
     """The study that files and options describe, and its typed recipe.
 
     ``recipe_type`` maps a task's name to its recipe class; ``settings`` set any field
-    (``recipe.epochs=4``); ``fields`` are the study's own (``trials=20``), and None leaves one to
-    the files. UserError, one line, for the first thing that is wrong.
+    (``recipe.epochs=4``); ``fields`` are the study's own (``trials=20``) or those of
+    :data:`FIELDS`, and None leaves one to the files. UserError, one line, for the first thing that
+    is wrong.
     """
-    overrides = [parse_override(text) for text in settings] + [
-        Override(label=f"`{_option(field)}` {value}", path=(field,), value=value)
-        for field, value in fields.items()
-        if value is not None
-    ]
+    overrides = overrides_of(settings, fields)
 
     def in_options(path: FieldPath) -> Place:
         return origin_of(overrides, path)
@@ -216,11 +266,6 @@ def resolve_study(
         study = study.model_copy(update={"trials": study.size})
     named = "name" in asked or study.scale == described.get("scale", 1.0)
     return scaled(study, recipe, name=study.name if named else scaled_name(study.name, study.scale))
-
-
-def _option(field: str) -> str:
-    """What the option that sets a field of the study is called."""
-    return "study_name" if field == "name" else field
 
 
 def read_space(file: Document, recipe_type: Callable[[str], type[R]]) -> SpaceFile:
@@ -298,7 +343,7 @@ def _validated(
     recipe, problems = check(recipe_type, settings["recipe"], (*prefix, "recipe"))
     label = _budget_name(settings["preset"], recipe, recipe_type, space) if recipe else "unnamed"
     dumped = recipe.model_dump(mode="json") if recipe else {}
-    named = {"name": label, "own_data": _own_data(dumped, recipe_type, space)}
+    named = {"name": label, "own_data": _own_data(recipe, recipe_type, space)}
     study, more = check(StudySpec, {**named, **settings, "recipe": dumped}, prefix)
     if study and study.task != space.task:
         problem = Problem(path=(*prefix, "task"), what=f"the search space is of task {space.task}")
@@ -322,7 +367,7 @@ def _budget_name(
     Studies of different budgets must not share a name, or their trials would be mixed. Data of
     one's own stand in place of the task.
     """
-    subject = _own_data(recipe.model_dump(mode="json"), recipe_type, space) or space.task
+    subject = _own_data(recipe, recipe_type, space) or task_slug(space.task)
     if preset == space.default_preset:
         return f"knee-{subject}-{recipe.budget_name}"
     usual, _ = check(recipe_type, space.presets[preset].recipe)
@@ -331,11 +376,15 @@ def _budget_name(
 
 
 def _own_data(
-    recipe: Mapping[str, Any], recipe_type: type[BaseRecipe], space: SpaceFile
+    recipe: BaseRecipe | None, recipe_type: type[BaseRecipe], space: SpaceFile
 ) -> str | None:
     """The recipe's data set, unless a preset or the recipe's own default names it too."""
+    if recipe is None:
+        return None
+    if recipe.subject:
+        return recipe.subject
     known = {preset.recipe.get("data") for preset in space.presets.values()}
     known |= {field.default for name, field in recipe_type.model_fields.items() if name == "data"}
-    data = recipe.get("data")
+    data = getattr(recipe, "data", None)
     named = isinstance(data, str) and re.fullmatch(DATA_NAME, data)
     return data if named and data not in known else None

@@ -11,7 +11,8 @@ import re
 import types
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -224,7 +225,7 @@ class Place:
     label: str
     line: int | None = None
     shows: FieldPath | None = None
-    """The field and its value that ``label`` itself already shows, as ``--set`` does."""
+    """The field and its value that ``label`` itself already shows, as that of a setting does."""
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
@@ -381,13 +382,18 @@ def find(kind: Kind, name: str) -> Path:
     return files[name]
 
 
-def read_files(*, task: str | None, study: str | None) -> tuple[Document, Document | None]:
+def read_files(
+    *, task: str | None, study: str | None, space_of: Callable[[str], Document] | None = None
+) -> tuple[Document, Document | None]:
     """The search space of a task, and the study file if one is asked for.
+
+    ``space_of``: what has the search space of a task; the files that come with knee-tune if None.
 
     ``study`` (a name or a path) decides the task, unless ``task`` is given too: then the two must
     agree. UserError if there is neither, or a file is not to be found.
     """
-    study_file = _read("studies", study) if study is not None else None
+    space_of = space_of or partial(read_named, "search_spaces")
+    study_file = read_named("studies", study) if study is not None else None
     if study_file is not None:
         of_study = study_file.data.get("task")
         if not isinstance(of_study, str):
@@ -395,15 +401,18 @@ def read_files(*, task: str | None, study: str | None) -> tuple[Document, Docume
         if task not in (None, of_study):
             raise UserError(f"`task` {task}: {study_file.label} is a study of task {of_study}")
         try:
-            return _read("search_spaces", of_study), study_file
+            space_file = space_of(of_study)
         except UserError as error:
             raise UserError(f"{study_file.label}: {error}") from None
+        named = {"task": space_file.data.get("task", of_study)} if ":" in of_study else {}
+        return space_file, replace(study_file, data={**study_file.data, **named})
     if task is None:
         raise UserError("give `task` or `study`: which task is to be studied?")
-    return _read("search_spaces", task), None
+    return space_of(task), None
 
 
-def _read(kind: Kind, name: str) -> Document:
+def read_named(kind: Kind, name: str) -> Document:
+    """The search space or study of that name, or in the file at that path."""
     path = find(kind, name)
     folder = Path.cwd()
     inside = path.is_absolute() and path.is_relative_to(folder)

@@ -12,6 +12,7 @@ from knee_tune.config.recipe import (
     PositiveLR,
     SearchSpace,
     Spec,
+    task_slug,
 )
 
 
@@ -157,7 +158,7 @@ class Confirm(Spec):
 
 
 class StudySpec(Spec):
-    """One study, resolved: presets, study file, ``--set`` and flags are already merged.
+    """One study, resolved: presets, study file and what was asked for are already merged.
 
     ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
     typed recipe travels beside this value (see :func:`knee_tune.config.resolve.resolve_study`).
@@ -243,7 +244,7 @@ class StudySpec(Spec):
     @property
     def subject(self) -> str:
         """What is studied, as experiment and registered model are named: the data, or the task."""
-        return self.own_data or self.task
+        return self.own_data or task_slug(self.task)
 
     @property
     def acting_pruner(self) -> Pruner:
@@ -316,7 +317,7 @@ class Edge(Spec):
     what: str
     """As in ``largest seed LR``."""
     setting: str
-    """What to give to ``--set`` to look beyond, as in ``space.seed_lr.high=0.4``."""
+    """The setting with which to look beyond, as in ``space.seed_lr.high=0.4``."""
 
 
 def edges(spec: StudySpec, *, seed_lr: float, explore_fraction: float) -> tuple[Edge, ...]:

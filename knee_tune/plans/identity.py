@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from knee_tune.config.recipe import task_slug
 from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.schedules import Exploring
 from knee_tune.schedules.schedule import as_stored
@@ -56,7 +57,7 @@ def run_key(
         replicas=replicas,
         steps_per_evaluation=steps_per_evaluation,
     )
-    return f"{order.task}-{digest_of(identity)}"
+    return f"{task_slug(order.task)}-{digest_of(identity)}"
 
 
 def trunk_key(
@@ -77,7 +78,7 @@ def trunk_key(
     }
     if replicas:
         parts["seeds"] = [each.seed for each in replicas]
-    return f"{order.task}-{digest_of(parts)}"
+    return f"{task_slug(order.task)}-{digest_of(parts)}"
 
 
 def shared_steps(
@@ -126,7 +127,7 @@ def _parts(order: TaskOrder, facts: TaskFacts | None, steps_per_evaluation: int)
     recipe = {name: value for name, value in order.recipe.items() if name not in _DECIDED_ELSEWHERE}
     placement = order.placement
     parts = {
-        "task": order.task,
+        "task": task_slug(order.task),
         "recipe": recipe,
         "seed": order.seed,
         "world_size": placement.world_size,

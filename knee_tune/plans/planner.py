@@ -26,7 +26,7 @@ from knee_tune.schedules import (
 from knee_tune.schedules.schedule import fitted_knee
 
 BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant")
-"""The schedules that ``--schedule`` trains beside a study."""
+"""The schedules that can be trained beside a study."""
 
 
 def budget_steps(recipe: BaseRecipe, facts: TaskFacts) -> int:

@@ -158,14 +158,15 @@ def winner_settings(record: StudyRecord) -> dict[Format, Setting]:
 
 def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...]:
     """The numbers that people look for first."""
-    epochs = int(record.spec.recipe["epochs"])
+    unit = "epochs" if "epochs" in record.spec.recipe else "steps"
+    budget = int(record.spec.recipe[unit])
     better = "lower is better" if record.direction == "minimize" else "higher is better"
     tiles = [
         Tile(label="seed LR", value=learning_rate(answer.seed_lr)),
         Tile(
             label="explore fraction",
             value=percent(answer.explore_fraction),
-            note=f"{epochs * answer.explore_fraction:.3g} of {epochs} epochs, then the LR falls",
+            note=f"{budget * answer.explore_fraction:.6g} of {budget} {unit}, then the LR falls",
         ),
         *([Tile(label="decay", value=answer.decay)] if answer.decay else []),
         Tile(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from knee_tune.config.recipe import task_slug
 from knee_tune.errors import CONTINUES, MachineError, UserError
 from knee_tune.plans.plan import (
     Plan,
@@ -141,7 +142,7 @@ def _shown(failure: Failure, plan: Plan) -> str:
     """A user's mistake in its own words; anything else with the place of its traceback."""
     if failure.kind == "user_error":
         return failure.message
-    return f"task {plan.task}: {failure.message}; its log: {plan.log_dir}"
+    return f"task {task_slug(plan.task)}: {failure.message}; its log: {plan.log_dir}"
 
 
 T = TypeVar("T")

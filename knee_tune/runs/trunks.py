@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from knee_tune.config.recipe import Spec
+from knee_tune.config.recipe import Spec, task_slug
 from knee_tune.files import write_whole
 from knee_tune.plans.plan import TrainPlan, checkpoint_path, checkpoint_paths, checkpoint_step
 from knee_tune.runs.locks import file_lock, try_lock
@@ -162,7 +162,7 @@ class TrunkStore:
             path = self.root / plan.trunk.key / "trunk.json"
             known = read_note(path, TrunkNote)
             note = TrunkNote(
-                task=plan.task,
+                task=task_slug(plan.task),
                 seed_lr=schedule.seed_lr,
                 warmup_steps=schedule.warmup_steps,
                 seed=plan.seed,

@@ -30,20 +30,20 @@ def batches_after(
         )
     if not len(loader):
         raise UserError("run.batches: the loader has no batch; is its data set empty?")
-    return iter(
-        DataLoader(
-            _Placed(loader.dataset, loader.collate_fn, seed=seed, rank=rank),
-            sampler=_Order(loader, start_step, seed=seed),
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            prefetch_factor=loader.prefetch_factor,
-            multiprocessing_context=loader.multiprocessing_context,
-        )
+    placed = DataLoader(
+        _Placed(loader.dataset, loader.collate_fn, seed=seed, rank=rank),
+        sampler=_Order(loader, start_step, seed=seed),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        prefetch_factor=loader.prefetch_factor,
+        multiprocessing_context=loader.multiprocessing_context,
     )
+    with Seeded(stream_seed(seed, "workers")):  # it draws a seed for them, wherever a run begins
+        return iter(placed)
 
 
 class _Order:

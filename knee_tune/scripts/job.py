@@ -10,13 +10,11 @@ import torch
 
 from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts, TrainPlan
+from knee_tune.scripts.recipe import JOINED
 from knee_tune.scripts.run import Ended, FirstLook, Rank, Run
 from knee_tune.scripts.state import seed_generators
 from knee_tune.workers.group import Group, ran_out_of_memory
 from knee_tune.workers.protocol import Channel, Done
-
-JOINED = "joined"
-"""In the answer of a job that describes: what the script says to ``join``."""
 
 _OURS = str(Path(__file__).parents[1])
 
@@ -33,6 +31,8 @@ def run_script(plan: Plan, group: Group, channel: Channel) -> Done:
     if not isinstance(plan, TrainPlan | DescribePlan):
         raise UserError(f"a script does its own evaluations: {plan.job} needs a task")
     script = Path(plan.recipe["script"])
+    if not script.is_file():
+        raise UserError(f"{script}: the script is gone; put it back")
     rank = Rank.here = Rank(plan, group, channel)
     sys.argv = [str(script), *plan.recipe.get("arguments", ())]
     sys.path.insert(0, str(script.parent))

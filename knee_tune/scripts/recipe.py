@@ -11,6 +11,9 @@ from knee_tune.config.recipe import MOST_EVALUATIONS, BaseRecipe, Direction, Met
 DEFAULT_METRIC = "valid_loss"
 """What a script is taken to minimize unless it or the command line names another metric."""
 
+JOINED = "joined"
+"""In the answer of a job that describes: what the script says to ``join``."""
+
 EVALUATIONS = 20
 """Of a run whose script does not say how often it evaluates."""
 
@@ -31,6 +34,11 @@ class ScriptRecipe(BaseRecipe):
     evaluate_every: int = Field(gt=0, description="steps from one evaluation to the next")
     direction: Direction = Field(default="minimize", description="in which the metric improves")
     amp: bool = Field(default=False, exclude=True, description="a script decides that itself")
+
+    @property
+    def subject(self) -> str:
+        """The script's name, as names have it."""
+        return subject_of(self.script)
 
     @property
     def objective_metric(self) -> Metric:

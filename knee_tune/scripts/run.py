@@ -130,10 +130,10 @@ class Run:
     ) -> None:
         """End the run after its last step; its weights are kept.
 
-        ``model``: as it was given to ``join``, for the reader. ``serve``: ``"module:function"``
-        beside the script that loads the weights into something with ``predict``, for
-        ``knee-tune register``. ``metrics``: more numbers of the end, as BLEU. UserError before the
-        last step.
+        ``model``: as it was given to ``join``, for the reader. ``serve``: ``"module:function"``, of
+        a module beside the script: the function is given the path of the weights (safetensors) and
+        returns what answers inputs, for ``knee-tune register``. ``metrics``: more numbers of the
+        end, as BLEU. UserError before the last step.
         """
         if self.step < self.total_steps:
             raise UserError(

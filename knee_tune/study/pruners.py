@@ -89,9 +89,12 @@ class KneePruner(BasePruner):
         self._n_startup_trials, self._n_min_trials = n_startup_trials, n_min_trials
         self._max_lr_fraction, self._min_progress = max_lr_fraction, min_progress
         self._max_seed_lr, self._param = max_seed_lr, param
+        self._warned = False
 
     @staticmethod
-    def describe(trial: optuna.Trial, schedule: Knee, *, replicates: int = 1) -> None:
+    def describe(
+        trial: optuna.Trial | optuna.trial.FixedTrial, schedule: Knee, *, replicates: int = 1
+    ) -> None:
         """Tell the pruner a trial's schedule, before the trial's first report.
 
         Report at the schedule's own steps 1..total_steps. With ``replicates`` > 1, report replicate
@@ -119,11 +122,12 @@ class KneePruner(BasePruner):
             return False
         schedule, replicates = described
         value = sign * trial.intermediate_values[at]
+        peers = _peers(study, described)
+        self._warn_of_other_steps(trial, described, peers)
         if at >= replicates * schedule.total_steps:
             return False  # it is over anyway
         if math.isnan(value):
             return True
-        peers = _peers(study, described)
         if len(peers) < self._n_startup_trials:
             return False
         replicate, _ = locate(at, total_steps=schedule.total_steps)
@@ -133,6 +137,29 @@ class KneePruner(BasePruner):
             self._misses(trial, schedule, step, peers, sign=sign)
             for step in recent[: -self._patience - 1 : -1]
         )
+
+    def _warn_of_other_steps(
+        self, trial: FrozenTrial, described: "_Described", peers: Sequence["_Peer"]
+    ) -> None:
+        """Warn, once, that reports and schedule count differently, in epochs and in steps say.
+
+        They do where a report lies beyond the budget, or where a complete trial was reported for
+        the last time before half of it.
+        """
+        total = described.replicates * described.schedule.total_steps
+        reports: Mapping[int, float] = trial.intermediate_values
+        if max(reports) <= total:
+            if not peers or not peers[0].reports or 2 * max(peers[0].reports) >= total:
+                return
+            reports = peers[0].reports
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"reports at {min(reports):,}..{max(reports):,} and a schedule of "
+                f"1..{total:,} steps count differently, so trials are compared at wrong places; "
+                "report at the schedule's own steps, or give Knee its steps in the reports' unit",
+                stacklevel=4,
+            )
 
     def _misses(
         self,

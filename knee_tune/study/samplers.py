@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.config.study import StudySpec
 from knee_tune.stats.surface import fence_of
 from knee_tune.study.recovery import current, params_of, place_of
 
@@ -138,7 +139,18 @@ class Choices:
 
 
 Axes = Mapping[str, Axis | Choices]
-"""What is searched, by name: ``seed_lr`` and ``explore_fraction``, and ``decay`` if it is."""
+"""What is searched, by name."""
+
+
+def axes_of(spec: StudySpec) -> Axes:
+    """What a study searches: seed LR and explore fraction, and the decay if it has several."""
+    axes: dict[str, Axis | Choices] = {
+        "seed_lr": Axis(spec.seed_lrs, log=True),
+        "explore_fraction": Axis(spec.explore_fractions),
+    }
+    if spec.space.decays:
+        axes["decay"] = Choices(spec.space.decays)
+    return axes
 
 
 class PointSampler(BaseSampler):

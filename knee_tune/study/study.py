@@ -15,7 +15,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION, BaseRecipe
+from knee_tune.config.recipe import (
+    DEFAULT_DECAY,
+    DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
+    task_slug,
+)
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records import study
@@ -192,7 +197,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
         confirmation = confirmation.bounded(percent=of_percent)
     return StudyRecord(
         name=study.study_name,
-        task=spec.task,
+        task=task_slug(spec.task),
         metric=attrs["metric"],
         direction="minimize" if study.direction == StudyDirection.MINIMIZE else "maximize",
         trials=tuple(
@@ -295,12 +300,17 @@ def _curve(
 
 
 def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    before, after = (
+        each.model_dump(mode="json") | {"task": task_slug(each.task)}  # its file may be moved
+        for each in (old, new)
+    )
     fixed = [(field, before[field], after[field]) for field in FIXED_FIELDS]
     # Optuna keeps the choices of a category for good.
     fixed.append(("space.decay", before["space"].get("decay"), after["space"].get("decay")))
     for field, old_value, new_value in fixed:
         for path, was, now in _differences(field, old_value, new_value):
+            if path == "recipe.script":  # it may be moved: its code is what counts
+                continue
             differs = f"{path}={json.dumps(was)}, not {json.dumps(now)}"
             if len(differs) > LONGEST_DIFFERENCE:
                 differs = f"other {path}"

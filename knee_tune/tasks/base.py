@@ -62,6 +62,24 @@ class Task(ABC, Generic[R]):
         """
         return None
 
+    def state(self, model: nn.Module) -> Mapping[str, Any]:
+        """Return what else the training of ``model`` changes, by name, as an average of weights.
+
+        Whatever has ``state_dict`` and ``load_state_dict``, and is the same on every rank. It is
+        saved and restored with every checkpoint; modules are moved to the model's device.
+        """
+        return {}
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Do what is due after the update of ``step`` (from 1), as moving an average."""
+
+    def measured(self, model: nn.Module) -> nn.Module:
+        """Return the module that is measured and kept: the model, or an average of its weights.
+
+        Its weights have the names of the model's.
+        """
+        return model
+
     @abstractmethod
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Any]]:
         """This rank's micro-batches for every step after ``start_step``, for ever.

@@ -1,14 +1,18 @@
-"""The registry of tasks: the only place that names concrete ones."""
+"""The registry of tasks: names and references become entries, and entries become tasks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knee_tune.config.recipe import Recipe
-from knee_tune.config.strict_yaml import nearest
+from knee_tune.config.recipe import task_slug
+from knee_tune.config.strict_yaml import Document, nearest, read_named
 from knee_tune.errors import UserError
+from knee_tune.plans.plan import SCRIPT
+from knee_tune.tasks import outside
 
 if TYPE_CHECKING:
     from knee_tune.tasks.base import Task
@@ -18,8 +22,9 @@ if TYPE_CHECKING:
 class TaskEntry:
     """Locations of a task's recipe (imports no torch) and of its code, as ``module:Class``."""
 
-    recipe: str
     task: str
+    recipe: str = ""
+    """Empty: the task's class says it, which takes the import of torch."""
     fuses: bool = False
     """Whether it is meant to be trained as one batched model; the workers look whether it can."""
     extra: str | None = None
@@ -28,6 +33,9 @@ class TaskEntry:
     prepare: str | None = None
     """The function that prepares its data, as ``module:function``; None: it needs nothing."""
 
+    reference: str = ""
+    """How a task outside this package was named, with its file's whole path; empty: by name."""
+
     def load_prepare(self) -> Callable[..., Any] | None:
         """Import that function: keyword-only, ``data_root`` and the task's own options."""
         if self.prepare is None:
@@ -35,18 +43,50 @@ class TaskEntry:
         loaded: Callable[..., Any] = self._load(self.prepare)
         return loaded
 
-    def recipe_type(self) -> type[Recipe]:
-        """Import the recipe class, without torch. UserError if one of its libraries is missing."""
-        loaded: type[Recipe] = self._load(self.recipe)
+    def recipe_type(self) -> type[Any]:
+        """Import the recipe class, without torch if it can be.
+
+        UserError if one of its libraries is missing.
+        """
+        if not self.recipe:
+            return outside.recipe_of(self.task_type())
+        loaded: type[Any] = self._load(self.recipe)
         return loaded
+
+    def task_type(self) -> Any:
+        """Import the task's class; UserError if it is not there, or a library of it is missing."""
+        if self.recipe:
+            return self._load(self.task)
+        return outside.load_class(self.reference or self.task)
 
     def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
         """Construct the task with this recipe; imports torch and the task's libraries.
 
         UserError if one of them is missing.
         """
-        task_type: type[Task[Any]] = self._load(self.task)
-        return task_type(self.recipe_type().model_validate(recipe), data_dir=data_dir, seed=seed)
+        from knee_tune.tasks.simple import AsTask, SimpleTask
+
+        settings = self.recipe_type().model_validate(recipe)
+        made = self.task_type()(settings, data_dir=data_dir, seed=seed)
+        built: Task[Any] = AsTask(made) if isinstance(made, SimpleTask) else made
+        return built
+
+    def read_space(self, name: str) -> Document:
+        """Read the search space of the task of that name or reference."""
+        if name in TASKS:
+            return read_named("search_spaces", name)
+        return outside.space_of(self.reference or name, self.task_type())
+
+    def check_serves(self) -> None:
+        """Raise UserError if the task's models answer nothing, so that none can be registered."""
+        from knee_tune.tasks.simple import SimpleTask
+
+        task_type = self.task_type()
+        if issubclass(task_type, SimpleTask) and task_type.predict is SimpleTask.predict:
+            raise UserError(
+                f"{task_type.__name__} has no method predict, so its models cannot be registered; "
+                "add predict(self, model, inputs)"
+            )
 
     def _load(self, reference: str) -> Any:
         module, _, attribute = reference.partition(":")
@@ -64,49 +104,93 @@ class TaskEntry:
             ) from error
 
 
+# Ours. pyproject.toml names each in the entry-point group, as other distributions name theirs.
+
+_TABULAR = "knee_tune.tasks.tabular"
+_VISION = "knee_tune.tasks.vision"
+_TRANSLATION = "knee_tune.tasks.translation"
+
+DIGITS = TaskEntry(
+    recipe=f"{_TABULAR}.recipe:DigitsRecipe", task=f"{_TABULAR}.task:DigitsTask", fuses=True
+)
+DIGITS_CLEAN = TaskEntry(
+    recipe=f"{_TABULAR}.recipe:CleanDigitsRecipe", task=f"{_TABULAR}.task:DigitsTask", fuses=True
+)
+BREAST_CANCER = TaskEntry(
+    recipe=f"{_TABULAR}.recipe:BreastCancerRecipe",
+    task=f"{_TABULAR}.task:BreastCancerTask",
+    fuses=True,
+)
+IWSLT = TaskEntry(
+    recipe=f"{_TRANSLATION}.recipe:TranslationRecipe",
+    task=f"{_TRANSLATION}.task:TranslationTask",
+    prepare=f"{_TRANSLATION}.prepare:prepare",
+    extra="translation",
+)
+CIFAR10 = TaskEntry(
+    recipe=f"{_VISION}.recipe:Cifar10Recipe",
+    task=f"{_VISION}.cifar10:Cifar10Task",
+    prepare=f"{_VISION}.cifar10_prepare:prepare",
+    extra="vision",
+)
+IMAGENET = TaskEntry(
+    recipe=f"{_VISION}.recipe:ImageNetRecipe",
+    task=f"{_VISION}.imagenet:ImageNetTask",
+    prepare=f"{_VISION}.imagenet_index:prepare",
+    extra="vision",
+)
+
 TASKS: Mapping[str, TaskEntry] = {
-    "digits": TaskEntry(
-        recipe="knee_tune.tasks.tabular.recipe:DigitsRecipe",
-        task="knee_tune.tasks.tabular.task:DigitsTask",
-        fuses=True,
-    ),
-    "digits-clean": TaskEntry(
-        recipe="knee_tune.tasks.tabular.recipe:CleanDigitsRecipe",
-        task="knee_tune.tasks.tabular.task:DigitsTask",
-        fuses=True,
-    ),
-    "breast-cancer": TaskEntry(
-        recipe="knee_tune.tasks.tabular.recipe:BreastCancerRecipe",
-        task="knee_tune.tasks.tabular.task:BreastCancerTask",
-        fuses=True,
-    ),
-    "iwslt": TaskEntry(
-        recipe="knee_tune.tasks.translation.recipe:TranslationRecipe",
-        task="knee_tune.tasks.translation.task:TranslationTask",
-        prepare="knee_tune.tasks.translation.prepare:prepare",
-        extra="translation",
-    ),
-    "cifar10": TaskEntry(
-        recipe="knee_tune.tasks.vision.recipe:Cifar10Recipe",
-        task="knee_tune.tasks.vision.cifar10:Cifar10Task",
-        prepare="knee_tune.tasks.vision.cifar10_prepare:prepare",
-        extra="vision",
-    ),
-    "imagenet": TaskEntry(
-        recipe="knee_tune.tasks.vision.recipe:ImageNetRecipe",
-        task="knee_tune.tasks.vision.imagenet:ImageNetTask",
-        prepare="knee_tune.tasks.vision.imagenet_index:prepare",
-        extra="vision",
-    ),
+    "digits": DIGITS,
+    "digits-clean": DIGITS_CLEAN,
+    "breast-cancer": BREAST_CANCER,
+    "iwslt": IWSLT,
+    "cifar10": CIFAR10,
+    "imagenet": IMAGENET,
 }
+"""Ours by name, known without a look at what is installed, which takes 0.1 s."""
+
+
+_SCRIPT = TaskEntry(
+    recipe="knee_tune.scripts.recipe:ScriptRecipe", task="knee_tune.scripts.job:run_script"
+)
+"""What stands for a training script: no task, but it has a recipe, and modules that train it."""
 
 
 def task_entry(name: str) -> TaskEntry:
-    """The entry of the task called ``name``; UserError if there is none."""
-    try:
+    """The entry of the task of that name or reference; UserError if there is none."""
+    if name == SCRIPT:
+        return _SCRIPT
+    if name in TASKS:
         return TASKS[name]
-    except KeyError:
-        close = nearest(name, TASKS)
-        meant = f"did you mean '{close}'? " if close else ""
-        known = ", ".join(TASKS)
-        raise UserError(f"`task` {name}: no such task; {meant}the tasks are {known}") from None
+    if outside.is_reference(name):
+        reference = outside.canonical(name)
+        slug = task_slug(reference)
+        if slug in TASKS:
+            raise UserError(
+                f"`task` {name}: its study and its model would have the name of the task {slug}; "
+                "rename the class"
+            )
+        return TaskEntry(task=outside.module_of(reference), reference=reference)
+    others = installed_tasks()
+    if name in others:
+        return others[name]()
+    known = [*TASKS, *others]
+    close = nearest(name, known)
+    meant = f"did you mean '{close}'? " if close else ""
+    raise UserError(f"`task` {name}: no such task; {meant}the tasks are {', '.join(known)}")
+
+
+def installed_tasks() -> dict[str, Callable[[], TaskEntry]]:
+    """The tasks that other distributions name, each with what gives its entry.
+
+    An entry point names a :class:`TaskEntry`, whose recipe can be had without the import of torch,
+    or the task's class itself. Ours keep their names.
+    """
+
+    def loaded(point: EntryPoint) -> TaskEntry:
+        entry = outside.load_installed(point)
+        return entry if isinstance(entry, TaskEntry) else TaskEntry(task=point.value)
+
+    points = sorted(entry_points(group=outside.GROUP), key=lambda point: point.name)
+    return {point.name: partial(loaded, point) for point in points if point.name not in TASKS}

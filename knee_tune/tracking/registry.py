@@ -4,17 +4,25 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical_name
+
 from knee_tune import __version__
+from knee_tune.config.recipe import task_slug
 from knee_tune.errors import MachineError, UserError, disk_trouble
 from knee_tune.leftovers import scratch_folder
+from knee_tune.plans.plan import SCRIPT
 from knee_tune.records.events import Alias, RegisteredModel, TrainedModel
-from knee_tune.tasks.registry import task_entry
+from knee_tune.tasks.registry import TASKS, TaskEntry, task_entry
+from knee_tune.tracking.script_model import save_script_model
 from knee_tune.tracking.sender import DeletedError
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
@@ -26,6 +34,7 @@ from knee_tune.tracking.store import (
     trouble,
 )
 from knee_tune.tracking.tracker import send_leftovers
+from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
@@ -51,7 +60,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         follow_home(home, uri)
         client = connect(uri)
         run = _source_run(client, model, uri)
-        name = f"knee-tune-{model.subject or model.task}"
+        name = f"knee-tune-{model.subject or task_slug(model.task)}"
         digest = hashlib.sha256(model.weights.read_bytes()).hexdigest()
         known = _known_version(client, name, run_id=run.info.run_id, digest=digest)
         version = known or _create_version(client, model, run, name=name, digest=digest, home=home)
@@ -139,7 +148,7 @@ def _create_version(
         client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
     client.finalize_logged_model(logged.model_id, "READY")
-    _ensure_registered(client, name, model.task)
+    _ensure_registered(client, name, task_slug(model.task))
     with _as_default_store(client.tracking_uri):  # where MLflow looks for models:/<model id>
         return client.create_model_version(
             name,
@@ -171,10 +180,16 @@ def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path
 
     from knee_tune.tracking import serving
 
+    described = Model(
+        run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
+    )
+    if model.task == SCRIPT:
+        return save_script_model(model, place, described)
     entry = task_entry(model.task)
     task = entry.build(model.recipe, data_dir=model.data_dir, seed=model.seed)
     artifacts = {serving.ORDER: place / "order.json", serving.WEIGHTS: model.weights}
-    order = {"task": model.task, "recipe": model.recipe, "seed": model.seed}
+    code = None if model.task in TASKS else _code_of(entry, type(task.recipe).__module__)
+    order = {"task": _where(model.task, entry), "recipe": model.recipe, "seed": model.seed}
     artifacts[serving.ORDER].write_text(json.dumps(order, indent=2))
     for relative, source in task.assets().items():
         artifacts[serving.ASSETS] = place / serving.ASSETS
@@ -189,6 +204,7 @@ def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path
     answers = served.predict(None, example)
     folder = place / "model"
     extra = f"[{entry.extra}]" if entry.extra else ""
+    requirements = [f"knee-tune{extra}=={__version__}", *(_beside(code) if code else ())]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # integers cannot be missing: they are not
         signature = infer_signature(example, answers)
@@ -201,18 +217,56 @@ def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path
         artifacts={name: path.absolute().as_uri() for name, path in artifacts.items()},
         signature=signature,
         input_example=example,
-        pip_requirements=[f"knee-tune{extra}=={__version__}"],
-        mlflow_model=Model(
-            run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
-        ),
+        pip_requirements=requirements,
+        code_paths=_copied(code, place / "code") if code else None,
+        mlflow_model=described,
     )
-    served_answers = mlflow.pyfunc.load_model(folder.as_uri()).predict(example)
+    found = sys.path  # to which MLflow adds the folder of the code, which will be gone
+    try:
+        served_answers = mlflow.pyfunc.load_model(folder.as_uri()).predict(example)
+    finally:
+        sys.path = found
     if not _same(served_answers, answers):
         raise UserError(
-            f"{model.weights}: the model of {model.task} saved from it does not answer as the "
-            "trained one; report this with the trial's recipe"
+            f"{model.weights}: the model of {task_slug(model.task)} saved from it does not answer "
+            "as the trained one; report this with the trial's recipe"
         )
     return folder
+
+
+# A task outside this package: its code travels with the model.
+
+
+def _where(task: str, entry: TaskEntry) -> str:
+    """What names the task wherever the model is loaded: its class, unless an entry says more."""
+    return task if entry.recipe else entry.task
+
+
+def _code_of(entry: TaskEntry, *others: str) -> TrainingCode:
+    return TrainingCode(entry.task.partition(":")[0], *others)
+
+
+def _copied(code: TrainingCode, place: Path) -> list[str]:
+    """Copy the modules that the task is made of, its helpers too, as Python will look for them."""
+    for name, file in code.files.items():
+        folder, _, last = name.replace(".", "/").rpartition("/")
+        if file.stem == "__init__":
+            folder = name.replace(".", "/")
+        target = place / folder / (file.name if file.stem == "__init__" else last + file.suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return sorted(str(each) for each in place.iterdir())
+
+
+def _beside(code: TrainingCode) -> list[str]:
+    """The libraries that the task imports and knee-tune does not bring."""
+    brought = {canonical_name(Requirement(each).name) for each in requires("knee-tune") or ()}
+    versions = {name: v for name, v in code.libraries.items() if name != "python"} | code.home
+    return [
+        f"{name}=={version.partition('+')[0]}"
+        for name, version in sorted(versions.items())
+        if canonical_name(name) not in brought
+    ]
 
 
 def _same(answers: Any, others: Any) -> bool:
@@ -268,7 +322,7 @@ def _tags(model: TrainedModel) -> dict[str, str]:
     facts = {
         "optuna.study_name": model.study,
         "optuna.trial_number": model.number,
-        "knee.task": model.task,
+        "knee.task": task_slug(model.task),
         "knee.seed_lr": model.seed_lr,
         "knee.explore_fraction": model.explore_fraction,
         "knee.decay": model.decay,

@@ -49,7 +49,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Tracks nothing (``--tracking-uri none``)."""
+    """Tracks nothing (``tracking_uri`` none)."""
 
     def record(self, event: Event) -> None:
         """Forget the event."""

@@ -45,20 +45,29 @@ class TrainingCode:
     ``__doc__``. Read from their files, with nothing imported, in about a tenth of a second.
     """
 
-    def __init__(self, task: str, *others: str) -> None:
-        """``task``: the module of the task's class. ``others`` belong to it, as its recipe's."""
+    def __init__(self, task: str, *others: str, script: Path | None = None) -> None:
+        """``task``: the module of the task's class. ``others`` belong to it, as its recipe's.
+
+        ``script``: a file that trains, wherever it lies; modules beside it are found first.
+        """
         self.modules: dict[str, str] = {}
         """Name and digest of those that count with their code."""
+        self.files: dict[str, Path] = {}
+        """Name and file of those among them that are not of this package."""
         self.libraries = {"python": "{}.{}".format(*sys.version_info)}
         """Name and version of the distributions that the others are from."""
         self._seen: set[str] = set()
         self._specs: dict[str, ModuleSpec | None] = {}
+        self._path = [*([str(script.parent)] if script else []), *sys.path]
         top = task.partition(".")[0]
         self._tops = {"knee_tune": True, top: True}
         """Whether the modules below a top-level name count with their code."""
-        self._home = _installed(self._spec(top), top).keys()
-        """The distribution that the task is from, if it is installed."""
+        self.home = _installed(self._spec(top), top)
+        """Name and version of the distribution that the task is from, if it is installed."""
         self.follow((*_ENGINE, task, *others))
+        if script is not None:
+            self.modules["__main__"], imports = _said(script.read_bytes())
+            self.follow(name for node in imports for name in self._imported(node, ""))
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +92,8 @@ class TrainingCode:
             if spec is None or spec.origin is None or not spec.has_location or read is None:
                 continue
             content = read(spec.origin)
+            if name.partition(".")[0] != "knee_tune":
+                self.files[name] = Path(spec.origin)
             if not spec.origin.endswith(".py"):  # compiled
                 self.modules[name] = hashlib.sha256(content).hexdigest()
                 continue
@@ -121,7 +132,7 @@ class TrainingCode:
         if spec is None or _is_standard(spec, top):
             return False
         installed = _installed(spec, top)
-        if self._home & installed.keys():
+        if self.home.keys() & installed.keys():
             return True
         self.libraries |= installed
         return not installed
@@ -131,7 +142,7 @@ class TrainingCode:
         if name not in self._specs:
             parent, _, _ = name.rpartition(".")
             if not parent:
-                self._specs[name] = _found(name, sys.path) or _built_in(name)
+                self._specs[name] = _found(name, self._path) or _built_in(name)
             else:
                 above = self._spec(parent)
                 locations = above.submodule_search_locations if above else None

@@ -62,6 +62,8 @@ def why_uneven(task: Task[Any]) -> str:
     """
     if type(task).build_optimizer is not Task.build_optimizer:
         return "the task has an optimizer of its own, which may mix models"
+    if any(getattr(type(task), name) is not getattr(Task, name) for name in ("state", "measured")):
+        return "the task has a state besides its model and its optimizer"
     name = task.recipe.optimizer.name
     if not _KINDS[name].elementwise:
         return f"{name} updates whole tensors, or not in proportion to the LR"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
+from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
@@ -39,6 +40,8 @@ class SingleModel:
         torch.manual_seed(stream_seed(plan.seed, "model"))
         self.model = task.build_model().to(group.device)
         self.optimizer = optimizer_of(task, self.model)
+        self._others = _with_states(task, self.model, group)
+        """What else the task's training changes."""
         self._sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Of the training losses and of what they sum over, since the last look."""
         self._kept: nn.Module | None = None
@@ -67,6 +70,8 @@ class SingleModel:
         sums = self._group.sum_tensor(self._backward(next(self._batches)))
         self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
         self.optimizer.step()
+        with torch.no_grad():
+            self._task.after_step(self.model, step)
         self._sums += sums
 
     def _accumulate(self, micro_batches: Sequence[Any]) -> Tensor:
@@ -90,7 +95,7 @@ class SingleModel:
         """See :class:`~knee_tune.training.learner.Learner`."""
         train_loss = self.take_train_loss()
         self._share_buffers()
-        metrics = self._evaluate(final=False)
+        metrics = self._evaluate(self._task.measured(self.model), final=False)
         self._parallel.train()
         return {
             0: {
@@ -110,9 +115,10 @@ class SingleModel:
         """See :class:`~knee_tune.training.learner.Learner`."""
         if not any(True for _ in replicas) or not self._group.leads:
             return
+        measured = self._task.measured(self.model)
         if self._kept is None:
-            self._kept = copy.deepcopy(self.model)
-        now, kept = self.model.state_dict().values(), self._kept.state_dict().values()
+            self._kept = copy.deepcopy(measured)
+        now, kept = measured.state_dict().values(), self._kept.state_dict().values()
         torch._foreach_copy_([*kept], [*now])
         self._kept_file = None
 
@@ -125,20 +131,23 @@ class SingleModel:
             self.kept_weights()
         self._group.barrier()
         load_model(self.model, self._weights)
-        return {0: Finished(self._evaluate(final=True), self._weights)}
+        return {0: Finished(self._evaluate(self.model, final=True), self._weights)}
 
     def state(self) -> dict[str, Any]:
         """See :class:`~knee_tune.training.learner.Learner`."""
+        others = {name: each.state_dict() for name, each in self._others.items()}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "train_sums": self._sums,
-        }
+        } | ({"others": others} if others else {})
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, each in self._others.items():
+            each.load_state_dict(state["others"][name])
         self._sums.copy_(state["train_sums"])
         if weights is not None and self._group.leads:
             take_weights(self._weights, weights)
@@ -176,10 +185,10 @@ class SingleModel:
                 self._compiled = cast(nn.Module, torch.compile(self._parallel))
         return self._compiled
 
-    def _evaluate(self, *, final: bool) -> dict[str, float]:
+    def _evaluate(self, model: nn.Module, *, final: bool) -> dict[str, float]:
         return evaluate(
             self._task,
-            self.model,
+            model,
             self._group,
             placement=self._plan.placement,
             split="valid",
@@ -212,6 +221,20 @@ class SingleModel:
         if last or not isinstance(self._parallel, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[None], self._parallel.no_sync())
+
+
+def _with_states(task: Task[Any], model: nn.Module, group: Group) -> Mapping[str, Any]:
+    """Return the task's further state, on the device; UserError for what cannot be saved."""
+    found = dict(task.state(model))
+    for name, each in found.items():
+        if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
+            raise UserError(
+                f"state {name!r} is a {type(each).__name__}; give something with state_dict and "
+                "load_state_dict, as a module has them"
+            )
+        if isinstance(each, nn.Module):
+            each.to(group.device)
+    return found
 
 
 def _among_peers(model: nn.Module, group: Group) -> nn.Module:

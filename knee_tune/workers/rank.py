@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from knee_tune.errors import UserError, disk_trouble, first_line
-from knee_tune.plans.plan import Placement, Plan
+from knee_tune.plans.plan import SCRIPT, Placement, Plan
 from knee_tune.workers.group import Group, ran_out_of_memory
 from knee_tune.workers.protocol import (
     Channel,
@@ -139,7 +139,8 @@ def live(line: socket.socket, store: socket.socket | None = None) -> int:
         channel = DriverLine(wire, order.rank)
         _forward_warnings(channel if order.rank == 0 else None)
         job = _job(order.entry)
-        group = _join(order, line, store)
+        meet = _leave_to_script if order.plan.task == SCRIPT else _join
+        group = meet(order, line, store)
         wire.send(Ready())
         wire.send(job(order.plan, group, channel))
         if dist.is_initialized():
@@ -191,20 +192,13 @@ def _job(entry: str) -> Job:
 def _join(order: Order, line: socket.socket, listening: socket.socket | None) -> Group:
     """This rank's group, with its process group if there are peers."""
     placement = order.plan.placement
-    if placement.visible_devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = placement.visible_devices
+    device = _take_device(order)
     if placement.device == "cuda":
-        device = torch.device("cuda", order.local_rank)
-        torch.cuda.set_device(device)
         _check_arithmetic(placement)
         _prefer_speed()
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(1)
     if placement.world_size > 1:
         _stay_on_the_network(order, line)
-        # The driver notices a stall first and names its cause; this time-out is the last resort.
-        timeout = timedelta(seconds=2 * placement.stall_timeout + 60)
+        timeout = _last_resort(placement)
         dist.init_process_group(
             backend="nccl" if placement.device == "cuda" else "gloo",
             store=_store(order, listening, timeout),
@@ -214,6 +208,61 @@ def _join(order: Order, line: socket.socket, listening: socket.socket | None) ->
             device_id=device if placement.device == "cuda" else None,
         )
     return Group(rank=order.rank, world_size=placement.world_size, device=device)
+
+
+def _leave_to_script(order: Order, line: socket.socket, listening: socket.socket | None) -> Group:
+    """This rank's group, whose process group a script makes: told what torchrun would tell it.
+
+    The ranks meet in a store of ours, which rank 0 serves as torchrun's agent would: one that torch
+    makes listens on every interface of the machine.
+    """
+    placement = order.plan.placement
+    device = _take_device(order)
+    _stay_on_the_network(order, line)
+    timeout = _last_resort(placement)
+    if isinstance(order.store, Path):
+        _STORES.append(meeting := FileStore(str(order.store), placement.world_size))
+        if order.rank == 0:
+            listening = socket.create_server(("127.0.0.1", 0))
+            meeting.set("port", str(listening.getsockname()[1]))
+        host, port = "127.0.0.1", int(meeting.get("port"))
+        os.environ["LOCAL_WORLD_SIZE"] = str(placement.world_size)
+    else:
+        host, port = order.store
+    if order.rank == 0:
+        there = order.model_copy(update={"store": (host, port)})
+        _STORES.append(_store(there, listening, timeout))
+    os.environ |= {
+        "RANK": str(order.rank),
+        "LOCAL_RANK": str(order.local_rank),
+        "WORLD_SIZE": str(placement.world_size),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    return Group(rank=order.rank, world_size=placement.world_size, device=device)
+
+
+_STORES: list[Store] = []
+"""Served by this process as long as it lives."""
+
+
+def _take_device(order: Order) -> torch.device:
+    """What this rank trains on."""
+    placement = order.plan.placement
+    if placement.visible_devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = placement.visible_devices
+    if placement.device == "cuda":
+        device = torch.device("cuda", order.local_rank)
+        torch.cuda.set_device(device)
+        return device
+    torch.set_num_threads(1)
+    return torch.device("cpu")
+
+
+def _last_resort(placement: Placement) -> timedelta:
+    """How long a rank waits for its peers: the driver notices a stall first, and its cause."""
+    return timedelta(seconds=2 * placement.stall_timeout + 60)
 
 
 def _stay_on_the_network(order: Order, line: socket.socket) -> None:

@@ -313,7 +313,7 @@ def _signal_name(number: int) -> str:
 
 
 def _is_echo(failure: Failure) -> bool:
-    """Whether the failure only says that another rank is gone."""
-    if failure.kind == "exception":
+    """Whether the failure only says that another rank is gone; in a script it is a user's error."""
+    if failure.kind in ("exception", "user_error"):
         return _ECHO.search(failure.message) is not None
     return failure.kind == "lost"

@@ -164,7 +164,7 @@ def test_what_is_held_out_of_the_training_text_is_said(raw: Path, tmp_path: Path
     done = prepare(data_root=tmp_path, from_path=raw, bpe_codes=50)
     valid, test = done.warnings
     assert valid.startswith("valid: no files of that name, so every 23rd training pair, ")
-    assert "test.de and test.en, or by --test-prefix" in test
+    assert "test.de and test.en, or by `test_prefix`" in test
 
 
 def test_a_corpus_as_multi30k_is_published_loses_no_training_pair(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from knee_tune.study.events import Origin
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import patience_with
 from knee_tune.study.recovery import stale_trial_callback
-from knee_tune.study.samplers import Axis, make_sampler
+from knee_tune.study.samplers import axes_of, make_sampler
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import open_study, study_record
 from knee_tune.study.trial import Search
@@ -118,10 +118,7 @@ class Workbench:
         self.storage: RDBStorage = open_storage(
             self.storage_url, on_stale=stale_trial_callback(self.recording)
         )
-        self.axes = {
-            "seed_lr": Axis(spec.seed_lrs, log=True),
-            "explore_fraction": Axis(spec.explore_fractions),
-        }
+        self.axes = axes_of(spec)
         self.study = open_study(self.storage, spec, recipe=recipe, data_fingerprint="data")
         self.study.sampler = make_sampler(spec.sampler, seed=1, axes=self.axes)
         self.study.pruner = NopPruner()
@@ -155,8 +152,8 @@ class Workbench:
             on_interrupt=patience_with(self.storage_url).interrupt,
         )
 
-    def _schedule(self, seed_lr: float, explore_fraction: float) -> Knee:
-        return knee_schedule(self.recipe, FACTS, seed_lr=seed_lr, explore_fraction=explore_fraction)
+    def _schedule(self, **point: Any) -> Knee:
+        return knee_schedule(self.recipe, FACTS, **point)
 
     def _plan(
         self,

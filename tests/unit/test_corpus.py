@@ -83,7 +83,7 @@ def test_of_several_test_sets_one_is_chosen(tmp_path: Path) -> None:
     names = ("train", "val", "test_2016_flickr", "test_2017_flickr")
     lay(tmp_path, *(f"{name}.{side}" for name in names for side in ("de", "en")))
     with pytest.raises(
-        UserError, match=r"\(test_2016_flickr, test_2017_flickr\); choose one with --test-prefix"
+        UserError, match=r"\(test_2016_flickr, test_2017_flickr\); choose one with `test_prefix`"
     ):
         find_corpus(tmp_path, source="de", target="en")
     chosen = find_corpus(

@@ -84,5 +84,6 @@ def test_what_happens_while_a_command_warms_up_is_told(caplog: pytest.LogCapture
     )
     runner = ends(died("signal"), Done(state="complete", result=facts.model_dump(mode="json")))
     plan = DescribePlan(task=OURS, recipe={}, seed=0, data_dir=Path("data"), log_dir=Path("logs"))
-    assert _facts(runner, plan, TASKS[OURS]).parameters == 1
+    found, _ = _facts(runner, plan, TASKS[OURS], script=None)
+    assert found.parameters == 1
     assert "it died: signal; starting again in " in caplog.text
