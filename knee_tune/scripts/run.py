@@ -21,6 +21,7 @@ from knee_tune.scripts.data import FirstBatch, fingerprint_of
 from knee_tune.scripts.learner import ScriptLearner
 from knee_tune.scripts.recipe import DEFAULT_METRIC, Joined, ScriptRecipe
 from knee_tune.scripts.state import State, check_state
+from knee_tune.scripts.watched import WatchedLearner
 from knee_tune.training.loop import TrainingRun
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Decision, Done, Report
@@ -262,7 +263,7 @@ def _run(
 
     def learner(watched: Group) -> ScriptLearner:
         learners.append(
-            ScriptLearner(
+            (WatchedLearner if plan.watched else ScriptLearner)(
                 plan,
                 watched,
                 model=model,
