@@ -9,7 +9,7 @@ from knee_tune.commands.home import Places
 from knee_tune.commands.opened import reopen_workers
 from knee_tune.commands.workers import GroupOptions, Workers
 from knee_tune.errors import MachineError, UserError
-from knee_tune.plans.plan import TrainPlan
+from knee_tune.plans.plan import SCRIPT, TrainPlan
 from knee_tune.records.events import Alias, RegisteredModel, TrainedModel
 from knee_tune.records.findings import Confirmed
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -49,13 +49,16 @@ def register_study(
         raise UserError(
             "register: `tracking_uri` none has no model registry; name a server or file"
         )
-    task_entry(spec.task).check_serves()
+    if spec.task != SCRIPT:
+        task_entry(spec.task).check_serves()
     refuse_damaged(places.tracking_uri)  # before the test split is looked at
     attrs = trial_attrs(study, trial.number)
     weights = places.home.weights(attrs["weights"])
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
     test, over = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}"), ""
+    if spec.task == SCRIPT:
+        test = {}  # what a script measures it has measured
     if test is None:
         with ExitStack() as stack:
             if workers is None:
@@ -69,7 +72,7 @@ def register_study(
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
     if shown:
         on_line(f"trial {trial.number} on the test split{over}: {shown}")
-    else:
+    elif spec.task != SCRIPT:
         on_line("the task has no test split, so nothing is tested")
     on_line(f"registering trial {trial.number} as knee-tune-{spec.subject}")
     confirmed = record.confirmed(trial)
@@ -90,7 +93,11 @@ def register_study(
             explore_fraction=trial.explore_fraction,
             decay=trial.decay,
             data_fingerprint=study.user_attrs["data_fingerprint"],
-            metrics={"valid": _bare(trial.kept_metrics), "test": _bare(test)},
+            metrics={
+                "valid": _bare(trial.kept_metrics, "valid"),
+                **({"test": _bare(test, "test")} if test else {}),
+            },
+            serve=attrs.get("serve"),
             experiment=experiment_name(spec.subject),
             run_id=trial.run_id,
             alias=alias or deserved[confirmed],
@@ -173,6 +180,6 @@ def complete_trial(record: StudyRecord, number: int | None) -> TrialRecord:
     return winner.trial
 
 
-def _bare(metrics: dict[str, float]) -> dict[str, float]:
-    """``{"valid_ppl": 1.0}`` as ``{"ppl": 1.0}``."""
-    return {name.partition("_")[2]: value for name, value in metrics.items()}
+def _bare(metrics: dict[str, float], split: str) -> dict[str, float]:
+    """``{"valid_ppl": 1.0}`` as ``{"ppl": 1.0}``; a script's may have any name."""
+    return {name.removeprefix(f"{split}_"): value for name, value in metrics.items()}

@@ -170,6 +170,7 @@ class TrainedModel(Spec):
     decay: SearchedDecay = None
     data_fingerprint: str
     metrics: dict[str, dict[str, float]] = Field(description="by split, as in valid, test")
+    serve: str | None = Field(default=None, description="of a script: what makes it answer")
     experiment: str
     run_id: str | None = Field(default=None, description="None: found by ``key``")
     alias: Alias

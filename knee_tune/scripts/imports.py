@@ -2,35 +2,36 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
 def installed_imports(script: Path) -> tuple[str, ...]:
-    """Modules that a script, or a file beside it that it imports, imports at its top.
+    """Modules of installed libraries that a script, or a file of its own, imports at its top."""
+    return imports_of(script.parent, [script])[1]
 
-    Python's own and the script's are left out; what is not installed, or no Python, is passed over
-    in time: whoever runs the script is told.
+
+def imports_of(folder: Path, files: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Files below ``folder`` that ``files`` need, themselves included, and other modules.
+
+    Python's own and knee-tune are left out; what is not installed, or no Python, is passed over
+    here: whoever runs the script is told.
     """
-    found: dict[str, None] = {}
-    waiting, seen = [script], set[Path]()
+    others: dict[str, None] = {}
+    waiting, own = [*files], dict[Path, None]()
     while waiting:
         file = waiting.pop()
-        if file in seen:
+        if file in own:
             continue
-        seen.add(file)
+        own[file] = None
         for name in _at_the_top(file):
-            beside = script.parent.joinpath(*name.split("."))
-            own = [
-                each
-                for each in (beside.with_suffix(".py"), beside / "__init__.py")
-                if each.is_file()
-            ]
-            if own:
-                waiting += own
+            beside = folder.joinpath(*name.split("."))
+            candidates = (beside.with_suffix(".py"), beside / "__init__.py")
+            if found := [each for each in candidates if each.is_file()]:
+                waiting += found
             elif name.partition(".")[0] not in (*sys.stdlib_module_names, "knee_tune"):
-                found[name] = None
-    return tuple(found)
+                others[name] = None
+    return tuple(own), tuple(others)
 
 
 def _at_the_top(file: Path) -> Iterator[str]:

@@ -47,7 +47,7 @@ def run_script(plan: Plan, group: Group, channel: Channel) -> Done:
                 f"{script.name}: it exited with {end.code!r}{_log(plan, group)}"
             ) from end
     except UserError as error:
-        raise UserError(f"{script.name}: {error}") from error
+        raise UserError(f"{_who(script, group)}: {error}") from error
     except Exception as error:
         if disk_trouble(error) or ran_out_of_memory(error):
             raise
@@ -66,7 +66,7 @@ def _left(run: Run | None, group: Group, script: Path) -> Done:
 
     Rank 0 has to say it; of the others it is enough that they made every step. UserError otherwise.
     """
-    who = f"{script.name}: rank {group.rank}" if group.world_size > 1 else script.name
+    who = _who(script, group)
     if run is None:
         raise UserError(
             f"{who}: ended without knee_tune.join(...); call it when model and optimizer are made"
@@ -75,7 +75,7 @@ def _left(run: Run | None, group: Group, script: Path) -> Done:
         raise UserError(
             f"{who}: ended without a step; its loop takes them from run.steps() or run.batches()"
         )
-    if run.step < run.total_steps:
+    if not run.ended:
         raise UserError(
             f"{who}: left its loop at step {run.step} of {run.total_steps}; let run.steps() or "
             "run.batches() end it, or train fewer with `steps`"
@@ -83,6 +83,11 @@ def _left(run: Run | None, group: Group, script: Path) -> Done:
     if group.leads:
         raise UserError(f"{who}: ended without run.finish(model); call it after the loop")
     return Done(state="complete", step=run.step)
+
+
+def _who(script: Path, group: Group) -> str:
+    """Whose mistake it is: of a rank that may have parted from rank 0 its number counts."""
+    return script.name if group.leads else f"{script.name}: rank {group.rank}"
 
 
 def _described(rank: Rank, script: Path) -> Done:
@@ -124,12 +129,15 @@ def _local(file: str) -> bool:
 def _place(error: Exception) -> str | None:
     """Where in the script's own code it was raised: ``train.py:41``; None: in ours.
 
-    Of a library's error it is where the script called it.
+    Of a library's error it is where the script called it, and of one of a loader's worker process
+    its loop over the batches.
     """
     if isinstance(error, SyntaxError) and error.filename and _local(error.filename):
         return f"{Path(error.filename).name}:{error.lineno}"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
+        if frame.f_code is Run.batches.__code__:
+            continue
         if str(Path(file).resolve()).startswith(_OURS):
             return None
         if _local(file):

@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -51,11 +52,14 @@ class Rank:
 class Run:
     """A training run whose loop is the script's: it takes its steps, or its batches, from here."""
 
-    def __init__(self, engine: TrainingRun, learner: ScriptLearner, rank: Rank | None) -> None:
-        self._engine, self._learner, self._rank = engine, learner, rank
+    def __init__(self, engine: TrainingRun, rank: Rank | None) -> None:
+        assert isinstance(engine.learner, ScriptLearner)
+        self._engine, self._learner, self._rank = engine, engine.learner, rank
         self._evaluations = frozenset(engine.plan.evaluation_steps())
         self.begun = False
         """Whether a loop has asked for the first step."""
+        self.ended = False
+        """Whether it has asked for one after the last, which says that the last is made."""
 
     @property
     def step(self) -> int:
@@ -101,6 +105,7 @@ class Run:
             self._learner.check_lrs(step)
         if self._engine.over is not None:
             self._end(self._engine.over)
+        self.ended = True
         self._learner.draw_on()
         if self._engine.recipe.keep == "best":
             self._learner.take_kept()
@@ -131,12 +136,12 @@ class Run:
     ) -> None:
         """End the run after its last step; its weights are kept.
 
-        ``model``: as it was given to ``join``, for the reader. ``serve``: ``"module:function"``
-        beside the script that loads the weights into something with ``predict``, for
-        ``knee-tune register``. ``metrics``: more numbers of the end, as BLEU. UserError before the
-        last step.
+        ``model``: as it was given to ``join``, for the reader. ``serve``: ``"module:function"``, of
+        a module beside the script: the function is given the path of the weights (safetensors) and
+        returns what answers inputs, for ``knee-tune register``. ``metrics``: more numbers of the
+        end, as BLEU. UserError before the last step.
         """
-        if self.step < self.total_steps:
+        if not self.ended:
             raise UserError(
                 f"run.finish at step {self.step} of {self.total_steps}: let run.steps() or "
                 "run.batches() end the loop"
@@ -159,8 +164,8 @@ class Run:
 class FirstLook(Run):
     """The run of a job that only describes: it ends where the data is known."""
 
-    def __init__(self, engine: TrainingRun, learner: ScriptLearner, rank: Rank) -> None:
-        super().__init__(engine, learner, rank)
+    def __init__(self, engine: TrainingRun, rank: Rank | None) -> None:
+        super().__init__(engine, rank)
         self.fingerprint = ""
 
     def steps(self) -> Iterator[int]:
@@ -228,56 +233,41 @@ def join(
     )
     rank = Rank.here
     group = _group(rank.group if rank else None, model)
+    checked = rank is not None and isinstance(rank.plan, TrainPlan) and rank.plan.watched
+    kind = WatchedLearner if checked else ScriptLearner
+    learner = partial(kind, model=model, optimizers=optimizers, state=state)
     if rank is not None and isinstance(rank.plan, TrainPlan):
-        plan, recipe = rank.plan, ScriptRecipe.model_validate(rank.plan.recipe)
-        rank.run = _run(Run, recipe, plan, group, rank, model, optimizers, state)
+        recipe = ScriptRecipe.model_validate(rank.plan.recipe)
+        rank.run = Run(_engine(recipe, rank.plan, group, rank.channel, learner, saves=True), rank)
         return rank.run
     recipe = _plain_recipe(joined, rank.plan.recipe if rank else {})
     plan = _plain_plan(recipe, explore=explore, seed=rank.plan.seed if rank else seed)
+    engine = _engine(recipe, plan, group, _Alone(), learner, saves=False)
     if rank is None:
-        return _run(Run, recipe, plan, group, None, model, optimizers, state)
+        return Run(engine, None)
     rank.joined = joined
-    rank.run = first = _run(FirstLook, recipe, plan, group, rank, model, optimizers, state)
+    rank.run = first = FirstLook(engine, rank)
     if data is not None:
         first.fingerprint = fingerprint_of(data)
         raise Ended(0)
     return first
 
 
-R = TypeVar("R", bound=Run)
-
-
-def _run(
-    kind: type[R],
+def _engine(
     recipe: ScriptRecipe,
     plan: TrainPlan,
     group: Group,
-    rank: Rank | None,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    state: State,
-) -> R:
-    """The run of ``plan``, where it starts; one that no study asked for writes nothing."""
-    saves = rank is not None and kind is Run
-    learners: list[ScriptLearner] = []
+    channel: Channel,
+    learner: Callable[..., ScriptLearner],
+    *,
+    saves: bool,
+) -> TrainingRun:
+    """The run of ``plan``, where it starts; ``saves``: on disk, for a study."""
 
-    def learner(watched: Group) -> ScriptLearner:
-        learners.append(
-            (WatchedLearner if plan.watched else ScriptLearner)(
-                plan,
-                watched,
-                model=model,
-                optimizers=optimizers,
-                state=state,
-                metric=recipe.objective,
-                saves=saves,
-            )
-        )
-        return learners[0]
+    def made(watched: Group) -> ScriptLearner:
+        return learner(plan, watched, metric=recipe.objective, saves=saves)
 
-    channel = rank.channel if rank is not None else _Alone()
-    engine = TrainingRun(recipe, plan, group, channel, learner, saves=saves)
-    return kind(engine, learners[0], rank)
+    return TrainingRun(recipe, plan, group, channel, made, saves=saves)
 
 
 def _group(given: Group | None, model: nn.Module) -> Group:

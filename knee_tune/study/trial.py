@@ -272,7 +272,12 @@ class TrialRun:
         ending, index = Ending.of(outcome), self.replicate
         metrics = dict(ending.metrics)
         if index == 0 and ending.end is RunEnd.COMPLETE and isinstance(outcome, Done):
-            self.note(weights=outcome.result["weights"])
+            kept = {
+                name: outcome.result[name]
+                for name in ("weights", "serve")
+                if name in outcome.result
+            }
+            self.note(**kept)
         self._note_replicate(
             index,
             state=ending.state,

@@ -21,14 +21,15 @@ from knee_tune.config.strict_yaml import Document, nearest, read_document
 from knee_tune.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    from knee_tune.tasks.base import Task
+
+if TYPE_CHECKING:
     pass
 
 GROUP = "knee_tune.tasks"
 """Of entry points that name tasks."""
 
 EXAMPLE = "./my_task.py:MyTask"
-
-TaskType = "type[Task[Any]] | type[SimpleTask[Any]]"
 
 
 def is_reference(task: str) -> bool:
@@ -128,6 +129,22 @@ def is_task(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, bases) and value not in bases
 
 
+def answers(task_type: Any) -> bool:
+    """Whether models of the task answer raw inputs, so that they can be registered."""
+    from knee_tune.tasks.simple import SimpleTask
+
+    return not issubclass(task_type, SimpleTask) or task_type.predict is not SimpleTask.predict
+
+
+def made(task_type: Any, recipe: Recipe, *, data_dir: Path, seed: int) -> "Task[Any]":
+    """Construct a task of that class, as the training loop takes it."""
+    from knee_tune.tasks.simple import AsTask, SimpleTask
+
+    constructed = task_type(recipe, data_dir=data_dir, seed=seed)
+    built: Task[Any] = AsTask(constructed) if isinstance(constructed, SimpleTask) else constructed
+    return built
+
+
 @cache
 def recipe_of(task_type: Any) -> type[Recipe]:
     """Return the recipe of a task's class: what stands in its brackets, with its metrics.
@@ -166,7 +183,8 @@ def recipe_of(task_type: Any) -> type[Recipe]:
         "watched": watched,
         "objective": objective.get_default() or watched,
     }
-    made: type[Recipe] = type(declared)(declared.__name__, (declared,), said)
+    kind: Any = type(declared)
+    made: type[Recipe] = kind(declared.__name__, (declared,), said)
     return made
 
 
@@ -200,7 +218,7 @@ def space_of(task: str, task_type: Any) -> Document:
     Without either: a decade around the recipe's seed LR on both sides, and all explore fractions.
     """
     file = Path(inspect.getfile(task_type)).with_suffix(".yaml")
-    description = first_line(inspect.getdoc(task_type) or task_type.__name__)
+    description = (inspect.getdoc(task_type) or task_type.__name__).splitlines()[0]
     usual: dict[str, Any] = {
         "description": description,
         "default_preset": "default",
@@ -208,8 +226,8 @@ def space_of(task: str, task_type: Any) -> Document:
     }
     if file.is_file():
         read = read_document(file, str(file))
-        said = {"space": _usual_space(task_type)} | read.data
-        return Document(label=read.label, data=usual | said | {"task": task}, lines=read.lines)
+        said = {**usual, "space": _usual_space(task_type), **read.data, "task": task}
+        return Document(label=read.label, data=said, lines=read.lines)
     space = {**_usual_space(task_type), **getattr(task_type, "space", {})}
     label = f"{task_type.__module__}.{task_type.__name__}"
     return Document(label=label, data=usual | {"task": task, "space": space}, lines={})

@@ -64,12 +64,8 @@ class TaskEntry:
 
         UserError if one of them is missing.
         """
-        from knee_tune.tasks.simple import AsTask, SimpleTask
-
         settings = self.recipe_type().model_validate(recipe)
-        made = self.task_type()(settings, data_dir=data_dir, seed=seed)
-        built: Task[Any] = AsTask(made) if isinstance(made, SimpleTask) else made
-        return built
+        return outside.made(self.task_type(), settings, data_dir=data_dir, seed=seed)
 
     def read_space(self, name: str) -> Document:
         """Read the search space of the task of that name or reference."""
@@ -79,10 +75,8 @@ class TaskEntry:
 
     def check_serves(self) -> None:
         """Raise UserError if the task's models answer nothing, so that none can be registered."""
-        from knee_tune.tasks.simple import SimpleTask
-
         task_type = self.task_type()
-        if issubclass(task_type, SimpleTask) and task_type.predict is SimpleTask.predict:
+        if not outside.answers(task_type):
             raise UserError(
                 f"{task_type.__name__} has no method predict, so its models cannot be registered; "
                 "add predict(self, model, inputs)"

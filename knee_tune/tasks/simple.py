@@ -274,7 +274,7 @@ class AsTask(Task[SimpleRecipe]):
         """Load the batches at these places, on the device."""
         loader: DataLoader[Any] = DataLoader(
             self._items[split],  # type: ignore[arg-type]
-            batch_sampler=places,  # type: ignore[arg-type]
+            batch_sampler=places,
             num_workers=self.recipe.workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # the global one is left alone
@@ -298,9 +298,10 @@ class _Items:
         return len(self._data)
 
     def item(self, index: int) -> Any:
-        """Return one item as the first epoch has it."""
+        """Return one item, the same for every random seed."""
         with _undisturbed():
-            return self._draw((0, index))
+            _seed_all(index)
+            return self._data[index]
 
     def __getitems__(self, places: list[Place]) -> Any:
         """Return the batch of the items at these places."""

@@ -19,8 +19,10 @@ from knee_tune import __version__
 from knee_tune.config.recipe import task_slug
 from knee_tune.errors import MachineError, UserError, disk_trouble
 from knee_tune.leftovers import scratch_folder
+from knee_tune.plans.plan import SCRIPT
 from knee_tune.records.events import Alias, RegisteredModel, TrainedModel
 from knee_tune.tasks.registry import TASKS, TaskEntry, task_entry
+from knee_tune.tracking.script_model import save_script_model
 from knee_tune.tracking.sender import DeletedError
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
@@ -178,6 +180,11 @@ def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path
 
     from knee_tune.tracking import serving
 
+    described = Model(
+        run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
+    )
+    if model.task == SCRIPT:
+        return save_script_model(model, place, described)
     entry = task_entry(model.task)
     task = entry.build(model.recipe, data_dir=model.data_dir, seed=model.seed)
     artifacts = {serving.ORDER: place / "order.json", serving.WEIGHTS: model.weights}
@@ -212,9 +219,7 @@ def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path
         input_example=example,
         pip_requirements=requirements,
         code_paths=_copied(code, place / "code") if code else None,
-        mlflow_model=Model(
-            run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location
-        ),
+        mlflow_model=described,
     )
     found = sys.path  # to which MLflow adds the folder of the code, which will be gone
     try:

@@ -92,7 +92,7 @@ class TrainingCode:
             if spec is None or spec.origin is None or not spec.has_location or read is None:
                 continue
             content = read(spec.origin)
-            if not name.startswith("knee_tune."):
+            if name.partition(".")[0] != "knee_tune":
                 self.files[name] = Path(spec.origin)
             if not spec.origin.endswith(".py"):  # compiled
                 self.modules[name] = hashlib.sha256(content).hexdigest()
@@ -240,6 +240,9 @@ def _said(source: bytes) -> tuple[str, tuple[ast.Import | ast.ImportFrom, ...]]:
     while waiting:
         node = waiting.pop()
         kind = node.__class__
+        if kind is ast.If and _for_typing(node.test):
+            waiting.append(node.orelse)
+            continue
         fields = _FIELDS.get(kind)
         if fields is not None:
             said.append(kind.__name__)
@@ -255,6 +258,14 @@ def _said(source: bytes) -> tuple[str, tuple[ast.Import | ast.ImportFrom, ...]]:
             said.append(hex(node) if kind is int else repr(node))  # repr refuses very long ones
     text = "\0".join(said).encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest(), tuple(imports)
+
+
+def _for_typing(test: ast.expr) -> bool:
+    """``TYPE_CHECKING``, ``typing.TYPE_CHECKING``: what it guards never runs."""
+    match test:
+        case ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"):
+            return True
+    return False
 
 
 def _does_nothing(statement: Any) -> bool:

@@ -101,6 +101,14 @@ def test_a_file_that_nobody_imports_does_not_count(write: Write) -> None:
     assert of_own() == before
 
 
+def test_what_is_imported_for_typing_alone_does_not_count(write: Write) -> None:
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import helper\n"
+    write({"my_task.py": typed, "helper.py": NET})
+    before = of_own()
+    write({"helper.py": NET.replace("ReLU", "Tanh")})
+    assert of_own() == before
+
+
 def test_a_module_found_by_its_class_alone_counts(write: Write) -> None:
     """A model that is loaded by name: its class tells where it is."""
     write({"my_task.py": "NAME = 'my_net'", "my_net.py": NET})

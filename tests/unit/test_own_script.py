@@ -200,6 +200,10 @@ def test_a_run_is_finished_after_its_last_step() -> None:
         break
     with pytest.raises(UserError, match=r"run\.finish at step 1 of 5"):
         run.finish()
+    run = knee_tune.join(*pair(), steps=1)
+    next(run.steps())
+    with pytest.raises(UserError, match=r"run\.finish at step 1 of 1: let run\.steps\(\) or"):
+        run.finish()
     with pytest.raises(UserError, match="a run has one loop"):
         next(run.steps())
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from knee_tune.config.recipe import Metric, Optimizer, Recipe, Spec
-from knee_tune.config.resolve import resolve_study
+from knee_tune.config.resolve import layer_of, overrides_of, resolve_study
 from knee_tune.config.strict_yaml import Document, read_document
 from knee_tune.config.study import Confirm, StudySpec
 from knee_tune.errors import UserError
@@ -355,3 +355,27 @@ def test_a_misspelled_key_comes_first_and_the_rest_is_counted(files: Files) -> N
     message = files.mistake(settings=options)
     assert message.startswith("`settings` recipe.epoch=4: unknown key")
     assert message.endswith("(and 2 more)")
+
+
+@pytest.mark.parametrize(
+    ("option", "set_to"),
+    [
+        ({"seed_lr": "1e-4:1e-2"}, {"space": {"seed_lr": {"low": 1e-4, "high": 1e-2}}}),
+        ({"seed_lr": "0.1:1:4"}, {"space": {"seed_lr": {"low": 0.1, "high": 1, "per_decade": 4}}}),
+        ({"seed_lr": "0.1,0.2"}, {"space": {"seed_lr": {"values": [0.1, 0.2]}}}),
+        (
+            {"explore": "0.1:0.9"},
+            {"space": {"explore_fraction": {"low": 0.1, "high": 0.9, "step": 0.1}}},
+        ),
+        ({"steps": 9}, {"recipe": {"steps": 9}}),
+        ({"maximize": "score"}, {"recipe": {"objective": "score", "direction": "maximize"}}),
+    ],
+)
+def test_an_option_may_set_what_lies_deeper(option: dict[str, Any], set_to: dict[str, Any]) -> None:
+    assert layer_of(overrides_of((), option)) == set_to
+
+
+@pytest.mark.parametrize("text", ["low:high", "1:2:3:4", "", "0.1,"])
+def test_a_span_is_numbers(text: str) -> None:
+    with pytest.raises(UserError, match="expected LOW:HIGH"):
+        overrides_of((), {"explore": text})

@@ -1,0 +1,272 @@
+"""A user's training script on real ranks: branched, killed and pruned, and what it can do wrong."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from knee_tune.plans.plan import (
+    ENTRY,
+    SCRIPT,
+    DescribePlan,
+    Placement,
+    TaskOrder,
+    TrainPlan,
+    TrunkPlan,
+)
+from knee_tune.schedules import Knee
+from knee_tune.scripts.imports import installed_imports
+from knee_tune.scripts.recipe import JOINED
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.protocol import Callbacks, Decision, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.torchrun import TorchrunRunner
+from tests.integration.runs import done, same
+
+STEPS, EVERY, SHARED = 24, 8, 10
+"""Steps of a run and from one evaluation to the next; the step at which branches may leave."""
+
+OnReport = Callable[[Report], Decision]
+
+
+def go_on(_: Report) -> Decision:
+    return Decision(stop=False)
+
+
+class Ranks:
+    """Trains one script in a folder, any number of times."""
+
+    def __init__(self, runner: GroupRunner, script: Path, home: Path, *, ranks: int = 1) -> None:
+        self._runner, self._script, self.home, self._ranks = runner, script, home, ranks
+        (home / "logs").mkdir(exist_ok=True)
+        (home / "trunks").mkdir(exist_ok=True)
+        self.curve: dict[int, dict[str, float]] = {}
+
+    def order(self, name: str) -> TaskOrder:
+        recipe = {
+            "script": str(self._script),
+            "steps": STEPS,
+            "evaluate_every": EVERY,
+            "objective": "valid_loss",
+            "seed_lr": 0.05,
+        }
+        return TaskOrder(
+            task=SCRIPT,
+            recipe=recipe,
+            seed=3,
+            data_dir=self.home,
+            placement=Placement(world_size=self._ranks),
+            log_dir=self.home / "logs" / name,
+        )
+
+    def train(
+        self, name: str, *, explore: int, trunk: bool = True, on_report: OnReport = go_on
+    ) -> Outcome:
+        """Train a schedule that explores so long, as a branch of the trunk of this folder."""
+        self.curve = {}
+        steps = (SHARED,) if explore >= SHARED else ()
+        folder = self.home / "trunks" / "one"
+        plan = TrainPlan(
+            **dict(self.order(name)),
+            schedule=Knee(seed_lr=0.05, total_steps=STEPS, explore_steps=explore),
+            steps_per_evaluation=EVERY,
+            checkpoint_dir=self.home / name,
+            trunk=TrunkPlan(key="one", folder=folder, checkpoint_steps=steps) if trunk else None,
+        )
+
+        def heard(report: Report) -> Decision:
+            self.curve[report.step] = report.metrics
+            return on_report(report)
+
+        return self._runner.run(plan, Callbacks(on_report=heard))
+
+    def weights(self, name: str) -> dict[str, Any]:
+        return load_file(self.home / name / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runner(repository: Path) -> Iterator[ForkserverRunner]:
+    imports = installed_imports(repository / "examples" / "pytorch" / "train.py")
+    made = ForkserverRunner(ENTRY, preload=("knee_tune.jobs", *imports))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def example(repository: Path) -> Path:
+    return repository / "examples" / "pytorch" / "train.py"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_branch_is_the_uninterrupted_run(
+    runner: ForkserverRunner, example: Path, tmp_path: Path, ranks: int
+) -> None:
+    training = Ranks(runner, example, tmp_path, ranks=ranks)
+    alone = done(training.train("alone", explore=SHARED, trunk=False))
+    uninterrupted = training.curve
+    done(training.train("longer", explore=18))
+    branched = done(training.train("branch", explore=SHARED))
+    assert (alone.first_step, branched.first_step) == (0, SHARED)
+    assert training.curve == uninterrupted
+    assert branched.result["metrics"] == alone.result["metrics"]
+    assert same(training.weights("branch"), training.weights("alone"))
+
+
+def test_torchrun_trains_the_same_bits(
+    runner: ForkserverRunner, example: Path, tmp_path: Path
+) -> None:
+    forked = Ranks(runner, example, tmp_path, ranks=2)
+    done(forked.train("forked", explore=18))
+    started = Ranks(TorchrunRunner(ENTRY), example, tmp_path, ranks=2)
+    branched = done(started.train("started", explore=18))
+    assert branched.first_step == SHARED
+    assert same(started.weights("started"), forked.weights("forked"))
+
+
+def test_a_killed_rank_goes_on_with_the_same_bits(
+    runner: ForkserverRunner, example: Path, tmp_path: Path
+) -> None:
+    training = Ranks(runner, example, tmp_path, ranks=2)
+    done(training.train("alone", explore=18, trunk=False))
+    uninterrupted = training.curve
+
+    def kill(report: Report) -> Decision:
+        (warm,) = psutil.Process().children()
+        if report.step == 16:
+            warm.children()[-1].kill()
+        return Decision(stop=False)
+
+    died = training.train("killed", explore=18, on_report=kill)
+    assert isinstance(died, Failure)
+    assert (died.kind, died.by_machine) == ("signal", True)
+    again = done(training.train("killed", explore=18))
+    assert again.first_step == SHARED
+    assert training.curve == uninterrupted
+    assert same(training.weights("killed"), training.weights("alone"))
+
+
+def test_a_pruned_run_leaves_its_script_on_every_rank(
+    runner: ForkserverRunner, example: Path, tmp_path: Path
+) -> None:
+    training = Ranks(runner, example, tmp_path, ranks=2)
+    ended = done(training.train("pruned", explore=18, on_report=lambda report: Decision(stop=True)))
+    assert (ended.state, ended.step) == ("stopped", EVERY)
+    assert not (tmp_path / "pruned" / "weights.safetensors").exists()
+
+
+def test_a_script_is_described_up_to_join(
+    runner: ForkserverRunner, example: Path, tmp_path: Path
+) -> None:
+    training = Ranks(runner, example, tmp_path, ranks=2)
+    order = dict(training.order("describe"))
+    found = done(runner.run(DescribePlan(**order), Callbacks())).result
+    assert found[JOINED] == {
+        "steps": 200,
+        "evaluate_every": 20,
+        "objective": "valid_loss",
+        "direction": "minimize",
+        "seed_lr": 0.05,
+        "warmup_steps": 0,
+    }
+    assert (found["parameters"], found["modules"]) == (1386, ["network"])
+    assert found["data_fingerprint"]
+
+
+FIRST_BATCH = """\
+import torch, knee_tune
+model = torch.nn.Linear(1, 1)
+run = knee_tune.join(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=9, maximize="score")
+for step in run.steps():
+    model(torch.full((2, 1), {value}))
+"""
+
+
+def test_data_that_nobody_names_is_known_by_its_first_batch(
+    runner: ForkserverRunner, tmp_path: Path
+) -> None:
+    def described(value: float) -> dict[str, Any]:
+        script = tmp_path / "own.py"
+        script.write_text(FIRST_BATCH.format(value=value))
+        order = Ranks(runner, script, tmp_path).order("describe")
+        return done(runner.run(DescribePlan(**dict(order)), Callbacks())).result
+
+    one, same_again, other = described(1.0), described(1.0), described(2.0)
+    assert one["data_fingerprint"] == same_again["data_fingerprint"] != other["data_fingerprint"]
+    assert (one[JOINED]["steps"], one[JOINED]["direction"]) == (9, "maximize")
+
+
+SCRIPT_TEXT = """\
+import os
+import numpy
+import torch
+import knee_tune
+class Empty(torch.utils.data.Dataset):
+    def __len__(self): return 3
+    def __getitem__(self, index): raise IndexError(index)
+class Keeps:
+    def state_dict(self): return {{"of": numpy.zeros(1)}}
+    def load_state_dict(self, state): ...
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+rank = os.environ["RANK"]
+state = {{}}
+{before}
+run = knee_tune.join(model, optimizer, state=state)
+for step in run.steps():
+    {within}
+    optimizer.step()
+    if run.evaluate_now:
+        run.report({reported})
+{after}
+"""
+
+MISTAKES = {
+    "own.py: ended without knee_tune.join": {"before": "raise SystemExit"},
+    "own.py: ended without a step": {"before": "run = knee_tune.join(model, optimizer); exit()"},
+    "own.py: step 8: nothing was reported": {"reported": ""},
+    "own.py: step 8: valid_loss was not reported, only valid_los": {"reported": "valid_los=1"},
+    "own.py: step 1: the LR was set to 0.05, and something made it 0.1": {
+        "within": "optimizer.param_groups[0]['lr'] *= 2"
+    },
+    "own.py: rank 1: left its loop at step 9 of 24": {
+        "within": "\n    if step == 9 and rank == '1': break",
+        "after": "if rank == '0': run.finish(model)",
+    },
+    "own.py: run.finish at step 9 of 24": {"within": "\n    if step == 9: break"},
+    "own.py: ended without run.finish": {"after": ""},
+    "own.py: join: `state` 'ema' holds a numpy array at of": {"before": "state = {'ema': Keeps()}"},
+    "own.py:15: ValueError: no width; its log: ": {"before": "raise ValueError('no width')"},
+    "own.py: it exited with 3; its log: ": {"before": "raise SystemExit(3)"},
+    "own.py:16: IndexError: Caught IndexError in DataLoader worker process 0": {
+        "before": "loader = torch.utils.data.DataLoader(Empty(), num_workers=1)\n"
+        "for batch in knee_tune.join(model, optimizer).batches(loader): pass"
+    },
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_one_line(runner: ForkserverRunner, tmp_path: Path, said: str) -> None:
+    parts = {
+        "before": "",
+        "within": "",
+        "reported": "valid_loss=1.0",
+        "after": "run.finish(model)",
+    }
+    script = tmp_path / "own.py"
+    script.write_text(SCRIPT_TEXT.format(**(parts | MISTAKES[said])))
+    failed = Ranks(runner, script, tmp_path, ranks=2).train("run", explore=18)
+    assert isinstance(failed, Failure)
+    assert failed.kind == "user_error", "so it is exit code 2, and no retry"
+    assert failed.message.startswith(said)
+
+
+def test_a_death_without_an_exception_is_no_mistake(
+    runner: ForkserverRunner, tmp_path: Path
+) -> None:
+    script = tmp_path / "own.py"
+    script.write_text("import os; os.kill(os.getpid(), 9)")
+    died = Ranks(runner, script, tmp_path).train("run", explore=18)
+    assert isinstance(died, Failure)
+    assert died.by_machine
