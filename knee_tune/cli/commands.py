@@ -5,6 +5,7 @@ import typer
 from knee_tune.cli.analyse import analyse_app
 from knee_tune.cli.audit import audit
 from knee_tune.cli.budget import budget
+from knee_tune.cli.check import check
 from knee_tune.cli.data import data_app
 from knee_tune.cli.look import best, dashboard, doctor, report, status, tasks
 from knee_tune.cli.reproduce import reproduce
@@ -24,7 +25,7 @@ app = typer.Typer(
 )
 
 for command in (
-    *(run, status, best, report, register, replay, audit),
+    *(run, check, status, best, report, register, replay, audit),
     *(budget, reproduce, tasks, dashboard, doctor),
 ):
     app.command()(command)

@@ -124,6 +124,11 @@ class TrainPlan(TaskOrder):
     )
     checkpoint_dir: Path = Field(description="resumes from the newest sound checkpoint in here")
     trunk: TrunkPlan | None = Field(default=None, description="None: shares nothing")
+    watched: bool = Field(
+        default=False,
+        exclude_if=lambda watched: not watched,
+        description="whether every rank of a script notes digests of every step beside its log",
+    )
 
     @model_validator(mode="after")
     def _replicas_keep_step(self) -> Self:

@@ -22,6 +22,7 @@ from knee_tune.scripts.data import FirstBatch, fingerprint_of
 from knee_tune.scripts.learner import ScriptLearner
 from knee_tune.scripts.recipe import DEFAULT_METRIC, Joined, ScriptRecipe
 from knee_tune.scripts.state import State, check_state
+from knee_tune.scripts.watched import WatchedLearner
 from knee_tune.training.loop import TrainingRun
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Decision, Done, Report
@@ -230,9 +231,11 @@ def join(
         seed_lr=_own_lr(optimizers) if seed_lr is None else seed_lr,
         warmup_steps=warmup_steps,
     )
-    learner = partial(ScriptLearner, model=model, optimizers=optimizers, state=state)
     rank = Rank.here
     group = _group(rank.group if rank else None, model)
+    checked = rank is not None and isinstance(rank.plan, TrainPlan) and rank.plan.watched
+    kind = WatchedLearner if checked else ScriptLearner
+    learner = partial(kind, model=model, optimizers=optimizers, state=state)
     if rank is not None and isinstance(rank.plan, TrainPlan):
         recipe = ScriptRecipe.model_validate(rank.plan.recipe)
         rank.run = Run(_engine(recipe, rank.plan, group, rank.channel, learner, saves=True), rank)

@@ -1,0 +1,113 @@
+"""``knee-tune check``: is a training script exactly resumable?"""
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knee_tune.cli.options import (
+    COMPUTE,
+    Device,
+    DeviceOption,
+    JsonOption,
+    NprocOption,
+    Runner,
+    path_of,
+)
+from knee_tune.errors import printable
+
+if TYPE_CHECKING:
+    from knee_tune.commands.check import Comparison
+
+MOST_STEPS = 100_000
+"""Of a check: every one is hashed and noted."""
+
+INEXACT = 1
+"""Exit code for a script that is not exactly resumable."""
+
+
+def check(
+    script: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCRIPT",
+            parser=path_of,
+            show_default=False,
+            help="Your training script, which calls knee_tune.join.",
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGUMENTS]", show_default=False, help="The script's own."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=MOST_STEPS,
+            metavar="N",
+            help="Steps of a run; best more than an epoch. (default: 40, or as join says if that "
+            "is fewer)",
+        ),
+    ] = None,
+    cut: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_STEPS,
+            metavar="K",
+            help="Step after which runs go on, best in the middle of an epoch. (default: 17 of 40)",
+        ),
+    ] = None,
+    nproc: NprocOption = None,
+    device: DeviceOption = Device.AUTO,
+    runner: Annotated[
+        Runner,
+        typer.Option(
+            metavar="NAME",
+            help="What starts worker groups: forkserver or torchrun.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = Runner.FORKSERVER,
+    json: JsonOption = False,
+) -> None:
+    """Is a training script exactly resumable, and if not, what differs first?
+
+    Compares uninterrupted, resumed and branched runs at every step. Keeps nothing.
+    Exit codes: 0 it is; 1 it is not; 2 it cannot be trained.
+    """
+    from knee_tune.commands.check import check as check_script
+    from knee_tune.commands.workers import GroupOptions
+
+    options = GroupOptions(nproc=nproc or 1, device=device.value, runner=runner.value)
+    checked = check_script(
+        script,
+        arguments or (),
+        options,
+        steps=steps,
+        cut=cut,
+        on_comparison=lambda found: None if json else print_comparison(found, options.nproc),
+    )
+    if json:
+        typer.echo(json_module.dumps({**checked.model_dump(), "exact": checked.exact}))
+    elif checked.exact:
+        typer.echo("exactly resumable: runs that go on or branch have the uninterrupted run's bits")
+    if not checked.exact:
+        raise typer.Exit(INEXACT)
+
+
+def print_comparison(found: "Comparison", ranks: int) -> None:
+    """One line; of a difference what differs first, and what to do about it."""
+    difference = found.difference
+    if difference is None:
+        said = f"the same bits, steps {found.first_step} to {found.last_step}"
+        typer.echo(f"{found.what}: {said}")
+        return
+    where = f"step {difference.step}" + (f", rank {difference.rank}" if ranks > 1 else "")
+    lines = [f"{found.what}: not the same bits, first at {where}: {difference.what}"]
+    if difference.forgotten and difference.part != "forgotten":
+        also = ", ".join(difference.forgotten)
+        lines.append(f"  also different, and not among state= of join: {also}")
+    for line in (*lines, f"  {found.advice}", "not exactly resumable"):
+        typer.echo(printable(line))
