@@ -6,7 +6,6 @@
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from typer.cli import get_docs_for_click
 
 from knee_tune.cli.commands import app
 from knee_tune.config.resolve import SpaceFile
-from knee_tune.config.strict_yaml import find
 from knee_tune.config.study import StudySpec
 from knee_tune.tasks.registry import TASKS
 
-EXAMPLE = "digits"
-"""The task that is shown as a whole."""
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+"""The programs that are shown as a whole."""
 
 MARK = re.compile(r"<!-- generated: (.+?) -->")
 
@@ -84,23 +82,6 @@ def inner_values() -> str:
     )
 
 
-def source(reference: str) -> str:
-    """The module of ``module:Class``, as a block of Python; it is not imported."""
-    found = find_spec(reference.partition(":")[0])
-    assert found is not None, reference
-    return code("python", Path(found.origin or "").read_text(encoding="utf-8"))
-
-
-def registry_entry() -> str:
-    """The line of digits in the registry."""
-    entry = TASKS[EXAMPLE]
-    return code(
-        "python",
-        f'"{EXAMPLE}": TaskEntry(\n    recipe="{entry.recipe}",\n    '
-        f'task="{entry.task}",\n    fuses={entry.fuses},\n),',
-    )
-
-
 def code(language: str, text: str) -> str:
     """A block of code."""
     return f"```{language}\n{text.strip()}\n```"
@@ -112,11 +93,8 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "study": study,
     "recipes": recipes,
     "inner values": inner_values,
-    "source of digits": lambda: source(TASKS[EXAMPLE].task),
-    "recipe of digits": lambda: source(TASKS[EXAMPLE].recipe),
-    "registry of digits": registry_entry,
-    "space of digits": lambda: code(
-        "yaml", find("search_spaces", EXAMPLE).read_text(encoding="utf-8")
+    "example of an own task": lambda: code(
+        "python", (EXAMPLES / "own_task" / "my_task.py").read_text(encoding="utf-8")
     ),
 }
 
