@@ -127,7 +127,7 @@ def written(tmp_path: Path, **mistake: str) -> Path:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_exact_script_is_said_to_be(tmp_path: Path, ranks: int) -> None:
-    said = drive_here("check", written(tmp_path), "--nproc", ranks).stdout
+    said = drive_here("check", written(tmp_path), "--nproc", str(ranks)).stdout
     assert said == (
         "two runs from the start: the same bits, steps 1 to 12\n"
         "resumed after step 5: the same bits, steps 6 to 12\n"
