@@ -4,7 +4,7 @@ one that does not."""
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -44,14 +44,14 @@ class Noisy(Dataset[tuple[Tensor, float]]):
 class Rich(knee_tune.SimpleTask[knee_tune.SimpleRecipe]):
     """An optimizer with groups, an average of the weights, random items, noise in the loss."""
 
-    metrics: Mapping[str, Any] = {"error": "minimize"}
+    metrics: ClassVar[Mapping[str, Any]] = {"error": "minimize"}
 
     def datasets(self) -> Mapping[str, Any]:
         return {"train": Noisy(), "valid": Noisy()}
 
     def build_model(self) -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # type: ignore[no-untyped-call]
         return model
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float]:
@@ -85,7 +85,7 @@ class Rich(knee_tune.SimpleTask[knee_tune.SimpleRecipe]):
 
 class TestARichTask(TaskContract):
     task = Rich
-    recipe: Mapping[str, Any] = {"batch_size": 12}
+    recipe: ClassVar[Mapping[str, Any]] = {"batch_size": 12}
 
     @pytest.fixture
     def example_ids(self) -> Callable[[Any], list[Any]]:

@@ -148,18 +148,18 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestOurs(TaskContract):
     @pytest.fixture
-    def make(self, name: str, case: Case, data_folder: Path) -> Make:  # type: ignore[override]
+    def make(self, name: str, case: Case, data_folder: Path) -> Make:
         def build(*, folder: Path = data_folder, seed: int = 1, **recipe: Any) -> Task[Any]:
             return task_entry(name).build({**case.recipe, **recipe}, data_dir=folder, seed=seed)
 
         return build
 
     @pytest.fixture
-    def example_ids(self, case: Case) -> Callable[[Any], list[Any]]:  # type: ignore[override]
+    def example_ids(self, case: Case) -> Callable[[Any], list[Any]]:
         return case.example_ids
 
     @pytest.fixture
-    def together(self, case: Case) -> bool:  # type: ignore[override]
+    def together(self, case: Case) -> bool:
         return case.together
 
     def test_the_fingerprint_changes_with_the_data(
