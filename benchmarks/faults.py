@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -394,8 +395,19 @@ def left_behind(home: Path) -> Iterator[str]:
 
 def _temporary(home: Path) -> Iterator[Path]:
     for path in _beside(home, "tmp").iterdir():
-        if not path.name.startswith("torchinductor_"):  # torch's own cache, which stays
+        ours = not path.name.startswith("torchinductor_")  # torch's own cache, which stays
+        if ours and not _tried_by_python(path):
             yield path
+
+
+def _tried_by_python(path: Path) -> bool:
+    """Whether it is the file with which Python tries a folder for temporary files.
+
+    It has eight letters for a name and no more than the word "blah", and a process that is killed
+    amid the try leaves it.
+    """
+    named = re.fullmatch(r"[a-z0-9_]{8}", path.name)
+    return bool(named) and path.is_file() and b"blah".startswith(path.read_bytes())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

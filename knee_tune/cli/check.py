@@ -104,10 +104,10 @@ def print_comparison(found: "Comparison", ranks: int) -> None:
         said = f"the same bits, steps {found.first_step} to {found.last_step}"
         typer.echo(f"{found.what}: {said}")
         return
-    who = f"rank {difference.rank}: " if ranks > 1 else ""
-    typer.echo(f"{found.what}: step {difference.step} differs first: {who}{difference.what}")
+    where = f"step {difference.step}" + (f", rank {difference.rank}" if ranks > 1 else "")
+    lines = [f"{found.what}: not the same bits, first at {where}: {difference.what}"]
     if difference.forgotten and difference.part != "forgotten":
         also = ", ".join(difference.forgotten)
-        typer.echo(printable(f"  so does what is not among state= of join: {also}"))
-    typer.echo(printable(f"  {found.advice}"))
-    typer.echo("not exactly resumable")
+        lines.append(f"  also different, and not among state= of join: {also}")
+    for line in (*lines, f"  {found.advice}", "not exactly resumable"):
+        typer.echo(printable(line))

@@ -311,6 +311,11 @@ def run(
     }
     asked = tuple(settings or ())
     if script is None:
+        if (steps, evaluate_every, minimize, maximize) != (None, None, None, None):
+            raise UserError(
+                "`steps`, `evaluate_every`, `minimize`, `maximize`: of scripts alone; a task has "
+                "--set recipe.epochs and recipe.objective"
+            )
         resolved = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
     elif (task, study, preset) != (None, None, None):
         raise UserError("`task`, `study`, `preset`: of tasks alone; leave them out for a script")

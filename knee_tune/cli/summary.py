@@ -163,7 +163,8 @@ def print_registered(console: Console, model: "RegisteredModel") -> None:
     console.print(said, soft_wrap=True)
     if model.alias == "candidate" and model.confirmed in HOW_TO_A_CHAMPION:
         console.print(f"  {HOW_TO_A_CHAMPION[model.confirmed]}", soft_wrap=True, markup=False)
-    console.print(f'  mlflow.pyfunc.load_model("{model.uri}")', soft_wrap=True, markup=False)
+    how = "pyfunc.load_model" if model.answers else "artifacts.download_artifacts"
+    console.print(f'  mlflow.{how}("{model.uri}")', soft_wrap=True, markup=False)
 
 
 def _shown(estimate: "Estimate | None", sign: str = "") -> str:

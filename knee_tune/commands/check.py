@@ -72,7 +72,9 @@ def check(
     """
     with interruptible(), scratch(FOLDER) as (folder, _):
         home = Home(folder / "home")
-        looking = look_at_script(home, script, arguments, options, steps=steps or STEPS)
+        looking = look_at_script(
+            home, script, arguments, options, steps=steps or STEPS, nproc=options.nproc
+        )
         try:
             with looking as (spec, recipe, looked):
                 total, every, cut = _sizes(looked.joined or {}, steps=steps, cut=cut)
@@ -89,6 +91,8 @@ def check(
                 for comparison in runs.comparisons():
                     comparisons.append(comparison)
                     on_comparison(comparison)
+                    if comparison.difference:
+                        break
         except (UserError, MachineError) as error:
             raise type(error)(_without_log(str(error), folder)) from error
     return Checked(
@@ -137,30 +141,23 @@ class _Runs:
         self._folder = order.log_dir
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Train, and yield how each run compares to the uninterrupted one, to the first that
-        differs.
-        """
+        """Train, and yield how each run compares to the uninterrupted one."""
         cut, every_step = self._cut, range(1, self._total + 1)
         whole = self._train("whole", knee=self._knee)
         again = self._train("again", knee=self._knee, trunk="again")
-        comparison = self._compare("two runs from the start", whole, again, every_step)
-        yield comparison
-        if comparison.difference:
-            return
+        yield _compare("two runs from the start", whole, again, every_step)
         resumed = self._train("resumed", knee=self._knee, trunk="again")
-        what = f"resumed after step {cut}"
-        comparison = self._compare(what, whole, resumed, every_step[cut:], restarted=True)
-        yield comparison
-        if comparison.difference:
-            return
-        trunk = self._train("trunk", knee=self._total, trunk="trunk", stops=True)
-        branch = self._train("branch", knee=self._knee, trunk="trunk")
+        yield _compare(
+            f"resumed after step {cut}", whole, resumed, every_step[cut:], restarted=True
+        )
+        trunk = self._train("longer", knee=self._total, trunk="longer", stops=True)
+        branch = self._train("branch", knee=self._knee, trunk="longer")
         both = [
-            {step: note for step, note in of_trunk.items() if step <= cut} | of_branch
-            for of_trunk, of_branch in zip(trunk, branch, strict=True)
+            {**before, **after}  # what the trunk trained beyond the cut does not count
+            for before, after in zip(trunk, branch, strict=True)
         ]
         what = f"branched after step {cut} from a trunk that explores longer"
-        yield self._compare(what, whole, both, every_step, restarted=True)
+        yield _compare(what, whole, both, every_step, restarted=True)
 
     def _train(
         self, name: str, *, knee: int, trunk: str | None = None, stops: bool = False
@@ -185,7 +182,11 @@ class _Runs:
             ),
             steps_per_evaluation=self._every,
             checkpoint_dir=folder / "run",
-            trunk=trunk and TrunkPlan(key=trunk, folder=shared, checkpoint_steps=(self._cut,)),
+            trunk=(
+                TrunkPlan(key=trunk, folder=shared, checkpoint_steps=(self._cut,))
+                if trunk
+                else None
+            ),
             watched=True,
         )
         said: list[str] = []
@@ -205,20 +206,20 @@ class _Runs:
             )
         return read_notes(plan.log_dir, ranks=plan.placement.world_size)
 
-    def _compare(
-        self,
-        what: str,
-        one: Sequence[Notes],
-        other: Sequence[Notes],
-        steps: range,
-        *,
-        restarted: bool = False,
-    ) -> Comparison:
-        difference = first_difference(one, other, steps=steps)
-        return Comparison(
-            what=what,
-            first_step=steps[0],
-            last_step=steps[-1],
-            difference=difference,
-            advice=difference.advice(restarted=restarted, ranks=len(one)) if difference else "",
-        )
+
+def _compare(
+    what: str,
+    one: Sequence[Notes],
+    other: Sequence[Notes],
+    steps: range,
+    *,
+    restarted: bool = False,
+) -> Comparison:
+    difference = first_difference(one, other, steps=steps)
+    return Comparison(
+        what=what,
+        first_step=steps[0],
+        last_step=steps[-1],
+        difference=difference,
+        advice=difference.advice(restarted=restarted, ranks=len(one)) if difference else "",
+    )

@@ -189,3 +189,4 @@ class RegisteredModel(Spec):
     alias: Alias = Field(description="what it is called now; a champion stays one")
     confirmed: Confirmed
     new: bool = Field(description="False: a version already had this run's weights")
+    answers: bool = Field(default=True, description="False: a script's weights and code, no more")

@@ -13,7 +13,7 @@ Notes = Mapping[int, Note]
 """Those of one rank, by step."""
 
 PARTS = {
-    "inputs": "trained on another batch",
+    "inputs": "another batch",
     "state": "{name}, of state= of join",
     "model": "the parameter {name}",
     "optimizer": "the optimizer's {name}",

@@ -115,7 +115,7 @@ def _feed(value: Any, found: "hashlib._Hash") -> None:
             dense = value.detach().to_dense() if value.is_sparse else value.detach()
             flat = dense.cpu().contiguous().reshape(-1).view(torch.uint8)
             found.update(f"{value.dtype} {tuple(value.shape)}\0".encode())
-            found.update(flat.numpy())
+            found.update(flat.numpy().data)
         case np.ndarray() if value.dtype != object:
             found.update(f"{value.dtype} {value.shape}\0".encode())
             found.update(value.tobytes())
@@ -200,7 +200,7 @@ def forgotten(frame: FrameType | None, model: nn.Module, given: Sequence[Any]) -
     return dict(sorted(each for key, each in found.items() if key not in within))
 
 
-_GLOBAL = (torch.default_generator, np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
+_GLOBAL = (torch.default_generator, np.random.mtrand._rand, random._inst)
 """Generators that every process has; they are saved."""
 
 
@@ -209,8 +209,8 @@ def kind_of(value: Any) -> str:
     kind = type(value)
     if not isinstance(value, OWN_GENERATORS):
         return kind.__qualname__
-    module = kind.__module__
-    return f"{'numpy.random' if module.startswith('numpy') else module}.{kind.__name__}"
+    library = kind.__module__.partition(".")[0]
+    return f"{library}{'.random' if library == 'numpy' else ''}.{kind.__name__}"
 
 
 def _stateful(kind: type) -> bool:

@@ -76,6 +76,7 @@ def register(model: TrainedModel, *, home: Path, uri: str) -> RegisteredModel:
         alias=alias,
         confirmed=model.confirmed,
         new=known is None,
+        answers=model.task != SCRIPT or model.serve is not None,
     )
 
 

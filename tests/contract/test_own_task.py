@@ -51,7 +51,8 @@ class Rich(knee_tune.SimpleTask[knee_tune.SimpleRecipe]):
 
     def build_model(self) -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(model, multi_avg_fn=average)
         return model
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float]:

@@ -58,7 +58,9 @@ def test_what_is_no_study_of_a_script(repository: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
     complains("run", tmp_path / "none.py", *home, said=("no such script",))
     complains("run", script, "--task", "digits", *home, said=("of tasks alone",))
-    complains("run", script, "--seed-lr", "0.1", *home, said=("a search needs LOW:HIGH or a list",))
+    complains("run", script, "--seed-lr", "0.1", *home, said=("a search needs LOW:HIGH",))
     complains("run", script, "--explore", "low:high", *home, said=("expected LOW:HIGH",))
-    complains("run", "--task", "digits", "--steps", "10", *home, said=("recipe.steps",))
+    complains(
+        "run", "--task", "digits", "--steps", "10", *home, said=("--steps", "of scripts alone")
+    )
     assert not (tmp_path / "home").exists()
