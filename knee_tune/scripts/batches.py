@@ -6,8 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from knee_tune.errors import UserError
-from knee_tune.scripts.state import Seeded
-from knee_tune.tasks.seeding import epochs_after, stream_seed
+from knee_tune.tasks.seeding import epochs_after, seeded, stream_seed
 
 Place = tuple[int, int, Sequence[Any]]
 """Of a batch: its epoch, its number in there, and the indices of its items."""
@@ -42,7 +41,7 @@ def batches_after(
         prefetch_factor=loader.prefetch_factor,
         multiprocessing_context=loader.multiprocessing_context,
     )
-    with Seeded(stream_seed(seed, "workers")):  # it draws a seed for them, wherever a run begins
+    with seeded(stream_seed(seed, "workers")):  # it draws a seed for them, wherever a run begins
         return iter(placed)
 
 
@@ -70,7 +69,7 @@ class _Order:
         generators = {loader.generator, getattr(loader.sampler, "generator", None)}
         for generator in generators - {None}:
             generator.manual_seed(seed)
-        with Seeded(seed):
+        with seeded(seed):
             return list(loader.batch_sampler or ())
 
 
@@ -82,7 +81,7 @@ class _Placed(Dataset[Any]):
 
     def __getitem__(self, place: Place) -> Any:
         epoch, number, indices = place
-        with Seeded(stream_seed(self._seed, "batch", self._rank, epoch, number)):
+        with seeded(stream_seed(self._seed, "batch", self._rank, epoch, number)):
             at_once = getattr(self._dataset, "__getitems__", None)
             items = at_once(indices) if at_once else [self._dataset[index] for index in indices]
             return self._collate(items)

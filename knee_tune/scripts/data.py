@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from knee_tune.errors import UserError
-from knee_tune.scripts.state import Seeded
+from knee_tune.tasks.seeding import seeded
 
 LOOKED_AT = 16
 """Items of a data set that count with their content: the first, the last, and some in between."""
@@ -25,7 +25,7 @@ def fingerprint_of(data: Any) -> str:
     stands for itself, as a version does. What items draw is drawn from a fixed seed.
     """
     digest = hashlib.sha256()
-    with Seeded(0):
+    with seeded(0):
         _add(data, digest)
     return digest.hexdigest()[:16]
 

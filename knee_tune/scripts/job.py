@@ -12,7 +12,7 @@ from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts, TrainPlan
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.scripts.run import Ended, FirstLook, Rank, Run
-from knee_tune.scripts.state import seed_generators
+from knee_tune.tasks.seeding import seed_beside_torch
 from knee_tune.workers.group import Group, ran_out_of_memory
 from knee_tune.workers.protocol import Channel, Done
 
@@ -36,7 +36,8 @@ def run_script(plan: Plan, group: Group, channel: Channel) -> Done:
     rank = Rank.here = Rank(plan, group, channel)
     sys.argv = [str(script), *plan.recipe.get("arguments", ())]
     sys.path.insert(0, str(script.parent))
-    seed_generators(plan.seed)
+    torch.manual_seed(plan.seed)
+    seed_beside_torch(plan.seed)
     try:
         runpy.run_path(str(script), run_name="__main__")
     except Ended:

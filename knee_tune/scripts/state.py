@@ -126,28 +126,3 @@ def set_generators(saved: Mapping[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
-
-
-def seed_generators(seed: int) -> None:
-    """Seed torch's, numpy's and Python's global generators."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-class Seeded:
-    """A context in which the global CPU generators start from a seed; then they go on as before."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        self._before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        torch.default_generator.manual_seed(self._seed)
-        np.random.seed(self._seed % 2**32)
-        random.seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._before[0])
-        np.random.set_state(self._before[1])
-        random.setstate(self._before[2])

@@ -5,9 +5,12 @@ without restoring generators, and evaluation cannot disturb training.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +35,38 @@ def seed_step(device: torch.device, seed: int, rank: int, step: int) -> None:
         torch.cuda.manual_seed(value)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the CPU's global generators (torch, numpy, random) as they are found."""
+    found = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(found[0])
+        np.random.set_state(found[1])
+        random.setstate(found[2])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Have the CPU's global generators start from ``seed``; afterwards they go on as before."""
+    with undisturbed():
+        seed_generators(seed)
+        yield
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the CPU's global generators: torch's, numpy's and Python's."""
+    torch.default_generator.manual_seed(seed)
+    seed_beside_torch(seed)
+
+
+def seed_beside_torch(seed: int) -> None:
+    """Seed the global generators of numpy and Python."""
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def epochs_after(start_step: int, steps: int) -> Iterator[tuple[int, range]]:
     """Epochs (from 0) of ``steps`` steps, each with its steps after ``start_step``; for ever."""
     epoch, made = divmod(start_step, steps)
@@ -46,5 +81,5 @@ def noisy_labels(labels: Tensor, *, share: float, classes: int, seed: int) -> Te
     """
     draw = generator(seed, "label noise")
     noisy = torch.rand(len(labels), generator=draw) < share
-    random = torch.randint(classes, (len(labels),), generator=draw)
-    return torch.where(noisy, random, labels)
+    drawn = torch.randint(classes, (len(labels),), generator=draw)
+    return torch.where(noisy, drawn, labels)

@@ -4,15 +4,12 @@ Order, sharding, sums over ranks, steps per epoch and the fingerprint of the dat
 """
 
 import hashlib
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn, optim
@@ -22,7 +19,15 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 from knee_tune.config.recipe import Direction, Metric, SimpleRecipe
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import R, Split, Task
-from knee_tune.tasks.seeding import epochs_after, generator, stream_seed
+from knee_tune.tasks.seeding import (
+    epochs_after,
+    generator,
+    seed_beside_torch,
+    seed_generators,
+    seeded,
+    stream_seed,
+    undisturbed,
+)
 from knee_tune.workers.group import Group
 
 MOST_READ = 2_000
@@ -176,7 +181,7 @@ class AsTask(Task[SimpleRecipe]):
         while True:
             micro_batches = list(islice(batches, self.recipe.accumulate))
             step += 1
-            _seed_beside_torch(stream_seed(self.seed, "step", group.rank, step))
+            seed_beside_torch(stream_seed(self.seed, "step", group.rank, step))
             yield micro_batches
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float]:
@@ -196,7 +201,7 @@ class AsTask(Task[SimpleRecipe]):
         mine = range(group.rank, len(self._items[split]), group.world_size)
         size = self.recipe.batch_size
         places = ([(0, i) for i in mine[at : at + size]] for at in range(0, len(mine), size))
-        with _undisturbed():
+        with undisturbed():
             for batch in self._loaded(split, places, group):
                 measured = self.simple.evaluate_batch(model, batch)
                 if measured.keys() != sums.keys():
@@ -299,8 +304,7 @@ class _Items:
 
     def item(self, index: int) -> Any:
         """Return one item, the same for every random seed."""
-        with _undisturbed():
-            _seed_all(index)
+        with seeded(index):
             return self._data[index]
 
     def __getitems__(self, places: list[Place]) -> Any:
@@ -308,13 +312,13 @@ class _Items:
         if self._tensors is not None:
             numbers = torch.tensor([index for _, index in places], dtype=torch.long)
             return [each.index_select(0, numbers) for each in self._tensors]
-        with _undisturbed():
+        with undisturbed():
             items = [self._draw(place) for place in places]
-            _seed_all(stream_seed(self._seed, "collate", *places[0]))
+            seed_generators(stream_seed(self._seed, "collate", *places[0]))
             return self._collate(items)
 
     def _draw(self, place: Place) -> Any:
-        _seed_all(stream_seed(self._seed, "item", *place))
+        seed_generators(stream_seed(self._seed, "item", *place))
         return self._data[place[1]]
 
 
@@ -330,28 +334,6 @@ def _in_memory(data: Any) -> list[Tensor] | None:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave the global generators as they are found."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def _seed_all(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    _seed_beside_torch(seed)
-
-
-def _seed_beside_torch(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def _digest(digest: Any, item: Any) -> None:
