@@ -293,7 +293,7 @@ def test_a_timeout_leaves_the_rest_to_the_next_command(bench: Bench) -> None:
     ranks = Ranks()
     assert bench.run(ranks, timeout=0.0, replicates=1).record.compared == ()
     assert ranks.count(TrainPlan) == 0
-    assert "runs that are left: 3; `timeout` ended the comparison before them" in bench.said
+    assert "runs that are left: 3; --timeout ended the comparison before them" in bench.said
 
 
 def test_a_row_that_diverges_ends_nobody_else(bench: Bench) -> None:

@@ -89,7 +89,7 @@ class Arithmetic(FakeRunner):
                 steps_per_epoch=4,
                 data_fingerprint="f",
                 parameters=1,
-                examples={},
+                examples={"test": 8},
                 gpus=self.gpus,
             )
             return Done(state="complete", result=facts.model_dump())
@@ -255,7 +255,7 @@ def test_an_interrupted_confirmation_goes_on_where_it_was(bench: Bench, slots: i
 def test_a_search_that_was_cut_off_is_not_confirmed(bench: Bench) -> None:
     cut_off = bench.run(Arithmetic(a_real_difference), confirm="1:2", timeout=0.0)
     assert cut_off.record.confirmation is None
-    assert "not confirmed yet: `timeout` ended the search" in bench.said
+    assert "not confirmed yet: --timeout ended the search" in bench.said
     assert confirmation_of(bench.run(Arithmetic(a_real_difference), confirm="1:2")).seeds
 
 
@@ -264,7 +264,7 @@ def test_a_confirmation_ends_in_time_and_goes_on(bench: Bench) -> None:
     late = Arithmetic(a_real_difference)
     assert bench.run(late, confirm="1:2", timeout=0.0).record.confirmation is None
     assert late.fresh == []
-    assert "not confirmed yet: `timeout` ended the confirmation" in bench.said
+    assert "not confirmed yet: --timeout ended the confirmation" in bench.said
     assert confirmation_of(bench.run(late, confirm="1:2")).confirmed
 
 

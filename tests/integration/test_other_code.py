@@ -2,6 +2,7 @@
 another file beside it."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,11 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two files of one size and second
-    return Folder(tmp_path, monkeypatch)
+    yield Folder(tmp_path, monkeypatch)
+    for module in ("my_task", "my_net"):
+        sys.modules.pop(module, None)
 
 
 def test_a_changed_helper_is_seen_and_a_comment_is_not(folder: Folder) -> None:
