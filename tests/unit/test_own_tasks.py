@@ -67,7 +67,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    def into(folder: str = "work", **files: str) -> Path:
+    def into(folder: str = "mine", **files: str) -> Path:
         place = tmp_path / folder
         place.mkdir(parents=True, exist_ok=True)
         for name, source in {"my_task": TASK, "helper": "CLASSES = 3\n", **files}.items():
@@ -92,7 +92,7 @@ def test_a_file_is_found_wherever_one_stands(
     monkeypatch.chdir(write())
     spec, recipe = resolved("./my_task.py:MyTask", "recipe.width=8")
 
-    assert spec.task == f"{tmp_path}/work/my_task.py:MyTask"
+    assert spec.task == f"{tmp_path}/mine/my_task.py:MyTask"
     assert (spec.name, spec.subject) == ("knee-my-task-3ep", "my-task")
     assert (recipe.width, recipe.objective, recipe.watched) == (8, "accuracy", "accuracy")
     monkeypatch.chdir("/")
