@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knee_tune.cli.options import (
-    COMPUTE,
     Device,
     DeviceOption,
     JsonOption,
     NprocOption,
     Runner,
+    RunnerOption,
     path_of,
 )
 from knee_tune.errors import printable
@@ -62,14 +62,7 @@ def check(
     ] = None,
     nproc: NprocOption = None,
     device: DeviceOption = Device.AUTO,
-    runner: Annotated[
-        Runner,
-        typer.Option(
-            metavar="NAME",
-            help="What starts worker groups: forkserver or torchrun.",
-            rich_help_panel=COMPUTE,
-        ),
-    ] = Runner.FORKSERVER,
+    runner: RunnerOption = Runner.FORKSERVER,
     json: JsonOption = False,
 ) -> None:
     """Is a training script exactly resumable, and if not, what differs first?

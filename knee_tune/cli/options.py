@@ -153,6 +153,15 @@ TrialOption = Annotated[
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+RunnerOption = Annotated[
+    Runner,
+    typer.Option(
+        metavar="NAME",
+        help="What starts worker groups: forkserver or torchrun.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
 NprocOption = Annotated[
     int | None,
     typer.Option(

@@ -28,6 +28,7 @@ from knee_tune.cli.options import (
     PresetOption,
     ReplicatesOption,
     Runner,
+    RunnerOption,
     ScaleOption,
     Schedule,
     SeedOption,
@@ -211,14 +212,7 @@ def run(
     ] = None,
     amp: AmpOption = None,
     compile_: CompileOption = False,
-    runner: Annotated[
-        Runner,
-        typer.Option(
-            metavar="NAME",
-            help="What starts worker groups: forkserver or torchrun.",
-            rich_help_panel=COMPUTE,
-        ),
-    ] = Runner.FORKSERVER,
+    runner: RunnerOption = Runner.FORKSERVER,
     nnodes: Annotated[
         int,
         typer.Option(

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.scripts.differences import Note, notes_file
 from knee_tune.scripts.learner import ScriptLearner
-from knee_tune.scripts.state import State, generators, states_of
+from knee_tune.scripts.state import generators, states_of
 from knee_tune.workers.group import Group
 
 OWN_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
@@ -33,26 +33,8 @@ ITEMS = 100
 class WatchedLearner(ScriptLearner):
     """A learner that notes every step in its rank's :func:`~.differences.notes_file`."""
 
-    def __init__(
-        self,
-        plan: TrainPlan,
-        group: Group,
-        *,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        state: State,
-        metric: str,
-        saves: bool,
-    ) -> None:
-        super().__init__(
-            plan,
-            group,
-            model=model,
-            optimizers=optimizers,
-            state=state,
-            metric=metric,
-            saves=saves,
-        )
+    def __init__(self, plan: TrainPlan, group: Group, *, model: nn.Module, **given: Any) -> None:
+        super().__init__(plan, group, model=model, **given)
         self._inputs: list[str] = []
         """Digests of what the model was given in this step."""
         self._forgotten: Mapping[str, Any] | None = None
