@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+RUN_STAMP := $(VENV)/.run
 PYTEST_ARGS ?=
 
 # Importing torch without bytecode costs seconds in every process.
@@ -18,9 +19,15 @@ setup: $(STAMP) ## create .venv with the pinned dependencies (PYTHON=... names t
 $(STAMP): pyproject.toml constraints.txt .ci/setup.sh
 	@rm -f $@
 	@.ci/setup.sh
+	@touch $@ $(RUN_STAMP)
+
+# What `make run` needs is a part of it.
+$(RUN_STAMP): pyproject.toml constraints.txt .ci/setup.sh
+	@rm -f $@
+	@.ci/setup.sh run
 	@touch $@
 
-run: setup ## find seed LR and explore fraction of the embedded translation task, a few minutes
+run: $(RUN_STAMP) ## find seed LR and explore fraction of the embedded translation task, a few minutes
 	$(BIN)/knee-tune run --task iwslt --preset demo
 
 test: lint ## every check: lint, types, tests

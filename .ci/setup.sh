@@ -1,8 +1,13 @@
 #!/bin/sh
 # Create .venv with what constraints.txt pins. `make setup` calls this; PYTHON names the interpreter.
+# `setup.sh run` installs what `make run` needs, and nothing for development.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
+case "${1:-}" in
+run) extras=build,translation ;;
+*) extras=build,dev,docs,hf,lightning,optimizers,postgresql,translation,vision ;;
+esac
 
 fail() {
     echo "setup: $1" >&2
@@ -48,13 +53,12 @@ install() {
     $venv/bin/uv pip install --python $venv/bin/python --constraint constraints.txt \
         --no-build-isolation "$@"
 }
-install --requirement pyproject.toml --extra build --extra dev --extra docs --extra optimizers \
-    --extra postgresql --extra vision
+install --requirement pyproject.toml --extra build
 
 # Most of fairseq's build is C++ extensions that nothing here calls: no optimisation for them (the
 # ones that matter carry their own -O3), all of them at once. The stub hides ninja from torch's
 # build: parallel extensions would overwrite each other's build.ninja. No CUDA extensions.
-project='.[build,dev,docs,optimizers,postgresql,translation,vision]'
+project=".[$extras]"
 quick=$(mktemp -d)
 trap 'rm -rf "$quick"' EXIT
 printf '#!/bin/sh\nexit 1\n' >"$quick/ninja"
@@ -74,5 +78,5 @@ printf '[build_ext]\nparallel = %s\n' "$(getconf _NPROCESSORS_ONLN)" >"$quick/di
 # Proves that it works, and writes the bytecode of what every command imports.
 (
     unset PYTHONDONTWRITEBYTECODE
-    $venv/bin/python .ci/try_imports.py
+    $venv/bin/python .ci/try_imports.py "$extras"
 )

@@ -133,9 +133,9 @@ def test_a_killed_rank_goes_on_with_the_same_bits(
     uninterrupted = training.curve
 
     def kill(report: Report) -> Decision:
-        (warm,) = psutil.Process().children()
         if report.step == 16:
-            warm.children()[-1].kill()
+            ranks = [rank for child in psutil.Process().children() for rank in child.children()]
+            ranks[-1].kill()
         return Decision(stop=False)
 
     died = training.train("killed", explore=18, on_report=kill)
