@@ -21,7 +21,7 @@ from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
 from knee_tune.training.learner import Finished, autocast, evaluate
-from knee_tune.training.optimizer import optimizer_of, write_lr
+from knee_tune.training.optimizer import optimizer_of, write_lrs
 from knee_tune.workers.group import Group
 
 Backward = Callable[[Sequence[Any]], Tensor]
@@ -67,7 +67,7 @@ class SingleModel:
         """
         if self._batches is None:
             self._batches = self._task.train_batches(step - 1, self._group)
-        write_lr(self.optimizer, self._plan.schedule.lr(step))
+        write_lrs(self.optimizer, self._plan.schedule, step)
         seed_step(self._group.device, self._plan.seed, self._group.rank, step)
         sums = self._group.sum_tensor(self._backward(next(self._batches)))
         self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
