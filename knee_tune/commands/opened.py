@@ -15,7 +15,7 @@ from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import Placement
 from knee_tune.plans.planner import budget_steps, check_warmup, distinct_fractions, twins_in_words
-from knee_tune.records.events import StudyFinished, StudyStarted, StudyState
+from knee_tune.records.events import StudyFinished, StudyStarted, StudyState, final_name
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
@@ -180,6 +180,7 @@ def _unfused(study: Study, workers: Workers) -> str:
 
 def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
     workers, spec = opened.workers, spec_of(opened.study)
+    metric = workers.recipe.objective_metric
     return StudyStarted(
         uid=opened.uid,
         name=workers.spec.name,
@@ -201,6 +202,8 @@ def _study_started(opened: OpenedStudy, placement: Placement) -> StudyStarted:
             "knee.device": placement.device,
             "knee.world_size": str(placement.world_size),
         },
+        objective=final_name(metric.name),
+        ascending=metric.direction == "minimize",
     )
 
 

@@ -212,7 +212,7 @@ def _link_to_study(opened: OpenedStudy) -> Iterator[str]:
     run, command = opened.tracker.run_of(None), opened.places.ui_command
     if run is not None and command is not None:
         start = f" (while `{command}` runs)" if " " in command else ""
-        yield f"[MLflow run of this study]({run.url}){start}"
+        yield f"[Its trials in MLflow]({run.url}){start}"
 
 
 def _write(report: Report, opened: OpenedStudy) -> tuple[Path, ...]:

@@ -49,6 +49,16 @@ class StudyStarted(Spec):
     params: dict[str, Any] = Field(default_factory=dict, description="may be nested")
     tags: dict[str, str] = Field(default_factory=dict)
     description: str = Field(default="", description="Markdown, shown above the run")
+    objective: str = Field(
+        default="",
+        description="final metric of trials by which people want to see them; empty: none",
+        exclude_if=lambda objective: not objective,
+    )
+    ascending: bool = Field(
+        default=True,
+        description="whether its best value is the lowest",
+        exclude_if=lambda ascending: ascending,
+    )
 
 
 class TrialStarted(Spec):
@@ -93,6 +103,11 @@ class TrialFinished(Spec):
     metrics: dict[str, float] = Field(default_factory=dict, description="finite values only")
     reason: str = ""
     tags: dict[str, str] = Field(default_factory=dict)
+
+
+def final_name(metric: str) -> str:
+    """How trials call a metric of their final evaluation."""
+    return f"final_{metric}"
 
 
 class Attached(Spec):

@@ -10,7 +10,14 @@ from optuna.exceptions import StorageInternalError
 
 from knee_tune.errors import HomeGoneError
 from knee_tune.plans.plan import TrainPlan
-from knee_tune.records.events import Event, RunLink, TrialFinished, TrialReported, TrialStarted
+from knee_tune.records.events import (
+    Event,
+    RunLink,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+    final_name,
+)
 from knee_tune.records.values import Point, RunEnd
 from knee_tune.runs.slots import SlotInterruptedError
 from knee_tune.schedules import Decay
@@ -201,7 +208,8 @@ class RunEvents:
             TrialFinished(
                 key=self._key,
                 state=ending.end,
-                metrics={f"final_{name}": value for name, value in ending.metrics.items()} | counts,
+                metrics={final_name(name): value for name, value in ending.metrics.items()}
+                | counts,
                 reason=ending.reason,
             )
         )

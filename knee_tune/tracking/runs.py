@@ -7,7 +7,7 @@ delivering an event twice changes nothing.
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,14 @@ from knee_tune.tracking.sender import DeletedError, RejectedError
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
     PATIENCE,
+    STUDY_UID,
     artifact_location,
     deleted,
     patience,
     run_link,
+    shared_view,
+    table_link,
+    view_of,
 )
 
 # What goes into a run, cut to what MLflow takes: names, batches, artifacts.
@@ -176,7 +180,6 @@ def is_outdated(at: int, run: Run) -> bool:
 RUN_KEY = "knee.run_key"
 """Tag that a run is found again by: ``<study uid>`` or ``<study uid>/<trial key>``."""
 
-STUDY_UID = "knee.study_uid"
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -290,7 +293,7 @@ class RunWriter:
             if run.info.lifecycle_stage == "deleted":
                 runs.deleted[run_key] = run.info.run_id
             else:
-                self._know(runs, run_key, run.info.run_id)
+                self._know(study, runs, run_key, run.info.run_id)
         return runs
 
     def _search(
@@ -307,9 +310,14 @@ class RunWriter:
                 break
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id), reverse=True)
 
-    def _know(self, runs: _StudyRuns, run_key: str, run_id: str) -> None:
+    def _know(self, study: StudyStarted, runs: _StudyRuns, run_key: str, run_id: str) -> None:
         runs.ids[run_key] = run_id
-        self._links[run_key] = run_link(self._uri, experiment_id=runs.experiment_id, run_id=run_id)
+        where = {"experiment_id": runs.experiment_id, "run_id": run_id}
+        self._links[run_key] = (
+            table_link(self._uri, view=view_of(study), **where)
+            if study.objective and run_key == run_key_of(study.uid, None)
+            else run_link(self._uri, **where)
+        )
 
     def _start_study(self, study: StudyStarted, event: StudyStarted, at: int) -> None:
         run_id = self._run_id(study, None)
@@ -317,6 +325,11 @@ class RunWriter:
         if event.description:
             tags["mlflow.note.content"] = event.description
         begin_run(self._client, run_id, at, params=event.params, tags=tags)
+        if event.objective:
+            experiment = self._studies[study.uid].experiment_id
+            with suppress(MlflowException):  # an experiment of somebody else's: any columns do
+                for name, view in shared_view(event).items():
+                    self._client.set_experiment_tag(experiment, name, view)
 
     def _start_trial(self, study: StudyStarted, event: TrialStarted, at: int) -> None:
         run_id = self._run_id(study, event.key, name=event.name, at=at)
@@ -406,7 +419,7 @@ class RunWriter:
             run_id = self._oldest(runs, run_key, run_id)
         else:
             runs.steps[run_id, 0] = set()
-        self._know(runs, run_key, run_id)
+        self._know(study, runs, run_key, run_id)
         return run_id
 
     def _oldest(self, runs: _StudyRuns, run_key: str, created: str) -> str:

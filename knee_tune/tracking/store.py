@@ -2,6 +2,8 @@
 
 import fcntl
 import getpass
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -20,7 +22,7 @@ from urllib.request import url2pathname
 from knee_tune import __version__
 from knee_tune.errors import UserError, first_line, one_line
 from knee_tune.files import whole
-from knee_tune.records.events import RunLink
+from knee_tune.records.events import RunLink, StudyStarted
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -31,6 +33,12 @@ UI_ADDRESS = "http://127.0.0.1:5000"
 
 AS_TRAINING = "workflowType=machine_learning"
 """Has MLflow's pages show training runs; else a browser that is new to it sees language models'."""
+
+STUDY_UID = "knee.study_uid"
+"""Tag of all runs of a study."""
+
+VIEW_KEY = "viewStateShareKey"
+"""How the address of MLflow's list of runs names a view that is among the experiment's tags."""
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
@@ -90,6 +98,30 @@ def run_link(uri: str, *, experiment_id: str, run_id: str) -> RunLink:
     """The page of a run: on the server, else where ``mlflow ui`` would show it."""
     page = f"#/experiments/{experiment_id}/runs/{run_id}?{AS_TRAINING}"
     return RunLink(run_id=run_id, url=f"{_pages(uri)}/{page}")
+
+
+def table_link(uri: str, *, experiment_id: str, run_id: str, view: str) -> RunLink:
+    """The page of a study's run that lists its trials, as :func:`shared_view` ``view`` says."""
+    page = f"#/experiments/{experiment_id}/runs?{VIEW_KEY}={view}&{AS_TRAINING}"
+    return RunLink(run_id=run_id, url=f"{_pages(uri)}/{page}")
+
+
+def view_of(study: StudyStarted) -> str:
+    """Name the view of a study's runs."""
+    return hashlib.sha256(study.uid.encode()).hexdigest()[:16]
+
+
+def shared_view(study: StudyStarted) -> dict[str, str]:
+    """The experiment's tag that has MLflow list a study's runs: the best first, in columns."""
+    objective = f"metrics.`{study.objective}`"
+    view = {
+        "searchFilter": f"tags.`{STUDY_UID}` = '{study.uid}'",
+        "orderByKey": objective,
+        "orderByAsc": study.ascending,
+        "selectedColumns": ["params.`seed_lr`", "params.`explore_fraction`", objective],
+        "compareRunsMode": "TABLE",
+    }
+    return {f"mlflow.sharedViewState.{view_of(study)}": json.dumps(view)}
 
 
 def model_url(uri: str, *, name: str, version: int) -> str:

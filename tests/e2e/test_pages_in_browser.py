@@ -90,7 +90,21 @@ def test_the_note_is_the_summary(browser: Browser, dashboard: str, best: dict[st
     assert "Expect " in said
     assert "best explore fraction" in said
     assert "steps trained: " in said
-    assert "MLflow run of this study" in said
+    assert "Its trials in MLflow" in said
+
+
+def test_the_notes_link_lists_trials_with_their_numbers_in_columns(
+    browser: Browser, dashboard: str, mlflow: TrackingServer, best: dict[str, Any]
+) -> None:
+    link = re.search(r'href="([^"]*viewStateShareKey[^"]*)"', browser.page(f"{dashboard}/note"))
+    assert link is not None
+    table = link[1].replace("&amp;", "&").replace("http://127.0.0.1:5000", mlflow.uri)
+    page = browser.page(table)
+    said = [text for text in re.split(r"(?:<[^>]+>)+", page) if text.strip()]
+    assert "Error loading shared view state" not in page
+    assert {"seed_lr", "explore_fraction", "final_valid_accuracy"} <= {*said}
+    assert f"trial {best['trial']}" in said
+    assert f"{best['seed_lr']:g}" in said
 
 
 def test_a_trial_leads_to_its_mlflow_run(

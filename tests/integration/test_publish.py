@@ -151,7 +151,7 @@ def test_figures_are_overwritten_and_the_note_is_the_summary(shown: Shown) -> No
     assert ridge_words(published.ridge) in note
     assert "| seed LR | best explore fraction |" in note
     assert "steps trained: " in note
-    assert "[MLflow run of this study](http://127.0.0.1:5000/#/None) (while `" in note
+    assert "[Its trials in MLflow](http://127.0.0.1:5000/#/None) (while `" in note
     assert "secret" not in note
 
 
