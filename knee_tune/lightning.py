@@ -1,11 +1,12 @@
 """``KneeCallback``: a fit of Lightning's Trainer as a run of knee-tune.
 
-The Trainer keeps its loops. Its loader is replaced by one that takes every step from the run: asking
-for the first batch of a step says that the step before is over, its validation included.
+The Trainer keeps its loops. Its loader is replaced by one that takes every step from the run:
+asking for the first batch of a step says that the step before is over, its validation included.
 """
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import import_module
@@ -78,6 +79,10 @@ class KneeCallback(Callback):  # type: ignore[misc]
         self._batches: Iterator[Any] = iter(())
         if Rank.here is not None:
             os.environ |= _defaults(Rank.here.group)
+            # What Lightning has to change in its own code is nobody's concern at every trial.
+            warnings.filterwarnings(
+                "ignore", category=FutureWarning, module=r"(pytorch_)?lightning"
+            )
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """Leave out, in a study, what writes files and lines that nobody asked this run for."""
@@ -99,10 +104,12 @@ class KneeCallback(Callback):  # type: ignore[misc]
                 "KneeCallback: only one loader of a map-style data set can be begun in the middle "
                 "of an epoch; for others write the loop yourself, with knee_tune.join"
             )
+        if not len(loader):
+            raise UserError("KneeCallback: the train loader has no batch; is its data set empty?")
         self.run = self._join(
             pl_module,
             trainer.optimizers,
-            state=_state_of(trainer) | self._state,
+            state={**_state_of(trainer), **self._state},
             data=loader.dataset if self._data is None else self._data,
         )
         of_epoch = -(-len(loader) // trainer.accumulate_grad_batches)
@@ -135,9 +142,7 @@ class KneeCallback(Callback):  # type: ignore[misc]
             last = min(first + accumulated, of_epoch) - 1
             if batches is None:
                 start = epoch * of_epoch + first
-                batches = batches_after(
-                    loader, start, seed=self.run.seed, rank=trainer.global_rank
-                )
+                batches = batches_after(loader, start, seed=self.run.seed, rank=trainer.global_rank)
             for number in range(first, last + 1):
                 due = number == last and self.run.evaluate_now
                 trainer.val_check_batch = 1 if due else NEVER
@@ -233,9 +238,7 @@ def _check(trainer: "Trainer") -> None:
             raise UserError(f"KneeCallback: remove {name}: the study's pruner ends runs early")
         if _is_a(callback, "GradientAccumulationScheduler", "StochasticWeightAveraging"):
             raise UserError(f"KneeCallback: remove {name}: steps and LRs are knee-tune's")
-        if type(callback).on_save_checkpoint is not Callback.on_save_checkpoint and not _is_a(
-            callback, "Checkpoint"
-        ):
+        if _has_own(callback, "on_save_checkpoint"):
             raise UserError(
                 f"KneeCallback: {name} keeps its state in on_save_checkpoint, which is not called; "
                 "give it state_dict and load_state_dict, or remove it"
@@ -248,11 +251,15 @@ def _state_of(trainer: "Trainer") -> dict[str, Any]:
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         state["precision"] = trainer.precision_plugin
     for callback in trainer.callbacks:
-        if type(callback).state_dict is not Callback.state_dict and not _is_a(
-            callback, "Checkpoint"
-        ):
+        if _has_own(callback, "state_dict"):
             state[callback.state_key] = callback
     return state
+
+
+def _has_own(callback: Any, method: str) -> bool:
+    """Whether it defines the method itself; where files are written is of no interest to a run."""
+    definer = next(kind for kind in type(callback).__mro__ if method in vars(kind))
+    return definer.__name__ != "Callback" and not _is_a(callback, "Checkpoint")
 
 
 def _is_a(value: Any, *names: str) -> bool:
