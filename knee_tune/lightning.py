@@ -37,11 +37,10 @@ STRATEGIES = ("DDPStrategy", "SingleDeviceStrategy")
 class KneeCallback(Callback):  # type: ignore[misc]
     """Callback that makes a fit of the Trainer a run of a study, or a plain run if it is alone.
 
-    ``steps`` to ``seed``: see :func:`knee_tune.join`; steps are updates of the optimizer.
-    ``minimize`` or ``maximize`` names what the module logs in validation. ``data``: unless given,
-    the data set of the train loader. ``serve``: see :meth:`Run.finish
-    <knee_tune.scripts.run.Run.finish>`. The run's steps, evaluations and LRs take the place of the
-    Trainer's ``max_epochs``, ``max_steps``, ``val_check_interval`` and LR schedulers.
+    ``steps`` to ``seed``: as of ``join``; steps are updates of the optimizer. ``minimize`` or
+    ``maximize`` names what the module logs in validation. ``data``: unless given, the data set of
+    the train loader. ``serve``: as of ``run.finish``. The run's steps, evaluations and LRs take the
+    place of the Trainer's ``max_epochs``, ``max_steps``, ``val_check_interval`` and schedulers.
 
     UserError, when the fit begins, for what would not be exact or is knee-tune's to decide.
     """
