@@ -77,7 +77,7 @@ class KneeCallback(Callback):  # type: ignore[misc]
         self._state, self._data, self._serve = state or {}, data, serve
         self._batches: Iterator[Any] = iter(())
         if Rank.here is not None:
-            os.environ |= _defaults(Rank.here.group)
+            os.environ |= _environment(Rank.here.group)
             # What Lightning has to change in its own code is nobody's concern at every trial.
             warnings.filterwarnings(
                 "ignore", category=FutureWarning, module=r"(pytorch_)?lightning"
@@ -185,15 +185,15 @@ class _Epochs:
         """Do nothing."""
 
 
-def _defaults(group: Group) -> dict[str, str]:
-    """What the Trainer takes for arguments that it is not given: this rank's place, no logger.
+def _environment(group: Group) -> dict[str, str]:
+    """What tells the Trainer that its ranks are started, and what it takes for its arguments.
 
-    With three ranks and more it is by looking for unused parameters that DDP sums up the same bits
-    wherever a run begins.
+    They count where it is not given others. With three ranks and more it is by looking for unused
+    parameters that DDP sums up the same bits wherever a run begins.
     """
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     exact = "ddp" if group.world_size == 2 else "ddp_find_unused_parameters_true"
-    settings = {
+    arguments = {
         "accelerator": group.device.type,
         "devices": local,
         "num_nodes": group.world_size // local,
@@ -202,7 +202,9 @@ def _defaults(group: Group) -> dict[str, str]:
         "max_epochs": -1,  # or it warns; the run decides
         "num_sanity_val_steps": 0,
     }
-    return {f"PL_TRAINER_{name.upper()}": str(value) for name, value in settings.items()}
+    # Without that name Lightning would take a Slurm job's processes for its ranks.
+    started = {"TORCHELASTIC_RUN_ID": os.environ.get("TORCHELASTIC_RUN_ID", "knee-tune")}
+    return started | {f"PL_TRAINER_{name.upper()}": str(each) for name, each in arguments.items()}
 
 
 def _check(trainer: "Trainer") -> None:

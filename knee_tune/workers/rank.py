@@ -239,7 +239,6 @@ def _leave_to_script(order: Order, line: socket.socket, listening: socket.socket
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": "knee-tune",  # by which a library knows that its ranks are started
     }
     return Group(rank=order.rank, world_size=placement.world_size, device=device)
 
