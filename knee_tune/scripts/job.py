@@ -137,7 +137,7 @@ def _place(error: Exception) -> str | None:
         return f"{Path(error.filename).name}:{error.lineno}"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
-        if frame.f_code is Run.batches.__code__:
+        if frame.f_code.co_name == Run.batches.__name__:  # the callbacks' have the same name
             continue
         if str(Path(file).resolve()).startswith(_OURS):
             return None
