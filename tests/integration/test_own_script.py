@@ -1,89 +1,19 @@
 """A user's training script on real ranks: branched, killed and pruned, and what it can do wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from safetensors.torch import load_file
 
-from knee_tune.plans.plan import (
-    ENTRY,
-    SCRIPT,
-    DescribePlan,
-    Placement,
-    TaskOrder,
-    TrainPlan,
-    TrunkPlan,
-)
-from knee_tune.schedules import Knee
+from knee_tune.plans.plan import ENTRY, DescribePlan
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.workers.forkserver import ForkserverRunner
-from knee_tune.workers.protocol import Callbacks, Decision, Failure, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import Callbacks, Decision, Failure
 from knee_tune.workers.torchrun import TorchrunRunner
 from tests.integration.runs import done, same
-
-STEPS, EVERY, SHARED = 24, 8, 10
-"""Steps of a run and from one evaluation to the next; the step at which branches may leave."""
-
-OnReport = Callable[[Report], Decision]
-
-
-def go_on(_: Report) -> Decision:
-    return Decision(stop=False)
-
-
-class Ranks:
-    """Trains one script in a folder, any number of times."""
-
-    def __init__(self, runner: GroupRunner, script: Path, home: Path, *, ranks: int = 1) -> None:
-        self._runner, self._script, self.home, self._ranks = runner, script, home, ranks
-        (home / "logs").mkdir(exist_ok=True)
-        (home / "trunks").mkdir(exist_ok=True)
-        self.curve: dict[int, dict[str, float]] = {}
-
-    def order(self, name: str) -> TaskOrder:
-        recipe = {
-            "script": str(self._script),
-            "steps": STEPS,
-            "evaluate_every": EVERY,
-            "objective": "valid_loss",
-            "seed_lr": 0.05,
-        }
-        return TaskOrder(
-            task=SCRIPT,
-            recipe=recipe,
-            seed=3,
-            data_dir=self.home,
-            placement=Placement(world_size=self._ranks),
-            log_dir=self.home / "logs" / name,
-        )
-
-    def train(
-        self, name: str, *, explore: int, trunk: bool = True, on_report: OnReport = go_on
-    ) -> Outcome:
-        """Train a schedule that explores so long, as a branch of the trunk of this folder."""
-        self.curve = {}
-        steps = (SHARED,) if explore >= SHARED else ()
-        folder = self.home / "trunks" / "one"
-        plan = TrainPlan(
-            **dict(self.order(name)),
-            schedule=Knee(seed_lr=0.05, total_steps=STEPS, explore_steps=explore),
-            steps_per_evaluation=EVERY,
-            checkpoint_dir=self.home / name,
-            trunk=TrunkPlan(key="one", folder=folder, checkpoint_steps=steps) if trunk else None,
-        )
-
-        def heard(report: Report) -> Decision:
-            self.curve[report.step] = report.metrics
-            return on_report(report)
-
-        return self._runner.run(plan, Callbacks(on_report=heard))
-
-    def weights(self, name: str) -> dict[str, Any]:
-        return load_file(self.home / name / "weights.safetensors")
+from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_last_rank
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +61,7 @@ def test_a_killed_rank_goes_on_with_the_same_bits(
     training = Ranks(runner, example, tmp_path, ranks=2)
     done(training.train("alone", explore=18, trunk=False))
     uninterrupted = training.curve
-
-    def kill(report: Report) -> Decision:
-        if report.step == 16:
-            ranks = [rank for child in psutil.Process().children() for rank in child.children()]
-            ranks[-1].kill()
-        return Decision(stop=False)
-
-    died = training.train("killed", explore=18, on_report=kill)
+    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
     assert isinstance(died, Failure)
     assert (died.kind, died.by_machine) == ("signal", True)
     again = done(training.train("killed", explore=18))

@@ -31,7 +31,7 @@ LAYERS = (
     {"runs"},
     {"stats"},
     {"study", "tracking", "report"},
-    {"pruners"},
+    {"pruners", "hf"},
     {"commands"},
     {"cli"},
     {"testing"},
@@ -44,8 +44,10 @@ ROOM_OF = {
     "mlflow": "tracking",
     "fairseq": "tasks/translation",
     "torchvision": "tasks/vision",
+    "transformers": "hf.py",
+    "accelerate": "hf.py",
 }
-"""The only folder that may import this library."""
+"""The only folder, or file, that may import this library."""
 
 
 def level(room: str) -> int:
@@ -110,11 +112,11 @@ def test_the_package_imports_what_is_public_when_it_is_used() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_big_libraries_stay_in_their_room(path: Path) -> None:
-    folder = path.relative_to(PACKAGE).parent.as_posix()
+    place = path.relative_to(PACKAGE).as_posix()
     strays = [
         imported
         for imported in imports(path)
-        if not f"{folder}/".startswith(f"{ROOM_OF.get(imported.split('.')[0], folder)}/")
+        if not f"{place}/".startswith(f"{ROOM_OF.get(imported.split('.')[0], place)}/")
     ]
     assert not strays, f"{name_of(path)} must not import {', '.join(strays)}"
 
@@ -176,4 +178,5 @@ def test_help_imports_no_big_library() -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "knee_tune.cli" in imported
     big = {"torch", "optuna", "mlflow", "fairseq", "numpy", "pandas", "sklearn", "scipy"}
+    big |= {"transformers", "accelerate"}
     assert not big & imported
