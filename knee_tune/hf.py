@@ -69,7 +69,10 @@ def attach(
     )
     set_seed(run.seed)  # Trainer has seeded by its own
     args.max_steps = run.total_steps
-    args.eval_strategy = IntervalStrategy.NO  # the run says when
+    args.eval_strategy = IntervalStrategy.STEPS  # the run says at which
+    args.dataloader_persistent_workers = (
+        False  # theirs would draw on from one evaluation to another
+    )
     trainer.lr_scheduler = _Written(trainer.optimizer)
     trainer.get_train_dataloader = _Batches(trainer, run)
     if Rank.here is not None:

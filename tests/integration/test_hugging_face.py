@@ -22,6 +22,7 @@ if not (find_spec("transformers") and find_spec("accelerate")):
 
 SCRIPT = """\
 import random
+from pathlib import Path
 import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
@@ -30,23 +31,26 @@ import knee_tune.hf
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1))
+        hidden = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout()
+        self.layers = nn.Sequential(*hidden, nn.Linear(8, 1))
     def forward(self, x, labels):
         found = self.layers(x)
         return {{"loss": nn.functional.mse_loss(found, labels), "logits": found}}
 
 def noisy(rows):
-    random.random()
-    x = torch.stack([row["x"] for row in rows])
-    return {{"x": x + 0.1 * torch.randn(x.shape), "labels": torch.stack([row["y"] for row in rows])}}
+    batch = {{name: torch.stack([row[name] for row in rows]) for name in rows[0]}}
+    return batch | {{"x": batch["x"] + random.random() * torch.randn(batch["x"].shape)}}
 
 g = torch.Generator().manual_seed(0)
-rows = [{{"x": torch.randn(4, generator=g), "y": torch.randn(1, generator=g)}} for _ in range(50)]
+x, y = torch.randn(50, 4, generator=g), torch.randn(50, 1, generator=g)
+rows = [{{"x": one, "labels": label}} for one, label in zip(x, y)]
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self): return iter(rows)
 model, optimizers = Net(), (None, None)
 given = dict(train_dataset=rows[:38], eval_dataset={{"near": rows[38:44], "far": rows[44:]}})
-wanted = dict(output_dir="out", per_device_train_batch_size=4, use_cpu=True, max_steps=30)
+here = Path(__file__).parent
+wanted = dict(output_dir=str(here / "out"), use_cpu=True, max_steps=30)
+wanted["per_device_train_batch_size"] = 4
 how = dict(minimize="eval_near_loss")
 {before}
 trainer = Trainer(model, TrainingArguments(**wanted), data_collator=noisy, **given)
@@ -75,11 +79,6 @@ def runner(example: Path) -> Iterator[ForkserverRunner]:
     made.close()
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_branch_is_the_uninterrupted_run(
     runner: ForkserverRunner, example: Path, tmp_path: Path, ranks: int
@@ -97,10 +96,12 @@ def test_a_branch_is_the_uninterrupted_run(
 
 UNUSUAL = """
 wanted |= dict(gradient_accumulation_steps=3, dataloader_num_workers=1, data_seed=7)
+wanted |= dict(dataloader_persistent_workers=True)
 optimizer = torch.optim.AdamW([
     {"params": model.layers[0].parameters()}, {"params": model.layers[1:].parameters(), "lr": 0.1},
 ], lr=0.01)
 given["optimizers"] = (optimizer, None)
+how["serve"] = "serve:load"
 wanted |= dict(logging_steps=5, save_strategy="steps", save_steps=4, eval_on_start=True)
 """
 
@@ -110,7 +111,8 @@ def test_accumulated_gradients_and_random_batches_are_exact_too(
 ) -> None:
     script = written(tmp_path, before=UNUSUAL)
     training = Ranks(runner, script, tmp_path, ranks=2, objective="eval_near_loss")
-    done(training.train("alone", explore=SHARED, trunk=False))
+    alone = done(training.train("alone", explore=SHARED, trunk=False))
+    assert alone.result["serve"] == "serve:load"
     uninterrupted = training.curve
     assert set(uninterrupted[EVERY]) == {"lr", "eval_near_loss", "eval_far_loss"}
     done(training.train("longer", explore=18))
@@ -180,10 +182,13 @@ MISTAKES = {
     },
     "auto_find_batch_size=True": {"before": 'wanted["auto_find_batch_size"] = True'},
     "a run goes on by itself": {
-        "after": "trainer.state.global_step = 3\ntrainer._init_training_state = lambda *_: (0, 0)"
+        "after": 'trainer.save_model(here / "old")\n'
+        "trainer.state.global_step, trainer.state.train_batch_size = 3, 4\n"
+        'trainer.state.save_to_json(here / "old/trainer_state.json")',
+        "train": 'str(here / "old")',
     },
     "training ended at step 8 of 24": {
-        "before": 'wanted["metric_for_best_model"] = "near_loss"; wanted["greater_is_better"] = True\n'
+        "before": 'wanted |= dict(metric_for_best_model="near_loss", greater_is_better=True)\n'
         'given["callbacks"] = [EarlyStoppingCallback(1, 1e9)]'
     },
 }

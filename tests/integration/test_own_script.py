@@ -162,6 +162,10 @@ MISTAKES = {
     "own.py: join: `state` 'ema' holds a numpy array at of": {"before": "state = {'ema': Keeps()}"},
     "own.py:15: ValueError: no width; its log: ": {"before": "raise ValueError('no width')"},
     "own.py: it exited with 3; its log: ": {"before": "raise SystemExit(3)"},
+    "own.py:16: RuntimeError: stack expects each tensor to be equal size": {
+        "before": "loader = torch.utils.data.DataLoader([torch.ones(1), torch.ones(2)], 2)\n"
+        "for batch in knee_tune.join(model, optimizer).batches(loader): pass"
+    },
     "own.py:16: IndexError: Caught IndexError in DataLoader worker process 0": {
         "before": "loader = torch.utils.data.DataLoader(Empty(), num_workers=1)\n"
         "for batch in knee_tune.join(model, optimizer).batches(loader): pass"
