@@ -91,7 +91,8 @@ def _check(trainer: Trainer) -> None:
         ),
         "train_dataset=None: give Trainer one": trainer.train_dataset is None,
         "train_dataset is a stream, which cannot be begun in its middle; take one that is "
-        "map-style": isinstance(trainer.train_dataset, IterableDataset),
+        "map-style": isinstance(trainer.train_dataset, IterableDataset)
+        or not hasattr(trainer.train_dataset, "__len__"),
         "a scheduler in optimizers=: knee-tune writes the LR; give (optimizer, None)": (
             trainer.lr_scheduler is not None
         ),

@@ -187,7 +187,7 @@ MISTAKES = {
         'trainer.state.save_to_json(here / "old/trainer_state.json")',
         "train": 'str(here / "old")',
     },
-    "training ended at step 8 of 24": {
+    "training ended at step 16 of 24": {
         "before": 'wanted |= dict(metric_for_best_model="near_loss", greater_is_better=True)\n'
         'given["callbacks"] = [EarlyStoppingCallback(1, 1e9)]'
     },
