@@ -83,37 +83,52 @@ def attach(
 
 def _check(trainer: Trainer) -> None:
     """UserError for what no run of knee-tune can be."""
-    args = trainer.args
-    kind = trainer.accelerator.distributed_type
-    contradictions = {
-        "eval_dataset=None: its metrics are what a run is judged by; give Trainer one": (
-            trainer.eval_dataset is None
+    args, data, accelerator = trainer.args, trainer.train_dataset, trainer.accelerator
+    ranks = accelerator.distributed_type
+    refused = (
+        (data is None, "train_dataset=None: give Trainer one"),
+        (
+            isinstance(data, IterableDataset) or not hasattr(data, "__len__"),
+            "train_dataset is a stream, which cannot be begun in its middle; take one that is "
+            "map-style",
         ),
-        "train_dataset=None: give Trainer one": trainer.train_dataset is None,
-        "train_dataset is a stream, which cannot be begun in its middle; take one that is "
-        "map-style": isinstance(trainer.train_dataset, IterableDataset)
-        or not hasattr(trainer.train_dataset, "__len__"),
-        "a scheduler in optimizers=: knee-tune writes the LR; give (optimizer, None)": (
-            trainer.lr_scheduler is not None
+        (
+            trainer.eval_dataset is None,
+            "eval_dataset=None: its metrics are what a run is judged by; give Trainer one",
         ),
-        "model_init= makes another model when training begins; give Trainer the model": (
-            trainer.model_init is not None
+        (
+            trainer.lr_scheduler is not None,
+            "a scheduler in optimizers=: knee-tune writes the LR; give (optimizer, None)",
         ),
-        "load_best_model_at_end=True: knee-tune keeps the weights; remove it, and choose "
-        "`recipe.keep=best`": args.load_best_model_at_end,
-        "auto_find_batch_size=True: batches would depend on the machine; remove it": (
-            args.auto_find_batch_size
+        (
+            trainer.model_init is not None,
+            "model_init= makes another model when training begins; give Trainer the model",
         ),
-        "dispatch_batches=True: every rank reads its own batches; remove it": (
-            trainer.accelerator.dispatch_batches
+        (
+            args.load_best_model_at_end,
+            "load_best_model_at_end=True: knee-tune keeps the weights; remove it, and choose "
+            "`recipe.keep=best`",
         ),
-        f"{kind.value}: weights that are split among ranks are not supported; train data-parallel "
-        "(DDP)": kind is not DistributedType.NO and not kind.value.startswith("MULTI_"),
-        f"one process with {args.n_gpu} GPUs: train with a process for each (--nproc)": (
-            args.n_gpu > 1
+        (
+            args.auto_find_batch_size,
+            "auto_find_batch_size=True: batches would depend on the machine; remove it",
         ),
-    }
-    for what, found in contradictions.items():
+        (
+            accelerator.dispatch_batches,
+            "dispatch_batches=True: every rank reads its own batches; remove it",
+        ),
+        (
+            ranks is not DistributedType.NO and not ranks.value.startswith("MULTI_"),
+            f"{ranks.value}: ranks that share the weights among them are not supported; train "
+            "data-parallel (DDP)",
+        ),
+        (
+            getattr(accelerator, "parallelism_config", None) is not None,
+            "parallelism_config: only data-parallel training (DDP) is supported; remove it",
+        ),
+        (args.n_gpu > 1, f"one process with {args.n_gpu} GPUs: train with one for each (--nproc)"),
+    )
+    for found, what in refused:
         if found:
             raise UserError(f"attach: {what}")
 
@@ -122,8 +137,9 @@ def _evaluate_every(args: Arguments, steps: int, steps_per_epoch: float) -> int 
     """Steps from one evaluation to the next, as the arguments say; None if they do not."""
     if args.eval_strategy == IntervalStrategy.EPOCH:
         return math.ceil(steps_per_epoch)
-    if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps:
-        return math.ceil(args.eval_steps * (steps if args.eval_steps < 1 else 1))
+    if args.eval_strategy == IntervalStrategy.STEPS:
+        every = float(args.eval_steps)
+        return math.ceil(every * steps if every < 1 else every)
     return None
 
 

@@ -65,7 +65,8 @@ class _Order:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         seed = stream_seed(self._seed, "order", epoch)
-        for generator in {getattr(each, "generator", None) for each in samplers} - {None}:
+        generators: set[Any] = {getattr(each, "generator", None) for each in samplers}
+        for generator in generators - {None}:
             generator.manual_seed(seed)
         with seeded(seed):
             return list(self._loader.batch_sampler or ())
