@@ -57,6 +57,11 @@ STUDIES = {
         *("--task", "iwslt", "--preset", "demo", "--sampler", "random", "--trials", "2"),
         *("--set", "recipe.epochs=1"),
     ),
+    "script": (
+        str(Path(__file__).parents[1] / "examples" / "pytorch" / "train.py"),
+        *("--steps", "60", "--evaluate-every", "10", "--nproc", "2"),
+        *("--seed-lr", "0.02,0.05", "--explore", "0.2,0.4,0.8", "--sampler", "grid"),
+    ),
 }
 """What is trained, by kind: options of ``knee-tune run``."""
 

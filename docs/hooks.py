@@ -96,6 +96,9 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "example of an own task": lambda: code(
         "python", (EXAMPLES / "own_task" / "my_task.py").read_text(encoding="utf-8")
     ),
+    "example of an own study": lambda: code(
+        "python", (EXAMPLES / "own_optuna" / "objective.py").read_text(encoding="utf-8")
+    ),
 }
 
 

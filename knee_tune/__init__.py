@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from knee_tune.config.recipe import Metric, Optimizer, Recipe, SimpleRecipe
+    from knee_tune.runs.trunk_cache import TrunkCache
     from knee_tune.scripts.run import join
     from knee_tune.study.suggest import suggest_knee
     from knee_tune.tasks.base import FusableTask, Task
@@ -25,6 +26,7 @@ _PUBLIC = {
     "SimpleTask": "tasks.simple",
     "Task": "tasks.base",
     "TaskEntry": "tasks.registry",
+    "TrunkCache": "runs.trunk_cache",
     "join": "scripts.run",
     "suggest_knee": "study.suggest",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "SimpleTask",
     "Task",
     "TaskEntry",
+    "TrunkCache",
     "__version__",
     "join",
     "suggest_knee",

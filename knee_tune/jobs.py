@@ -23,6 +23,7 @@ from knee_tune.plans.plan import (
     TrainPlan,
 )
 from knee_tune.scripts.job import run_script
+from knee_tune.scripts.watched import run_watched
 from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import task_entry
 from knee_tune.training.fused import FusedModels, why_unfusable
@@ -42,7 +43,8 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
     watched = replace(group, alive=lambda: channel.progress(0))
     match plan:
         case TrainPlan():
-            return task_run(task, plan, group, channel).run()
+            run = task_run(task, plan, group, channel)
+            return run_watched(task, run) if plan.watched else run.run()
         case TestPlan():
             model = _finished_model(task, plan.weights, group)
             metrics = evaluate(

@@ -13,10 +13,11 @@ from types import ModuleType
 from typing import Any
 
 LEARNERS = {
-    "knee_tune.training.single": "SingleModel",
-    "knee_tune.training.fused": "FusedModels",
+    "knee_tune.training.single": ("SingleModel", "update"),
+    "knee_tune.training.fused": ("FusedModels", "update"),
+    "knee_tune.scripts.learner": ("ScriptLearner", "check_lrs"),
 }
-"""Modules and their classes whose ``update`` is an optimizer update."""
+"""Modules, their classes, and what is called for every optimizer update when it is made."""
 
 
 class Witness:
@@ -31,14 +32,15 @@ class Witness:
 
             def load_and_watch(module: ModuleType) -> None:
                 load(module)
-                _watch(getattr(module, LEARNERS[name]))
+                kind, method = LEARNERS[name]
+                _watch(getattr(module, kind), method)
 
             spec.loader.exec_module = load_and_watch  # type: ignore[method-assign]
         return spec
 
 
-def _watch(learner: Any) -> None:
-    update = learner.update
+def _watch(learner: Any, method: str) -> None:
+    update = getattr(learner, method)
 
     @wraps(update)
     def watched(self: Any, step: int) -> None:
@@ -47,7 +49,7 @@ def _watch(learner: Any) -> None:
             line = f"{self._plan.checkpoint_dir.name} {os.getpid()} {step}\n"
             os.write(_file(), line.encode())
 
-    learner.update = watched
+    setattr(learner, method, watched)
 
 
 def _file() -> int:

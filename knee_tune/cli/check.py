@@ -1,4 +1,4 @@
-"""``knee-tune check``: is a training script exactly resumable?"""
+"""``knee-tune check``: is a training exactly resumable?"""
 
 import json as json_module
 from pathlib import Path
@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knee_tune.cli.options import (
+    DEFAULT_HOME,
     Device,
     DeviceOption,
+    HomeOption,
     JsonOption,
     NprocOption,
+    PresetOption,
     Runner,
     RunnerOption,
+    SettingsOption,
+    TaskOption,
     path_of,
 )
-from knee_tune.errors import printable
+from knee_tune.errors import UserError, printable
 
 if TYPE_CHECKING:
     from knee_tune.commands.check import Comparison
@@ -24,19 +29,19 @@ MOST_STEPS = 100_000
 """Of a check: every one is hashed and noted."""
 
 INEXACT = 1
-"""Exit code for a script that is not exactly resumable."""
+"""Exit code for what is not exactly resumable."""
 
 
 def check(
     script: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="SCRIPT",
+            metavar="[SCRIPT]",
             parser=path_of,
             show_default=False,
-            help="Your training script, which calls knee_tune.join.",
+            help="Your training script, which calls knee_tune.join; or name a task.",
         ),
-    ],
+    ] = None,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- ARGUMENTS]", show_default=False, help="The script's own."),
@@ -60,26 +65,40 @@ def check(
             help="Step after which runs go on, best in the middle of an epoch. (default: 17 of 40)",
         ),
     ] = None,
+    task: TaskOption = None,
+    preset: PresetOption = None,
+    settings: SettingsOption = None,
     nproc: NprocOption = None,
     device: DeviceOption = Device.AUTO,
     runner: RunnerOption = Runner.FORKSERVER,
+    home: HomeOption = DEFAULT_HOME,
     json: JsonOption = False,
 ) -> None:
-    """Is a training script exactly resumable, and if not, what differs first?
+    """Is a training script or a task exactly resumable, and if not, what differs first?
 
     Compares uninterrupted, resumed and branched runs at every step. Keeps nothing.
     Exit codes: 0 it is; 1 it is not; 2 it cannot be trained.
     """
-    from knee_tune.commands.check import check as check_script
+    if (script is None) == (task is None):
+        raise UserError("name what to check: a script, or a task with `task`")
+    if script is not None and (preset, settings) != (None, None):
+        raise UserError("`preset`, `settings`: of tasks alone; leave them out for a script")
+    from knee_tune.commands.check import check as check_training
+    from knee_tune.commands.home import Home
     from knee_tune.commands.workers import GroupOptions
 
     options = GroupOptions(nproc=nproc or 1, device=device.value, runner=runner.value)
-    checked = check_script(
+    data = Home(home).data
+    checked = check_training(
         script,
         arguments or (),
         options,
         steps=steps,
         cut=cut,
+        task=task,
+        preset=preset,
+        settings=tuple(settings or ()),
+        data=data if data.is_dir() else None,  # what is prepared without it goes with the check
         on_comparison=lambda found: None if json else print_comparison(found, options.nproc),
     )
     if json:
@@ -101,6 +120,6 @@ def print_comparison(found: "Comparison", ranks: int) -> None:
     lines = [f"{found.what}: not the same bits, first at {where}: {difference.what}"]
     if difference.forgotten and difference.part != "forgotten":
         also = ", ".join(difference.forgotten)
-        lines.append(f"  also different, and not among state= of join: {also}")
+        lines.append(f"  also different, and not among {difference.keeper}: {also}")
     for line in (*lines, f"  {found.advice}", "not exactly resumable"):
         typer.echo(printable(line))

@@ -312,7 +312,10 @@ def run(
             )
         resolved = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
     elif (task, study, preset) != (None, None, None):
-        raise UserError("`task`, `study`, `preset`: of tasks alone; leave them out for a script")
+        raise UserError(
+            "`task`, `study`, `preset`: of tasks alone; leave them out for a script, whose study "
+            "gets a name with `study_name`"
+        )
     options = GroupOptions(
         nproc=nproc or 1 if script else resolved[0].nproc,
         nproc_asked=nproc is not None or sets(asked, "nproc"),

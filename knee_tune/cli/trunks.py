@@ -57,7 +57,7 @@ def _print(console: Console, stored: "StoredTrunks") -> None:
     for entry in stored.trunks:
         note = entry.note
         about = (
-            (note.task, f"{note.seed_lr:g}", str(note.seed), str(note.world_size))
+            (note.task, f"{note.seed_lr:g}", _known(note.seed), _known(note.world_size))
             if note
             else (entry.key, "?", "?", "?")
         )
@@ -102,7 +102,11 @@ def _steps(entry: "TrunkEntry") -> str:
 
 def _named(entry: "TrunkEntry") -> str:
     note = entry.note
-    return f"{note.task}, seed LR {note.seed_lr:g}, seed {note.seed}" if note else entry.key
+    return f"{note.task}, seed LR {note.seed_lr:g}, seed {_known(note.seed)}" if note else entry.key
+
+
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)
 
 
 def _count(number: int, noun: str) -> str:

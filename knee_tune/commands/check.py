@@ -1,23 +1,25 @@
-"""``knee-tune check``: is a training script exactly resumable, and if not, what differs first?"""
+"""``knee-tune check``: is a training exactly resumable, and if not, what differs first?"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from knee_tune.commands.home import Home
-from knee_tune.commands.opened import interruptible
+from knee_tune.commands.opened import interruptible, resolve_asked
 from knee_tune.commands.script import look_at_script
-from knee_tune.commands.workers import GroupOptions, placed
-from knee_tune.config.recipe import Spec
+from knee_tune.commands.workers import GroupOptions, Looked, look_at, placed
+from knee_tune.config.recipe import BaseRecipe, Spec
+from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError
 from knee_tune.leftovers import scratch
-from knee_tune.plans.plan import TaskOrder, TrainPlan, TrunkPlan
+from knee_tune.plans.plan import SCRIPT, TaskOrder, TrainPlan, TrunkPlan
+from knee_tune.plans.planner import budget_steps
 from knee_tune.runs.trainer import run_job
 from knee_tune.schedules.schedule import fitted_knee
 from knee_tune.scripts.differences import Difference, Notes, first_difference, read_notes
-from knee_tune.scripts.recipe import ScriptRecipe
 from knee_tune.workers.protocol import Callbacks, Decision, GroupRunner, Report
 
 STEPS = 40
@@ -43,7 +45,7 @@ class Comparison(Spec):
 class Checked(Spec):
     """What came of a check."""
 
-    script: str
+    script: str = Field(description="or the task")
     nproc: int
     steps: int
     cut: int
@@ -56,37 +58,47 @@ class Checked(Spec):
 
 
 def check(
-    script: Path,
+    script: Path | None,
     arguments: Sequence[str],
     options: GroupOptions,
     *,
     steps: int | None = None,
     cut: int | None = None,
+    task: str | None = None,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    data: Path | None = None,
     on_comparison: Callable[[Comparison], None] = lambda _: None,
 ) -> Checked:
-    """Train the script a few times for a few steps, and compare; nothing of it is left behind.
+    """Train a script or a task a few times for a few steps, and compare; nothing is left behind.
 
     ``cut``: the step after which runs go on; no round one unless told, so likely in the middle of
-    an epoch. It ends with the first comparison that finds a difference. UserError for what has to
-    be fixed before the script can be trained at all.
+    an epoch. It ends with the first comparison that finds a difference. ``preset`` and
+    ``settings``: of a ``task``; ``data``: where its prepared data lie. UserError for what has to be
+    fixed before it can be trained at all.
     """
     with interruptible(), scratch(FOLDER) as (folder, _):
-        home = Home(folder / "home")
-        looking = look_at_script(
-            home, script, arguments, options, steps=steps or STEPS, nproc=options.nproc
-        )
+        home = Home(folder / "home", prepared=data)
+        looking: AbstractContextManager[tuple[StudySpec, BaseRecipe, Looked]]
+        if script is not None:
+            looking = look_at_script(
+                home, script, arguments, options, steps=steps or STEPS, nproc=options.nproc
+            )
+        else:
+            looking = _look_at_task(home, options, task=task, preset=preset, settings=settings)
         try:
             with looking as (spec, recipe, looked):
-                total, every, cut = _sizes(looked.joined or {}, steps=steps, cut=cut)
+                total, every, cut = _sizes(looked.joined, steps=steps, cut=cut)
+                sizes = {"steps": total, "evaluate_every": every} if looked.joined else {}
                 order = TaskOrder(
                     task=spec.task,
-                    recipe=spec.recipe | {"steps": total, "evaluate_every": every},
+                    recipe=spec.recipe | sizes,
                     seed=spec.seed,
                     data_dir=home.data,
                     placement=placed(options, looked.facts, 0, amp=False),
                     log_dir=folder,
                 )
-                runs = _Runs(looked.runner, order, recipe, cut=cut)
+                runs = _Runs(looked.runner, order, recipe, total=total, every=every, cut=cut)
                 comparisons = []
                 for comparison in runs.comparisons():
                     comparisons.append(comparison)
@@ -96,7 +108,7 @@ def check(
         except (UserError, MachineError) as error:
             raise type(error)(_without_log(str(error), folder)) from error
     return Checked(
-        script=str(script),
+        script=str(script or spec.task),
         nproc=options.nproc,
         steps=total,
         cut=cut,
@@ -104,10 +116,22 @@ def check(
     )
 
 
+@contextmanager
+def _look_at_task(
+    home: Home, options: GroupOptions, **asked: Any
+) -> Iterator[tuple[StudySpec, BaseRecipe, Looked]]:
+    """A task's study and what it is trained with; its workers have looked at it."""
+    spec, recipe = resolve_asked(**asked)
+    with look_at(home, spec.task, spec.recipe, options, logs=spec.name) as looked:
+        recipe = recipe.with_warmup_of(budget_steps(recipe, looked.facts))
+        yield spec, recipe, looked
+
+
 def _sizes(
-    joined: Mapping[str, Any], *, steps: int | None, cut: int | None
+    joined: Mapping[str, Any] | None, *, steps: int | None, cut: int | None
 ) -> tuple[int, int, int]:
-    """Steps of a run, from one evaluation to the next, and up to the cut."""
+    """Steps of a run, from one evaluation to the next, and up to the cut; of a task joined=None."""
+    joined = joined or {"steps": None, "evaluate_every": None}
     total = steps or min(STEPS, joined["steps"] or STEPS)
     if total < 2:
         raise UserError(f"`steps` {total}: a run of one step cannot be cut; train more")
@@ -133,10 +157,17 @@ class _Runs:
     """
 
     def __init__(
-        self, runner: GroupRunner, order: TaskOrder, recipe: ScriptRecipe, *, cut: int
+        self,
+        runner: GroupRunner,
+        order: TaskOrder,
+        recipe: BaseRecipe,
+        *,
+        total: int,
+        every: int,
+        cut: int,
     ) -> None:
-        self._runner, self._order, self._recipe, self._cut = runner, order, recipe, cut
-        self._total, self._every = order.recipe["steps"], order.recipe["evaluate_every"]
+        self._runner, self._order, self._recipe = runner, order, recipe
+        self._total, self._every, self._cut = total, every, cut
         self._knee = (cut + self._total) // 2
         self._folder = order.log_dir
 
@@ -145,9 +176,9 @@ class _Runs:
         cut, every_step = self._cut, range(1, self._total + 1)
         whole = self._train("whole", knee=self._knee)
         again = self._train("again", knee=self._knee, trunk="again")
-        yield _compare("two runs from the start", whole, again, every_step)
+        yield self._compare("two runs from the start", whole, again, every_step)
         resumed = self._train("resumed", knee=self._knee, trunk="again")
-        yield _compare(
+        yield self._compare(
             f"resumed after step {cut}", whole, resumed, every_step[cut:], restarted=True
         )
         trunk = self._train("longer", knee=self._total, trunk="longer", stops=True)
@@ -157,7 +188,7 @@ class _Runs:
             for before, after in zip(trunk, branch, strict=True)
         ]
         what = f"branched after step {cut} from a trunk that explores longer"
-        yield _compare(what, whole, both, every_step, restarted=True)
+        yield self._compare(what, whole, both, every_step, restarted=True)
 
     def _train(
         self, name: str, *, knee: int, trunk: str | None = None, stops: bool = False
@@ -197,8 +228,8 @@ class _Runs:
         done = run_job(self._runner, plan, Callbacks(on_report=heard, on_line=said.append))
         if done.state == "diverged":
             raise UserError(
-                f"step {done.step}: {done.reason}; nothing can be compared, so give join a lower "
-                "seed_lr"
+                f"step {done.step}: {done.reason}; nothing can be compared, so "
+                f"{'give join' if self._order.task == SCRIPT else 'name'} a lower seed_lr"
             )
         if starts and done.first_step != self._cut:
             raise MachineError(
@@ -206,20 +237,21 @@ class _Runs:
             )
         return read_notes(plan.log_dir, ranks=plan.placement.world_size)
 
-
-def _compare(
-    what: str,
-    one: Sequence[Notes],
-    other: Sequence[Notes],
-    steps: range,
-    *,
-    restarted: bool = False,
-) -> Comparison:
-    difference = first_difference(one, other, steps=steps)
-    return Comparison(
-        what=what,
-        first_step=steps[0],
-        last_step=steps[-1],
-        difference=difference,
-        advice=difference.advice(restarted=restarted, ranks=len(one)) if difference else "",
-    )
+    def _compare(
+        self,
+        what: str,
+        one: Sequence[Notes],
+        other: Sequence[Notes],
+        steps: range,
+        *,
+        restarted: bool = False,
+    ) -> Comparison:
+        of_task = self._order.task != SCRIPT
+        difference = first_difference(one, other, steps=steps, of_task=of_task)
+        return Comparison(
+            what=what,
+            first_step=steps[0],
+            last_step=steps[-1],
+            difference=difference,
+            advice=difference.advice(restarted=restarted, ranks=len(one)) if difference else "",
+        )

@@ -34,6 +34,7 @@ _NOTES = (
 class Home:
     """``optuna.db``, ``mlflow.db`` and the folders ``artifacts``, ``checkpoints``, ``trunks``,
     ``logs``, ``reports``, ``data``, ``budgets``, ``outbox`` and ``replays`` below ``root``.
+    ``prepared``: data sets that lie elsewhere.
 
     Making one touches nothing; a command that is going to train holds it (:meth:`held`). UserError
     for a path that no URL and no terminal could show (with line ends or bytes that are no text),
@@ -41,6 +42,7 @@ class Home:
     """
 
     root: Path
+    prepared: Path | None = None
 
     def __post_init__(self) -> None:
         path = str(self.root.absolute())
@@ -63,6 +65,8 @@ class Home:
     @property
     def data(self) -> Path:
         """Prepared data sets: ``KNEE_TUNE_DATA``, or ``data/`` in here."""
+        if self.prepared is not None:
+            return self.prepared
         return Path(os.environ.get("KNEE_TUNE_DATA") or self.root / "data").absolute()
 
     @property

@@ -127,7 +127,7 @@ class TrainPlan(TaskOrder):
     watched: bool = Field(
         default=False,
         exclude_if=lambda watched: not watched,
-        description="whether every rank of a script notes digests of every step beside its log",
+        description="whether every rank notes digests of every step beside its log",
     )
 
     @model_validator(mode="after")

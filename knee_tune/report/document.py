@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -224,6 +224,8 @@ def _blocks(report: Report) -> Iterator[str]:
     yield f"| {head} |\n|{' --- |' * len(report.tiles)}\n| {values} |\n| {notes} |"
     for section in report.sections:
         yield from _section(section)
+        if section.key == "answer" and report.settings:
+            yield from _settings(report.settings.values())
     if report.left_out:
         yield "## Not in this report"
         yield "\n".join(f"- {_text(reason)}" for reason in report.left_out)
@@ -238,8 +240,24 @@ def _section(section: Section) -> Iterator[str]:
         yield _table(table)
     for command in section.commands:
         yield f"{_text(command.what)}:"
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command.text)), default=0))
-        yield f"{fence}\n{command.text.rstrip()}\n{fence}"
+        yield _fenced(command.text)
+
+
+def _settings(settings: Iterable[Setting]) -> Iterator[str]:
+    """The answer as every project writes it, or why one cannot."""
+    yield "### As a setting"
+    for setting in settings:
+        yield f"**{_text(setting.title)}**"
+        if setting.text:
+            yield _fenced(setting.text)
+        if setting.note:
+            yield _text(setting.note)
+
+
+def _fenced(text: str) -> str:
+    """A block of code, whatever backticks it holds."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
 def _table(table: Table) -> str:

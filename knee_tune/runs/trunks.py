@@ -35,8 +35,9 @@ class TrunkNote(Spec):
     task: str
     seed_lr: float
     warmup_steps: int
-    seed: int
-    world_size: int
+    seed: int | None = None
+    """None, as the world size is, for one of a :class:`knee_tune.TrunkCache`."""
+    world_size: int | None = None
     made: datetime
     used: datetime
     use: int
@@ -152,21 +153,37 @@ class TrunkStore:
 
     def use(self, plan: TrainPlan) -> None:
         """Note that a run is about to start from its trunk, and to add to it."""
-        schedule = plan.schedule
-        if plan.trunk is None or not isinstance(schedule, Exploring):
-            return
+        if plan.trunk is not None and isinstance(plan.schedule, Exploring):
+            self.note_use(
+                plan.trunk.key,
+                task_slug(plan.task),
+                plan.schedule,
+                seed=plan.seed,
+                world_size=plan.placement.world_size,
+            )
+
+    def note_use(
+        self,
+        key: str,
+        task: str,
+        schedule: Exploring,
+        *,
+        seed: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """Note a use of the trunk ``key``, and what it is a trunk of."""
         now = datetime.now(UTC)
         with self._alone():
             uses = self.note.uses + 1
             write_note(self._note_path, StoreNote(uses=uses, limit=self.limit))
-            path = self.root / plan.trunk.key / "trunk.json"
+            path = self.root / key / "trunk.json"
             known = read_note(path, TrunkNote)
             note = TrunkNote(
-                task=task_slug(plan.task),
+                task=task,
                 seed_lr=schedule.seed_lr,
                 warmup_steps=schedule.warmup_steps,
-                seed=plan.seed,
-                world_size=plan.placement.world_size,
+                seed=seed,
+                world_size=world_size,
                 made=known.made if known else now,
                 used=now,
                 use=uses,

@@ -21,7 +21,7 @@ from knee_tune.scripts.state import (
 )
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
 from knee_tune.training.learner import Finished
-from knee_tune.training.optimizer import note_lr_scales, write_lr
+from knee_tune.training.optimizer import take_up, write_lrs
 from knee_tune.workers.group import Group
 
 
@@ -49,7 +49,7 @@ class ScriptLearner:
         self.model = bare(model)
         self._optimizers, self._own_state = optimizers, state
         for optimizer in optimizers:
-            note_lr_scales(optimizer)
+            take_up(optimizer)
         self._written: list[float] = []
         """The LRs of the step that is being made, of every group."""
         self._reported: dict[str, float] = {}
@@ -65,9 +65,8 @@ class ScriptLearner:
     def begin(self, step: int) -> None:
         """Write the LRs of the coming update; what was reported before is of no use any more."""
         self.draw_on()
-        lr = self._plan.schedule.lr(step)
         for optimizer in self._optimizers:
-            write_lr(optimizer, lr)
+            write_lrs(optimizer, self._plan.schedule, step)
         self._written = self._lrs()
         self._reported = {}
 

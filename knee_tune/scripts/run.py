@@ -83,7 +83,7 @@ class Run:
 
     @property
     def lr(self) -> float:
-        """The LR of this step, before any group's ``lr_scale``."""
+        """The LR of this step, before any group's ``lr_scale`` and ``decay_scale``."""
         return self._engine.plan.schedule.lr(max(1, self.step))
 
     @property
@@ -215,7 +215,8 @@ def join(
     has changed: data sets, arrays, files, or a text with its version; unless told what
     ``run.batches`` is given, or the first batch. ``seed``: of a plain run.
 
-    Parameter groups keep their LRs relative to the optimizer's own, or their ``lr_scale``.
+    Parameter groups keep their LRs relative to the optimizer's own, or their ``lr_scale``. A
+    group's ``decay_scale``, at most 1, is its decay's share of the schedule's.
     UserError for what cannot be joined.
     """
     if minimize is not None and maximize is not None:

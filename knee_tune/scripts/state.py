@@ -36,7 +36,7 @@ def states_of(state: State) -> dict[str, Any]:
         for name, each in state.items()
     }
     for name, value in states.items():
-        for where, kind in _unsafe(value):
+        for where, kind in needs_pickle(value):
             raise UserError(
                 f"join: `state` {name!r} holds {kind}{where and f' at {where}'}, which cannot be "
                 "saved without pickle; have its state_dict give tensors, numbers and texts"
@@ -64,21 +64,21 @@ def check_state(state: State) -> None:
     states_of(state)
 
 
-_PLAIN = (Tensor, str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
-def _unsafe(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+def needs_pickle(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """Where in a state there is something that only pickle could load, and of which kind."""
     if isinstance(value, Mapping):
         if type(value).__module__ not in ("builtins", "collections"):
             yield where, _kind(value)
             return
         for key, each in value.items():
-            yield from _unsafe(each, f"{where}.{key}" if where else str(key))
+            yield from needs_pickle(each, f"{where}.{key}" if where else str(key))
     elif type(value) in (list, tuple, set, torch.Size):
         for index, each in enumerate(value):
-            yield from _unsafe(each, f"{where}[{index}]")
-    elif not isinstance(value, _PLAIN) or isinstance(value, np.generic):
+            yield from needs_pickle(each, f"{where}[{index}]")
+    elif not isinstance(value, Tensor) and type(value) not in _PLAIN:  # numpy's floats are floats
         yield where, _kind(value)
 
 

@@ -1,4 +1,4 @@
-"""A script's run under watch: digests of all that its next step depends on, at the end of each."""
+"""A run under watch: digests of all that its next step depends on, at the end of each."""
 
 import gc
 import hashlib
@@ -6,79 +6,161 @@ import json
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.scripts.differences import Note, notes_file
 from knee_tune.scripts.learner import ScriptLearner
-from knee_tune.scripts.state import generators, states_of
+from knee_tune.scripts.state import State, generators, states_of
+from knee_tune.tasks.base import Task
+from knee_tune.training.loop import TrainingRun
+from knee_tune.training.single import SingleModel
 from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Done
 
 OWN_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 DEPTH = 2
-"""How far below a variable of the script its objects are looked for: ``self.trainer.scaler``."""
+"""How far below a variable its objects are looked for: ``self.trainer.scaler``."""
 
 ITEMS = 100
 """Of a container, so many are looked at."""
 
 
-class WatchedLearner(ScriptLearner):
-    """A learner that notes every step in its rank's :func:`~.differences.notes_file`."""
+class Watch:
+    """Notes what there is at the end of a step, in its rank's :func:`~.differences.notes_file`.
 
-    def __init__(self, plan: TrainPlan, group: Group, *, model: nn.Module, **given: Any) -> None:
-        super().__init__(plan, group, model=model, **given)
+    ``state``: what is saved besides the model and its optimizers. ``draws_on``: whether a step
+    goes on with the global generators where the one before left them, so that they count.
+    """
+
+    def __init__(
+        self,
+        plan: TrainPlan,
+        group: Group,
+        *,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        state: State,
+        draws_on: bool,
+    ) -> None:
+        self._model, self._optimizers, self._state = model, optimizers, state
+        self._draws_from = group.device if draws_on else None
         self._inputs: list[str] = []
         """Digests of what the model was given in this step."""
         self._forgotten: Mapping[str, Any] | None = None
         """What has a state that nobody saves; looked for when the first step ends."""
         self._notes = notes_file(plan.log_dir, rank=group.rank)
         self._notes.parent.mkdir(parents=True, exist_ok=True)
-        seen = model.module if isinstance(model, DistributedDataParallel) else model
-        seen.register_forward_pre_hook(self._see, with_kwargs=True)
+        inputs = self._inputs
 
-    def _see(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if model.training:
-            self._inputs.append(digest([args, kwargs]))
+        def see(model: nn.Module, args: Any, kwargs: Any) -> None:
+            if model.training:
+                inputs.append(digest([args, kwargs]))
+
+        # a function alone: whoever copies the model copies nothing with it
+        model.register_forward_pre_hook(see, with_kwargs=True)
+
+    def begin(self) -> None:
+        """Forget what the model was given before."""
+        self._inputs.clear()
+
+    def note(
+        self,
+        step: int,
+        *,
+        reported: Mapping[str, float],
+        variables: Callable[[], Iterable[tuple[str, Any]]],
+    ) -> None:
+        """Write what there is. ``variables``: objects by their names, to be looked through once."""
+        if self._forgotten is None:
+            given = [*self._optimizers, *self._state.values()]
+            self._forgotten = forgotten(variables(), self._model, given)
+        parts: Note = {
+            "inputs": {f"forward {n}": each for n, each in enumerate(self._inputs, 1)},
+            "state": dict(_flat(states_of(self._state))),
+            "model": {name: digest(value) for name, value in self._model.named_parameters()},
+            "optimizer": dict(_of_optimizers(self._optimizers, self._model)),
+            "buffers": {name: digest(value) for name, value in self._model.named_buffers()},
+            "reported": {name: repr(value) for name, value in reported.items()},
+            "forgotten": {name: digest(_state_of(o)) for name, o in self._forgotten.items()},
+            "generators": {
+                name: digest(value) for name, value in generators(self._draws_from).items()
+            }
+            if self._draws_from
+            else {},
+        }
+        with self._notes.open("a", encoding="utf-8") as notes:
+            notes.write(f"{json.dumps({'step': step, 'parts': parts})}\n")
+
+
+class WatchedLearner(ScriptLearner):
+    """A script's learner that notes every step."""
+
+    def __init__(self, plan: TrainPlan, group: Group, *, model: nn.Module, **given: Any) -> None:
+        super().__init__(plan, group, model=model, **given)
+        self._watch = Watch(
+            plan,
+            group,
+            model=self.model,
+            optimizers=self._optimizers,
+            state=self._own_state,
+            draws_on=True,
+        )
 
     def begin(self, step: int) -> None:
         """See :class:`~knee_tune.scripts.learner.ScriptLearner`."""
         super().begin(step)
-        self._inputs.clear()
+        self._watch.begin()
 
     def check_lrs(self, step: int) -> None:
         """See :class:`~knee_tune.scripts.learner.ScriptLearner`; the step is over, and noted."""
         super().check_lrs(step)
-        note = json.dumps({"step": step, "parts": self._note()})
-        with self._notes.open("a", encoding="utf-8") as notes:
-            notes.write(f"{note}\n")
-
-    def _note(self) -> Note:
-        if self._forgotten is None:
-            self._forgotten = forgotten(
-                sys._getframe(), self.model, [*self._optimizers, *self._own_state.values()]
-            )
-        named = self.model.named_parameters()
         reported = self._reported if self._group.leads else {}
-        return {
-            "inputs": {f"forward {n}": each for n, each in enumerate(self._inputs, 1)},
-            "state": dict(_flat(states_of(self._own_state))),
-            "model": {name: digest(value) for name, value in named},
-            "optimizer": dict(_of_optimizers(self._optimizers, self.model)),
-            "buffers": {name: digest(value) for name, value in self.model.named_buffers()},
-            "reported": {name: repr(value) for name, value in reported.items()},
-            "forgotten": {name: digest(_state_of(o)) for name, o in self._forgotten.items()},
-            "generators": {
-                name: digest(value) for name, value in generators(self._group.device).items()
-            },
-        }
+        frame = sys._getframe()
+        self._watch.note(step, reported=reported, variables=lambda: _variables(frame))
+
+
+def run_watched(task: Task[Any], run: TrainingRun) -> Done:
+    """Train a task's run to its end, every step noted; an evaluation belongs to its step."""
+    learner = run.learner
+    if not isinstance(learner, SingleModel):
+        raise TypeError("a watched run trains a single model")
+    own = getattr(task, "simple", task)  # what its author calls self
+    watch = Watch(
+        run.plan,
+        run.group,
+        model=learner.model,
+        optimizers=[learner.optimizer],
+        state=learner.others,
+        draws_on=False,
+    )
+
+    def note(step: int) -> None:
+        told = run.history[-1:] if run.group.leads else []
+        reported = [report.metrics for report in told if report.step == step]
+        watch.note(
+            step,
+            reported=reported[0] if reported else {},
+            variables=lambda: [(f"self{tail}", part) for tail, part in _parts(own).items()],
+        )
+
+    made = 0
+    for step in run.steps():
+        if made:
+            note(made)
+        watch.begin()
+        learner.update(step)
+        made = step
+    if made:
+        note(made)
+    return run.finish()
 
 
 def digest(value: Any) -> str:
@@ -144,12 +226,14 @@ def _of_optimizers(
                     yield f"{kept} of {name}{whose}", digest(value)
 
 
-def forgotten(frame: FrameType | None, model: nn.Module, given: Sequence[Any]) -> dict[str, Any]:
-    """Objects with a state that nobody saves, by the script's names: ``scaler (GradScaler)``.
+def forgotten(
+    variables: Iterable[tuple[str, Any]], model: nn.Module, given: Sequence[Any]
+) -> dict[str, Any]:
+    """Objects with a state that nobody saves, by their names: ``scaler (GradScaler)``.
 
     Those are generators, and all that has a ``state_dict`` and a ``load_state_dict``, but for the
-    model and what was ``given`` to ``join``. The names are those of variables that can be seen
-    from ``frame``, and of their attributes; what has none is found all the same.
+    model and what was ``given`` to be saved. The names are those of ``variables`` and of their
+    attributes; what has none is found all the same.
     """
     gc.collect()
     saved = {id(part) for each in given for part in (each, *_parts(each).values())}
@@ -166,7 +250,7 @@ def forgotten(frame: FrameType | None, model: nn.Module, given: Sequence[Any]) -
 
     found = {
         id(value): (f"{name} ({kind_of(value)})", value)
-        for name, value in reversed([*_named(frame)])  # of several names the nearest
+        for name, value in reversed([*_named(variables)])  # of several names the nearest
         if counts(value)
     }
     unnamed = [o for o in gc.get_objects() if _stateful(type(o)) and id(o) not in found]
@@ -225,19 +309,19 @@ def _state_of(value: Any) -> Any:
         return None
 
 
-def _named(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
-    """Objects by the script's names: its variables, from the innermost function outwards, then
-    what they hold.
-    """
-    waiting: deque[tuple[str, Any, int]] = deque()
+def _variables(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
+    """A script's variables, from the innermost function outwards."""
     while frame is not None and frame.f_globals.get("__name__") != "runpy":
         if not str(frame.f_globals.get("__name__", "")).startswith("knee_tune."):
-            waiting += [
-                (name, value, 0)
-                for name, value in frame.f_locals.items()
-                if not name.startswith(("__", "."))
-            ]
+            for name, value in frame.f_locals.items():
+                if not name.startswith(("__", ".")):
+                    yield name, value
         frame = frame.f_back
+
+
+def _named(variables: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Objects by their names: the ``variables``, then what they hold."""
+    waiting = deque((name, value, 0) for name, value in variables)
     seen = set[int]()
     while waiting:
         name, value, depth = waiting.popleft()

@@ -58,7 +58,8 @@ class Task(ABC, Generic[R]):
 
         Any of torch's or another library's, with parameter groups. The loop writes the LR of every
         step into every group, times the group's ``lr_scale``; without one, times the LR that the
-        group was made with over the optimizer's own.
+        group was made with over the optimizer's own. A group's ``decay_scale``, at most 1, is its
+        decay's share of the schedule's.
         """
         return None
 

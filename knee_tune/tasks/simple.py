@@ -81,7 +81,8 @@ class SimpleTask(ABC, Generic[R]):
     def build_optimizer(self, model: nn.Module) -> optim.Optimizer | None:
         """Return an optimizer of one's own; None: the recipe's.
 
-        Its groups may have a ``lr_scale`` each: their LR is the schedule's times that.
+        Its groups may have a ``lr_scale`` each: their LR is the schedule's times that; and a
+        ``decay_scale``, at most 1: their decay takes that share of the schedule's steps.
         """
         return None
 

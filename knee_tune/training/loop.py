@@ -63,7 +63,8 @@ class TrainingRun:
         self._ended: dict[int, ReplicaDone] = {}
         self.over: Done | None = None
         """How the run ended, if before its last step; known when :meth:`steps` is exhausted."""
-        self._history: list[Report] = []
+        self.history: list[Report] = []
+        """What was measured so far; on rank 0, and what was told before the first step on all."""
         if saves:
             self._load()
         self.first_step = self.step
@@ -170,7 +171,7 @@ class TrainingRun:
                 seconds=time.monotonic() - self._started,
                 replicas=columns(measured, len(self.plan.replicas)),
             )
-            self._history.append(report)
+            self.history.append(report)
             stop = self.channel.report(report).stop
         return bool(self.group.agree(stop))
 
@@ -179,7 +180,7 @@ class TrainingRun:
 
         An uninterrupted run would have told it, and stopped there.
         """
-        for report in self._history:
+        for report in self.history:
             stop = self.group.leads and self.channel.report(report).stop
             if self.group.agree(stop):
                 self.step = self.first_step = report.step
@@ -298,7 +299,7 @@ class TrainingRun:
 
     def _told(self) -> str:
         """The history as JSON: one string is saved much faster than hundreds of numbers."""
-        told = [report.model_dump(exclude={"type", "total_steps"}) for report in self._history]
+        told = [report.model_dump(exclude={"type", "total_steps"}) for report in self.history]
         return json.dumps(told)
 
     def _dumped_ends(self) -> str:
@@ -311,7 +312,7 @@ class TrainingRun:
             return
         self.step, state = found.step, found.state
         total = self.plan.total_steps
-        self._history = [Report(total_steps=total, **told) for told in json.loads(state["history"])]
+        self.history = [Report(total_steps=total, **told) for told in json.loads(state["history"])]
         self._ended = {
             int(replica): ReplicaDone.model_validate(end)
             for replica, end in json.loads(state["ended"]).items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn, optim
 
 from knee_tune.config.recipe import Optimizer
 from knee_tune.errors import UserError
+from knee_tune.schedules import Knee, Schedule
 from knee_tune.tasks.base import Task
 
 Groups = list[dict[str, Any]]
@@ -21,7 +23,7 @@ def optimizer_of(task: Task[Any], model: nn.Module) -> optim.Optimizer:
 
     Groups of one that the task makes have the LRs that they were given, relative to the
     optimizer's own: as ``lr_scale``, for the schedule is what says how high. The same as
-    ``lr_scale`` in a group.
+    ``lr_scale`` in a group. UserError for what is no optimizer, or has a wrong ``decay_scale``.
     """
     own = task.build_optimizer(model)
     if own is None:
@@ -31,7 +33,7 @@ def optimizer_of(task: Task[Any], model: nn.Module) -> optim.Optimizer:
             f"{type(task).__name__}.build_optimizer: {type(own).__name__} is no "
             "torch.optim.Optimizer; return one, or None for the recipe's"
         )
-    note_lr_scales(own)
+    take_up(own)
     return own
 
 
@@ -70,28 +72,63 @@ def why_uneven(task: Task[Any]) -> str:
     return ""
 
 
-def note_lr_scales(optimizer: optim.Optimizer) -> None:
+def take_up(optimizer: optim.Optimizer) -> None:
     """Give every group without a ``lr_scale`` its LR over the optimizer's own as one.
 
-    A scheduler that was made before has noted what a group's LR was.
+    A scheduler that was made before has noted what a group's LR was. UserError for a
+    ``decay_scale`` that :func:`write_lrs` would refuse.
     """
     usual = float(optimizer.defaults.get("lr", 0.0))
     for group in optimizer.param_groups:
         own = float(group.get("initial_lr", group["lr"]))
         group.setdefault("lr_scale", own / usual if usual else 1.0)
+        _decay_scale(group)
+
+
+def write_lrs(optimizer: optim.Optimizer, schedule: Schedule, step: int) -> None:
+    """Set the LRs of update ``step``: the schedule's, times each group's ``lr_scale`` (1 if none).
+
+    A group with a ``decay_scale`` has a decay of so many times the steps
+    (``Knee.with_decay_scale``); schedules that are no Knee are the same for all groups. No group
+    may decay before the schedule does, or a trunk, which ends at the schedule's knee, would hold
+    weights that have decayed: UserError for a scale above 1. No scheduler state exists, so none can
+    be restored wrong.
+    """
+    lr = schedule.lr(step)
+    for group in optimizer.param_groups:
+        scale = _decay_scale(group)
+        own = isinstance(schedule, Knee) and scale != 1
+        _write(group, _scaled(schedule, scale).lr(step) if own else lr)
 
 
 def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
-    """Set the LR of the coming update, times each group's ``lr_scale`` (1 if it has none).
-
-    No scheduler state exists, so none can be restored wrong.
-    """
+    """Set one LR for all groups, times each group's ``lr_scale`` (1 if it has none)."""
     for group in optimizer.param_groups:
-        scaled = lr * group.get("lr_scale", 1.0)
-        if isinstance(group["lr"], Tensor):  # of an optimizer that is compiled or in a graph
-            group["lr"].fill_(scaled)
-        else:
-            group["lr"] = scaled
+        _write(group, lr)
+
+
+@lru_cache(maxsize=64)  # asked for anew at every step
+def _scaled(schedule: Knee, scale: float) -> Knee:
+    return schedule.with_decay_scale(scale)
+
+
+def _write(group: dict[str, Any], lr: float) -> None:
+    scaled = lr * group.get("lr_scale", 1.0)
+    if isinstance(group["lr"], Tensor):  # of an optimizer that is compiled or in a graph
+        group["lr"].fill_(scaled)
+    else:
+        group["lr"] = scaled
+
+
+def _decay_scale(group: dict[str, Any]) -> float:
+    scale = group.get("decay_scale", 1.0)
+    if not (isinstance(scale, int | float) and 0 < scale <= 1):
+        raise UserError(
+            f"decay_scale={scale!r} of a parameter group: it must be above 0 and at most 1, for "
+            "trunks end where the first group decays; leave it out of the group with the longest "
+            "decay, and give the others their share of it"
+        )
+    return scale
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from knee_tune.tasks.base import Task
 from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
 from knee_tune.training.learner import Finished, autocast, evaluate
-from knee_tune.training.optimizer import optimizer_of, write_lr
+from knee_tune.training.optimizer import optimizer_of, write_lrs
 from knee_tune.workers.group import Group
 
 Backward = Callable[[Sequence[Any]], Tensor]
@@ -40,7 +40,7 @@ class SingleModel:
         torch.manual_seed(stream_seed(plan.seed, "model"))
         self.model = task.build_model().to(group.device)
         self.optimizer = optimizer_of(task, self.model)
-        self._others = _with_states(task, self.model, group)
+        self.others = _with_states(task, self.model, group)
         """What else the task's training changes."""
         self._sums = torch.zeros(2, dtype=torch.float64, device=group.device)
         """Of the training losses and of what they sum over, since the last look."""
@@ -51,7 +51,9 @@ class SingleModel:
         self._wrapped: nn.Module | None = None
         self._compiled: nn.Module | None = None
         self._batches: Any = None
-        self._backward: Backward = replayed(self._accumulate, group, same_shapes=task.same_shapes)
+        # who watches looks into every forward pass, which a replay has none of
+        same = task.same_shapes and not plan.watched
+        self._backward: Backward = replayed(self._accumulate, group, same_shapes=same)
 
     @property
     def first_steps(self) -> Mapping[int, int]:
@@ -65,7 +67,7 @@ class SingleModel:
         """
         if self._batches is None:
             self._batches = self._task.train_batches(step - 1, self._group)
-        write_lr(self.optimizer, self._plan.schedule.lr(step))
+        write_lrs(self.optimizer, self._plan.schedule, step)
         seed_step(self._group.device, self._plan.seed, self._group.rank, step)
         sums = self._group.sum_tensor(self._backward(next(self._batches)))
         self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
@@ -135,7 +137,7 @@ class SingleModel:
 
     def state(self) -> dict[str, Any]:
         """See :class:`~knee_tune.training.learner.Learner`."""
-        others = {name: each.state_dict() for name, each in self._others.items()}
+        others = {name: each.state_dict() for name, each in self.others.items()}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -146,7 +148,7 @@ class SingleModel:
         """See :class:`~knee_tune.training.learner.Learner`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, each in self._others.items():
+        for name, each in self.others.items():
             each.load_state_dict(state["others"][name])
         self._sums.copy_(state["train_sums"])
         if weights is not None and self._group.leads:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from knee_tune import jobs
 from knee_tune.plans.plan import Plan
@@ -33,6 +33,7 @@ ENTRIES = {
     "worsening": _entry("WorseningTask"),
     "breaking": _entry("BreakingTask"),
     "mortal": _entry("MortalTask"),
+    "apart": _entry("ApartTask"),
 }
 
 
@@ -47,6 +48,15 @@ class BatchNormTask(DigitsTask):
             nn.Dropout(self.recipe.model.dropout),
             nn.Linear(24, self.classes),
         )
+
+
+class ApartTask(BatchNormTask):
+    """The same, whose first layer decays over half of the others' decay, at a tenth of the LR."""
+
+    def build_optimizer(self, model: nn.Module) -> optim.Optimizer:
+        first, *others = model.parameters()
+        apart = {"params": [first], "lr_scale": 0.1, "decay_scale": 0.5}
+        return optim.SGD([{"params": others}, apart], lr=0.1, momentum=0.9)
 
 
 class SlowTask(DigitsTask):

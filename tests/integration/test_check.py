@@ -178,6 +178,73 @@ def test_what_cannot_be_checked_is_one_line(
     assert not done.stdout
 
 
+TASK = """\
+import torch, knee_tune
+from torch import nn
+from torch.utils.data import TensorDataset
+class Forgets(knee_tune.SimpleTask):
+    metrics = {{"loss": "minimize"}}
+    def datasets(self):
+        self.own, self.noise = torch.Generator().manual_seed(1), 0.1
+        rows = torch.arange(72.0).reshape(72, 1) / 72
+        return {{"train": TensorDataset(rows, rows), "valid": TensorDataset(rows, rows)}}
+    def build_model(self): return nn.Linear(1, 1)
+    def loss(self, model, batch):
+        {within}
+        return nn.functional.mse_loss(model(batch[0]), batch[1]), len(batch[0])
+    def evaluate_batch(self, model, batch):
+        return {{"loss": ((model(batch[0]) - batch[1]).square().sum(), len(batch[0]))}}
+"""
+
+
+def task_of(tmp_path: Path, within: str) -> str:
+    file = tmp_path / f"task_of_{tmp_path.name}.py"  # this process has only one module of a name
+    file.write_text(TASK.format(within=within))
+    return f"{file}:Forgets"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_exact_task_is_said_to_be(tmp_path: Path, ranks: int) -> None:
+    task = task_of(tmp_path, "batch[0].add_(0.1 * torch.randn(()))")
+    said = drive_here("check", "--task", task, "--steps", "8", "--nproc", str(ranks)).stdout
+    assert said.splitlines()[-1].startswith("exactly resumable: ")
+
+
+@pytest.mark.parametrize(
+    ("within", "said"),
+    [
+        (
+            "batch[0].add_(torch.randn((), generator=self.own))",
+            "another batch\n  also different, and not among the task's state(): "
+            "self.own (torch.Generator)\n  draw from torch's global generator instead of self.own",
+        ),
+        (
+            "self.noise *= 2; batch[1].mul_(self.noise)",
+            "the parameter weight\n  something that the loss depends on is not saved: keep what "
+            "changes from step to step (a loss scale, a count, a running mean) in an object with "
+            "state_dict and load_state_dict, and return that from the task's state()",
+        ),
+    ],
+)
+def test_a_tasks_mistake_is_named(tmp_path: Path, within: str, said: str) -> None:
+    task = task_of(tmp_path, within)
+    found = drive_here("check", "--task", task, "--steps", "8", expect=1).stdout
+    assert "resumed after step 3: not the same bits, first at step 4: " in found
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((), "name what to check: a script, or a task with --task"),
+        (("train.py", "--task", "digits"), "name what to check: a script, or a task with --task"),
+        (("train.py", "--preset", "demo"), "--preset, --set: of tasks alone"),
+    ],
+)
+def test_a_check_is_of_one_thing(asked: tuple[str, ...], said: str) -> None:
+    assert said in drive_here("check", *asked, expect=2).stderr
+
+
 def test_an_interrupted_check_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(_: Comparison) -> None:
         raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """A user's training script on real ranks: branched, killed and pruned, and what it can do wrong."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,28 @@ def test_a_branch_is_the_uninterrupted_run(
     assert training.curve == uninterrupted
     assert branched.result["metrics"] == alone.result["metrics"]
     assert same(training.weights("branch"), training.weights("alone"))
+
+
+def test_a_group_that_decays_later_is_no_part_of_the_trunk(
+    runner: ForkserverRunner, example: Path, tmp_path: Path
+) -> None:
+    """The head decays over half of the schedule's decay: branched is uninterrupted all the same."""
+    text = example.read_text()
+    for name, settings in (("together", '"lr": 0.02'), ("apart", '"lr": 0.02, "decay_scale": 0.5')):
+        folder = tmp_path / name
+        shutil.copytree(example.parent, folder)
+        (folder / "train.py").write_text(text.replace('"lr": 0.02', settings))
+    together, apart = (
+        Ranks(runner, tmp_path / name / "train.py", tmp_path / name)
+        for name in ("together", "apart")
+    )
+    alone = done(apart.train("alone", explore=SHARED, trunk=False))
+    done(apart.train("longer", explore=18))
+    branched = done(apart.train("branch", explore=SHARED))
+    assert (alone.first_step, branched.first_step) == (0, SHARED)
+    assert same(apart.weights("branch"), apart.weights("alone"))
+    done(together.train("alone", explore=SHARED, trunk=False))
+    assert not same(together.weights("alone"), apart.weights("alone"))
 
 
 def test_torchrun_trains_the_same_bits(
@@ -161,6 +184,9 @@ MISTAKES = {
     "own.py: ended without run.finish": {"after": ""},
     "own.py: join: `state` 'ema' holds a numpy array at of": {"before": "state = {'ema': Keeps()}"},
     "own.py:15: ValueError: no width; its log: ": {"before": "raise ValueError('no width')"},
+    "own.py: decay_scale=2 of a parameter group: it must be above 0 and at most 1": {
+        "before": "optimizer.param_groups[0]['decay_scale'] = 2"
+    },
     "own.py: it exited with 3; its log: ": {"before": "raise SystemExit(3)"},
     "own.py:16: RuntimeError: stack expects each tensor to be equal size": {
         "before": "loader = torch.utils.data.DataLoader([torch.ones(1), torch.ones(2)], 2)\n"

@@ -19,6 +19,7 @@ from safetensors.torch import save_model
 
 from knee_tune import __version__
 from knee_tune.errors import UserError
+from knee_tune.plans.plan import SCRIPT
 from knee_tune.records.events import (
     Alias,
     RegisteredModel,
@@ -134,6 +135,24 @@ def test_the_champion_answers_sentences_from_its_own_files(home: Path) -> None:
     assert json.loads((folder / "artifacts" / "order.json").read_text())["task"] == "toy"
     assert loaded.metadata.signature is not None
     assert loaded.metadata.saved_input_example_info is not None
+
+
+def test_a_script_that_serves_nothing_is_there_as_it_is(home: Path, repository: Path) -> None:
+    """Its weights, the script and what it imports from beside it, and its recipe; no model."""
+    script = repository / "examples" / "pytorch" / "train.py"
+    recipe = {"script": str(script), "steps": 40}
+    model = trained(home, "toy", seed=1).model_copy(
+        update={"task": SCRIPT, "subject": "train", "recipe": recipe, "serve": None}
+    )
+    weights, registered = model.weights, put(home, model)
+    assert (registered.uri, registered.answers) == ("models:/knee-tune-train@champion", False)
+    found = Path(mlflow.artifacts.download_artifacts(registered.uri))
+    files = {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()}
+    assert files >= {"code/train.py", "code/network.py", "recipe.json", weights.name}
+    assert "code/serve.py" not in files, "nothing imports it"
+    assert (found / "code" / "train.py").read_bytes() == script.read_bytes()
+    assert (found / weights.name).read_bytes() == weights.read_bytes()
+    assert json.loads((found / "recipe.json").read_text()) == recipe
 
 
 def test_a_version_is_tied_to_its_run_and_its_numbers(home: Path) -> None:

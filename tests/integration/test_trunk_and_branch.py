@@ -296,6 +296,7 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"task": "digits", "accumulate": 2, "keep": "last"}, id="accumulation"),
         pytest.param({"optimizer": {"name": "radam"}, "clip_norm": 1.0}, id="BatchNorm, RAdam"),
         pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
+        pytest.param({"task": "apart"}, id="groups with decays of their own"),
         pytest.param({"task": "iwslt"}, id="iwslt"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
     ],

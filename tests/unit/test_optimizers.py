@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from knee_tune.config.recipe import Optimizer
 from knee_tune.errors import UserError
+from knee_tune.schedules import Cosine, Knee, KneeLR, Schedule
 from knee_tune.tasks.tabular.recipe import DigitsRecipe
 from knee_tune.tasks.tabular.task import DigitsTask
 from knee_tune.training import optimizer as optimizers
-from knee_tune.training.optimizer import build_optimizer, optimizer_of, step_each, write_lr
+from knee_tune.training.optimizer import (
+    build_optimizer,
+    optimizer_of,
+    step_each,
+    take_up,
+    write_lr,
+    write_lrs,
+)
 
 OF_TORCH = ("sgd", "adam", "adamw", "radam", "nadam", "adafactor", "muon")
 OF_TIMM = ("lamb", "lion")
@@ -153,6 +161,54 @@ def test_a_task_may_have_an_optimizer_with_groups_of_its_own(tmp_path: Path) -> 
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 1.5])
     write_lr(optimizer, 1.0)  # the schedule's, not what it was made with, nor the last one
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.5])
+
+
+def grouped(**second: float) -> torch.optim.Optimizer:
+    """An optimizer of two groups, of which the second has its own settings."""
+    one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    return torch.optim.SGD([{"params": [one]}, {"params": [two], **second}], lr=0.1)
+
+
+def written(optimizer: torch.optim.Optimizer, schedule: Schedule) -> list[list[float]]:
+    """The LRs of every step, by group."""
+    take_up(optimizer)
+    steps = []
+    for step in range(1, schedule.total_steps + 1):
+        write_lrs(optimizer, schedule, step)
+        steps.append([group["lr"] for group in optimizer.param_groups])
+    return steps
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.5, 1.0])
+def test_a_group_may_have_a_shorter_decay_as_kneelr_writes_it(scale: float) -> None:
+    knee = Knee(seed_lr=0.1, total_steps=12, explore_steps=3, warmup_steps=1, decay="1-sqrt")
+    optimizer = grouped(decay_scale=scale)
+    scheduler = KneeLR(optimizer, total_steps=12, explore_steps=3, warmup_steps=1, decay="1-sqrt")
+    expected = []
+    for _ in range(12):
+        expected.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    ours = written(grouped(decay_scale=scale), knee)
+    assert ours == expected
+    assert ours[:4] == written(grouped(), knee)[:4], "a trunk knows nothing of it"
+    assert [lrs[0] for lrs in ours] == [knee.lr(step) for step in range(1, 13)]
+
+
+def test_a_baseline_has_one_decay_for_all_groups() -> None:
+    cosine = Cosine(seed_lr=0.1, total_steps=9)
+    assert written(grouped(decay_scale=0.5), cosine) == written(grouped(), cosine)
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.0, "half", float("nan")])
+def test_no_group_decays_before_its_schedule(scale: Any) -> None:
+    with pytest.raises(UserError, match=f"decay_scale={scale!r} of a parameter group: it must"):
+        take_up(grouped(decay_scale=scale))
+    later = grouped()
+    take_up(later)
+    later.param_groups[1]["decay_scale"] = scale
+    with pytest.raises(UserError, match="trunks end where the first group decays"):
+        write_lrs(later, Knee(seed_lr=0.1, total_steps=9, explore_steps=3), 1)
 
 
 def test_stacked_models_step_with_their_own_lr_times_that_of_the_group() -> None:

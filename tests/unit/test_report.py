@@ -563,6 +563,10 @@ def test_the_answer_is_there_as_a_setting_of_every_project() -> None:
         "Found with radam; an LR is good for its own optimizer."
     )
     assert "settings" not in found.model_dump()
+    markdown = as_markdown(found)
+    for setting in found.settings.values():
+        assert f"```\n{setting.text.rstrip()}\n```" in markdown
+    assert markdown.index("### As a setting") < markdown.index(found.sections[1].title)
 
 
 def test_a_project_that_cannot_write_the_decay_says_so() -> None:
