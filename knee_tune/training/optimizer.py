@@ -96,9 +96,10 @@ def write_lrs(optimizer: optim.Optimizer, schedule: Schedule, step: int) -> None
     """
     lr = schedule.lr(step)
     for group in optimizer.param_groups:
-        scale = _decay_scale(group)
-        own = isinstance(schedule, Knee) and scale != 1
-        _write(group, _scaled(schedule, scale).lr(step) if own else lr)
+        scale, own = _decay_scale(group), lr
+        if isinstance(schedule, Knee) and scale != 1:
+            own = _scaled(schedule, scale).lr(step)
+        _write(group, own)
 
 
 def write_lr(optimizer: optim.Optimizer, lr: float) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn, optim
 
@@ -55,8 +56,11 @@ class ApartTask(BatchNormTask):
 
     def build_optimizer(self, model: nn.Module) -> optim.Optimizer:
         first, *others = model.parameters()
-        apart = {"params": [first], "lr_scale": 0.1, "decay_scale": 0.5}
-        return optim.SGD([{"params": others}, apart], lr=0.1, momentum=0.9)
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": [first], "lr_scale": 0.1, "decay_scale": 0.5},
+        ]
+        return optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
 class SlowTask(DigitsTask):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import runpy
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,9 +120,12 @@ def test_processes_share_it(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def example(repository: Path) -> SimpleNamespace:
-    """The example's functions, which see what is put into it."""
-    return SimpleNamespace(**runpy.run_path(str(repository / "examples/own_optuna/objective.py")))
+def example(repository: Path) -> Iterator[SimpleNamespace]:
+    """What the example defines; the threads that it wants are its own."""
+    threads = torch.get_num_threads()
+    found = runpy.run_path(str(repository / "examples" / "own_optuna" / "objective.py"))
+    yield SimpleNamespace(**found)
+    torch.set_num_threads(threads)
 
 
 def test_a_branched_trial_of_the_example_is_the_uninterrupted_one(

@@ -166,7 +166,8 @@ def test_a_task_may_have_an_optimizer_with_groups_of_its_own(tmp_path: Path) -> 
 def grouped(**second: float) -> torch.optim.Optimizer:
     """An optimizer of two groups, of which the second has its own settings."""
     one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    return torch.optim.SGD([{"params": [one]}, {"params": [two], **second}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": [one]}, {"params": [two], **second}]
+    return torch.optim.SGD(groups, lr=0.1)
 
 
 def written(optimizer: torch.optim.Optimizer, schedule: Schedule) -> list[list[float]]:
