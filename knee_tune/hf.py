@@ -70,9 +70,7 @@ def attach(
     set_seed(run.seed)  # Trainer has seeded by its own
     args.max_steps = run.total_steps
     args.eval_strategy = IntervalStrategy.STEPS  # the run says at which
-    args.dataloader_persistent_workers = (
-        False  # theirs would draw on from one evaluation to another
-    )
+    args.dataloader_persistent_workers = False  # they draw on from one evaluation to the next
     trainer.lr_scheduler = _Written(trainer.optimizer)
     trainer.get_train_dataloader = _Batches(trainer, run)
     if Rank.here is not None:
