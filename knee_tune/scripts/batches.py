@@ -58,19 +58,27 @@ class _Order:
 
     def _epoch(self, epoch: int) -> list[Sequence[Any]]:
         """The indices of all batches of an epoch."""
-        loader = self._loader
-        samplers: tuple[Any, ...] = (loader.sampler, loader.batch_sampler)
+        samplers = _samplers(self._loader)
         for sampler in samplers:
             if isinstance(sampler, DistributedSampler):
                 sampler.seed = stream_seed(self._seed, "order") >> 32
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         seed = stream_seed(self._seed, "order", epoch)
-        generators = {loader.generator, getattr(loader.sampler, "generator", None)}
+        generators: set[Any] = {getattr(each, "generator", None) for each in samplers}
         for generator in generators - {None}:
             generator.manual_seed(seed)
         with seeded(seed):
-            return list(loader.batch_sampler or ())
+            return list(self._loader.batch_sampler or ())
+
+
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    """All that has a part in a loader's order: itself, its samplers, and those within them."""
+    found: list[Any] = [loader]
+    for each in found:
+        inner = (getattr(each, name, None) for name in ("sampler", "batch_sampler"))
+        found += [sampler for sampler in inner if sampler is not None and sampler not in found]
+    return found
 
 
 class _Placed(Dataset[Any]):

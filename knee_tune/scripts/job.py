@@ -10,6 +10,7 @@ import torch
 
 from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import DescribePlan, Plan, TaskFacts, TrainPlan
+from knee_tune.scripts import batches
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.scripts.run import Ended, FirstLook, Rank, Run
 from knee_tune.tasks.seeding import seed_beside_torch
@@ -17,6 +18,8 @@ from knee_tune.workers.group import Group, ran_out_of_memory
 from knee_tune.workers.protocol import Channel, Done
 
 _OURS = str(Path(__file__).parents[1])
+
+_BATCHES = batches.__file__
 
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve())
 
@@ -130,15 +133,15 @@ def _local(file: str) -> bool:
 def _place(error: Exception) -> str | None:
     """Where in the script's own code it was raised: ``train.py:41``; None: in ours.
 
-    Of a library's error it is where the script called it, and of one of a loader's worker process
-    its loop over the batches.
+    Of a library's error it is where the script called it, and of one of a loader its loop over the
+    batches.
     """
     if isinstance(error, SyntaxError) and error.filename and _local(error.filename):
         return f"{Path(error.filename).name}:{error.lineno}"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
-        if frame.f_code.co_name == Run.batches.__name__:  # the callbacks' have the same name
-            continue
+        if file == _BATCHES or frame.f_code.co_name == Run.batches.__name__:
+            continue  # what they call is the script's: its data set, its collate function
         if str(Path(file).resolve()).startswith(_OURS):
             return None
         if _local(file):

@@ -257,6 +257,7 @@ def _take_device(order: Order) -> torch.device:
         torch.cuda.set_device(device)
         return device
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # or a library sets the other by the machine's cores
     return torch.device("cpu")
 
 

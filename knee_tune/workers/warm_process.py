@@ -70,16 +70,24 @@ def main(control_fd: int, stores: str, preload: Sequence[str]) -> None:
     control = socket.socket(fileno=control_fd)
     gc.disable()  # imports leave a million objects that stay: looking through them takes seconds
     with _ending_with_driver(control, stores):
-        for module in (*_PRELOAD, *preload):
+        for each in (*_PRELOAD, *preload):
             # Preloading only saves time: a rank that misses a module says so in its own failure.
             with contextlib.suppress(Exception):
-                importlib.import_module(module)
+                _import(each)
     gc.freeze()  # ranks share these pages; a collection in one must not copy them
     gc.enable()
     try:
         _serve(control)
     finally:
         _end(stores)
+
+
+def _import(each: str) -> None:
+    """Import a module, or with ``module:name`` what the module imports only for that name."""
+    module, _, name = each.partition(":")
+    found = importlib.import_module(module)
+    if name and not hasattr(found, name):
+        importlib.import_module(f"{module}.{name}")
 
 
 def _end(stores: str) -> NoReturn:

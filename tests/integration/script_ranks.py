@@ -1,4 +1,4 @@
-"""A training script on real ranks, as often as a test likes: the runs that trunk and crash make."""
+"""Training a script on real ranks: a folder of runs of one seed that may share a trunk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +24,17 @@ def go_on(_: Report) -> Decision:
 class Ranks:
     """Trains one script in a folder, any number of times."""
 
-    def __init__(self, runner: GroupRunner, script: Path, home: Path, *, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        runner: GroupRunner,
+        script: Path,
+        home: Path,
+        *,
+        ranks: int = 1,
+        objective: str = "valid_loss",
+    ) -> None:
         self._runner, self._script, self.home, self._ranks = runner, script, home, ranks
+        self._objective = objective
         (home / "logs").mkdir(exist_ok=True)
         (home / "trunks").mkdir(exist_ok=True)
         self.curve: dict[int, dict[str, float]] = {}
@@ -35,7 +44,7 @@ class Ranks:
             "script": str(self._script),
             "steps": STEPS,
             "evaluate_every": EVERY,
-            "objective": "valid_loss",
+            "objective": self._objective,
             "seed_lr": 0.05,
         }
         return TaskOrder(
@@ -72,9 +81,13 @@ class Ranks:
         return load_file(self.home / name / "weights.safetensors")
 
 
-def kill_a_rank(report: Report) -> Decision:
-    """Kill the last rank of all that this process has started, at step 16."""
-    if report.step == 16:
-        ranks = [rank for child in psutil.Process().children() for rank in child.children()]
-        ranks[-1].kill()
-    return Decision(stop=False)
+def kill_last_rank(*, step: int) -> OnReport:
+    """Kill a group's last rank when it reports of ``step``."""
+
+    def heard(report: Report) -> Decision:
+        if report.step == step:
+            ranks = [rank for child in psutil.Process().children() for rank in child.children()]
+            ranks[-1].kill()
+        return Decision(stop=False)
+
+    return heard

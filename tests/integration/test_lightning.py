@@ -12,7 +12,7 @@ from knee_tune.scripts.recipe import JOINED
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import Callbacks, Decision, Failure
 from tests.integration.runs import done, same
-from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_a_rank
+from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_last_rank
 
 if find_spec("lightning") is None:  # its import takes many seconds, and only ranks need it
     pytest.skip("the extra `lightning` is not installed", allow_module_level=True)
@@ -55,7 +55,7 @@ def test_a_killed_rank_goes_on_with_the_same_bits(runner: ForkserverRunner, tmp_
     training = Ranks(runner, script, tmp_path, ranks=2)
     done(training.train("alone", explore=18, trunk=False))
     uninterrupted = training.curve
-    died = training.train("killed", explore=18, on_report=kill_a_rank)
+    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
     assert isinstance(died, Failure)
     assert died.by_machine
     again = done(training.train("killed", explore=18))

@@ -14,7 +14,7 @@ from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import Callbacks, Decision, Failure
 from knee_tune.workers.torchrun import TorchrunRunner
 from tests.integration.runs import done, same
-from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_a_rank
+from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_last_rank
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_killed_rank_goes_on_with_the_same_bits(
     training = Ranks(runner, example, tmp_path, ranks=2)
     done(training.train("alone", explore=18, trunk=False))
     uninterrupted = training.curve
-    died = training.train("killed", explore=18, on_report=kill_a_rank)
+    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
     assert isinstance(died, Failure)
     assert (died.kind, died.by_machine) == ("signal", True)
     again = done(training.train("killed", explore=18))
@@ -188,6 +188,10 @@ MISTAKES = {
         "before": "optimizer.param_groups[0]['decay_scale'] = 2"
     },
     "own.py: it exited with 3; its log: ": {"before": "raise SystemExit(3)"},
+    "own.py:16: RuntimeError: stack expects each tensor to be equal size": {
+        "before": "loader = torch.utils.data.DataLoader([torch.ones(1), torch.ones(2)], 2)\n"
+        "for batch in knee_tune.join(model, optimizer).batches(loader): pass"
+    },
     "own.py:16: IndexError: Caught IndexError in DataLoader worker process 0": {
         "before": "loader = torch.utils.data.DataLoader(Empty(), num_workers=1)\n"
         "for batch in knee_tune.join(model, optimizer).batches(loader): pass"

@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 import knee_tune
 from knee_tune.errors import UserError
 from knee_tune.schedules import Knee
 from knee_tune.scripts.batches import batches_after
 from knee_tune.scripts.data import fingerprint_of
+from knee_tune.scripts.imports import imports_of, installed_imports
 from knee_tune.scripts.recipe import subject_of
 from knee_tune.scripts.state import check_state, generators, pack, set_generators, unpack
 
@@ -46,6 +54,25 @@ def test_batches_of_worker_processes_are_the_same() -> None:
     alone = DataLoader(Noisy(), batch_size=4, shuffle=True)
     helped = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=2)
     assert taken(helped, after=2, count=3) == taken(alone, after=2, count=3)
+
+
+def test_samplers_within_samplers_are_drawn_from_the_epoch() -> None:
+    class Shard(BatchSampler):
+        """Every second batch of another sampler, which holds the one that draws."""
+
+        def __init__(self, whole: BatchSampler) -> None:
+            self.batch_sampler = whole
+
+        def __iter__(self) -> Iterator[list[int]]:
+            return islice(iter(self.batch_sampler), 0, None, 2)
+
+        def __len__(self) -> int:
+            return len(self.batch_sampler) // 2
+
+    drawn = RandomSampler(range(8), generator=torch.Generator())
+    loader = DataLoader(Noisy(), batch_sampler=Shard(BatchSampler(drawn, 2, drop_last=True)))
+    whole = taken(loader, after=0, count=4)
+    assert taken(loader, after=3, count=1) == whole[3:]
 
 
 def test_ranks_draw_noise_of_their_own() -> None:
@@ -127,6 +154,16 @@ def test_other_data_has_another_fingerprint(tmp_path: Path) -> None:
 def test_a_subject_names_folders_and_models() -> None:
     assert subject_of(Path("some where/My train_2.py")) == "my-train-2"
     assert subject_of(Path("__.py")) == "script"
+
+
+def test_what_a_script_imports_is_told_from_its_text(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import os, own\nfrom transformers import Trainer\n")
+    (tmp_path / "own.py").write_text("import torch.nn\nimport knee_tune.hf\n")
+    found = installed_imports(tmp_path / "train.py")
+    assert found == ("transformers", "transformers:Trainer", "torch.nn", "knee_tune.hf")
+    own, others = imports_of(tmp_path, [tmp_path / "train.py"])
+    assert [file.name for file in own] == ["train.py", "own.py"]
+    assert others == ("transformers", "torch.nn"), "what a model is served with"
 
 
 def pair(**groups: float) -> tuple[nn.Module, torch.optim.Optimizer]:
