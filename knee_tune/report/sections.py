@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from knee_tune.config.recipe import Direction
+from knee_tune.config.recipe import Direction, averaged
 from knee_tune.records.findings import Crossover, Ridge, Surface
 from knee_tune.records.shown import (
     NOTHING,
@@ -438,10 +438,12 @@ def _surface_table(surface: Surface) -> Table:
 
 
 def _tested(comparison: Comparison) -> str:
-    chosen = (
-        "nothing was selected"
-        if comparison.keep == "last"
-        else "the weights that were best on the validation split were kept"
+    chosen = {
+        "last": "nothing was selected",
+        "best": "the weights that were best on the validation split were kept",
+    }.get(
+        comparison.keep,
+        f"the weights of the last {averaged(comparison.keep)} evaluations were averaged",
     )
     return (
         f"Training ran to the end of the budget and {chosen}; the test split is looked at once per "

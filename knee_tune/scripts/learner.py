@@ -131,7 +131,7 @@ class ScriptLearner:
         self._measured = reported
         return {0: {"lr": self._plan.schedule.lr(step), **reported}}
 
-    def keep(self, replicas: Iterable[int]) -> None:
+    def keep(self, replicas: Iterable[int], *, mean_of: int = 1) -> None:
         """See :class:`~knee_tune.training.learner.Learner`. They are written at once."""
         if not any(True for _ in replicas):
             return
