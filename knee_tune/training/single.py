@@ -75,6 +75,8 @@ class SingleModel:
         sums = self._group.sum_tensor(self._backward(next(self._batches)))
         self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
         self.optimizer.step()
+        if self.others:  # an average takes in buffers too, and is to be the same on every rank
+            self._share_buffers()
         with torch.no_grad():
             self._task.after_step(self.model, step)
         self._sums += sums
