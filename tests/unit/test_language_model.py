@@ -128,7 +128,7 @@ def test_a_text_is_continued_and_always_in_the_same_way(
     [
         (
             {"model": {**SIZE.model_dump(), "context": 9000}},
-            "context=9000: the training text of sq",
+            "context=9000: the training text of",
         ),
         ({"batch_size": 1, "accumulate": 2}, "batch_size=1: fewer than ranks times"),
     ],

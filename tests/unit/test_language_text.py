@@ -61,7 +61,7 @@ def test_the_texts_of_a_folder_follow_one_another(tmp_path: Path) -> None:
 def test_another_text_needs_another_name_or_force(file: Path, tmp_path: Path) -> None:
     first = prepare(data_root=tmp_path / "data", from_path=file)
     file.write_text(f"{LINES}!")
-    with pytest.raises(UserError, match="prepared from another text .*choose another `name`"):
+    with pytest.raises(UserError, match=r"prepared from another text .*choose another `name`"):
         prepare(data_root=tmp_path / "data", from_path=file)
     second = prepare(data_root=tmp_path / "data", from_path=file, force=True)
     assert second.fingerprint != first.fingerprint
@@ -89,7 +89,7 @@ def test_what_is_no_text_is_refused_and_leaves_nothing(
 
 
 def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no .txt file in it"):
+    with pytest.raises(UserError, match=r"no \.txt file in it"):
         prepare(data_root=tmp_path / "data", from_path=tmp_path)
 
 
