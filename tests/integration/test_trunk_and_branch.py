@@ -73,6 +73,7 @@ CIFAR10: dict[str, Any] = {
 GPT: dict[str, Any] = {
     "epochs": 3,
     "steps_per_epoch": 8,
+    "warmup_steps": 0,
     "batch_size": 8,
     "valid_bytes": 400,
     "keep": "best",

@@ -87,8 +87,8 @@ class GptTask(Task[GptRecipe]):
         """Loss over the split, cut into windows one after the other: every byte but the first."""
         text, context = self._measured(split), self.recipe.model.context
         whole, rest = divmod(len(text) - 1, context)
-        starts = torch.arange(whole) * context
-        batches = [(part, context) for part in starts.split(self.recipe.batch_size) if len(part)]
+        starts, size = torch.arange(whole) * context, self.recipe.batch_size
+        batches = [(starts[at : at + size], context) for at in range(0, whole, size)]
         if rest:
             batches.append((torch.tensor([whole * context]), rest))
         total = torch.zeros((), dtype=torch.float64, device=group.device)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,8 @@ def map_text(folder: Path, manifest: TextManifest) -> dict[str, Tensor]:
     """The splits, uint8 (bytes,), read from disk where they are touched."""
     # Copy on write, for torch takes no array that cannot be written to.
     text = torch.from_numpy(np.memmap(folder / TEXT, dtype=np.uint8, mode="c"))
-    return dict(zip(manifest.bytes, text.split([*manifest.bytes.values()]), strict=True))
+    ends = [*accumulate(manifest.bytes.values())]
+    return dict(zip(manifest.bytes, text.tensor_split(ends[:-1]), strict=True))
 
 
 def embedded_text() -> bytes:
