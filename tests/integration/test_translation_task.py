@@ -120,7 +120,7 @@ def test_the_loss_of_an_empty_share_is_nothing(demo_data: Path) -> None:
     model = found.build_model()
     (batch,) = next(found.train_batches(0, Group()))
 
-    loss, count = found.loss(model, Batch(batch.sample, counts=False))
+    loss, count = found.loss(model, Batch(batch.sample, batch.pair, counts=False))
     loss.backward()  # type: ignore[no-untyped-call]
 
     assert (loss.item(), count) == (0.0, 0.0)
