@@ -2,10 +2,11 @@
 
     python -m benchmarks.cutoff [--from DIR] [--threads 1]
 
-Same task, batches, weights and optimizer; all take turns in every round, so that other load hits
-all of them, and on a CPU it is the process's own time that counts. ``doubled`` is the doubled batch without any consistency. Prints the median step of the
-plain one, and the median over the rounds of each one's ratio to it, with quartiles. ``--from``: a
-folder with a corpus (text, and BPE codes beside it) for the sizes whose vocabulary is a real one.
+Same task, batches, weights and optimizer. All take turns in every round, so that other load hits
+all of them, and on a CPU it is the process's own time that counts. ``doubled`` is the doubled batch
+without any consistency. Prints the median step of the plain one, and the median over the rounds of
+each one's ratio to it, with quartiles. ``--from``: a folder with a corpus (text cut by BPE, and the
+codes beside it) for the sizes whose vocabulary is a real one.
 """
 
 import argparse

@@ -205,7 +205,10 @@ def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
 
 def test_table_14_is_cutoff_as_its_authors_train_it() -> None:
     spec, rows = spec_of("table14-iwslt"), compared("table14-iwslt").rows
-    assert [(row.schedule, row.seed_lr) for row in rows] == [("inverse_sqrt", 7e-4), ("knee", 7e-4)] * 2
+    assert [(row.schedule, row.seed_lr) for row in rows] == [
+        ("inverse_sqrt", 7e-4),
+        ("knee", 7e-4),
+    ] * 2
     assert [row.explore_epochs for row in rows] == [None, 50, None, 35]
     assert (spec.recipe["warmup_steps"], spec.recipe["clip_norm"]) == (6000, None)
     assert (spec.recipe["beam"], spec.recipe["len_penalty"]) == (5, 0.5)

@@ -1,8 +1,8 @@
 """Cutoff (Shen et al., 2020): a batch beside itself with parts cut out, and the loss of both.
 
-What the published code calls Jensen-Shannon divergence is another one: it compares each prediction
-with the softmax m of their mean scores, and takes (KL(m|p) + KL(m|q)) / 2. That is the Bhattacharyya
-distance -log sum sqrt(p q), of which nothing but that sum needs to be computed.
+What the published code takes for the Jensen-Shannon divergence is another one: it compares both
+predictions p and q with the softmax m of their mean scores, (KL(m|p) + KL(m|q)) / 2. That is the
+Bhattacharyya distance -log sum sqrt(p q), and nothing but that sum needs to be computed.
 """
 
 from collections.abc import Mapping

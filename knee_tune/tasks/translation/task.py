@@ -178,9 +178,7 @@ class TranslationTask(Task[TranslationRecipe]):
         loss, nll = self._criterion.compute_loss(fairseq_model, output, sample)
         return loss, nll, float(sample["ntokens"])
 
-    def _cutoff_loss(
-        self, model: nn.Module, batch: Batch, cutoff: Cutoff
-    ) -> tuple[Tensor, float]:
+    def _cutoff_loss(self, model: nn.Module, batch: Batch, cutoff: Cutoff) -> tuple[Tensor, float]:
         """See :func:`~knee_tune.tasks.translation.cutoff.cutoff_loss`; and the target tokens.
 
         What is cut depends on the seed that torch has at this step and on the pairs, not on what
