@@ -361,3 +361,16 @@ def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) ->
     stored = connect(uri).get_logged_model(registered.model_id).artifact_location
     assert stored.startswith((moved / "artifacts").as_uri())
     assert not home.exists()
+
+
+def test_models_of_scripts_whose_modules_have_the_same_names_load_beside_each_other(
+    tmp_path: Path,
+) -> None:
+    from knee_tune.tracking.serving_script import own_module
+
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper_of_both.py").write_text(f"NAME = {name!r}")
+        (tmp_path / name / "serve_of_both.py").write_text("from helper_of_both import NAME")
+    found = [own_module("serve_of_both", tmp_path / name).NAME for name in ("one", "other", "one")]
+    assert found == ["one", "other", "one"]
