@@ -79,8 +79,13 @@ ODD = (
     *("a\nb", "a\0b", "\x1b[31m", "\u202e", "\ud800", "\u0661\u0662", "x" * 5000, "x/" * 3000),
     *("../../x", "/proc/self/mem", "a b", "🙂", "0x10", "1_000", "1,2", "1,,2", "3:5", "9" * 30),
 )
+EXAMPLES = Path(__file__).parents[2] / "examples"
 USUAL = {
-    "--task": [*TASKS],
+    "--task": [*TASKS, f"{EXAMPLES}/own_task/my_task.py:Wine"],
+    "script": [f"{EXAMPLES}/pytorch/train.py"],
+    "--seed-lr": ["1e-3:1e-1", "0.1,0.2", "0.1"],
+    "--explore": ["0.1:0.9", "0.1:0.9:0.2"],
+    "--as": ["hf", "torch"],
     "--study": [*available("studies")],
     "--preset": ["quick", "demo", "paper"],
     "--sampler": ["grid", "gp", "random"],

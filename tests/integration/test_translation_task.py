@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,7 +121,7 @@ def test_the_loss_of_an_empty_share_is_nothing(demo_data: Path) -> None:
     model = found.build_model()
     (batch,) = next(found.train_batches(0, Group()))
 
-    loss, count = found.loss(model, Batch(batch.sample, counts=False))
+    loss, count = found.loss(model, Batch(batch.sample, batch.pair, counts=False))
     loss.backward()  # type: ignore[no-untyped-call]
 
     assert (loss.item(), count) == (0.0, 0.0)
@@ -141,6 +142,63 @@ def test_the_loss_reaches_the_model_inside_whatever_wraps_it(demo_data: Path) ->
         assert found.loss(Compiled(parallel), batch)[0] == bare
     finally:
         dist.destroy_process_group()
+
+
+CUT = {"kind": "token", "share": 0.4}
+
+
+@pytest.mark.parametrize("kind", ["token", "span", "feature"])
+def test_cutoff_is_learnt_from_both_halves(kind: str, demo_data: Path) -> None:
+    """With all of it cut alike and no dropout it is twice the plain loss, and drawn by the step."""
+    still = SIZE | {"dropout": 0.0}
+    found = task(demo_data, model=still, cutoff={"kind": kind, "share": 0.4})
+    plain = task(demo_data, model=still)
+    model = found.build_model()
+    (batch,) = next(found.train_batches(0, Group()))
+
+    def loss(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        torch.rand(seed)  # drawing changes nothing, the seed does
+        return found.loss(model, batch)[0]
+
+    alone, count = plain.loss(model, batch)
+    assert found.loss(model, batch)[1] == count == batch.sample["ntokens"]
+    assert loss(1) == loss(1) != loss(2)
+    assert float(loss(1)) == pytest.approx(2 * float(alone), rel=0.1)
+    loss(1).backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_padding_counts_nothing_in_cutoff(demo_data: Path) -> None:
+    """A batch that is padded further has the same loss."""
+    found = task(demo_data, model=SIZE | {"dropout": 0.0}, cutoff={"kind": "feature"})
+    model = found.build_model()
+    (batch,) = next(found.train_batches(0, Group()))
+    pad = partial(nn.functional.pad, value=found._fairseq.target_dictionary.pad())
+    inputs = batch.sample["net_input"]
+    further = batch.sample | {
+        "target": pad(batch.sample["target"], (0, 3)),
+        "net_input": inputs
+        | {
+            "src_tokens": pad(inputs["src_tokens"], (2, 0)),
+            "prev_output_tokens": pad(inputs["prev_output_tokens"], (0, 3)),
+        },
+    }
+    losses = [found.loss(model, Batch(each, batch.pair)) for each in (batch.sample, further)]
+    assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
+    assert losses[0][1] == losses[1][1]
+
+
+def test_what_is_cut_is_no_question_of_the_order_of_micro_batches(demo_data: Path) -> None:
+    found = task(demo_data, accumulate=2, model=SIZE | {"dropout": 0.0}, cutoff=CUT)
+    model = found.build_model()
+    first, second = next(found.train_batches(0, Group()))
+
+    def losses(*batches: Batch) -> list[float]:
+        torch.manual_seed(7)
+        return [float(found.loss(model, each)[0]) for each in batches]
+
+    assert losses(first, second) == losses(second, first)[::-1]
 
 
 def test_validation_is_loss_perplexity_and_at_last_bleu(demo_data: Path) -> None:
@@ -180,6 +238,14 @@ def test_bleu_is_corpus_bleu_on_the_given_tokens() -> None:
     # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 quadruples; no brevity penalty.
     expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
     assert tokenised_bleu(["a b c d x"], ["a b c d e"]) == pytest.approx(expected)
+
+
+def test_bleu_of_split_compounds_counts_their_parts() -> None:
+    hypothesis, reference = ["a b c x-y"], ["a b c x-z"]
+    # 5 of 6 words, 4 of 5 pairs, 3 of 4 triples, 2 of 3 quadruples instead of 3/4, 2/3, 1/2, 0.
+    expected = 100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
+    split = tokenised_bleu(hypothesis, reference, split_compounds=True)
+    assert split == pytest.approx(expected)
 
 
 def test_a_served_model_needs_its_assets_only(demo_data: Path, tmp_path: Path) -> None:

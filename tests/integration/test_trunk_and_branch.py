@@ -312,6 +312,7 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
         pytest.param({"task": "apart"}, id="groups with decays of their own"),
         pytest.param({"task": "iwslt"}, id="iwslt"),
+        pytest.param({"task": "iwslt", "accumulate": 2, "cutoff": {"share": 0.2}}, id="Cutoff"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
         pytest.param({"task": "gpt"}, id="gpt"),
         pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="gpt, Muon"),

@@ -60,11 +60,48 @@ class Transformer(TransformerModelBase):  # type: ignore[misc]
     fairseq's own loading adds entries for old checkpoints: the tied output layer then comes twice.
     """
 
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        kept: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """Return fairseq's output; scores (n, types) at n ``positions`` of the target, if given.
+
+        They count through the flattened batch, and no other position costs a product with the
+        vocabulary. ``kept`` multiplies the embeddings of source and target: two tensors
+        (sentences, 1, embed_dim).
+        """
+        if positions is None:
+            return super().forward(src_tokens, src_lengths, prev_output_tokens)
+        source, target = kept or (None, None)
+        with _multiplied(self.encoder.embed_tokens, source):
+            encoded = self.encoder(src_tokens, src_lengths=src_lengths)
+        with _multiplied(self.decoder.embed_tokens, target):
+            features, _ = self.decoder(prev_output_tokens, encoder_out=encoded, features_only=True)
+        return self.decoder.output_layer(features.flatten(0, 1)[positions])
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load as ``nn.Module`` does."""
         return nn.Module.load_state_dict(self, state_dict, strict, assign)
+
+
+@contextmanager
+def _multiplied(embedding: nn.Module, by: Tensor | None) -> Iterator[None]:
+    """Multiply what ``embedding`` gives meanwhile; both languages may share it."""
+    if by is None:
+        yield
+        return
+    handle = embedding.register_forward_hook(lambda _, __, output: output * by)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_task(folder: Path, source: str, target: str, recipe: TranslationRecipe) -> Any:

@@ -4,7 +4,16 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knee_tune.config.recipe import DATA_NAME, Epochs, Metric, Optimizer, PositiveLR, Recipe, Spec
+from knee_tune.config.recipe import (
+    DATA_NAME,
+    Epochs,
+    Keep,
+    Metric,
+    Optimizer,
+    PositiveLR,
+    Recipe,
+    Spec,
+)
 
 
 class TransformerSize(Spec):
@@ -35,6 +44,35 @@ class TransformerSize(Spec):
         return self
 
 
+class Cutoff(Spec):
+    """Cutoff (Shen et al., 2020): every pair is trained as it is, and with parts of it cut out.
+
+    The loss is the cross-entropy of both, plus the divergence of the two predictions, per target
+    token. ``token`` and ``span`` replace words of both sides by ``<unk>``, ``feature`` zeroes
+    dimensions of their embeddings.
+    """
+
+    kind: Literal["token", "span", "feature"] = Field(
+        default="token", description="what is cut: single words, one run of words, dimensions"
+    )
+    share: float = Field(
+        default=0.05, gt=0, lt=1, description="of the words of a sentence, or of the dimensions"
+    )
+    weight: float = Field(default=1.0, ge=0, description="of the cross-entropy of what was cut")
+    consistency: Literal["reference", "exact"] = Field(
+        default="reference",
+        description="divergence of the two predictions: as the published code has it (to the "
+        "softmax of their mean scores), or Jensen and Shannon's (to their mean)",
+    )
+    consistency_weight: float = Field(default=5.0, ge=0, description="of that divergence")
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if not self.weight and not self.consistency_weight:
+            raise ValueError("weight and consistency_weight are both 0: nothing would come of it")
+        return self
+
+
 class TranslationRecipe(Recipe):
     """A Transformer on one prepared language pair.
 
@@ -53,7 +91,7 @@ class TranslationRecipe(Recipe):
     seed_lr: PositiveLR = 3e-4
     optimizer: Optimizer = Optimizer(name="radam", betas=(0.9, 0.999), weight_decay=1e-4)
     clip_norm: float | None = Field(default=25.0, gt=0, description="gradient norm limit")
-    keep: Literal["best", "last"] = "best"
+    keep: Keep = "best"
     objective: Literal["ppl", "bleu"] = "ppl"
 
     data: str = Field(
@@ -78,6 +116,12 @@ class TranslationRecipe(Recipe):
     max_source_positions: int = Field(default=1024, gt=0, description="longest source, in tokens")
     max_target_positions: int = Field(default=1024, gt=0, description="longest target, in tokens")
     model: TransformerSize = TransformerSize()
+    # Not stored unless it is chosen, as split_compounds: runs of before keep their identity.
+    cutoff: Cutoff | None = Field(
+        default=None,
+        exclude_if=lambda cutoff: cutoff is None,
+        description="augmentation of the training pairs; None: they are trained as they are",
+    )
 
     beam: int = Field(default=5, gt=0, description="beam size of translation")
     len_penalty: float = Field(default=1.0, description="above 1 favours longer translations")
@@ -85,3 +129,8 @@ class TranslationRecipe(Recipe):
         default=0.0, ge=0, description="translations end at max_len_a * source length + max_len_b"
     )
     max_len_b: int = Field(default=200, gt=0)
+    split_compounds: bool = Field(
+        default=False,
+        exclude_if=lambda chosen: not chosen,
+        description="BLEU counts the parts of words-with-hyphens, as get_ende_bleu.sh does",
+    )

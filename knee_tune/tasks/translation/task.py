@@ -1,6 +1,7 @@
 """Translation with fairseq's Transformer: IWSLT'14 German-English, and any other language pair."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split, Task
-from knee_tune.tasks.seeding import epochs_after, stream_seed
+from knee_tune.tasks.seeding import epochs_after, generator, stream_seed
 from knee_tune.tasks.translation import fairseq_bridge as bridge
+from knee_tune.tasks.translation.cutoff import cutoff_loss, doubled
 from knee_tune.tasks.translation.prepared import (
     Codec,
     Manifest,
@@ -24,22 +26,26 @@ from knee_tune.tasks.translation.prepared import (
     find_prepared,
     read_manifest,
 )
-from knee_tune.tasks.translation.recipe import TranslationRecipe
+from knee_tune.tasks.translation.recipe import Cutoff, TranslationRecipe
 from knee_tune.workers.group import Group
 
 GENERATED_TOGETHER = 128
 """Most sentences of one beam search."""
 
 
+_HYPHEN = re.compile(r"(\S)-(\S)")
+
+
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch as fairseq collates it.
+    """One micro-batch as fairseq collates it, and one of its pairs: no other batch holds that.
 
     An empty share at the end of an epoch is a stand-in whose loss counts nothing: every rank
     must run forward and backward for the gradients to meet.
     """
 
     sample: dict[str, Any]
+    pair: int
     counts: bool = True
 
 
@@ -88,8 +94,14 @@ class TranslationTask(Task[TranslationRecipe]):
                 ]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """Summed label-smoothed cross-entropy and the number of target tokens."""
-        loss, _, tokens = self._losses(model, batch.sample)
+        """Summed label-smoothed cross-entropy and the number of target tokens.
+
+        With Cutoff, the loss of the batch and of the same with parts cut out.
+        """
+        if self.recipe.cutoff is None:
+            loss, _, tokens = self._losses(model, batch.sample)
+        else:
+            loss, tokens = self._cutoff_loss(model, batch, self.recipe.cutoff)
         return (loss, tokens) if batch.counts else (loss * 0, 0.0)
 
     def evaluate(
@@ -166,6 +178,27 @@ class TranslationTask(Task[TranslationRecipe]):
         loss, nll = self._criterion.compute_loss(fairseq_model, output, sample)
         return loss, nll, float(sample["ntokens"])
 
+    def _cutoff_loss(self, model: nn.Module, batch: Batch, cutoff: Cutoff) -> tuple[Tensor, float]:
+        """See :func:`~knee_tune.tasks.translation.cutoff.cutoff_loss`; and the target tokens.
+
+        What is cut depends on the seed that torch has at this step and on the pairs, not on what
+        was drawn before.
+        """
+        words = self._fairseq.target_dictionary  # the other one has the same special symbols
+        inputs = doubled(
+            batch.sample["net_input"],
+            cutoff,
+            first_word=words.nspecial,
+            unknown=words.unk(),
+            embed_dim=self.recipe.model.embed_dim,
+            draw=generator(torch.initial_seed(), "cutoff", batch.pair),
+        )
+        target = batch.sample["target"].flatten()
+        tokens = (target != words.pad()).nonzero().squeeze(1)
+        logits = model(**inputs, positions=torch.cat([tokens, tokens + len(target)]))
+        smoothing = self.recipe.label_smoothing
+        return cutoff_loss(logits, target[tokens], cutoff, smoothing=smoothing), float(len(tokens))
+
     def _bleu(self, model: nn.Module, group: Group, split: Split) -> float:
         mine = [
             (hypothesis, reference)
@@ -175,7 +208,9 @@ class TranslationTask(Task[TranslationRecipe]):
         ]
         shares = cast(list[list[tuple[str, str]]], group.gather(mine))
         hypotheses, references = zip(*(pair for share in shares for pair in share), strict=True)
-        return tokenised_bleu(list(hypotheses), list(references))
+        return tokenised_bleu(
+            list(hypotheses), list(references), split_compounds=self.recipe.split_compounds
+        )
 
     def _translate(
         self, model: nn.Module, dataset: Any, group: Group, *, limit: int | None = None
@@ -229,7 +264,7 @@ class TranslationTask(Task[TranslationRecipe]):
         self, dataset: Any, indices: Sequence[int], group: Group, *, counts: bool = True
     ) -> Batch:
         sample = dataset.collater([dataset[index] for index in indices])
-        return Batch(on_device(sample, group.device), counts)
+        return Batch(on_device(sample, group.device), int(indices[0]), counts)
 
     def batch_limits(self, group: Group) -> tuple[int, int]:
         """Most tokens of one rank's micro-batch, and the multiple its sentences come in."""
@@ -316,10 +351,19 @@ def on_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def tokenised_bleu(hypotheses: list[str], references: list[str]) -> float:
+def tokenised_bleu(
+    hypotheses: list[str], references: list[str], *, split_compounds: bool = False
+) -> float:
     """Corpus BLEU in percent on text as it is tokenised: fairseq's scorer, multi-bleu.
 
     The convention of fairseq's IWSLT'14 recipe; scores with sacreBLEU's own tokeniser (13a) on
-    detokenised text are not comparable.
+    detokenised text are not comparable. ``split_compounds`` takes hyphens within words for words of
+    their own, in both, which gives higher scores (get_ende_bleu.sh; fairseq's
+    compound_split_bleu.sh).
     """
+    if split_compounds:
+        hypotheses, references = (
+            [_HYPHEN.sub(r"\1 ##AT##-##AT## \2", line) for line in lines]
+            for lines in (hypotheses, references)
+        )
     return float(corpus_bleu(hypotheses, [references], tokenize="none", force=True).score)
