@@ -1,7 +1,10 @@
 """The commands there are. Every one parses its options, calls one function, and prints."""
 
+from typing import Annotated
+
 import typer
 
+from knee_tune import __version__
 from knee_tune.cli.analyse import analyse_app
 from knee_tune.cli.audit import audit
 from knee_tune.cli.budget import budget
@@ -23,6 +26,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"knee-tune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
 
 for command in (
     *(run, check, status, best, report, register, replay, audit),

@@ -23,7 +23,7 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 @data_app.command()
 def prepare(
     task: Annotated[
-        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10 or imagenet.")
+        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet or gpt.")
     ],
     from_path: Annotated[
         Path | None,
@@ -31,8 +31,9 @@ def prepare(
             "--from",
             parser=path_of,
             metavar="PATH",
-            help="Folder or archive with the corpus; folder, archive or .npz file with the images. "
-            "(default: downloaded where it is published)",
+            help="Folder or archive with the corpus; folder, archive or .npz file with the images; "
+            "file or folder with the text. (default: downloaded where it is published; of gpt the "
+            "embedded text)",
         ),
     ] = None,
     name: Annotated[
@@ -73,7 +74,8 @@ def prepare(
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images."""
+    """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images, any
+    text."""
     from knee_tune.commands.home import Home
     from knee_tune.commands.look import prepare_data, training_command
 

@@ -132,7 +132,7 @@ def run(
         str | None,
         typer.Option(
             metavar="K:S",
-            help="After the search, train the best K trials and the paper's default with S fresh "
+            help="After the search, train the best K trials and the default with S fresh "
             "random seeds; a winner that they confirm becomes the champion.",
             rich_help_panel=SEARCH,
         ),

@@ -13,6 +13,7 @@ from knee_tune.commands.winner import TEST_PREFIX
 from knee_tune.config.study import SEARCHING, StudySpec
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.files import write_whole
+from knee_tune.plans.plan import SCRIPT
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.answer import winner_knee, winner_setting
 from knee_tune.report.document import Command, Report, ReportContext, as_html, as_markdown
@@ -138,13 +139,16 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
     """Where it was trained, as its newest plan says, and the versions that read it now."""
     plans = (trial.user_attrs.get("plan") for trial in reversed(study.get_trials(deepcopy=False)))
     plan = next((plan for plan in plans if plan), None)
-    facts = {"task": record.task, "preset": record.spec.preset}
+    if record.task == SCRIPT:
+        facts = {"script": str(record.spec.recipe["script"])}
+    else:
+        facts = {"task": record.task, "preset": record.spec.preset}
     if plan is not None:
         placement = plan["placement"]
         facts["device"] = placement["device"] + (", bf16" if placement["amp"] else "")
         facts["ranks"] = str(placement["world_size"])
-        if noted := plan.get("facts"):  # not by versions before
-            counts = noted["examples"].items()
+        noted = plan.get("facts")  # not by versions before
+        if noted and (counts := noted["examples"].items()):  # nobody counts those of a script
             facts["examples"] = ", ".join(f"{count:,} {split}" for split, count in counts)
     seeds = record.spec.replicate_seeds
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])

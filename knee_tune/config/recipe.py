@@ -260,6 +260,26 @@ def task_slug(task: str) -> str:
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+MOST_AVERAGED = 100
+"""Weights that are averaged, at most: all of them are in every checkpoint."""
+
+
+def _known_keep(keep: str) -> str:
+    if keep not in ("best", "last") and not 2 <= averaged(keep) <= MOST_AVERAGED:
+        raise ValueError(f"must be best, last, or average-2 to average-{MOST_AVERAGED}")
+    return keep
+
+
+def averaged(keep: str) -> int:
+    """Number of evaluations whose weights are averaged: 5 of ``average-5``; 0 if none are."""
+    found = re.fullmatch(r"average-([1-9][0-9]{0,2})", keep)
+    return int(found[1]) if found else 0
+
+
+Keep = Annotated[str, AfterValidator(_known_keep)]
+"""Weights of a run that count: of its ``best`` or ``last`` evaluation, or the mean of the weights
+of the last N, ``average-N``."""
+
 
 class Metric(Spec):
     """A named number of an evaluation and the direction in which it improves."""
@@ -335,7 +355,7 @@ class BaseRecipe(Spec):
         description="exponent of the decay called power",
     )
     amp: bool = Field(default=False, description="bf16 autocast on a GPU; a CPU stays in float32")
-    keep: Literal["best", "last"] = Field(
+    keep: Keep = Field(
         default="last", description="which weights a trial is judged by and registered with"
     )
     objective: str = Field(description="the metric that the study optimises")

@@ -135,6 +135,12 @@ def split_of(metric: str) -> str:
     return SPLITS.get(metric.partition("_")[0], "")
 
 
+def of_split(*metrics: str) -> str:
+    """`` (validation split)`` of ``valid_ppl``, for a caption; empty if no name says its split."""
+    splits = " and ".join(sorted({split_of(each) for each in metrics} - {""}))
+    return f" ({splits} split)" if splits else ""
+
+
 def in_words(metric: str) -> str:
     """``validation accuracy`` of ``valid_accuracy``."""
     split, _, rest = metric.partition("_")

@@ -12,10 +12,10 @@ from knee_tune.records.shown import (
     in_words,
     learning_rate,
     number,
+    of_split,
     percent,
     sentence,
     setting,
-    split_of,
 )
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.document import Command, ReportContext, Section, Table
@@ -79,7 +79,7 @@ def audit_section(record: StudyRecord) -> Section | None:
         ),
         tables=(
             Table(
-                caption=f"Audited trials ({split_of(record.metric)} split)",
+                caption=f"Audited trials{of_split(record.metric)}",
                 columns=("trial", "seed LR", "explore", record.metric, "rank", "its prune was"),
                 rows=rows,
             ),
@@ -174,7 +174,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
         words=(
             f"{sentence(confirmation.words)}.",
             "The best of a search owes part of its lead to luck. So the best points and the "
-            f"paper's default were trained again with {len(confirmation.seeds)} random seeds that "
+            f"default were trained again with {len(confirmation.seeds)} random seeds that "
             f"the search did not use. Intervals are Student's t at 95%.{together}",
             *failures,
         ),
@@ -277,8 +277,8 @@ def trials_section(record: StudyRecord) -> Section:
         ),
         tables=(
             Table(
-                caption=f"Trials; {record.metric} is the mean over random seeds "
-                f"({split_of(record.metric)} split), sd their standard deviation",
+                caption=f"Trials; {record.metric} is the mean over random seeds"
+                f"{of_split(record.metric)}, sd their standard deviation",
                 columns=(
                     *("trial", "seed LR", "explore", record.metric, "sd"),
                     *("steps trained", "steps reused", "state"),
@@ -375,7 +375,7 @@ def _candidate(candidate: Candidate, confirmation: Confirmation) -> tuple[str, .
         estimate(candidate.mean),
         "the default itself"
         if candidate.default
-        else difference_words(difference, confirmation.metric),
+        else difference_words(difference, confirmation.metric, of=candidate.mean),
         NOTHING if difference is None else judged_shortly(difference, confirmation.direction),
     )
 

@@ -178,9 +178,9 @@ def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...
     if (difference := answer.difference) is not None:
         tiles.append(
             Tile(
-                label="against the paper's default",
+                label="against the default",
                 value=rounded_parts(difference, sign=True)[0],
-                unit=unit_of(answer.metric),
+                unit=unit_of(answer.metric, of=answer.expected),
                 note=f"{judged_shortly(difference, record.direction)}; "
                 f"{interval_words(difference, sign=True)}",
             )
@@ -210,13 +210,13 @@ def _use(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
     )
     if answer.difference is not None and answer.default is not None:
         yield (
-            f"The paper's default ({default}) has {estimate(answer.default)}; the difference is "
-            f"{difference_words(answer.difference, answer.metric)}, "
+            f"The default ({default}) has {estimate(answer.default)}; the difference is "
+            f"{difference_words(answer.difference, answer.metric, of=answer.expected)}, "
             f"{judged(answer.difference, record.direction)}."
         )
     elif answer.default is None:
         yield (
-            f"The paper's default ({default}) was not trained with the same random seeds, so "
+            f"The default ({default}) was not trained with the same random seeds, so "
             "nothing compares."
         )
 
@@ -253,9 +253,10 @@ def _search_note(record: StudyRecord, ridge: Ridge | None) -> Iterator[str]:
         )
         said = f"Expect {estimate(answer.expected)} of it ({answer.evidence})"
         if answer.default is not None:
-            said += f"; the paper's default has {estimate(answer.default)}"
+            said += f"; the default has {estimate(answer.default)}"
         if answer.difference is not None:
-            said += f", a difference of {difference_words(answer.difference, answer.metric)}"
+            off = difference_words(answer.difference, answer.metric, of=answer.expected)
+            said += f", a difference of {off}"
         yield f"{said}."
     if record.confirmation is not None:
         yield f"Fresh random seeds: {record.confirmation.words}."

@@ -169,7 +169,7 @@ def confirmation_figure(confirmation: Confirmation) -> dict[str, Any] | None:
         "x": [mean.value for _, _, mean in candidates],
         "y": [
             f"seed LR {learning_rate(each.seed_lr)}, {explored(*each.point[1:])}"
-            + ("<br>(the paper's default)" if each.default else "")
+            + ("<br>(the default)" if each.default else "")
             for _, each, _ in candidates
         ],
         "error_x": bars([mean for _, _, mean in candidates], colour=GREY),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from knee_tune.config.recipe import Direction
+from knee_tune.config.recipe import Direction, averaged
 from knee_tune.records.findings import Crossover, Ridge, Surface
 from knee_tune.records.shown import (
     NOTHING,
@@ -13,6 +13,7 @@ from knee_tune.records.shown import (
     in_words,
     learning_rate,
     number,
+    of_split,
     p_value,
     percent,
     rounded,
@@ -73,12 +74,12 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
     """The best fraction for every seed LR; None with one seed LR."""
     if len(ridge.optimal) < 2:
         return None
-    split = split_of(ridge.surface.metric)
     intervals = any(each.raw and each.raw.low is not None for each in ridge.optimal)
     words = [
         "Found three ways: the best fraction that was tried; the top of a smooth surface fitted to "
         "all points by a Gaussian process; and that of a cubic polynomial. Where the three agree "
-        f"the answer does not hang on the method. All from the {split} split.",
+        "the answer does not hang on the method."
+        + (f" All from the {split} split." if (split := split_of(ridge.surface.metric)) else ""),
     ]
     if intervals:
         words.append(
@@ -110,7 +111,7 @@ def ridge_section(record: StudyRecord, ridge: Ridge) -> Section | None:
         for each in ridge.optimal
     )
     table = Table(
-        caption=f"Best explore fraction by seed LR ({split} split)",
+        caption=f"Best explore fraction by seed LR{of_split(ridge.surface.metric)}",
         columns=(
             "seed LR",
             "best tried",
@@ -410,9 +411,8 @@ def _metrics_table(record: StudyRecord, names: tuple[str, ...]) -> Table:
         )
         for point, trial in sorted(best, key=lambda each: each[0])
     )
-    splits = " and ".join(sorted({split_of(name) for name in shown}))
     return Table(
-        caption=f"All metrics ({splits} split), means over random seeds{cut}",
+        caption=f"All metrics{of_split(*shown)}, means over random seeds{cut}",
         columns=("seed LR", "explore", *shown),
         rows=rows,
         folded=len(rows) > 12,
@@ -429,7 +429,7 @@ def _surface_table(surface: Surface) -> Table:
         rows.append((learning_rate(lr), *cells))
     known = any(error is not None for row in surface.errors for error in row)
     return Table(
-        caption=f"{surface.metric} ({split_of(surface.metric)} split), mean"
+        caption=f"{surface.metric}{of_split(surface.metric)}, mean"
         + (" ± standard error" if known else ""),
         columns=("seed LR", *(percent(each) for each in surface.explore_fractions)),
         rows=tuple(rows),
@@ -438,10 +438,12 @@ def _surface_table(surface: Surface) -> Table:
 
 
 def _tested(comparison: Comparison) -> str:
-    chosen = (
-        "nothing was selected"
-        if comparison.keep == "last"
-        else "the weights that were best on the validation split were kept"
+    chosen = {
+        "last": "nothing was selected",
+        "best": "the weights that were best on the validation split were kept",
+    }.get(
+        comparison.keep,
+        f"the weights of the last {averaged(comparison.keep)} evaluations were averaged",
     )
     return (
         f"Training ran to the end of the budget and {chosen}; the test split is looked at once per "

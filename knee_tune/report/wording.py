@@ -23,7 +23,7 @@ from knee_tune.records.shown import (
 from knee_tune.records.values import Estimate
 
 IN_POINTS = ("accuracy", "top5", "bleu")
-"""Metrics in percent: a difference of 0.1 is a tenth of a point."""
+"""Metrics in percent, as ours are: a difference of 0.1 is a tenth of a point."""
 
 
 def counted_seeds(count: int) -> str:
@@ -31,17 +31,23 @@ def counted_seeds(count: int) -> str:
     return "one random seed" if count == 1 else f"{count} random seeds"
 
 
-def unit_of(metric: str) -> str:
-    """Of a difference: ``points`` of a metric in percent, else the metric without its split."""
+def unit_of(metric: str, *, of: Estimate | None = None) -> str:
+    """Of a difference: ``points`` of a metric in percent, else the metric without its split.
+
+    ``of``: what the difference is of; at most 1, somebody's accuracy is a fraction.
+    """
     bare = metric.partition("_")[2] if split_of(metric) else metric
-    return "points" if bare in IN_POINTS else in_words(bare)
+    percentage = bare in IN_POINTS and (of is None or of.value > 1)
+    return "points" if percentage else in_words(bare)
 
 
-def difference_words(difference: Estimate | None, metric: str) -> str:
-    """``+0.50 [0.20, 0.80] points``."""
+def difference_words(
+    difference: Estimate | None, metric: str, *, of: Estimate | None = None
+) -> str:
+    """``+0.50 [0.20, 0.80] points``; ``of`` as in :func:`unit_of`."""
     if difference is None:
         return NOTHING
-    return f"{rounded(difference, sign=True)} {unit_of(metric)}"
+    return f"{rounded(difference, sign=True)} {unit_of(metric, of=of)}"
 
 
 def interval_words(value: Estimate, *, sign: bool = False) -> str:
@@ -169,13 +175,13 @@ def _confirmation_words(confirmation: Confirmation) -> str:
     if best is None:
         return "not confirmed: no candidate was trained to its end with every seed"
     if best.default and not comparisons:
-        return "confirmed: the search found nothing better than the paper's default"
+        return "confirmed: the search found nothing better than the default"
     if best.default:
-        return f"confirmed: the paper's default itself has the best mean{note}"
+        return f"confirmed: the default itself has the best mean{note}"
     if best.difference is None:
-        return "not confirmed: the paper's default could not be trained, so nothing compares"
+        return "not confirmed: the default could not be trained, so nothing compares"
     if confirmation.confirmed:
-        return f"confirmed: better than the paper's default{note}"
+        return f"confirmed: better than the default{note}"
     if best.difference.low == best.difference.high != 0:
         return f"not confirmed: all differences to the default are the same by chance{note}"
     return f"not confirmed: the interval of the difference to the default includes zero{note}"

@@ -28,8 +28,8 @@ from knee_tune.workers.group import Group
 class ScriptLearner:
     """See :class:`~knee_tune.training.learner.Learner`.
 
-    ``metric``: the one that every evaluation has to report. ``saves``: whether weights are kept on
-    disk.
+    ``measured``: the module whose weights are kept, if it is not ``model``: an average. ``metric``:
+    the one that every evaluation has to report. ``saves``: whether weights are kept on disk.
     """
 
     first_steps: Mapping[int, int] = {0: 0}
@@ -42,11 +42,13 @@ class ScriptLearner:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         state: State,
+        measured: nn.Module | None = None,
         metric: str,
         saves: bool,
     ) -> None:
         self._plan, self._group, self._metric, self._saves = plan, group, metric, saves
         self.model = bare(model)
+        self.measured = self.model if measured is None else bare(measured)
         self._optimizers, self._own_state = optimizers, state
         for optimizer in optimizers:
             take_up(optimizer)
@@ -129,19 +131,19 @@ class ScriptLearner:
         self._measured = reported
         return {0: {"lr": self._plan.schedule.lr(step), **reported}}
 
-    def keep(self, replicas: Iterable[int]) -> None:
+    def keep(self, replicas: Iterable[int], *, mean_of: int = 1) -> None:
         """See :class:`~knee_tune.training.learner.Learner`. They are written at once."""
         if not any(True for _ in replicas):
             return
         self._kept, self._kept_file = self._measured, self._weights
         if self._group.leads and self._saves:
-            save_weights(self._weights, self.model)
+            save_weights(self._weights, self.measured)
 
     def take_kept(self) -> None:
-        """Give the model the weights that are kept, on every rank."""
+        """Give what is measured the weights that are kept, on every rank."""
         self._group.barrier()  # rank 0 has written them
         if self._saves:
-            load_model(self.model, self._weights)
+            load_model(self.measured, self._weights)
 
     def leave(self, replicas: Iterable[int]) -> None:
         """Do nothing: there are no other replicas."""

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,9 @@ class ScriptRecipe(BaseRecipe):
     evaluate_every: int = Field(gt=0, description="steps from one evaluation to the next")
     direction: Direction = Field(default="minimize", description="in which the metric improves")
     amp: bool = Field(default=False, exclude=True, description="a script decides that itself")
+    keep: Literal["best", "last"] = Field(
+        default="last", description="which weights a trial is judged by and registered with"
+    )
 
     @property
     def subject(self) -> str:

@@ -19,7 +19,7 @@ from knee_tune.plans.plan import SCRIPT, DescribePlan, TrainPlan
 from knee_tune.schedules.schedule import fitted_knee
 from knee_tune.scripts.batches import batches_after
 from knee_tune.scripts.data import FirstBatch, fingerprint_of
-from knee_tune.scripts.learner import ScriptLearner
+from knee_tune.scripts.learner import ScriptLearner, bare
 from knee_tune.scripts.recipe import DEFAULT_METRIC, Joined, ScriptRecipe
 from knee_tune.scripts.state import State, check_state
 from knee_tune.scripts.watched import WatchedLearner
@@ -136,15 +136,22 @@ class Run:
     ) -> None:
         """End the run after its last step; its weights are kept.
 
-        ``model``: as it was given to ``join``, for the reader. ``serve``: ``"module:function"``, of
-        a module beside the script: the function is given the path of the weights (safetensors) and
-        returns what answers inputs, for ``knee-tune register``. ``metrics``: more numbers of the
-        end, as BLEU. UserError before the last step.
+        ``model``: as it was given to ``join``, or as ``measured``, for the reader. ``serve``:
+        ``"module:function"``, of a module beside the script: the function is given the path of the
+        weights (safetensors) and returns what answers inputs, for ``knee-tune register``.
+        ``metrics``: more numbers of the end, as BLEU. UserError before the last step, and for
+        another model.
         """
         if not self.ended:
             raise UserError(
                 f"run.finish at step {self.step} of {self.total_steps}: let run.steps() or "
                 "run.batches() end the loop"
+            )
+        kept = self._learner.measured
+        if model is not None and bare(model) not in (self._learner.model, kept):
+            raise UserError(
+                f"run.finish: this {type(model).__name__} is not the model that join was given, "
+                "whose weights are kept; to keep an average of them say join(measured=...)"
             )
         self._learner.report(metrics)
         done = self._engine.finish()
@@ -197,6 +204,7 @@ def join(
     explore: float = 0.5,
     warmup_steps: int = 0,
     state: State | None = None,
+    measured: nn.Module | None = None,
     data: Any = None,
     seed: int = 1,
 ) -> Run:
@@ -211,9 +219,11 @@ def join(
     ``warmup_steps``: linear warmup.
 
     ``state``: whatever else the next step depends on and has a ``state_dict``: an EMA, a
-    GradScaler, a loader; and generators of torch. ``data``: what is trained on, to tell whether it
-    has changed: data sets, arrays, files, or a text with its version; unless told what
-    ``run.batches`` is given, or the first batch. ``seed``: of a plain run.
+    GradScaler, a loader; and generators of torch. ``measured``: the module that the script
+    evaluates in place of ``model``, an average of its weights; then its weights are what is kept.
+    ``data``: what is trained on, to tell whether it has changed: data sets, arrays, files, or a
+    text with its version; unless told what ``run.batches`` is given, or the first batch. ``seed``:
+    of a plain run.
 
     Parameter groups keep their LRs relative to the optimizer's own, or their ``lr_scale``. A
     group's ``decay_scale``, at most 1, is its decay's share of the schedule's.
@@ -236,7 +246,7 @@ def join(
     group = _group(rank.group if rank else None, model)
     checked = rank is not None and isinstance(rank.plan, TrainPlan) and rank.plan.watched
     kind = WatchedLearner if checked else ScriptLearner
-    learner = partial(kind, model=model, optimizers=optimizers, state=state)
+    learner = partial(kind, model=model, optimizers=optimizers, state=state, measured=measured)
     if rank is not None and isinstance(rank.plan, TrainPlan):
         recipe = ScriptRecipe.model_validate(rank.plan.recipe)
         rank.run = Run(_engine(recipe, rank.plan, group, rank.channel, learner, saves=True), rank)

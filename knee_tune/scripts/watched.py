@@ -236,8 +236,10 @@ def forgotten(
     attributes; what has none is found all the same.
     """
     gc.collect()
-    saved = {id(part) for each in given for part in (each, *_parts(each).values())}
-    saved |= {id(each) for each in _GLOBAL} | {id(each) for each in model.modules()}
+    held = [part for each in given for part in (each, *_parts(each).values())]
+    modules = [each for each in (model, *held) if isinstance(each, nn.Module)]
+    saved = {id(each) for each in (*_GLOBAL, *held)}
+    saved |= {id(part) for each in modules for part in each.modules()}
     tensors = {id(value) for value in _tensors(model)}
 
     def counts(value: Any) -> bool:
@@ -339,4 +341,8 @@ def _parts(value: Any) -> dict[str, Any]:
         return {f"[{name!r}]": each for name, each in [*value.items()][:ITEMS]}
     if type(value) in (list, tuple):
         return {f"[{index}]": each for index, each in enumerate(value[:ITEMS])}
+    if isinstance(value, nn.Module):  # its children by the names that its author gave them
+        inner = ("_modules", "_parameters", "_buffers")
+        own = {name: each for name, each in vars(value).items() if name not in inner}
+        return {f".{name}": each for name, each in (own | dict(value.named_children())).items()}
     return {f".{name}": each for name, each in getattr(value, "__dict__", {}).items()}

@@ -183,7 +183,7 @@ class Comparison(Spec):
     note: str
     scale: float = Field(description="trained epochs by the paper's")
     seeds: tuple[int, ...]
-    keep: str = Field(description="the weights that were tested: the recipe's ``best`` or ``last``")
+    keep: str = Field(description="the weights that were tested: ``best``, ``last``, ``average-5``")
     metric: str = Field(description="that differences and order are judged by")
     direction: Direction = Field(description="of ``metric``")
     metrics: tuple[str, ...] = Field(description="those of the paper first")

@@ -103,6 +103,7 @@ class TaskEntry:
 _TABULAR = "knee_tune.tasks.tabular"
 _VISION = "knee_tune.tasks.vision"
 _TRANSLATION = "knee_tune.tasks.translation"
+_LANGUAGE = "knee_tune.tasks.language"
 
 DIGITS = TaskEntry(
     recipe=f"{_TABULAR}.recipe:DigitsRecipe", task=f"{_TABULAR}.task:DigitsTask", fuses=True
@@ -133,6 +134,11 @@ IMAGENET = TaskEntry(
     prepare=f"{_VISION}.imagenet_index:prepare",
     extra="vision",
 )
+GPT = TaskEntry(
+    recipe=f"{_LANGUAGE}.recipe:GptRecipe",
+    task=f"{_LANGUAGE}.task:GptTask",
+    prepare=f"{_LANGUAGE}.text:prepare",
+)
 
 TASKS: Mapping[str, TaskEntry] = {
     "digits": DIGITS,
@@ -141,6 +147,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "iwslt": IWSLT,
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,
+    "gpt": GPT,
 }
 """Ours by name, known without a look at what is installed, which takes 0.1 s."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from knee_tune.config.recipe import averaged
 from knee_tune.errors import first_line
 from knee_tune.plans.plan import Placement, TrainPlan
 from knee_tune.tasks.base import FusableTask, Task
@@ -130,8 +131,8 @@ class FusedModels:
             self._group.alive()
         return self._gathered(measured)
 
-    def keep(self, replicas: Iterable[int]) -> None:
-        """See :class:`~knee_tune.training.learner.Learner`."""
+    def keep(self, replicas: Iterable[int], *, mean_of: int = 1) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`; means are kept by single models."""
         wanted = set(replicas)
         for batched, rows in self._batched:
             which = torch.tensor([not wanted.isdisjoint(row.replicas) for row in rows])
@@ -311,6 +312,8 @@ def why_unfusable(task: Task[Any]) -> str:
     """Why the task's models cannot train as replicas, in a few words; empty if they can."""
     if not isinstance(task, FusableTask):
         return "the task does not declare that its models can be batched"
+    if averaged(task.recipe.keep):
+        return "means of weights are kept of models that train one by one"
     if type(task).evaluate is not FusableTask.evaluate:
         return "the task evaluates its models in a way of its own"
     if reason := why_uneven(task) or _reason_in(task.build_model()):

@@ -46,8 +46,8 @@ class Learner(Protocol):
         """Measure of each: validation metrics, mean training loss since the last call, and LR."""
         ...
 
-    def keep(self, replicas: Iterable[int]) -> None:
-        """Keep the weights that these have now."""
+    def keep(self, replicas: Iterable[int], *, mean_of: int = 1) -> None:
+        """Keep the weights that these have now; or the mean of those of so many last calls."""
         ...
 
     def leave(self, replicas: Iterable[int]) -> None:

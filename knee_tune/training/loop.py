@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from knee_tune.config.recipe import BaseRecipe
+from knee_tune.config.recipe import BaseRecipe, averaged
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
 from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
@@ -248,6 +248,8 @@ class TrainingRun:
         self._best |= better
         if self.recipe.keep == "best" and better:
             self.learner.keep(better)
+        if count := averaged(self.recipe.keep):
+            self.learner.keep(self._training, mean_of=count)
 
     def _save(self, *, due: bool) -> None:
         """Write the checkpoint that a retry starts from, if it is ``due`` or the last one is old.

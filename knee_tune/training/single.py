@@ -4,6 +4,7 @@ On a GPU the forward and backward passes of a step are replayed as one CUDA grap
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -48,6 +49,8 @@ class SingleModel:
         """With the weights to keep; on rank 0 only."""
         self._kept_file: Path | None = None
         """Where they are written, if they are."""
+        self._window: deque[dict[str, Tensor]] = deque()
+        """Weights whose mean is to be kept, the newest last; on rank 0 only."""
         self._wrapped: nn.Module | None = None
         self._compiled: nn.Module | None = None
         self._batches: Any = None
@@ -72,6 +75,8 @@ class SingleModel:
         sums = self._group.sum_tensor(self._backward(next(self._batches)))
         self._scale_and_clip(self._group.world_size / sums[1].clamp(min=1))
         self.optimizer.step()
+        if self.others:  # an average takes in buffers too, and is to be the same on every rank
+            self._share_buffers()
         with torch.no_grad():
             self._task.after_step(self.model, step)
         self._sums += sums
@@ -113,11 +118,18 @@ class SingleModel:
         self._sums.zero_()
         return float(loss / max(1.0, count))
 
-    def keep(self, replicas: Iterable[int]) -> None:
+    def keep(self, replicas: Iterable[int], *, mean_of: int = 1) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
         if not any(True for _ in replicas) or not self._group.leads:
             return
         measured = self._task.measured(self.model)
+        if mean_of > 1:
+            while len(self._window) >= mean_of:
+                self._window.popleft()
+            self._window.append(
+                {name: value.cpu().clone() for name, value in measured.state_dict().items()}
+            )
+            return
         if self._kept is None:
             self._kept = copy.deepcopy(measured)
         now, kept = measured.state_dict().values(), self._kept.state_dict().values()
@@ -130,6 +142,10 @@ class SingleModel:
     def finish(self) -> dict[int, Finished]:
         """See :class:`~knee_tune.training.learner.Learner`."""
         if self._group.leads:
+            if self._window:
+                self._kept = copy.deepcopy(self._task.measured(self.model))
+                self._kept.load_state_dict(mean_weights(self._window))
+                self._kept_file = None
             self.kept_weights()
         self._group.barrier()
         load_model(self.model, self._weights)
@@ -142,7 +158,9 @@ class SingleModel:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "train_sums": self._sums,
-        } | ({"others": others} if others else {})
+            **({"others": others} if others else {}),
+            **({"window": [*self._window]} if self._window else {}),
+        }
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
@@ -151,6 +169,7 @@ class SingleModel:
         for name, each in self.others.items():
             each.load_state_dict(state["others"][name])
         self._sums.copy_(state["train_sums"])
+        self._window = deque(state.get("window", ()) if self._group.leads else ())
         if weights is not None and self._group.leads:
             take_weights(self._weights, weights)
             self._kept_file = self._weights
@@ -223,6 +242,17 @@ class SingleModel:
         if last or not isinstance(self._parallel, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[None], self._parallel.no_sync())
+
+
+def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every weight and running statistic; what counts whole numbers is the last's."""
+    *_, last = states
+    return {
+        name: torch.stack([each[name] for each in states]).mean(0)
+        if value.is_floating_point()
+        else value
+        for name, value in last.items()
+    }
 
 
 def _with_states(task: Task[Any], model: nn.Module, group: Group) -> Mapping[str, Any]:

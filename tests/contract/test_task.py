@@ -11,7 +11,7 @@ import pytest
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import TASKS, task_entry
-from knee_tune.testing import Make, TaskContract
+from knee_tune.testing import Make, TaskContract, rows_of
 from tests.generated_images import put_cifar10
 from tests.picture_folder import put_imagenet
 
@@ -67,6 +67,14 @@ def _other_pictures(_: pytest.MonkeyPatch, folder: Path) -> None:
     put_imagenet(folder, side=41)
 
 
+def _another_word(_: pytest.MonkeyPatch, folder: Path) -> None:
+    from knee_tune.tasks.language.text import embedded_text, prepare
+
+    other = folder / "persuasion.txt"
+    other.write_bytes(embedded_text().replace(b"Finis", b"The end"))
+    prepare(data_root=folder, from_path=other)
+
+
 CASES = {
     "digits": Case(
         recipe={"batch_size": 50, "model": {"dropout": 0.1}},
@@ -118,6 +126,17 @@ CASES = {
         other_data=_other_pictures,
         together=True,
         data=put_imagenet,
+    ),
+    "gpt": Case(
+        recipe={
+            "batch_size": 12,
+            "steps_per_epoch": 6,
+            "valid_bytes": 400,
+            "model": {"layers": 1, "width": 16, "heads": 2, "context": 16, "dropout": 0.1},
+        },
+        example_ids=rows_of,
+        other_data=_another_word,
+        together=True,
     ),
 }
 

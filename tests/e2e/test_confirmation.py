@@ -42,7 +42,7 @@ def test_a_confirmed_winner_becomes_champion(
     assert len(ends) == 6
     assert all("(trained before)" in line for line in ends[:2])
     assert not any("(trained before)" in line for line in ends[3:])
-    assert "\nconfirmed: better than the paper's default; 3 seeds make wide intervals" in again
+    assert "\nconfirmed: better than the default; 3 seeds make wide intervals" in again
     assert "registered knee-tune-digits version 1 as champion" in again
     assert "on the edge of the search space (largest seed LR)" in again
     assert "--set 'space.seed_lr.values=[0.002, 0.05, 1.25]'" in again

@@ -10,6 +10,7 @@ import pytest
 
 from tests import waiting
 from tests.command_line import REPOSITORY, environment, knee_tune
+from tests.mlflow_stores import new_home
 
 NET = """
 from torch import nn
@@ -42,15 +43,17 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def asked(folder: Path) -> tuple[str, ...]:
+def asked(folder: Path, *, ranks: int) -> tuple[str, ...]:
     settings = ("--set", "recipe.epochs=4", "--set", "recipe.width=8", "--sampler", "random")
-    return ("run", "--task", f"{folder}/my_task.py:Wine", "--nproc", "2", *settings)
+    return ("run", "--task", f"{folder}/my_task.py:Wine", "--nproc", str(ranks), *settings)
 
 
 @pytest.mark.timeout(400)
-def test_its_model_answers_where_nobody_has_the_file(folder: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    done = knee_tune(*asked(folder), "--home", home, "--trials", "2")
+def test_its_model_answers_where_nobody_has_the_file(
+    folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = new_home(tmp_path_factory, tmp_path)
+    done = knee_tune(*asked(folder, ranks=2), "--home", home, "--trials", "2")
     assert "knee-wine-4ep: 2 complete" in done.stdout
     assert "registered knee-tune-wine version 1 as candidate" in done.stdout
     knee_tune("report", "--home", home, "--format", "json", "--out", tmp_path / "report.json")
@@ -76,6 +79,6 @@ def test_its_model_answers_where_nobody_has_the_file(folder: Path, tmp_path: Pat
 @pytest.mark.timeout(400)
 def test_both_runners_find_it_and_train_the_same_bits(folder: Path, tmp_path: Path) -> None:
     options = ("--home", tmp_path / "home", "--tracking-uri", "none", "--no-register")
-    knee_tune(*asked(folder), *options, "--trials", "1", "--runner", "torchrun")
+    knee_tune(*asked(folder, ranks=1), *options, "--trials", "1", "--runner", "torchrun")
     replayed = knee_tune("replay", "--home", tmp_path / "home")  # by the fork server
     assert "same, bit for bit" in replayed.stdout

@@ -197,9 +197,20 @@ class Forgets(knee_tune.SimpleTask):
 """
 
 
-def task_of(tmp_path: Path, within: str) -> str:
+AVERAGED = """\
+    def build_model(self):
+        model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+        self.average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+        return model
+    def state(self, model): return {"average": self.average}
+    def after_step(self, model, step): self.average.update_parameters(model)
+    def measured(self, model): return self.average.module
+"""
+
+
+def task_of(tmp_path: Path, within: str, *, further: str = "") -> str:
     file = tmp_path / f"task_of_{tmp_path.name}.py"  # this process has only one module of a name
-    file.write_text(TASK.format(within=within))
+    file.write_text(TASK.format(within=within) + further)
     return f"{file}:Forgets"
 
 
@@ -207,6 +218,12 @@ def task_of(tmp_path: Path, within: str) -> str:
 def test_an_exact_task_is_said_to_be(tmp_path: Path, ranks: int) -> None:
     task = task_of(tmp_path, "batch[0].add_(0.1 * torch.randn(()))")
     said = drive_here("check", "--task", task, "--steps", "8", "--nproc", str(ranks)).stdout
+    assert said.splitlines()[-1].startswith("exactly resumable: ")
+
+
+def test_an_average_is_the_same_on_every_rank_with_its_buffers(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "pass", further=AVERAGED)
+    said = drive_here("check", "--task", task, "--steps", "8", "--nproc", "2").stdout
     assert said.splitlines()[-1].startswith("exactly resumable: ")
 
 

@@ -19,7 +19,7 @@ from knee_tune.study.storage import quiet_optuna
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
-RUNNABLE = ("README.md", "docs/how-to/own-loop.md")
+RUNNABLE = ("docs/how-to/own-loop.md",)
 """Pages whose Python needs nothing else. ``concepts/pruner.md`` has a test of its own."""
 
 

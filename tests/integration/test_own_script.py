@@ -14,7 +14,7 @@ from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import Callbacks, Decision, Failure
 from knee_tune.workers.torchrun import TorchrunRunner
 from tests.integration.runs import done, same
-from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_last_rank
+from tests.integration.script_ranks import EVERY, SHARED, STEPS, Ranks, kill_last_rank
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,28 @@ def test_data_that_nobody_names_is_known_by_its_first_batch(
     one, same_again, other = described(1.0), described(1.0), described(2.0)
     assert one["data_fingerprint"] == same_again["data_fingerprint"] != other["data_fingerprint"]
     assert (one[JOINED]["steps"], one[JOINED]["direction"]) == (9, "maximize")
+
+
+AVERAGED = """\
+import copy, torch, knee_tune
+model = torch.nn.Linear(1, 1)
+average = copy.deepcopy(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+run = knee_tune.join(model, optimizer, state={"average": average}, measured=average)
+for step in run.steps():
+    with torch.no_grad():
+        average.weight.fill_(step)
+    run.report(valid_loss=1.0)
+run.finish(average)
+"""
+
+
+def test_an_average_is_kept_in_place_of_the_model(runner: ForkserverRunner, tmp_path: Path) -> None:
+    script = tmp_path / "own.py"
+    script.write_text(AVERAGED)
+    training = Ranks(runner, script, tmp_path)
+    done(training.train("run", explore=18))
+    assert training.weights("run")["weight"].item() == STEPS
 
 
 SCRIPT_TEXT = """\

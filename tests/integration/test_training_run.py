@@ -479,6 +479,33 @@ def test_final_metrics_are_those_of_the_kept_weights(
     assert done(outcome).result["weights"] == str(ours.checkpoint_dir / WEIGHTS)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_mean_of_the_last_evaluations_is_kept(ranks: int, plan: MakePlan, run: RunPlan) -> None:
+    def asked(folder: str, keep: str = "average-3") -> TrainPlan:
+        return plan(folder, task="batchnorm", keep=keep, ranks=ranks, every=6)
+
+    whole = asked("whole")
+    final = done(run(whole)[0]).result["metrics"]
+
+    models = []
+    for step in (12, 18, 24):
+        stopped = asked(f"at-{step}", keep="last")
+        run(stopped, stop_at(step))
+        newest = load_checkpoint(
+            checkpoint_paths(stopped.checkpoint_dir)[0], run=run_fingerprint(stopped)
+        )
+        models.append(newest.state["learner"]["model"])
+    kept = load_file(whole.checkpoint_dir / WEIGHTS)
+    for name in ("0.weight", "1.running_var"):
+        torch.testing.assert_close(kept[name], sum(model[name] for model in models) / 3)
+    assert kept["1.num_batches_tracked"] == models[-1]["1.num_batches_tracked"]
+
+    broken = asked("broken")
+    run(broken, stop_at(18))
+    assert done(run(broken)[0]).result["metrics"] == final
+    assert same(end_of(broken), end_of(whole))
+
+
 def test_a_resumed_run_knows_its_best(plan: MakePlan, run: RunPlan) -> None:
     rough = Constant(seed_lr=2.0, total_steps=STEPS)
     whole, broken = (

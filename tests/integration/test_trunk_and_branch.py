@@ -1,4 +1,4 @@
-"""A branch is the uninterrupted run, bit for bit: three tasks, 1 to 3 ranks, any knee, any crash.
+"""A branch is the uninterrupted run, bit for bit: four tasks, 1 to 3 ranks, any knee, any crash.
 
 Budgets are counted in epochs, a knee in steps. A run that shares nothing says what is right; the
 branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
@@ -70,7 +70,20 @@ CIFAR10: dict[str, Any] = {
     "model": {"width": 8},
     "keep": "best",
 }
-BASES = {"iwslt": (IWSLT, "fairseq"), "cifar10": (CIFAR10, "torchvision")}
+GPT: dict[str, Any] = {
+    "epochs": 3,
+    "steps_per_epoch": 8,
+    "warmup_steps": 0,
+    "batch_size": 8,
+    "valid_bytes": 400,
+    "keep": "best",
+    "model": {"layers": 2, "width": 16, "heads": 2, "context": 16, "dropout": 0.1},
+}
+BASES = {
+    "iwslt": (IWSLT, "fairseq"),
+    "cifar10": (CIFAR10, "torchvision"),
+    "gpt": (GPT, "torch"),
+}
 """Small recipes, and the library without which they are skipped; the other tasks are digits."""
 
 OnReport = Callable[[Report], bool]
@@ -212,6 +225,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "knee_tune.tasks.translation.task",
             "knee_tune.tasks.translation.fairseq_bridge",
             "knee_tune.tasks.vision.cifar10",
+            "knee_tune.tasks.language.task",
         ],
     )
     yield runner
@@ -300,6 +314,8 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"task": "iwslt"}, id="iwslt"),
         pytest.param({"task": "iwslt", "accumulate": 2, "cutoff": {"share": 0.2}}, id="Cutoff"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
+        pytest.param({"task": "gpt"}, id="gpt"),
+        pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="gpt, Muon"),
     ],
 )
 def test_branches_are_the_uninterrupted_runs(

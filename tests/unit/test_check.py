@@ -101,6 +101,17 @@ def test_objects_have_the_names_of_the_scripts_variables() -> None:
     assert all(each is not None for each in (ema, wrapper, head, trainer, rng))
 
 
+def test_what_is_within_something_saved_is_saved() -> None:
+    trainer = Holder()
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(1, 1))
+    own = {"average": average, "trainer": trainer}
+    assert not [
+        name
+        for name in forgotten(own.items(), nn.Linear(1, 1), [average, trainer])
+        if name.startswith(("average", "trainer"))
+    ]
+
+
 def test_what_has_no_name_is_found_all_the_same() -> None:
     def hidden() -> Any:
         scaler = torch.amp.GradScaler("cpu")

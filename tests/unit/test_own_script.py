@@ -1,5 +1,6 @@
 """A script's loop: batches that begin anywhere, states that can be saved, a plain run."""
 
+import copy
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -243,6 +244,20 @@ def test_a_run_is_finished_after_its_last_step() -> None:
         run.finish()
     with pytest.raises(UserError, match="a run has one loop"):
         next(run.steps())
+
+
+def test_what_a_run_is_finished_with_is_what_it_keeps() -> None:
+    model, optimizer = pair()
+    average = copy.deepcopy(model)
+    run = knee_tune.join(model, optimizer, steps=1)
+    for _ in run.steps():
+        run.report(valid_loss=1.0)
+    with pytest.raises(UserError, match=r"this Linear is not the model .* say join\(measured="):
+        run.finish(average)
+    run = knee_tune.join(model, optimizer, steps=1, measured=average)
+    for _ in run.steps():
+        run.report(valid_loss=1.0)
+    run.finish(average)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from rich.console import Console
 from knee_tune.cli.summary import print_status
 from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.config.study import StudySpec
-from knee_tune.records.shown import percent, setting
+from knee_tune.records.shown import of_split, percent, setting
 from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import Estimate
+from knee_tune.report.wording import difference_words
 
 CLOSE = (0.666667, 0.67)
 """100 of 150 epochs, as in the paper's Table 16, and what it is rounded to."""
@@ -70,3 +72,19 @@ def test_close_fractions_are_told_apart_in_the_terminal() -> None:
     lines = screen.getvalue().splitlines()
     assert [line.split()[2] for line in lines[1:3]] == ["66.67%", "67%"]
     assert "best: seed LR 0.1, explore 67% (valid_accuracy 91, trial 1)" in lines
+
+
+def test_a_caption_says_the_splits_that_the_metrics_name() -> None:
+    assert of_split("valid_loss", "valid_accuracy") == " (validation split)"
+    assert of_split("test_loss", "valid_loss") == " (test and validation split)"
+    assert of_split("mse") == ""
+
+
+def test_a_difference_of_percentages_is_in_points_one_of_fractions_is_not() -> None:
+    difference = Estimate(value=0.02)
+    assert difference_words(difference, "valid_accuracy", of=Estimate(value=93.0)).endswith(
+        "points"
+    )
+    assert difference_words(difference, "valid_accuracy", of=Estimate(value=0.93)) == (
+        "+0.02000 accuracy"
+    )

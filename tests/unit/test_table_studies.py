@@ -50,6 +50,7 @@ def test_there_is_a_study_for_every_table() -> None:
     assert set(TABLE_16) == {
         *("table16-digits", "table16-digits-clean", "table16-breast-cancer"),
         *("table16-cifar10", "table16-cifar10-fast", "table16-cifar10-tiny"),
+        *("table16-gpt", "table16-gpt-small"),
     }
     assert set(COMPARED) == {
         *(f"table{number}-cifar10" for number in (1, 2, 3, 4, 9, 17, 18)),

@@ -34,7 +34,7 @@ def winner_of(confirmation: Confirmation) -> float | None:
 def test_a_winner_that_is_better_seed_by_seed_is_confirmed() -> None:
     found = judged(candidate(0.2, *BETTER), candidate(0.1, *DEFAULT, default=True))
     assert (winner_of(found), found.confirmed) == (0.2, True)
-    assert found.words == "confirmed: better than the paper's default"
+    assert found.words == "confirmed: better than the default"
     best, default = found.candidates
     assert best.mean is not None
     assert best.mean.value == pytest.approx(74.0)
@@ -83,9 +83,9 @@ def test_less_is_better_where_the_metric_is_minimised() -> None:
 def test_the_default_needs_nobody_to_confirm_it() -> None:
     found = judged(candidate(0.2, *DEFAULT), candidate(0.1, *BETTER, default=True))
     assert (winner_of(found), found.confirmed) == (0.1, True)
-    assert found.words == "confirmed: the paper's default itself has the best mean"
+    assert found.words == "confirmed: the default itself has the best mean"
     alone = judged(candidate(0.1, *DEFAULT, default=True))
-    assert alone.words == "confirmed: the search found nothing better than the paper's default"
+    assert alone.words == "confirmed: the search found nothing better than the default"
 
 
 def test_a_candidate_with_a_run_that_diverged_is_out() -> None:
@@ -100,7 +100,7 @@ def test_without_the_default_there_is_no_verdict() -> None:
     broken = candidate(0.1, 70.0, None, 71.0, 69.0, 73.0, default=True)
     found = judged(candidate(0.2, *BETTER), broken)
     assert (winner_of(found), found.confirmed) == (0.2, False)
-    assert found.words.startswith("not confirmed: the paper's default could not be trained")
+    assert found.words.startswith("not confirmed: the default could not be trained")
     nobody = judged(broken)
     assert (nobody.best, nobody.confirmed) == (None, False)
 

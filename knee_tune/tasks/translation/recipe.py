@@ -4,7 +4,16 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from knee_tune.config.recipe import DATA_NAME, Epochs, Metric, Optimizer, PositiveLR, Recipe, Spec
+from knee_tune.config.recipe import (
+    DATA_NAME,
+    Epochs,
+    Keep,
+    Metric,
+    Optimizer,
+    PositiveLR,
+    Recipe,
+    Spec,
+)
 
 
 class TransformerSize(Spec):
@@ -82,7 +91,7 @@ class TranslationRecipe(Recipe):
     seed_lr: PositiveLR = 3e-4
     optimizer: Optimizer = Optimizer(name="radam", betas=(0.9, 0.999), weight_decay=1e-4)
     clip_norm: float | None = Field(default=25.0, gt=0, description="gradient norm limit")
-    keep: Literal["best", "last"] = "best"
+    keep: Keep = "best"
     objective: Literal["ppl", "bleu"] = "ppl"
 
     data: str = Field(
