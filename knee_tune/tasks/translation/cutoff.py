@@ -31,25 +31,20 @@ def doubled(
     the CPU.
     """
     source, target = inputs["src_tokens"], inputs["prev_output_tokens"]
+    sides = cut = [source, target]
+    kept: dict[str, Any] = {}
     if cutoff.kind == "feature":
-        kept = tuple(
-            torch.cat([torch.ones(len(source), 1, embed_dim), each]).to(source.device)
-            for each in (
-                kept_features(len(source), embed_dim, cutoff.share, draw) for _ in range(2)
-            )
-        )
-        cut, more = (source, target), {"kept": kept}
+        ones = torch.ones(len(source), 1, embed_dim)
+        drawn = [kept_features(len(source), embed_dim, cutoff.share, draw) for _ in sides]
+        kept["kept"] = tuple(torch.cat([ones, each]).to(source.device) for each in drawn)
     else:
-        cut = tuple(
-            side.masked_fill(words_to_cut(side >= first_word, cutoff, draw), unknown)
-            for side in (source, target)
-        )
-        more = {}
+        chosen = [words_to_cut(side >= first_word, cutoff, draw) for side in sides]
+        cut = [side.masked_fill(words, unknown) for side, words in zip(sides, chosen, strict=True)]
     return {
         "src_tokens": torch.cat([source, cut[0]]),
         "src_lengths": inputs["src_lengths"].repeat(2),
         "prev_output_tokens": torch.cat([target, cut[1]]),
-        **more,
+        **kept,
     }
 
 
