@@ -78,7 +78,7 @@ def cutoff_loss(logits: Tensor, target: Tensor, cutoff: Cutoff, *, smoothing: fl
     ``logits`` (2n, types): of the pairs as they are, then of those with parts cut out; ``target``
     (n,) int64. The cross-entropy is smoothed as fairseq's.
     """
-    loss: Tensor = _WithGradient.apply(logits, target, cutoff, smoothing)  # type: ignore[no-untyped-call]
+    loss: Tensor = _WithGradient.apply(logits, target, cutoff, smoothing)
     return loss
 
 
