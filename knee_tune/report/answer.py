@@ -43,6 +43,7 @@ from knee_tune.schedules import Knee
 from knee_tune.schedules.settings import PROJECTS, Format, Setting
 from knee_tune.schedules.settings import setting as project_setting
 from knee_tune.stats.comparison import PER_EPOCHS, Comparison, RowOutcome, Trend
+from knee_tune.tasks.outside import is_reference
 
 LEFT_OUT = "the search's own random seeds, each left out in turn of the choice"
 
@@ -139,6 +140,8 @@ def winner_setting(record: StudyRecord, knee: Knee, form: Format) -> Setting:
     """The winner's schedule as the project ``form`` writes it; ValueError if it cannot be said."""
     found = project_setting(knee, form)
     optimizer = record.spec.recipe.get("optimizer", {}).get("name")
+    if is_reference(record.task):
+        optimizer = None  # its class may build another one than the recipe names
     trained = f"Found with {optimizer}; an LR is good for its own optimizer." if optimizer else ""
     return found._replace(note=f"{found.note} {trained}".strip())
 

@@ -23,9 +23,6 @@ from knee_tune.errors import UserError, first_line
 if TYPE_CHECKING:
     from knee_tune.tasks.base import Task
 
-if TYPE_CHECKING:
-    pass
-
 GROUP = "knee_tune.tasks"
 """Of entry points that name tasks."""
 

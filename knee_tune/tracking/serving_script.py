@@ -5,8 +5,10 @@ makes of the weights what answers. Nothing of knee-tune is needed.
 """
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ class ServedScript(PythonModel):
         """Call that function, once."""
         serve = json.loads(Path(context.artifacts[ORDER]).read_text())["serve"]
         module, _, function = serve.partition(":")
-        load = getattr(import_module(module), function)
+        load = getattr(own_module(module, Path(__file__).parent / "code"), function)
         self._answer = load(Path(context.artifacts[WEIGHTS]))
 
     # MLflow takes this type hint for any input, and warns about every other one, or none.
@@ -36,6 +38,24 @@ class ServedScript(PythonModel):
     ) -> Any:
         """Ask what it returned."""
         return self._answer(model_input)
+
+
+def own_module(name: str, code: Path) -> ModuleType:
+    """Import a module of the folder ``code``, and from there whatever it imports that is there.
+
+    Another model in this process, or whoever loads it, may have modules of the same names: they
+    stay what they are.
+    """
+    mine = {path.relative_to(code).parts[0].removesuffix(".py") for path in code.rglob("*.py")}
+    others = {
+        each: sys.modules.pop(each) for each in [*sys.modules] if each.partition(".")[0] in mine
+    }
+    sys.path.insert(0, str(code))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(code))
+        sys.modules.update(others)
 
 
 set_model(ServedScript())

@@ -349,6 +349,18 @@ def test_photographs_of_any_size_are_scored(home: Path) -> None:
         assert loaded.predict(photographs).shape == (2, len(CLASSES))
 
 
+def test_a_text_is_continued(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    small = {"model": {"layers": 1, "width": 16, "heads": 2, "context": 16}}
+    registered = put(home, trained(home, "gpt", seed=1, recipe=small))
+    shutil.rmtree(home / "data")  # the model needs none of it
+
+    (answer,) = mlflow.pyfunc.load_model(registered.uri).predict(["To be"])
+
+    assert answer.startswith("To be")
+    assert len(answer) > len("To be")
+
+
 def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) -> None:
     registered = register(trained(home, "toy", seed=1), home=home, uri=local_store(home))
     moved = home.rename(home.with_name("moved"))
@@ -361,3 +373,16 @@ def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) ->
     stored = connect(uri).get_logged_model(registered.model_id).artifact_location
     assert stored.startswith((moved / "artifacts").as_uri())
     assert not home.exists()
+
+
+def test_models_of_scripts_whose_modules_have_the_same_names_load_beside_each_other(
+    tmp_path: Path,
+) -> None:
+    from knee_tune.tracking.serving_script import own_module
+
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper_of_both.py").write_text(f"NAME = {name!r}")
+        (tmp_path / name / "serve_of_both.py").write_text("from helper_of_both import NAME")
+    found = [own_module("serve_of_both", tmp_path / name).NAME for name in ("one", "other", "one")]
+    assert found == ["one", "other", "one"]
