@@ -149,7 +149,7 @@ CUT = {"kind": "token", "share": 0.4}
 
 @pytest.mark.parametrize("kind", ["token", "span", "feature"])
 def test_cutoff_is_learnt_from_both_halves(kind: str, demo_data: Path) -> None:
-    """With all of it cut alike and no dropout it is twice the plain loss, and drawn by the step."""
+    """Of a fresh model, whose halves agree, it is about twice the plain loss, drawn by the step."""
     still = SIZE | {"dropout": 0.0}
     found = task(demo_data, model=still, cutoff={"kind": kind, "share": 0.4})
     plain = task(demo_data, model=still)
@@ -164,7 +164,7 @@ def test_cutoff_is_learnt_from_both_halves(kind: str, demo_data: Path) -> None:
     alone, count = plain.loss(model, batch)
     assert found.loss(model, batch)[1] == count == batch.sample["ntokens"]
     assert loss(1) == loss(1) != loss(2)
-    assert float(loss(1)) == pytest.approx(2 * float(alone), rel=0.1)
+    assert loss(1).item() == pytest.approx(2 * alone.item(), rel=0.1)
     loss(1).backward()  # type: ignore[no-untyped-call]
     assert all(weight.grad is not None for weight in model.parameters())
 
@@ -185,7 +185,7 @@ def test_padding_counts_nothing_in_cutoff(demo_data: Path) -> None:
         },
     }
     losses = [found.loss(model, Batch(each, batch.pair)) for each in (batch.sample, further)]
-    assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
+    assert losses[0][0].item() == pytest.approx(losses[1][0].item(), rel=1e-5)
     assert losses[0][1] == losses[1][1]
 
 
@@ -196,7 +196,7 @@ def test_what_is_cut_is_no_question_of_the_order_of_micro_batches(demo_data: Pat
 
     def losses(*batches: Batch) -> list[float]:
         torch.manual_seed(7)
-        return [float(found.loss(model, each)[0]) for each in batches]
+        return [found.loss(model, each)[0].item() for each in batches]
 
     assert losses(first, second) == losses(second, first)[::-1]
 

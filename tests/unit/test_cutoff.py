@@ -9,7 +9,6 @@ from knee_tune.tasks.seeding import generator
 from knee_tune.tasks.translation.cutoff import (
     cutoff_loss,
     doubled,
-    jensen_shannon,
     kept_features,
     words_to_cut,
 )
@@ -51,13 +50,27 @@ def test_the_loss_is_the_formula(consistency: str) -> None:
 
     ours = cutoff_loss(both, target, cutoff, smoothing=SMOOTHING)
 
-    assert float(ours) == pytest.approx(written_out(both[:6], both[6:], target, cutoff), rel=1e-5)
+    assert float(ours) == pytest.approx(written_out(both[:6], both[6:], target, cutoff), rel=1e-9)
 
 
-def test_equal_predictions_agree_and_disjoint_ones_differ_by_ln_2() -> None:
-    logs = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).clamp(min=-200)
-    assert jensen_shannon(logs, logs).tolist() == pytest.approx([0, 0])
-    assert jensen_shannon(logs, logs.flip(0)).tolist() == pytest.approx([0.6931472] * 2)
+@pytest.mark.parametrize("consistency", ["reference", "exact"])
+def test_its_gradient_is_that_of_the_loss(consistency: str) -> None:
+    cutoff = Cutoff.model_validate({"consistency": consistency, "weight": 0.7})
+    both, target = scores(1, 6, 9).requires_grad_(), torch.tensor([4, 8, 0])
+
+    def loss(both: Tensor) -> Tensor:
+        return cutoff_loss(both, target, cutoff, smoothing=SMOOTHING)
+
+    assert torch.autograd.gradcheck(loss, both)
+
+
+@pytest.mark.parametrize("consistency", ["reference", "exact"])
+def test_certain_predictions_have_a_finite_gradient(consistency: str) -> None:
+    cutoff = Cutoff.model_validate({"consistency": consistency})
+    both = torch.tensor([[300.0, 0, 0], [0, 300.0, 0]], requires_grad=True)
+    cutoff_loss(both, torch.tensor([0]), cutoff, smoothing=0).backward()  # type: ignore[no-untyped-call]
+    assert both.grad is not None
+    assert both.grad.isfinite().all()
 
 
 def batch() -> dict[str, Tensor]:
