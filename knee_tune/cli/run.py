@@ -341,7 +341,8 @@ def run(
             what = f": task {task_slug(spec.task)}, preset {spec.preset}; warming up ..."
             console.print(Text.assemble((spec.name, "bold"), what))
         else:
-            console.print(Text.assemble((str(script), "bold"), ": up to knee_tune.join ..."))
+            if script.is_file():
+                console.print(Text.assemble((str(script), "bold"), ": up to knee_tune.join ..."))
             looking = look_at_script(
                 places.home, script, arguments or (), options, settings=asked, **fields
             )
