@@ -312,16 +312,30 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
         pytest.param({"task": "apart"}, id="groups with decays of their own"),
         pytest.param({"task": "iwslt"}, id="iwslt"),
-        pytest.param({"task": "iwslt", "accumulate": 2, "cutoff": {"share": 0.2}}, id="Cutoff"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
         pytest.param({"task": "gpt"}, id="gpt"),
-        pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="gpt, Muon"),
     ],
 )
 def test_branches_are_the_uninterrupted_runs(
     variant: dict[str, Any], ranks: int, bench: MakeBench
 ) -> None:
     check_branches(bench(ranks=ranks, **variant))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(
+            {"task": "iwslt", "cutoff": {"share": 0.2}, "accumulate": 2, "keep": "average-2"},
+            id="Cutoff, averaged",
+        ),
+        pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="Muon"),
+    ],
+)
+def test_branches_of_two_ranks_are_the_uninterrupted_runs(
+    variant: dict[str, Any], bench: MakeBench
+) -> None:
+    check_branches(bench(ranks=2, **variant))
 
 
 def test_branches_are_the_uninterrupted_runs_with_more_ranks(bench: MakeBench) -> None:
