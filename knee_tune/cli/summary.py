@@ -13,6 +13,7 @@ from knee_tune.cli.console import PlainConsole
 from knee_tune.cli.flags import as_typed
 from knee_tune.errors import MachineError, one_line
 from knee_tune.records.shown import explored, learning_rate, setting
+from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,8 +154,8 @@ def print_edges(console: Console, record: "StudyRecord") -> None:
         )
 
 
-def print_registered(console: Console, model: "RegisteredModel") -> None:
-    """Where the model is, what it is called, and how to load it."""
+def print_registered(console: Console, model: "RegisteredModel", places: "Places") -> None:
+    """What the model is called, and how to load it anywhere."""
     version = f"{model.name} version {model.version}"
     if model.new:
         said = f"registered {version} as {model.alias}"
@@ -163,6 +164,9 @@ def print_registered(console: Console, model: "RegisteredModel") -> None:
     console.print(said, soft_wrap=True)
     if model.alias == "candidate" and model.confirmed in HOW_TO_A_CHAMPION:
         console.print(f"  {HOW_TO_A_CHAMPION[model.confirmed]}", soft_wrap=True, markup=False)
+    if places.tracking_uri is not None:
+        where = f'  mlflow.set_tracking_uri("{shown_url(places.tracking_uri)}")'
+        console.print(where, soft_wrap=True, markup=False)
     how = "pyfunc.load_model" if model.answers else "artifacts.download_artifacts"
     console.print(f'  mlflow.{how}("{model.uri}")', soft_wrap=True, markup=False)
 
@@ -214,7 +218,7 @@ def print_summary(console: Console, summary: "RunSummary", places: "Places") -> 
     console.print()
     print_status(console, record)
     if summary.registered is not None:
-        print_registered(console, summary.registered)
+        print_registered(console, summary.registered, places)
     if summary.unregistered:
         console.print(as_typed(summary.unregistered), style="yellow", markup=False, soft_wrap=True)
     console.print(f"everything is in {places.home.root}", soft_wrap=True, markup=False)

@@ -52,7 +52,7 @@ def register(
         untried="champion",  # who types this has decided
         on_line=ConsoleLines(PlainConsole()).line,
     )
-    print_registered(PlainConsole(), registered)
+    print_registered(PlainConsole(), registered, places)
 
 
 def replay(

@@ -338,8 +338,9 @@ def test_a_candidate_becomes_champion_once_it_is_confirmed(tracked: Bench) -> No
     assert (first.alias, first.confirmed, first.new) == ("candidate", "not tried", True)
     assert aliases(tracked.home) == {"candidate": "0.1"}
     output = io.StringIO()
-    print_registered(Console(file=output), first)
+    print_registered(Console(file=output), first, tracked.places(tracked=True))
     assert "--confirm 3:5" in output.getvalue()
+    assert f'mlflow.set_tracking_uri("{local_store(tracked.home)}")' in output.getvalue()
 
     second = tracked.run(ranks, confirm="1:5", tracked=True).registered
     assert second is not None
