@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from knee_tune.config.recipe import Recipe
+from knee_tune.errors import UserError
 from knee_tune.workers.group import Group
 
 Split = Literal["valid", "test"]
@@ -121,6 +122,16 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def examples(self) -> list[Any]:
         """A few raw inputs for ``predict``: the registered model's input example."""
+
+
+def check_batch_size(size: int, *, accumulate: int, group: Group) -> None:
+    """Raise UserError if a rank would get an empty micro-batch of a batch of ``size`` examples."""
+    share = group.world_size * accumulate
+    if size < share:
+        raise UserError(
+            f"recipe.batch_size={size}: fewer than ranks times recipe.accumulate ({share}), so "
+            "some would have nothing to train; use a larger one"
+        )
 
 
 class FusableTask(Task[R]):

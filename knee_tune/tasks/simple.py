@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from knee_tune.config.recipe import Direction, Metric, SimpleRecipe
 from knee_tune.errors import UserError
-from knee_tune.tasks.base import R, Split, Task
+from knee_tune.tasks.base import R, Split, Task, check_batch_size
 from knee_tune.tasks.seeding import (
     epochs_after,
     generator,
@@ -153,12 +153,8 @@ class AsTask(Task[SimpleRecipe]):
 
     def steps_per_epoch(self, group: Group) -> int:
         """Return the number of whole batches, the same for every world size."""
-        size, share = self.recipe.batch_size, group.world_size * self.recipe.accumulate
-        if size < share:
-            raise UserError(
-                f"recipe.batch_size={size}: fewer than ranks times recipe.accumulate ({share}), so "
-                "some would have nothing to train; use a larger one"
-            )
+        size = self.recipe.batch_size
+        check_batch_size(size, accumulate=self.recipe.accumulate, group=group)
         steps = len(self._items["train"]) // size
         if not steps:
             raise UserError(

@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 
 from knee_tune.plans.plan import SCRIPT, Placement, TaskOrder, TrainPlan, TrunkPlan
 from knee_tune.schedules import Knee
-from knee_tune.workers.protocol import Callbacks, Decision, GroupRunner, Outcome, Report
+from knee_tune.workers.protocol import (
+    Callbacks,
+    Decision,
+    Failure,
+    GroupRunner,
+    Outcome,
+    Report,
+)
+from tests.integration.runs import done, same
 
 STEPS, EVERY, SHARED = 24, 8, 10
 """Steps of a run and from one evaluation to the next; the step at which branches may leave."""
@@ -79,6 +87,26 @@ class Ranks:
 
     def weights(self, name: str) -> dict[str, Any]:
         return load_file(self.home / name / "weights.safetensors")
+
+
+def check_killed_rank(training: Ranks) -> None:
+    """A run whose last rank is killed goes on, with the bits of the uninterrupted one."""
+    done(training.train("alone", explore=18, trunk=False))
+    uninterrupted = training.curve
+    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
+    assert isinstance(died, Failure)
+    assert (died.kind, died.by_machine) == ("signal", True)
+    again = done(training.train("killed", explore=18))
+    assert again.first_step == SHARED
+    assert training.curve == uninterrupted
+    assert same(training.weights("killed"), training.weights("alone"))
+
+
+def check_pruned(training: Ranks) -> None:
+    """A run that is told to stop leaves its script on every rank at once, without weights."""
+    ended = done(training.train("pruned", explore=18, on_report=lambda _: Decision(stop=True)))
+    assert (ended.state, ended.step) == ("stopped", EVERY)
+    assert not (training.home / "pruned" / "weights.safetensors").exists()
 
 
 def kill_last_rank(*, step: int) -> OnReport:

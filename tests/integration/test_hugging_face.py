@@ -13,9 +13,9 @@ from knee_tune.plans.plan import ENTRY, DescribePlan
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.workers.forkserver import ForkserverRunner
-from knee_tune.workers.protocol import Callbacks, Decision, Failure
+from knee_tune.workers.protocol import Callbacks, Failure
 from tests.integration.runs import done, same
-from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_last_rank
+from tests.integration.script_ranks import EVERY, SHARED, Ranks, check_killed_rank, check_pruned
 
 if not (find_spec("transformers") and find_spec("accelerate")):
     pytest.skip("needs the extra hf", allow_module_level=True)
@@ -126,17 +126,8 @@ def test_a_killed_rank_goes_on_and_a_pruned_run_ends(
     runner: ForkserverRunner, example: Path, tmp_path: Path
 ) -> None:
     training = Ranks(runner, example, tmp_path, ranks=2, objective="eval_loss")
-    done(training.train("alone", explore=18, trunk=False))
-    uninterrupted = training.curve
-    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
-    assert isinstance(died, Failure)
-    assert (died.kind, died.by_machine) == ("signal", True)
-    again = done(training.train("killed", explore=18))
-    assert again.first_step == SHARED
-    assert training.curve == uninterrupted
-    assert same(training.weights("killed"), training.weights("alone"))
-    pruned = done(training.train("pruned", explore=18, on_report=lambda _: Decision(stop=True)))
-    assert (pruned.state, pruned.step) == ("stopped", EVERY)
+    check_killed_rank(training)
+    check_pruned(training)
 
 
 def test_the_arguments_of_training_are_the_study_s_defaults(

@@ -10,9 +10,9 @@ from knee_tune.plans.plan import ENTRY, DescribePlan
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.workers.forkserver import ForkserverRunner
-from knee_tune.workers.protocol import Callbacks, Decision, Failure
+from knee_tune.workers.protocol import Callbacks, Failure
 from tests.integration.runs import done, same
-from tests.integration.script_ranks import EVERY, SHARED, Ranks, kill_last_rank
+from tests.integration.script_ranks import SHARED, Ranks, check_killed_rank, check_pruned
 
 if find_spec("lightning") is None:  # its import takes many seconds, and only ranks need it
     pytest.skip("the extra `lightning` is not installed", allow_module_level=True)
@@ -52,16 +52,7 @@ def test_a_killed_rank_goes_on_with_the_same_bits(runner: ForkserverRunner, tmp_
     """Where an epoch's last step accumulates less, hooks draw, and a callback has a state."""
     script = tmp_path / "own.py"
     script.write_text(OWN.format(**(PLAIN | {"trainer": "accumulate_grad_batches=3"})))
-    training = Ranks(runner, script, tmp_path, ranks=2)
-    done(training.train("alone", explore=18, trunk=False))
-    uninterrupted = training.curve
-    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
-    assert isinstance(died, Failure)
-    assert died.by_machine
-    again = done(training.train("killed", explore=18))
-    assert again.first_step == SHARED
-    assert training.curve == uninterrupted
-    assert same(training.weights("killed"), training.weights("alone"))
+    check_killed_rank(Ranks(runner, script, tmp_path, ranks=2))
 
 
 def test_manual_optimization_of_two_optimizers(runner: ForkserverRunner, tmp_path: Path) -> None:
@@ -77,10 +68,7 @@ def test_manual_optimization_of_two_optimizers(runner: ForkserverRunner, tmp_pat
 def test_a_pruned_run_leaves_its_trainer_on_every_rank(
     runner: ForkserverRunner, example: Path, tmp_path: Path
 ) -> None:
-    training = Ranks(runner, example, tmp_path, ranks=2)
-    ended = done(training.train("pruned", explore=18, on_report=lambda report: Decision(stop=True)))
-    assert (ended.state, ended.step) == ("stopped", EVERY)
-    assert not (tmp_path / "pruned" / "weights.safetensors").exists()
+    check_pruned(Ranks(runner, example, tmp_path, ranks=2))
 
 
 def test_a_trainer_is_described_up_to_its_fit(

@@ -11,10 +11,16 @@ from knee_tune.plans.plan import ENTRY, DescribePlan
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.workers.forkserver import ForkserverRunner
-from knee_tune.workers.protocol import Callbacks, Decision, Failure
+from knee_tune.workers.protocol import Callbacks, Failure
 from knee_tune.workers.torchrun import TorchrunRunner
 from tests.integration.runs import done, same
-from tests.integration.script_ranks import EVERY, SHARED, STEPS, Ranks, kill_last_rank
+from tests.integration.script_ranks import (
+    SHARED,
+    STEPS,
+    Ranks,
+    check_killed_rank,
+    check_pruned,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +87,13 @@ def test_torchrun_trains_the_same_bits(
 def test_a_killed_rank_goes_on_with_the_same_bits(
     runner: ForkserverRunner, example: Path, tmp_path: Path
 ) -> None:
-    training = Ranks(runner, example, tmp_path, ranks=2)
-    done(training.train("alone", explore=18, trunk=False))
-    uninterrupted = training.curve
-    died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
-    assert isinstance(died, Failure)
-    assert (died.kind, died.by_machine) == ("signal", True)
-    again = done(training.train("killed", explore=18))
-    assert again.first_step == SHARED
-    assert training.curve == uninterrupted
-    assert same(training.weights("killed"), training.weights("alone"))
+    check_killed_rank(Ranks(runner, example, tmp_path, ranks=2))
 
 
 def test_a_pruned_run_leaves_its_script_on_every_rank(
     runner: ForkserverRunner, example: Path, tmp_path: Path
 ) -> None:
-    training = Ranks(runner, example, tmp_path, ranks=2)
-    ended = done(training.train("pruned", explore=18, on_report=lambda report: Decision(stop=True)))
-    assert (ended.state, ended.step) == ("stopped", EVERY)
-    assert not (tmp_path / "pruned" / "weights.safetensors").exists()
+    check_pruned(Ranks(runner, example, tmp_path, ranks=2))
 
 
 def test_a_script_is_described_up_to_join(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.base import Split, Task
+from knee_tune.tasks.base import Split, Task, check_batch_size
 from knee_tune.tasks.language.model import Gpt
 from knee_tune.tasks.language.recipe import BYTES, GptRecipe
 from knee_tune.tasks.language.text import TextManifest, find_prepared, map_text, read_manifest
@@ -41,12 +41,8 @@ class GptTask(Task[GptRecipe]):
 
     def steps_per_epoch(self, group: Group) -> int:
         """The recipe's, or as many steps as there are batches in the training text."""
-        size, share = self.recipe.batch_size, group.world_size * self.recipe.accumulate
-        if size < share:
-            raise UserError(
-                f"recipe.batch_size={size}: fewer than ranks times recipe.accumulate ({share}), so "
-                "some would have nothing to train; use a larger one"
-            )
+        size = self.recipe.batch_size
+        check_batch_size(size, accumulate=self.recipe.accumulate, group=group)
         tokens, context = len(self._splits["train"]), self.recipe.model.context
         if tokens <= context:
             raise UserError(
