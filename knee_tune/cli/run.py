@@ -111,6 +111,15 @@ def run(
         str | None,
         typer.Option(metavar="NAME", help="gp, tpe, grid or random.", rich_help_panel=SEARCH),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bracket|random",
+            help="What gp and tpe begin with: seed LRs around the best one, or random points. "
+            "(default: bracket)",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     pruner: Annotated[
         str | None,
         typer.Option(
@@ -288,6 +297,7 @@ def run(
         "name": study_name,
         "trials": trials,
         "sampler": sampler,
+        "start": start,
         "pruner": pruner,
         "goal": goal,
         "seed": seed,
