@@ -97,6 +97,14 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            metavar="VALUE",
+            help="End the search once a trial is as good, as in 35.0.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -296,6 +304,7 @@ def run(
     fields: dict[str, object] = {
         "name": study_name,
         "trials": trials,
+        "target": target,
         "sampler": sampler,
         "start": start,
         "pruner": pruner,

@@ -53,7 +53,7 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 
 Goal = Literal["best", "ridge"]
 
-SEARCHING = ("trials", "sampler", "start", "pruner", "goal", "confirm", "space")
+SEARCHING = ("trials", "target", "sampler", "start", "pruner", "goal", "confirm", "space")
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
@@ -183,6 +183,11 @@ class StudySpec(Spec):
         gt=0,
         le=1_000_000,
         description="of the whole study; a grid has all its points unless told",
+    )
+    target: float | None = Field(
+        default=None,
+        exclude_if=lambda target: target is None,
+        description="a value of the study's metric that ends the search",
     )
     sampler: Sampler = "gp"
     start: Start = Field(

@@ -189,19 +189,35 @@ def wanted(
     axes: Axes,
     *,
     trials: int | None,
+    target: float | None = None,
     besides: int | None = None,
 ) -> bool:
     """Tell whether the study wants another trial: it has fewer than ``trials``, a point is left.
 
     Trials that any driver asked for count, and one that lives on under another number counts once.
-    None for ``trials`` means every point. ``besides`` is the number of a trial to leave out.
+    None for ``trials`` means every point. None is wanted once a value is as good as the ``target``.
+    ``besides`` is the number of a trial to leave out.
     """
     known = [trial for trial in study.get_trials(deepcopy=False) if trial.number != besides]
+    if target is not None and reaching(study, known, target) is not None:
+        return False
     states = [trial.state for trial in current(known)]
     queued = states.count(TrialState.WAITING)
     if trials is not None and len(states) - queued >= trials:
         return False
     return queued > 0 or bool(untried(known, axes))
+
+
+def reaching(
+    study: optuna.Study, trials: Iterable[FrozenTrial], target: float
+) -> FrozenTrial | None:
+    """The first complete trial whose value is as good as ``target``, or better."""
+    minimize = study.direction == StudyDirection.MINIMIZE
+    for trial in trials:
+        value = trial.value if trial.state == TrialState.COMPLETE else None
+        if value is not None and (value <= target if minimize else value >= target):
+            return trial
+    return None
 
 
 class TrunkOrderedGridSampler(PointSampler):
