@@ -122,6 +122,12 @@ IWSLT = TaskEntry(
     prepare=f"{_TRANSLATION}.prepare:prepare",
     extra="translation",
 )
+TRANSLATION = TaskEntry(
+    recipe=f"{_TRANSLATION}.recipe:OwnTranslationRecipe",
+    task=f"{_TRANSLATION}.task:TranslationTask",
+    prepare=f"{_TRANSLATION}.prepare:prepare_own",
+    extra="translation",
+)
 CIFAR10 = TaskEntry(
     recipe=f"{_VISION}.recipe:Cifar10Recipe",
     task=f"{_VISION}.cifar10:Cifar10Task",
@@ -145,6 +151,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "digits-clean": DIGITS_CLEAN,
     "breast-cancer": BREAST_CANCER,
     "iwslt": IWSLT,
+    "translation": TRANSLATION,
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,
     "gpt": GPT,

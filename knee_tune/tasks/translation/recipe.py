@@ -1,4 +1,4 @@
-"""The recipe of the translation task: the paper's IWSLT'14 settings (section 5.3.4)."""
+"""The recipes of the translation tasks: the paper's settings (section 5.3.4)."""
 
 from typing import ClassVar, Literal, Self
 
@@ -14,6 +14,12 @@ from knee_tune.config.recipe import (
     Recipe,
     Spec,
 )
+
+DEMO = "demo.de-en"
+"""The set that needs no download: it is prepared on first use."""
+
+OWN = "mine"
+"""A corpus of one's own, unless it is given another name."""
 
 
 class TransformerSize(Spec):
@@ -74,7 +80,7 @@ class Cutoff(Spec):
 
 
 class TranslationRecipe(Recipe):
-    """A Transformer on one prepared language pair.
+    """A Transformer on one prepared language pair, IWSLT'14 unless told otherwise.
 
     ``loss`` is the label-smoothed cross-entropy per target token in nats, ``ppl`` the exponential
     of the plain one (fairseq's ``2 ** nll_loss``), ``bleu`` tokenised BLEU in percent.
@@ -86,6 +92,8 @@ class TranslationRecipe(Recipe):
         Metric(name="bleu", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "ppl"
+    preparing: ClassVar[str] = "data prepare iwslt"
+    """The command that prepares the data, with what it needs."""
 
     epochs: Epochs = 50
     seed_lr: PositiveLR = 3e-4
@@ -134,3 +142,20 @@ class TranslationRecipe(Recipe):
         exclude_if=lambda chosen: not chosen,
         description="BLEU counts the parts of words-with-hyphens, as get_ende_bleu.sh does",
     )
+
+
+class OwnTranslationRecipe(TranslationRecipe):
+    """The same on a corpus of one's own, which gives its name to studies and models."""
+
+    preparing: ClassVar[str] = f"data prepare translation --from DIR --name {OWN}"
+
+    data: str = Field(
+        default=OWN,
+        pattern=DATA_NAME,
+        description="name of a prepared set: a folder in the data directory",
+    )
+
+    @property
+    def subject(self) -> str | None:
+        """See :class:`BaseRecipe`; the demo corpus is nobody's own."""
+        return None if self.data == DEMO else self.data

@@ -312,7 +312,7 @@ class TranslationTask(Task[TranslationRecipe]):
 
     @cached_property
     def _prepared(self) -> tuple[Path, Manifest]:
-        return find_prepared(self.data_dir, self.recipe.data)
+        return find_prepared(self.data_dir, self.recipe.data, preparing=self.recipe.preparing)
 
     @cached_property
     def _codec(self) -> Codec:
