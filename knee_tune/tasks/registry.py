@@ -59,6 +59,13 @@ class TaskEntry:
             return self._load(self.task)
         return outside.load_class(self.reference or self.task)
 
+    def modules(self, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+        """The modules that are imported to train this recipe; imports no torch."""
+        task = self.task.partition(":")[0]
+        if not self.recipe:
+            return (task,)
+        return (task, *self.recipe_type().model_validate(recipe).modules)
+
     def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
         """Construct the task with this recipe; imports torch and the task's libraries.
 

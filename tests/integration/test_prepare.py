@@ -14,12 +14,13 @@ from knee_tune.commands.look import training_command
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
-from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
+from knee_tune.tasks.translation.binary import read_binarized
 from knee_tune.tasks.translation.corpus import Kind
 from knee_tune.tasks.translation.demo import demo_text, prepare_demo
 from knee_tune.tasks.translation.download import Archive
 from knee_tune.tasks.translation.prepare import prepare, prepare_own
 from knee_tune.tasks.translation.prepared import Codec, read_manifest
+from knee_tune.tasks.translation.vocabulary import Vocabulary
 
 pytest.importorskip("sacremoses")
 
@@ -51,8 +52,9 @@ def words(folder: Path, split: str, language: str) -> list[str]:
 
 def pieces(folder: Path, split: str, language: str) -> list[str]:
     """Text of a binary file as it is."""
-    symbols = list(Vocabulary.read(folder / f"dict.{language}.txt").ids())
-    ids, sizes = read_binarized(folder / f"{split}.de-en.{language}")
+    symbols = list(Vocabulary.read(folder / f"dict.{language}.txt").ids)
+    read = read_binarized(folder / f"{split}.de-en.{language}")
+    ids, sizes = read.tokens, read.sizes
     lines = []
     for size in sizes:
         line, ids = ids[: size - 1], ids[size:]

@@ -29,6 +29,12 @@ class TransformerSize(Spec):
     parameters. fairseq's ``transformer_iwslt_de_en`` is ``ffn_dim=1024, heads=4``: 39.5 million.
     """
 
+    # Not stored unless it is ours: runs of before there was a choice keep their identity.
+    family: Literal["fairseq", "torch"] = Field(
+        default="fairseq",
+        exclude_if=lambda family: family == "fairseq",
+        description="whose implementation: fairseq's, or ours, which needs torch alone",
+    )
     encoder_layers: int = Field(default=6, gt=0)
     decoder_layers: int = Field(default=6, gt=0)
     embed_dim: int = Field(default=512, gt=0, multiple_of=2)
@@ -142,6 +148,12 @@ class TranslationRecipe(Recipe):
         exclude_if=lambda chosen: not chosen,
         description="BLEU counts the parts of words-with-hyphens, as get_ende_bleu.sh does",
     )
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """See :class:`Recipe`; fairseq takes seconds to import."""
+        ours = self.model.family == "torch"
+        return () if ours else ("knee_tune.tasks.translation.fairseq_bridge",)
 
 
 class OwnTranslationRecipe(TranslationRecipe):
