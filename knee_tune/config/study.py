@@ -53,7 +53,7 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 
 Goal = Literal["best", "ridge"]
 
-SEARCHING = ("trials", "target", "sampler", "start", "pruner", "goal", "confirm", "space")
+SEARCHING = ("trials", "target", "sampler", "start", "centre", "pruner", "goal", "confirm", "space")
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
@@ -194,6 +194,11 @@ class StudySpec(Spec):
         default="bracket",
         description="what gp and tpe begin with. bracket: seed LRs around the best one, at one "
         "explore fraction",
+    )
+    centre: PositiveLR | None = Field(
+        default=None,
+        exclude_if=lambda centre: centre is None,
+        description="seed LR that the bracket begins at; None: the recipe's own",
     )
     goal: Goal = Field(
         default="best",

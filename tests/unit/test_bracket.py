@@ -130,6 +130,13 @@ def test_a_trial_that_goes_on_under_another_number_counts_once() -> None:
     assert {ask(study)[1] for _ in range(2)} == {0.004, 0.016}
 
 
+def test_it_begins_at_its_centre_also_where_the_default_lies_elsewhere() -> None:
+    study = search(centre=0.002)
+    study.enqueue_trial({"seed_lr": 0.016, "explore_fraction": 0.4})
+    assert bracket(study, distance_to(0.002)) == [0.016, 0.002, 0.001]
+    assert bracket(study, distance_to(0.002)) == []
+
+
 def test_the_queued_default_is_the_centre() -> None:
     study = search()
     study.enqueue_trial({"seed_lr": 0.008, "explore_fraction": 0.4})
