@@ -13,7 +13,9 @@ from knee_tune.config.study import ReferenceTable, StudySpec
 TABLE_16 = [name for name in available("studies") if name.startswith("table16-")]
 TABLE_15 = [name for name in available("studies") if name.startswith("table15-")]
 COMPARED = [
-    name for name in available("studies") if re.match(r"table(1|2|3|4|8|9|14|17|18|19|20)-", name)
+    name
+    for name in available("studies")
+    if re.match(r"table(1|2|3|4|8|9|13|14|17|18|19|20|25)-", name)
 ]
 """Studies that train every row of a table."""
 
@@ -57,6 +59,7 @@ def test_there_is_a_study_for_every_table() -> None:
         *(f"table{number}-imagenet" for number in (8, 19, 20)),
         "table1-cifar10-tiny",
         "table14-iwslt",
+        *("table13-squad", "table25-squad"),
     }
     assert {"table15-iwslt", "table15-iwslt-sample", "table15-iwslt-demo"} == set(TABLE_15)
 
@@ -196,9 +199,10 @@ def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
         "cifar10": ("test_accuracy", "train_loss"),
         "imagenet": ("test_accuracy", "test_top5", "train_loss"),
         "iwslt": ("test_bleu", "train_ppl", "valid_ppl"),
+        "squad": ("test_em", "test_f1", "train_loss"),
     }[name.partition("-")[2]]
     table, paper = compared(name), list(papers_table(shared, number))
-    if number in (8, 9, 14):  # the last column is the budget
+    if number in (8, 9, 13, 14):  # the last column is the budget
         assert [row.epochs for row in table.rows] == [row[-1] for row in paper]
         paper = [row[:-1] for row in paper]
     assert numbers_of(table, *metrics) == paper
@@ -220,6 +224,17 @@ def test_table_14_is_cutoff_as_its_authors_train_it() -> None:
         "consistency": "reference",
         "consistency_weight": 5,
     }
+
+
+def test_squad_is_fine_tuned_as_the_paper_says() -> None:
+    """Section 5.3.5: Adam, 2 epochs at 3e-5, explore for one; A.5: one-cycle up to 1e-5."""
+    for name in ("table13-squad", "table25-squad"):
+        spec, rows = spec_of(name), compared(name).rows
+        assert (spec.recipe["optimizer"]["name"], spec.recipe["warmup_steps"]) == ("adam", 0)
+        assert (spec.recipe["batch_size"], spec.recipe["max_length"]) == (12, 384)
+        assert {row.schedule: row.explore_epochs for row in rows}["knee"] == 1
+        assert {row.seed_lr for row in rows if row.schedule != "one_cycle"} == {3e-5}
+    assert {row.seed_lr for row in rows if row.schedule == "one_cycle"} == {1e-5}
 
 
 def test_the_tables_in_small_have_the_rows_of_tables_1_and_3() -> None:
