@@ -23,7 +23,7 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 @data_app.command()
 def prepare(
     task: Annotated[
-        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet or gpt.")
+        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet, gpt, squad.")
     ],
     from_path: Annotated[
         Path | None,
@@ -32,8 +32,8 @@ def prepare(
             parser=path_of,
             metavar="PATH",
             help="Folder or archive with the corpus; folder, archive or .npz file with the images; "
-            "file or folder with the text. (default: downloaded where it is published; of gpt the "
-            "embedded text)",
+            "file or folder with the text or the questions. (default: downloaded where it is "
+            "published; of gpt the embedded text, of squad generated questions)",
         ),
     ] = None,
     name: Annotated[
@@ -75,7 +75,7 @@ def prepare(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images, any
-    text."""
+    text, questions."""
     from knee_tune.commands.home import Home
     from knee_tune.commands.look import prepare_data, training_command
 

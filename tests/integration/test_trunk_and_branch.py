@@ -1,4 +1,4 @@
-"""A branch is the uninterrupted run, bit for bit: all kinds of tasks, 1 to 3 ranks, any knee, any crash.
+"""A branch is the uninterrupted run, bit for bit: several tasks, 1 to 3 ranks, any knee, any crash.
 
 Budgets are counted in epochs, a knee in steps. A run that shares nothing says what is right; the
 branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
