@@ -23,7 +23,8 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 @data_app.command()
 def prepare(
     task: Annotated[
-        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet, gpt, squad.")
+        str,
+        typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet, gpt or squad."),
     ],
     from_path: Annotated[
         Path | None,
