@@ -24,7 +24,7 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 def prepare(
     task: Annotated[
         str,
-        typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet, gpt or squad."),
+        typer.Argument(help="Task whose data is prepared: iwslt, cifar10, gpt, ..."),
     ],
     from_path: Annotated[
         Path | None,
@@ -68,7 +68,8 @@ def prepare(
     lowercase: Annotated[
         bool | None,
         typer.Option(
-            "--lowercase/--no-lowercase", help="Text that is not cut by BPE yet. (default: yes)"
+            "--lowercase/--no-lowercase",
+            help="Text that is not cut by BPE yet. (default: of iwslt yes, of translation no)",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made otherwise.")] = False,

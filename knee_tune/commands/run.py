@@ -156,8 +156,8 @@ class StudyStart:
     slots: int
     gpus: int
     """On this machine that could have been chosen, used or not."""
-    validated: int = 0
-    """Examples that every metric of the validation split is taken over."""
+    validated: str = ""
+    """What metrics of the validation split are taken over, as ``1,190 examples``."""
     replicates: int = 1
     fused: bool = False
     """Whether they train together, as one batched model."""
@@ -277,6 +277,7 @@ def _drive(
             code=workers.facts.code,
             parameters=workers.facts.parameters,
             fused=opened.fused,
+            target=workers.spec.target,
             batched=opened.batched,
             asking=asking,
         ),
@@ -291,7 +292,8 @@ def _drive(
 
 def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
     """Why the winner is not known yet; empty if it is."""
-    if wanted(opened.study, opened.axes, trials=opened.workers.spec.limit):
+    spec = opened.workers.spec
+    if wanted(opened.study, opened.axes, trials=spec.limit, target=spec.target):
         by_us = timeout is not None
         what = "`timeout` ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"
@@ -371,7 +373,11 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         device=placement.device,
         world_size=placement.world_size,
         slots=workers.options.slots,
-        validated=workers.facts.examples.get("valid", 0),
+        validated=(
+            f"{count:,} {workers.recipe.counted}"
+            if (count := workers.facts.examples.get("valid"))
+            else ""
+        ),
         gpus=workers.facts.gpus if workers.options.device == "auto" else 0,
         replicates=1 if spec.compare else spec.replicates,
         fused=opened.fused or opened.batched,

@@ -24,6 +24,7 @@ from knee_tune.tasks.translation.prepare import prepare
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import Batch, TranslationTask, tokenised_bleu
+from knee_tune.tasks.translation.vocabulary import PAD
 from knee_tune.workers.group import Group
 
 SIZE = {"encoder_layers": 1, "decoder_layers": 1, "embed_dim": 16, "ffn_dim": 32, "heads": 2}
@@ -174,7 +175,7 @@ def test_padding_counts_nothing_in_cutoff(demo_data: Path) -> None:
     found = task(demo_data, model=SIZE | {"dropout": 0.0}, cutoff={"kind": "feature"})
     model = found.build_model()
     (batch,) = next(found.train_batches(0, Group()))
-    pad = partial(nn.functional.pad, value=found._fairseq.target_dictionary.pad())
+    pad = partial(nn.functional.pad, value=PAD)
     inputs = batch.sample["net_input"]
     further = batch.sample | {
         "target": pad(batch.sample["target"], (0, 3)),
@@ -212,6 +213,19 @@ def test_validation_is_loss_perplexity_and_at_last_bleu(demo_data: Path) -> None
     assert set(final) == {metric.name for metric in found.recipe.metrics}
     assert {name: final[name] for name in curve} == curve
     assert 0 <= final["bleu"] <= 100
+
+
+def test_perplexity_per_word_is_over_the_words_that_are_read(demo_data: Path) -> None:
+    found = task(demo_data)
+    valid, vocabulary = found._pairs("valid"), found._vocabularies[1]
+    assert valid.target is not None
+    sentences = [tokens.tolist() for tokens in valid.target]
+    tokens = sum(map(len, sentences))
+    words = sum(len(vocabulary.text(each).split()) + 1 for each in sentences)  # and its end
+    with torch.no_grad():
+        curve = found.evaluate(found.build_model().eval(), Group(), split="valid", final=False)
+    assert tokens > words
+    assert math.log(curve["word_ppl"]) / math.log(curve["ppl"]) == pytest.approx(tokens / words)
 
 
 def test_evaluating_gives_signs_of_life(demo_data: Path) -> None:
@@ -340,7 +354,7 @@ def test_sharing_all_embeddings_needs_one_dictionary(demo_data: Path) -> None:
 def test_importing_fairseq_leaves_logging_alone() -> None:
     code = """
 import logging, sys
-import knee_tune.tasks.translation.task
+import knee_tune.tasks.translation.fairseq_bridge
 root = logging.getLogger()
 sys.exit(f"{root} {root.handlers}" if root.handlers or root.level != logging.WARNING else 0)
 """

@@ -94,6 +94,7 @@ SQUAD: dict[str, Any] = {
 }
 BASES = {
     "iwslt": (IWSLT, "fairseq"),
+    "translation": (IWSLT | {"model": IWSLT["model"] | {"family": "torch"}}, "sacrebleu"),
     "cifar10": (CIFAR10, "torchvision"),
     "gpt": (GPT, "torch"),
     "squad": (SQUAD, "transformers"),
@@ -345,6 +346,7 @@ def test_branches_are_the_uninterrupted_runs(
             {"task": "iwslt", "cutoff": {"share": 0.2}, "accumulate": 2, "keep": "average-2"},
             id="Cutoff, averaged",
         ),
+        pytest.param({"task": "translation", "cutoff": {"share": 0.2}}, id="without fairseq"),
         pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="Muon"),
     ],
 )

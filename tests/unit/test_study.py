@@ -58,6 +58,13 @@ def test_the_first_trial_of_a_study_is_the_papers_default() -> None:
     assert ask(opened()).params == POINT
 
 
+def test_a_study_says_how_its_metrics_are_measured() -> None:
+    spec, recipe = resolve_asked(task="gpt", preset="demo")
+    study = open_study(InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
+    assert "windows of 64" in study_record(study).measures["loss"]
+    assert study_record(opened()).measures == {}  # an accuracy is an accuracy
+
+
 def test_a_study_is_made_once_and_continued() -> None:
     storage = InMemoryStorage()
     made = opened(storage)
@@ -136,6 +143,13 @@ def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
     for asked in (before, spec):
         study = open_study(storage, asked, recipe=recipe, data_fingerprint="data")
         assert spec_of(study).subject == "iwslt"
+
+
+def test_a_corpus_of_ones_own_names_study_and_model_but_the_demo_does_not() -> None:
+    spec, _ = resolve_asked(task="translation", settings=("recipe.data=news",))
+    assert (spec.name, spec.subject) == ("knee-news-30ep", "news")
+    spec, _ = resolve_asked(task="translation", preset="demo")
+    assert (spec.name, spec.subject) == ("knee-translation-demo", "translation")
 
 
 def test_another_task_under_the_same_name_is_refused() -> None:
