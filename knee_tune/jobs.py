@@ -22,6 +22,7 @@ from knee_tune.plans.plan import (
     TestPlan,
     TrainPlan,
 )
+from knee_tune.schedules import Phased
 from knee_tune.scripts.job import run_script
 from knee_tune.scripts.watched import run_watched
 from knee_tune.tasks.base import FusableTask, Task
@@ -88,6 +89,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
 
 def task_run(task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> TrainingRun:
     """Return the run of ``plan``, where it starts: of a single model, or of the plan's replicas."""
+    task.phase_ends = plan.schedule.ends if isinstance(plan.schedule, Phased) else ()
 
     def learner(group: Group) -> Learner:
         if not plan.replicas:

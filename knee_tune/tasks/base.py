@@ -37,10 +37,14 @@ class Task(ABC, Generic[R]):
         self.recipe = recipe
         self.data_dir = data_dir
         self.seed = seed
+        self.phase_ends: tuple[int, ...] = ()
+        """The last step of each phase of the run (see ``recipe.phases``); empty without phases."""
 
     def with_seed(self, seed: int) -> Self:
         """The same task with another random seed."""
-        return type(self)(self.recipe, data_dir=self.data_dir, seed=seed)
+        other = type(self)(self.recipe, data_dir=self.data_dir, seed=seed)
+        other.phase_ends = self.phase_ends
+        return other
 
     @abstractmethod
     def describe(self) -> tuple[str, dict[str, int]]:

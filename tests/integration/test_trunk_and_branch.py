@@ -28,8 +28,8 @@ from knee_tune.plans.plan import (
     checkpoint_paths,
     checkpoint_step,
 )
-from knee_tune.plans.planner import on_trunk, train_plan
-from knee_tune.schedules import Knee, StepDecay
+from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.schedules import StepDecay
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.workers.forkserver import ForkserverRunner
@@ -79,6 +79,8 @@ GPT: dict[str, Any] = {
     "keep": "best",
     "model": {"layers": 2, "width": 16, "heads": 2, "context": 16, "dropout": 0.1},
 }
+PHASES = [{"share": 0.75, "warmup": 0}, {"share": 0.25, "warmup": 0.2, "lr_factor": 0.5}]
+"""Of three epochs the first one ends after two and a quarter."""
 BASES = {
     "iwslt": (IWSLT, "fairseq"),
     "cifar10": (CIFAR10, "torchvision"),
@@ -169,7 +171,10 @@ class Bench:
         epochs: int = 3,
         seed_lr: float = 0.2,
     ) -> TrainPlan:
-        """A run that decays after step ``knee``; with a trunk if these steps are ``kept``."""
+        """A run that decays after step ``knee``; with a trunk if these steps are ``kept``.
+
+        Of a recipe with phases that is the first one's, and the others decay at the same fraction.
+        """
         with suppress(FileExistsError):
             (self.home / "trunks").mkdir()  # as the driver does
         recipe = self.recipe.model_copy(update={"epochs": epochs})
@@ -182,12 +187,14 @@ class Bench:
             placement=Placement(world_size=self.ranks),
             log_dir=self.home / f"logs-{folder}",
         )
-        schedule = Knee(seed_lr=seed_lr, total_steps=total, explore_steps=knee)
+        first = total * (recipe.phases[0].share if recipe.phases else 1)
+        schedule = knee_schedule(recipe, self.facts, seed_lr=seed_lr, explore_fraction=knee / first)
+        assert schedule.knee_step == knee
         here = self.home / folder
         plan = train_plan(order, recipe, self.facts, schedule=schedule, checkpoint_dir=here)
         if kept is None:
             return plan
-        fractions = [step / total for step in kept]
+        fractions = [step / first for step in kept]
         return on_trunk(
             plan, recipe, self.facts, trunks=self.home / "trunks", explore_fractions=fractions
         )
@@ -311,6 +318,7 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"optimizer": {"name": "radam"}, "clip_norm": 1.0}, id="BatchNorm, RAdam"),
         pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
         pytest.param({"task": "apart"}, id="groups with decays of their own"),
+        pytest.param({"task": "apart", "phases": PHASES}, id="phases"),
         pytest.param({"task": "iwslt"}, id="iwslt"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
         pytest.param({"task": "gpt"}, id="gpt"),
