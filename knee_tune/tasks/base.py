@@ -123,6 +123,16 @@ class Task(ABC, Generic[R]):
         """Files below ``data_dir`` (by relative name) that ``predict`` needs."""
         return {}
 
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write ``model`` into the empty ``folder`` as other programs read it.
+
+        UserError where no other does.
+        """
+        raise UserError(
+            f"models of {type(self).__name__} have no form that others read; knee-tune register "
+            "makes one that answers"
+        )
+
     @abstractmethod
     def examples(self) -> list[Any]:
         """A few raw inputs for ``predict``: the registered model's input example."""
