@@ -58,6 +58,7 @@ DEMO = {
 GIVEN = {
     "small (2+2 layers of 128)": {"tokens_per_step": 1000, "model": size(2, 128, 256)},
     "transformer_iwslt_de_en": {"tokens_per_step": 2048, "model": size(6, 512, 1024)},
+    "Transformer base, 4,000 tokens": {"tokens_per_step": 4000, "model": size(6, 512, 2048)},
 }
 
 

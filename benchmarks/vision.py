@@ -18,16 +18,15 @@ It wants a machine of its own: beside other work the plain loop's threads wait f
 import argparse
 import multiprocessing
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.device import CORES, device_name, flops_per_image, matmul_peak
+from benchmarks.side_by_side import in_turns, shown, steps_per_second, train_in_slots
 from benchmarks.vision_data import TASK, splits, write_noise
 from benchmarks.vision_reference import Epoch, PlainRun, Split, train
 from knee_tune.commands.home import Home
@@ -35,11 +34,7 @@ from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import Recipe
 from knee_tune.config.study import StudySpec
-from knee_tune.plans.planner import budget_steps
-from knee_tune.schedules import Cosine
-from knee_tune.stats.estimates import mean_estimate
 from knee_tune.tasks.registry import task_entry
-from knee_tune.workers.protocol import Callbacks, Decision, Done, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,32 +49,14 @@ class Trained:
 
 def ours(workers: Workers, *, seed: int) -> list[Trained]:
     """A run in every slot, all at the same time: the first with ``seed``, each with one more."""
-    facts, recipe = workers.facts, workers.recipe
-    schedule = Cosine(seed_lr=recipe.seed_lr, total_steps=budget_steps(recipe, facts))
-
-    def slot(number: int) -> Trained:
-        reports: list[Report] = []
-
-        def told(report: Report) -> Decision:
-            reports.append(report)
-            return Decision(stop=False)
-
-        plan = workers.train_plan(
-            schedule, log_key=f"slot-{number}", seed=seed + number, slot=number
+    batch_size = workers.recipe.model_dump()["batch_size"]
+    return [
+        Trained(
+            rate=steps_per_second(reports) * batch_size,
+            accuracy=reports[-1].metrics["valid_accuracy"],
         )
-        outcome = workers.runner.run(plan, Callbacks(on_report=told, on_line=print))
-        shutil.rmtree(plan.checkpoint_dir, ignore_errors=True)
-        if not isinstance(outcome, Done):
-            raise SystemExit(outcome.traceback or outcome.message)
-        first, last = reports[0], reports[-1]
-        images = (last.step - first.step) * recipe.model_dump()["batch_size"]
-        return Trained(
-            rate=images / (last.seconds - first.seconds), accuracy=last.metrics["valid_accuracy"]
-        )
-
-    slots = workers.options.slots
-    with ThreadPoolExecutor(slots) as pool:
-        return list(pool.map(slot, range(slots)))
+        for reports in train_in_slots(workers, seed=seed)
+    ]
 
 
 def plain(run: PlainRun, train_split: Split, valid_split: Split) -> Trained:
@@ -115,26 +92,6 @@ def ways(chosen: argparse.Namespace) -> dict[str, GroupOptions]:
     return found
 
 
-def speed(
-    each: dict[str, Callable[[int], float]], reference: Callable[[int], float], rounds: int
-) -> dict[str, tuple[float, list[float]]]:
-    """For every way its median rate and its ratio to the reference, round by round."""
-    rates: dict[str, list[float]] = {name: [] for name in each}
-    theirs = []
-    for number in range(rounds):
-        theirs.append(reference(number))
-        print(f"  round {number + 1}: plain {theirs[-1]:,.0f}", end="", flush=True)
-        for name, measure in each.items():
-            rates[name].append(measure(number))
-            print(f", {name} {rates[name][-1]:,.0f}", end="", flush=True)
-        print()
-    print(f"plain loop: {median(theirs):,.0f} images/s")
-    return {
-        name: (median(rate), [a / b for a, b in zip(rate, theirs, strict=True)])
-        for name, rate in rates.items()
-    }
-
-
 def compare_accuracy(
     asked: tuple[StudySpec, Recipe],
     home: Home,
@@ -154,7 +111,7 @@ def compare_accuracy(
     runs = [replace(run, seed=seed, workers=loaders) for seed in range(seeds)]
     with ThreadPoolExecutor(together) as pool:
         theirs = [each.accuracy for each in pool.map(lambda each: plain(each, *data), runs)]
-    print(f"accuracy after {run.epochs} epochs: {_shown(found)}; plain {_shown(theirs)}")
+    print(f"accuracy after {run.epochs} epochs: {shown(found)}; plain {shown(theirs)}")
     print(f"  seeds: {_each(found)}; plain {_each(theirs)}")
 
 
@@ -215,17 +172,18 @@ def main() -> None:
             return one_round
 
         results = (
-            speed(
+            in_turns(
                 {name: measured(options) for name, options in ways(chosen).items()},
                 lambda number: plain(run, train_split, valid_split).rate,
-                chosen.rounds,
+                rounds=chosen.rounds,
+                unit="images/s",
             )
             if chosen.rounds
             else {}
         )
         flops = flops_per_image(task)
         for name, (rate, ratios) in results.items():
-            print(f"{name}: {rate:,.0f} images/s, {_shown(ratios)} times the plain loop")
+            print(f"{name}: {rate:,.0f} images/s, {shown(ratios)} times the plain loop")
             if chosen.device == "cuda":
                 peak = matmul_peak()
                 print(
@@ -244,14 +202,6 @@ def main() -> None:
 
 def _each(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
-
-
-def _shown(values: Sequence[float]) -> str:
-    """The mean and its 95 % interval, where there are values enough."""
-    mean = mean_estimate(values)
-    if mean.low is None:
-        return f"{mean.value:.2f}"
-    return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -31,10 +31,18 @@ from knee_tune.cli.options import (
     TrialsPerGpuOption,
     TrunkCacheOption,
 )
-from knee_tune.cli.summary import print_comparison, print_confirmation, refuse_failures
+from knee_tune.cli.summary import (
+    print_comparison,
+    print_confirmation,
+    refuse_failures,
+    with_spread,
+)
+from knee_tune.errors import UserError
 from knee_tune.records.shown import learning_rate, percent
 
 if TYPE_CHECKING:
+    from knee_tune.commands.home import Places
+    from knee_tune.commands.overview import Overview
     from knee_tune.commands.run import StudyStart
     from knee_tune.records.findings import Ridge
     from knee_tune.records.study import StudyRecord
@@ -43,11 +51,17 @@ if TYPE_CHECKING:
 
 
 def reproduce(
+    context: typer.Context,
     table: Annotated[str, typer.Argument(help="A table of the paper, as in table16.")],
     task: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="On which task, as in digits.", rich_help_panel=SEARCH),
-    ],
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="On which task, as in digits; without it tables 5, 6 and 7 show what their "
+            "studies found.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     preset: PresetOption = None,
     study_name: Annotated[
         str | None,
@@ -111,9 +125,16 @@ def reproduce(
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Repeat a table of the paper and report. The same command again continues."""
+    from knee_tune.commands.home import Home, Places
+
+    places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
+    if task is None:
+        _refuse_training(context, table)
+        show_overview(table, places, scale=scale, json=json)
+        return
+
     from knee_tune.cli.summary import print_start
     from knee_tune.cli.watch import watching
-    from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import size_of_cache
     from knee_tune.commands.reproduce import as_json, resolve_table
     from knee_tune.commands.run import run_study
@@ -145,7 +166,6 @@ def reproduce(
         print_start(progress, start)
         return watching(progress, start)
 
-    places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     found = run_study(spec, recipe, places, options, timeout=None, register=False, watch=watch)
     record, ridge, report = found.record, found.ridge, found.report
     if json:
@@ -156,6 +176,73 @@ def reproduce(
     if show and report is not None:
         open_in_browser(report)
     refuse_failures(record)
+
+
+_OF_AN_OVERVIEW = {"table", "scale", "json", "home", "storage", "tracking_uri"}
+
+
+def _refuse_training(context: typer.Context, table: str) -> None:
+    """Refuse (UserError) what only a training takes: an overview trains nothing."""
+    for name in context.params.keys() - _OF_AN_OVERVIEW:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"reproduce {table}: `{name.rstrip('_')}` is for a training; say on which `task`"
+            )
+
+
+def show_overview(table: str, places: "Places", *, scale: float | None, json: bool) -> None:
+    """Print table 5, 6 or 7 with what is there of it, and the commands that train the rest.
+
+    UserError for a table that one task alone has.
+    """
+    from knee_tune.commands.overview import SUMMARIES, as_json, overview_of
+    from knee_tune.commands.reproduce import designs
+
+    if table not in SUMMARIES:
+        tasks = dict.fromkeys(each.task for each in designs() if each.table == table)
+        there = (
+            f"on which task? `task` may be {', '.join(tasks)}"
+            if tasks
+            else f"there is no such design; without a task there are {', '.join(SUMMARIES)}"
+        )
+        raise UserError(f"reproduce {table}: {there}")
+    overview = overview_of(table, places, scale=scale)
+    if json:
+        typer.echo(json_module.dumps(as_json(overview)))
+        return
+    console = PlainConsole()
+    console.print(Text(f"\n{table.replace('table', 'Table ')}", "bold"))
+    console.print(_overview_table(overview))
+    if overview.missing:
+        console.print("\nnot run; each of these commands fills its cells:")
+        for command in overview.missing:
+            console.print(f"  {command}", soft_wrap=True)
+
+
+def _overview_table(overview: "Overview") -> Table:
+    """A line for every experiment and schedule: paper, ours, and how long ours was trained."""
+    from knee_tune.records.shown import in_words
+
+    reaches = overview.table == "table7"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("experiment")
+    table.add_column("schedule")
+    for column in ("paper", "ours", "our epochs", "seeds"):
+        table.add_column(column, justify="right")
+    for line, found in overview.lines:
+        metric = in_words(line.metric).removeprefix("test ")
+        titles = [f"{line.experiment}, {line.budget}", f"({metric})"]
+        for index, each in enumerate(found):
+            title = titles[index] if index < len(titles) else ""
+            paper = f"{each.cell.paper:g} epochs" if reaches else f"{each.cell.paper:.2f}"
+            ours, seeds = "not run", ""
+            if each.ours is not None and each.ours.mean is not None:
+                ours = with_spread(each.ours.mean.value, each.ours.std)
+                seeds = str(len(each.ours.values))
+            epochs = "" if each.epochs is None else f"{each.epochs:g}"
+            table.add_row(title, each.cell.column, paper, ours, epochs, seeds)
+    return table
 
 
 def print_reproduction(

@@ -205,7 +205,7 @@ def print_start(console: Console, start: "StudyStart") -> None:
         f"on {start.device}{slots}; {start.finished} of {start.trials} {unit}s done"
     )
     if start.validated:
-        console.print(f"validation metrics are over {start.validated:,} examples", soft_wrap=True)
+        console.print(f"validation metrics are over {start.validated}", soft_wrap=True)
     for remark in start.remarks:
         console.print(as_typed(remark), markup=False, soft_wrap=True)
     if start.device == "cpu" and start.gpus:

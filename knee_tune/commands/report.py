@@ -149,7 +149,8 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
         facts["ranks"] = str(placement["world_size"])
         noted = plan.get("facts")  # not by versions before
         if noted and (counts := noted["examples"].items()):  # nobody counts those of a script
-            facts["examples"] = ", ".join(f"{count:,} {split}" for split, count in counts)
+            counted = str(study.user_attrs.get("counted", "examples"))
+            facts[counted] = ", ".join(f"{count:,} {split}" for split, count in counts)
     seeds = record.spec.replicate_seeds
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     if record.spec.compare is None:

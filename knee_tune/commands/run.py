@@ -156,8 +156,8 @@ class StudyStart:
     slots: int
     gpus: int
     """On this machine that could have been chosen, used or not."""
-    validated: int = 0
-    """Examples that every metric of the validation split is taken over."""
+    validated: str = ""
+    """What metrics of the validation split are taken over, as ``1,190 examples``."""
     replicates: int = 1
     fused: bool = False
     """Whether they train together, as one batched model."""
@@ -373,7 +373,11 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         device=placement.device,
         world_size=placement.world_size,
         slots=workers.options.slots,
-        validated=workers.facts.examples.get("valid", 0),
+        validated=(
+            f"{count:,} {workers.recipe.counted}"
+            if (count := workers.facts.examples.get("valid"))
+            else ""
+        ),
         gpus=workers.facts.gpus if workers.options.device == "auto" else 0,
         replicates=1 if spec.compare else spec.replicates,
         fused=opened.fused or opened.batched,

@@ -67,7 +67,7 @@ def register_study(
                 workers = stack.enter_context(opening)
             examples = workers.facts.examples.get("test", 0)
             test = workers.test(weights, key=attrs["key"]) if examples else {}
-            over = f" ({examples:,} examples)"
+            over = f" ({examples:,} {workers.recipe.counted})"
         study.set_user_attr(f"{TEST_PREFIX}{attrs['key']}", test)
     shown = ", ".join(f"{metric} {value:.4g}" for metric, value in test.items())
     if shown:

@@ -336,6 +336,8 @@ class BaseRecipe(Spec):
     """The field that says how long is trained."""
     budget_unit: ClassVar[str]
     """Its unit, short: for names of studies."""
+    counted: ClassVar[str] = "examples"
+    """What its data consists of, as people count it."""
 
     seed_lr: PositiveLR = Field(description="the paper's default seed LR for this task")
     warmup_steps: int = Field(default=0, ge=0, description="linear warmup, in steps")
@@ -394,6 +396,11 @@ class BaseRecipe(Spec):
     def percents(self) -> tuple[str, ...]:
         """Metrics measured in percent, without their split."""
         return ()
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """How a metric (without its split) is measured, where numbers of that name differ."""
+        return {}
 
     @property
     def budget(self) -> int:

@@ -146,7 +146,12 @@ def in_words(metric: str) -> str:
     split, _, rest = metric.partition("_")
     if split not in SPLITS or not rest:
         return NAMES.get(metric, metric)
-    return f"{SPLITS[split]} {NAMES.get(rest, rest.replace('_', ' '))}"
+    return f"{SPLITS[split]} {bare_in_words(rest)}"
+
+
+def bare_in_words(metric: str) -> str:
+    """``bits per byte`` of ``bits_per_byte``: a metric without its split."""
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def sentence(text: str) -> str:

@@ -225,6 +225,9 @@ class StudyRecord(Spec):
     percent: tuple[str, ...] = Field(
         default=(), description="metrics measured in percent, without their split"
     )
+    measures: dict[str, str] = Field(
+        default_factory=dict, description="how metrics (without their split) are measured"
+    )
 
     def in_percent(self, metric: str) -> bool:
         """Whether a metric, named with its split, lies between 0 and 100."""

@@ -16,6 +16,7 @@ from knee_tune.records.findings import (
     Surface,
     Verdict,
 )
+from knee_tune.records.shown import bare_in_words, sentence
 from knee_tune.records.study import BaselineRecord, Counts, Steps, StudyRecord
 from knee_tune.records.values import Estimate
 from knee_tune.report import accounts, sections
@@ -28,7 +29,7 @@ from knee_tune.report.answer import (
     winner_settings,
 )
 from knee_tune.report.comparison_figures import beside_figure, scattered, seeds_of_rows
-from knee_tune.report.document import Report, ReportContext, Section, written_at
+from knee_tune.report.document import Report, ReportContext, Section, Table, written_at
 from knee_tune.report.run_figures import (
     confirmation_figure,
     curves_of_study,
@@ -184,7 +185,7 @@ def _sections_of_search(
     record: StudyRecord, ridge: Ridge | None, context: ReportContext, answer: Recommendation
 ) -> tuple[Section, ...]:
     return _told(
-        _answer_section(search_words(answer, record, ridge)),
+        _answer_section(search_words(answer, record, ridge), record.measures),
         sections.surface_section(record, ridge) if ridge else None,
         sections.ridge_section(record, ridge) if ridge else None,
         sections.evidence_section(ridge) if ridge else None,
@@ -207,7 +208,7 @@ def _sections_of_comparison(
     record: StudyRecord, comparison: Comparison, context: ReportContext
 ) -> tuple[Section, ...]:
     return _told(
-        _answer_section(comparison_words(comparison)),
+        _answer_section(comparison_words(comparison), record.measures),
         sections.beside_section(comparison),
         sections.trend_section(comparison),
         sections.seeds_of_comparison(comparison),
@@ -223,8 +224,16 @@ def _told(*each: Section | None) -> tuple[Section, ...]:
     return tuple(section for section in each if section is not None)
 
 
-def _answer_section(words: tuple[str, ...]) -> Section:
-    return Section(key="answer", title="The answer", words=words)
+def _answer_section(words: tuple[str, ...], measures: dict[str, str]) -> Section:
+    """The answer, and below it how its numbers are measured, where their names do not say."""
+    table = Table(
+        caption="How the numbers are measured",
+        columns=("metric", "how"),
+        rows=tuple((sentence(bare_in_words(name)), how) for name, how in measures.items()),
+    )
+    return Section(
+        key="answer", title="The answer", words=words, tables=(table,) if measures else ()
+    )
 
 
 def _left_out_of_search(

@@ -149,11 +149,17 @@ def open_storage(url: str, *, on_stale: OnStale | None = None) -> PatientStorage
     return storage
 
 
-def refuse_missing(url: str) -> None:
-    """Refuse (UserError) an SQLite file that is not there: looking must not make one."""
+def is_missing(url: str) -> bool:
+    """Whether it is an SQLite file that is not there: looking must not make one."""
     check_storage_url(url)
     file = sqlite_file(url)
-    if file is not None and not file.is_file():
+    return file is not None and not file.is_file()
+
+
+def refuse_missing(url: str) -> None:
+    """Refuse (UserError) what :func:`is_missing`."""
+    file = sqlite_file(url)
+    if is_missing(url) and file is not None:
         raise UserError(
             f"{file.parent}: there is no study in it (no {file.name}); check `home` and `storage`"
         )

@@ -132,6 +132,8 @@ def _note_settings(
     study.set_user_attr("watched", recipe.watched_metric.name)
     study.set_user_attr("reported_sign", reported_sign(recipe))
     study.set_user_attr("percent", [*recipe.percents])
+    study.set_user_attr("measures", recipe.measures)
+    study.set_user_attr("counted", recipe.counted)
     study.set_metric_names([recipe.objective_metric.name])
     if spec.tries_default:
         default: dict[str, Any] = {
@@ -215,6 +217,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
         confirmation=confirmation,
         audit=known_audit(study),
         percent=percent,
+        measures=attrs.get("measures", {}),
     )
 
 

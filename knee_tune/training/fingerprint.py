@@ -18,6 +18,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from pkgutil import get_importer, iter_modules
+from threading import Lock
 from typing import Any
 
 _ENGINE = (
@@ -223,6 +224,10 @@ def _provides(distribution: Distribution, top: str) -> bool:
     return f"\n{top}/" in files or f"\n{top}." in files
 
 
+_PARSING = Lock()
+"""Threads that parse at the same time share a counter of Python 3.11, and get a SystemError."""
+
+
 @cache
 def _said(source: bytes) -> tuple[str, tuple[ast.Import | ast.ImportFrom, ...]]:
     """The digest of a file's syntax tree, the same for every layout, and what it imports.
@@ -231,7 +236,8 @@ def _said(source: bytes) -> tuple[str, tuple[ast.Import | ast.ImportFrom, ...]]:
     ``ast.dump`` takes three times as long.
     """
     try:
-        tree = ast.parse(source)
+        with _PARSING:
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return hashlib.sha256(source).hexdigest(), ()
     docstrings = b"__doc__" in source

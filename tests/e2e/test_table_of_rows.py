@@ -91,3 +91,47 @@ def test_what_needs_a_search_gets_one_line(folder: Path, monkeypatch: pytest.Mon
         f"trials; see knee-tune status {STUDY}"
     )
     complains("best", STUDY, said=(why,))
+
+
+SUMMARISED = """\
+name: table9-cifar10
+task: digits
+compare:
+  table: Table 9
+  section: 5.3.2
+  rows:
+    - {schedule: step, epochs: 200, seed_lr: 0.05, boundaries: [100], metrics: {}}
+    - {schedule: knee, epochs: 200, seed_lr: 0.05, explore_epochs: 100, metrics: {}}
+"""
+
+
+def test_a_summary_shows_what_its_studies_found_and_how_to_train_the_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "studies" / "table9-cifar10.yaml").write_text(SUMMARISED)
+    home = ("--scale", "0.005", "--home", "summarised")
+    assert "not run" in knee_tune_here("reproduce", "table5", *home).stdout
+    assert not (folder / "summarised").exists()
+
+    knee_tune_here("run", "--study", "table9-cifar10", *home, "--tracking-uri", "none")
+    said = json.loads(knee_tune_here("reproduce", "table5", *home, "--json").stdout)
+    (cifar10,) = [row for row in said["rows"] if row["experiment"] == "CIFAR-10"]
+    knee, half, baseline, *others = cifar10["cells"]
+    assert (knee["paper"], knee["ours"]["n"], knee["ours"]["epochs"]) == (95.26, 1, 1)
+    assert knee["ours"] == half["ours"] != baseline["ours"]
+    assert {cell["ours"] for cell in others} == {None}
+    assert (
+        "reproduce table17 --task cifar10 --scale 0.005 --home summarised" in others[0]["command"]
+    )
+
+
+def test_a_summary_trains_nothing() -> None:
+    complains(
+        "reproduce",
+        "table5",
+        "--seeds",
+        "3",
+        said=("--seeds is for a training; say on which --task",),
+    )
+    complains("reproduce", "table16", said=("on which task? --task may be", "digits"))

@@ -363,6 +363,16 @@ def test_the_answer_comes_first() -> None:
     ]
 
 
+def test_it_says_how_its_numbers_are_measured() -> None:
+    measures = {"bits_per_byte": f"over every byte {EVIL}"}
+    found = report(record(measures=measures), ridge())
+    (table,) = found.sections[0].tables
+    assert table.rows == (("Bits per byte", measures["bits_per_byte"]),)
+    assert EVIL not in as_html(found)
+    assert "over every byte" in as_markdown(found)
+    assert not report(record()).sections[0].tables
+
+
 def test_a_difference_has_its_unit_and_says_whether_it_is_good() -> None:
     tile = report(on=ridge()).tiles[3]
     assert (tile.value, tile.unit) == ("+0.50", "points")

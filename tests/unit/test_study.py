@@ -58,6 +58,13 @@ def test_the_first_trial_of_a_study_is_the_papers_default() -> None:
     assert ask(opened()).params == POINT
 
 
+def test_a_study_says_how_its_metrics_are_measured() -> None:
+    spec, recipe = resolve_asked(task="gpt", preset="demo")
+    study = open_study(InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
+    assert "windows of 64" in study_record(study).measures["loss"]
+    assert study_record(opened()).measures == {}  # an accuracy is an accuracy
+
+
 def test_a_study_is_made_once_and_continued() -> None:
     storage = InMemoryStorage()
     made = opened(storage)

@@ -47,6 +47,7 @@ class GptRecipe(Recipe):
         Metric(name="bits_per_byte", direction="minimize"),
     )
     watched: ClassVar[str] = "loss"
+    counted: ClassVar[str] = "bytes"
 
     epochs: Epochs = 20
     steps_per_epoch: int | None = Field(
@@ -74,3 +75,14 @@ class GptRecipe(Recipe):
     valid_bytes: int | None = Field(
         default=None, gt=1, description="validate on the first so many bytes (all if None)"
     )
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """See :class:`BaseRecipe`."""
+        context = self.model.context
+        return {
+            "loss": "cross-entropy in nats per byte, which is the token here, so per-token "
+            "perplexity is its exponential; over every byte but the first, in windows of "
+            f"{context} that do not overlap",
+            "bits_per_byte": "the same in bits",
+        }

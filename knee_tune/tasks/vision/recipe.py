@@ -94,6 +94,7 @@ class Cifar10Recipe(Recipe):
         Metric(name="accuracy", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "accuracy"
+    counted: ClassVar[str] = "images"
 
     epochs: Epochs = 200
     seed_lr: PositiveLR = 0.1
@@ -146,6 +147,7 @@ class ImageNetRecipe(Recipe):
         Metric(name="top5", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "accuracy"
+    counted: ClassVar[str] = "images"
 
     epochs: Epochs = 90
     seed_lr: PositiveLR = 0.1
