@@ -75,6 +75,15 @@ def _another_word(_: pytest.MonkeyPatch, folder: Path) -> None:
     prepare(data_root=folder, from_path=other)
 
 
+def _some_documents(folder: Path, *, last: str = "Finis") -> None:
+    """A text that BERT learns: documents of some words, with blank lines between them."""
+    from knee_tune.tasks.bert.pretraining_text import prepare
+
+    lines = [f"They went to Bath in the {n % 7} th week, and {n} friends came." for n in range(80)]
+    (folder / "documents.txt").write_text("\n\n".join([*lines, last]))
+    prepare(data_root=folder, from_path=folder / "documents.txt")
+
+
 CASES = {
     "digits": Case(
         recipe={"batch_size": 50, "model": {"dropout": 0.1}},
@@ -137,6 +146,19 @@ CASES = {
         example_ids=rows_of,
         other_data=_another_word,
         together=True,
+    ),
+    "bert": Case(
+        recipe={
+            "data": "documents",
+            "batch_size": 12,
+            "length": 16,
+            "next_sentence": True,
+            "model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 16},
+        },
+        example_ids=rows_of,
+        other_data=lambda _, folder: _some_documents(folder, last="The end"),
+        together=True,
+        data=_some_documents,
     ),
 }
 

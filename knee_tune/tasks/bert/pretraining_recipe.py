@@ -45,6 +45,7 @@ class BertRecipe(Recipe):
         Metric(name="accuracy", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "loss"
+    counted: ClassVar[str] = "tokens"
 
     epochs: Epochs = 31_250
     evaluate_every: int = Field(
@@ -87,6 +88,15 @@ class BertRecipe(Recipe):
     valid_masks: int = Field(
         default=1, gt=0, description="ways in which an input of evaluations is masked"
     )
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """See :class:`~knee_tune.config.recipe.BaseRecipe`."""
+        return {
+            "loss": "cross-entropy in nats per masked token, in inputs of "
+            f"{self.measured_length} tokens of which 15 % are to be guessed",
+            "accuracy": "percent of the masked tokens that are guessed",
+        }
 
     def batch_of(self, phase: int) -> BatchShape:
         """What a step of a phase, counted from 0, is trained on; without phases, of any."""
