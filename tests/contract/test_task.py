@@ -12,6 +12,7 @@ from knee_tune.errors import UserError
 from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.testing import Make, TaskContract, rows_of
+from tests.documents import put_documents
 from tests.generated_images import put_cifar10
 from tests.picture_folder import put_imagenet
 
@@ -75,13 +76,8 @@ def _another_word(_: pytest.MonkeyPatch, folder: Path) -> None:
     prepare(data_root=folder, from_path=other)
 
 
-def _some_documents(folder: Path, *, last: str = "Finis") -> None:
-    """A text that BERT learns: documents of some words, with blank lines between them."""
-    from knee_tune.tasks.bert.pretraining_text import prepare
-
-    lines = [f"They went to Bath in the {n % 7} th week, and {n} friends came." for n in range(80)]
-    (folder / "documents.txt").write_text("\n\n".join([*lines, last]))
-    prepare(data_root=folder, from_path=folder / "documents.txt")
+def _other_documents(_: pytest.MonkeyPatch, folder: Path) -> None:
+    put_documents(folder, last="The end")
 
 
 CASES = {
@@ -156,9 +152,9 @@ CASES = {
             "model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 16},
         },
         example_ids=rows_of,
-        other_data=lambda _, folder: _some_documents(folder, last="The end"),
+        other_data=_other_documents,
         together=True,
-        data=_some_documents,
+        data=put_documents,
     ),
 }
 

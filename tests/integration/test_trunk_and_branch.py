@@ -31,10 +31,12 @@ from knee_tune.plans.plan import (
 from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
 from knee_tune.schedules import StepDecay
 from knee_tune.tasks.registry import TASKS, task_entry
+from knee_tune.training import loop
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Callbacks, Channel, Decision, Failure, Outcome, Report
+from tests.documents import put_documents
 from tests.generated_images import put_cifar10
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
@@ -81,10 +83,25 @@ GPT: dict[str, Any] = {
 }
 PHASES = [{"share": 0.75, "warmup": 0}, {"share": 0.25, "warmup": 0.2, "lr_factor": 0.5}]
 """Of three epochs the first one ends after two and a quarter."""
+BERT: dict[str, Any] = {
+    "epochs": 24,
+    "evaluate_every": 4,
+    "data": "documents",
+    "batch_size": 6,
+    "accumulate": 2,
+    "next_sentence": True,
+    "phases": [
+        {"share": 0.75, "length": 12},
+        {"share": 0.25, "warmup": 0.2, "length": 24, "batch_size": 4},
+    ],
+    "model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 24},
+}
+"""The first phase ends after 18 steps."""
 BASES = {
     "iwslt": (IWSLT, "fairseq"),
     "cifar10": (CIFAR10, "torchvision"),
     "gpt": (GPT, "torch"),
+    "bert": (BERT, "transformers"),
 }
 """Small recipes, and the library without which they are skipped; the other tasks are digits."""
 
@@ -160,7 +177,8 @@ class Bench:
 
     @property
     def epoch(self) -> int:
-        return self.facts.steps_per_epoch
+        """Steps of an epoch; of a task whose budgets are steps, what stands for one."""
+        return 8 if self.facts.steps_per_epoch == 1 else self.facts.steps_per_epoch
 
     def plan(
         self,
@@ -177,8 +195,8 @@ class Bench:
         """
         with suppress(FileExistsError):
             (self.home / "trunks").mkdir()  # as the driver does
-        recipe = self.recipe.model_copy(update={"epochs": epochs})
         total = epochs * self.epoch
+        recipe = self.recipe.with_budget(total // self.facts.steps_per_epoch)
         order = TaskOrder(
             task=self.task,
             recipe=recipe.model_dump(),
@@ -233,6 +251,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "knee_tune.tasks.translation.fairseq_bridge",
             "knee_tune.tasks.vision.cifar10",
             "knee_tune.tasks.language.task",
+            "knee_tune.tasks.bert.pretraining",
         ],
     )
     yield runner
@@ -243,6 +262,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     put_cifar10(folder)
+    put_documents(folder)
     return folder
 
 
@@ -337,6 +357,7 @@ def test_branches_are_the_uninterrupted_runs(
             {"task": "iwslt", "cutoff": {"share": 0.2}, "accumulate": 2, "keep": "average-2"},
             id="Cutoff, averaged",
         ),
+        pytest.param({"task": "bert"}, id="BERT, in phases"),
         pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="Muon"),
     ],
 )
@@ -344,6 +365,28 @@ def test_branches_of_two_ranks_are_the_uninterrupted_runs(
     variant: dict[str, Any], bench: MakeBench
 ) -> None:
     check_branches(bench(ranks=2, **variant))
+
+
+def test_a_branch_that_dies_in_its_second_phase_goes_on_there(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left the trunk in the first one, which ends after 18 steps."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    ours = bench("bert")
+    alone = ours.alone(knee=12)
+    ours.run(ours.plan("trunk", knee=16, kept=[12, 16]))
+
+    def dies(report: Report) -> bool:
+        if report.step == 24:
+            raise BrokenPipeError
+        return False
+
+    branch = ours.plan("branch", knee=12, kept=[12, 16])
+    with pytest.raises(BrokenPipeError):
+        ours.run(branch, dies)
+    again = ours.run(branch)
+    assert again.first_step == 20
+    assert same(again.result(), alone)
 
 
 def test_branches_are_the_uninterrupted_runs_with_more_ranks(bench: MakeBench) -> None:
