@@ -64,6 +64,14 @@ def prepare(
     joint_dictionary: Annotated[
         bool, typer.Option("--joint-dictionary", help="One vocabulary for both languages.")
     ] = False,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="FILE",
+            help="WordPiece vocabulary of bert, one entry a line. (default: learned from the text)",
+        ),
+    ] = None,
     lowercase: Annotated[
         bool | None,
         typer.Option(
@@ -91,6 +99,7 @@ def prepare(
         "bpe_codes": bpe_codes,
         "codes": codes,
         "joint_dictionary": joint_dictionary or None,
+        "vocabulary": vocabulary,
         "lowercase": lowercase,
         "force": force,
     }
