@@ -2,8 +2,8 @@
 
 No pickle: the weights are safetensors, everything else is JSON and the task's own asset files.
 Input is a list of raw inputs (sentences, mappings of named texts), an array (n, ...) of rows or
-images, or a data frame: one column of inputs, one per name, or one per number. Output is a list with one answer per input, or an array
-(n, ...) of them (class scores).
+images, or a data frame: one column of inputs, one per name, or one per number. Output is a list
+with one answer per input, or an array (n, ...) of them (class scores).
 """
 
 import json

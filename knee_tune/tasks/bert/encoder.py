@@ -157,11 +157,9 @@ def _read_weights(folder: Path, named: str) -> dict[str, Tensor]:
     """The encoder's weights by their names in :class:`BertModel`."""
     path = folder / WEIGHTS
     if not path.is_file():
-        pickled = sorted(each.name for each in folder.glob("*.bin"))
-        raise UserError(
-            f"{named}: no {WEIGHTS} in it"
-            + (f", and pickled weights ({pickled[0]}) are not read; convert them" * bool(pickled))
-        )
+        pickled = [each.name for each in sorted(folder.glob("*.bin"))]
+        instead = f"; pickled weights ({pickled[0]}) are not read, convert them" if pickled else ""
+        raise UserError(f"{named}: no {WEIGHTS} in it{instead}")
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
