@@ -23,7 +23,7 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 @data_app.command()
 def prepare(
     task: Annotated[
-        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, imagenet or gpt.")
+        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, gpt, ...")
     ],
     from_path: Annotated[
         Path | None,
@@ -32,8 +32,8 @@ def prepare(
             parser=path_of,
             metavar="PATH",
             help="Folder or archive with the corpus; folder, archive or .npz file with the images; "
-            "file or folder with the text. (default: downloaded where it is published; of gpt the "
-            "embedded text)",
+            "file or folder with the text. (default: downloaded where it is published; of gpt and "
+            "bert the embedded text)",
         ),
     ] = None,
     name: Annotated[

@@ -56,7 +56,7 @@ SPLIT_SEED = 1818
 """Of the draw of documents: the same for every study."""
 
 BERT_VOCABULARY = 30_522
-BYTES_PER_ENTRY = 100
+BYTES_PER_ENTRY = 200
 """A smaller text has a smaller vocabulary: every entry should be met some times."""
 
 FEWEST_ENTRIES, MOST_ENTRIES = 500, 1 << 16
