@@ -50,8 +50,9 @@ class Reference:
         metrics.reset()
         # fairseq names a device even on CPU, which torch refuses
         distributed_fairseq_model.DistributedDataParallel = _without_device
-        fairseq_task = task._fairseq
-        task._dataset("train")
+        folder, manifest = task._prepared
+        fairseq_task = bridge.load_task(folder, manifest.source, manifest.target, recipe)
+        fairseq_task.load_dataset("train")
         self.model = model
         self.trainer = Trainer(
             config, fairseq_task, model, bridge.build_criterion(fairseq_task, recipe)

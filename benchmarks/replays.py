@@ -204,9 +204,10 @@ def replay(
     sampler: BaseSampler,
     pruner: BasePruner,
     point: Callable[[optuna.Trial], tuple[int, int]] | None = None,
+    queued: Sequence[Mapping[str, float]] = (),
     name: str = "replay",
 ) -> Replay:
-    """Run a study of that many trials on the curves of ``view``.
+    """Run a study of that many trials on the curves of ``view``; the first ones may be ``queued``.
 
     ``point`` asks the trial for its parameters and gives their indices; by default it asks for
     points of the table's grid. Diverged curves end as the driver ends them, pruned.
@@ -233,6 +234,8 @@ def replay(
     study = optuna.create_study(
         study_name=name, direction=DIRECTIONS[view.metric], sampler=sampler, pruner=pruner
     )
+    for params in queued:
+        study.enqueue_trial(dict(params))
     study.optimize(objective, n_trials=trials)
     return Replay(view=view, trials=tuple(asked))
 

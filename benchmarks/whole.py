@@ -6,9 +6,13 @@ Searches replayed on the report tables of digits (see ``curve_tables``), one ran
 
 - plain: Optuna's TPE over a continuous LR (log) and fraction, and its MedianPruner, both with
   Optuna's defaults; every trial is trained from scratch. A point between those of the table has the
-  curve of the nearest one.
-- knee-tune: GP over the table's grid, KneePruner, trunks shared; the same with TPE; and without one
-  or the other of them.
+  curve of the nearest one. ``given a start``: the same, and its first three trials are the centre
+  and both sides at 50 %, as far from it as a bracket's.
+- knee-tune: GP over the table's grid after a bracket, KneePruner, trunks shared; the same with TPE,
+  and with one or the other left out.
+
+The centre is what somebody would have thought of: the middle of the table's seed LRs, moved at
+random by up to :data:`SHIFT` of them for every replay.
 
 Regret is the value of the best complete trial minus the best of the table, for the random seed
 that the search has. Steps are counted in whole runs. The ratio is that of the steps after which the
@@ -34,10 +38,14 @@ from benchmarks.curve_tables import METRICS, TABLES, CurveTable, Floats, load_ta
 from benchmarks.pruners import axes, views
 from benchmarks.replays import Replay, View, replay
 from knee_tune.pruners import KneePruner
+from knee_tune.study.bracket import RATIO
 from knee_tune.study.samplers import make_sampler
 
-LEVELS = (8, 12, 16, 24)
+LEVELS = (4, 8, 12, 16, 24)
 """Whole runs that plain Optuna spends."""
+
+SHIFT = 2
+"""Points of the grid that a centre may lie beside the middle."""
 
 COSTS = np.arange(1, 41, 0.25)
 """Whole runs at which searches are looked at."""
@@ -51,9 +59,16 @@ class Contender:
     pruner: Callable[[], BasePruner]
     trials: int
     trunks: bool
+    queued: Callable[[CurveTable, int], list[dict[str, float]]] = lambda table, seed: []
 
 
-def _gp(table: CurveTable, seed: int) -> BaseSampler:
+def centre(table: CurveTable, seed: int) -> float:
+    """The seed LR that a search begins with."""
+    shift = int(np.random.default_rng([seed, 0]).integers(-SHIFT, SHIFT + 1))
+    return table.seed_lrs[len(table.seed_lrs) // 2 + shift]
+
+
+def _random_gp(table: CurveTable, seed: int) -> BaseSampler:
     return make_sampler("gp", seed=seed, axes=axes(table))
 
 
@@ -61,25 +76,49 @@ def _plain_tpe(table: CurveTable, seed: int) -> BaseSampler:
     return TPESampler(seed=seed)
 
 
+def _gp(table: CurveTable, seed: int) -> BaseSampler:
+    return make_sampler(
+        "gp", seed=seed, axes=axes(table), start="bracket", centre=centre(table, seed)
+    )
+
+
 def _tpe(table: CurveTable, seed: int) -> BaseSampler:
-    return make_sampler("tpe", seed=seed, axes=axes(table))
+    return make_sampler(
+        "tpe", seed=seed, axes=axes(table), start="bracket", centre=centre(table, seed)
+    )
 
 
-PLAIN = "plain: TPE, MedianPruner"
+def _centre_and_sides(table: CurveTable, seed: int) -> list[dict[str, float]]:
+    middle = centre(table, seed)
+    within = table.seed_lrs[0], table.seed_lrs[-1]
+    lrs = (middle, *(float(np.clip(lr, *within)) for lr in (middle / RATIO, middle * RATIO)))
+    return [{"seed_lr": lr, "explore_fraction": 0.5} for lr in lrs]
+
+
+PLAIN, GIVEN = "plain: TPE, MedianPruner", "  given a start"
 CONTENDERS: Mapping[str, Contender] = {
     PLAIN: Contender(sampler=_plain_tpe, pruner=MedianPruner, trials=80, trunks=False),
+    GIVEN: Contender(
+        sampler=_plain_tpe,
+        pruner=MedianPruner,
+        trials=80,
+        trunks=False,
+        queued=_centre_and_sides,
+    ),
     "plain: TPE, no pruner": Contender(
         sampler=_plain_tpe, pruner=NopPruner, trials=40, trunks=False
     ),
     "knee-tune: GP, KneePruner, trunks": Contender(
         sampler=_gp, pruner=KneePruner, trials=40, trunks=True
     ),
+    "  random start": Contender(sampler=_random_gp, pruner=KneePruner, trials=40, trunks=True),
+    "  without a pruner": Contender(sampler=_gp, pruner=NopPruner, trials=40, trunks=True),
     "  without trunks": Contender(sampler=_gp, pruner=KneePruner, trials=40, trunks=False),
     "knee-tune: TPE, KneePruner, trunks": Contender(
         sampler=_tpe, pruner=KneePruner, trials=60, trunks=True
     ),
-    "  without a pruner": Contender(sampler=_tpe, pruner=NopPruner, trials=60, trunks=True),
-    "  with MedianPruner": Contender(sampler=_tpe, pruner=MedianPruner, trials=60, trunks=True),
+    "  no pruner": Contender(sampler=_tpe, pruner=NopPruner, trials=60, trunks=True),
+    "  MedianPruner": Contender(sampler=_tpe, pruner=MedianPruner, trials=60, trunks=True),
 }
 
 
@@ -126,7 +165,7 @@ def contest(seen: Sequence[View]) -> dict[str, Floats]:
     known: dict[tuple[object, ...], list[Replay]] = {}
     outcomes = {}
     for name, contender in CONTENDERS.items():
-        key = (contender.sampler, contender.pruner, contender.trials)
+        key = (contender.sampler, contender.pruner, contender.trials, contender.queued)
         if key not in known:
             known[key] = [
                 replay(
@@ -134,6 +173,7 @@ def contest(seen: Sequence[View]) -> dict[str, Floats]:
                     trials=contender.trials,
                     sampler=contender.sampler(view.table, number),
                     pruner=contender.pruner(),
+                    queued=contender.queued(view.table, number),
                 )
                 for number, view in enumerate(seen)
             ]
@@ -152,31 +192,33 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # GP: three times as fast
     warnings.simplefilter("ignore", ExperimentalWarning)
-    console = Console(width=170)
+    console = Console(width=200)
     for table in load_tables(chosen.family, folder=chosen.tables, only=chosen.table):
         for metric in chosen.metrics:
             began = time.perf_counter()
             outcomes = contest(views(table, metric, replicates=1, replays=chosen.replays))
-            printed = Table(
-                title=f"{table.name}: {metric}, {len(table.curves[metric])} random seeds, "
-                f"{chosen.replays} replays ({time.perf_counter() - began:.0f} s)",
-                title_justify="left",
-            )
-            printed.add_column("search")
-            for level in LEVELS:
-                printed.add_column(f"regret at {level}", justify="right")
-            for level in LEVELS:
-                printed.add_column(f"steps / plain's {level}", justify="right")
-            for name, found in outcomes.items():
-                printed.add_row(
-                    name,
-                    *(
-                        f"{found.mean(axis=0)[np.searchsorted(COSTS, level)]:.4f}"
-                        for level in LEVELS
-                    ),
-                    *(ratio(found, outcomes[PLAIN], level) for level in LEVELS),
+            took = time.perf_counter() - began
+            for rival in (PLAIN, GIVEN):
+                printed = Table(
+                    title=f"{table.name}: {metric}, {len(table.curves[metric])} random seeds, "
+                    f"{chosen.replays} replays ({took:.0f} s); ratios to {rival.strip()}",
+                    title_justify="left",
                 )
-            console.print(printed)
+                printed.add_column("search")
+                for level in LEVELS:
+                    printed.add_column(f"regret at {level}", justify="right")
+                for level in LEVELS:
+                    printed.add_column(f"steps / its {level}", justify="right")
+                for name, found in outcomes.items():
+                    printed.add_row(
+                        name,
+                        *(
+                            f"{found.mean(axis=0)[np.searchsorted(COSTS, level)]:.4f}"
+                            for level in LEVELS
+                        ),
+                        *(ratio(found, outcomes[rival], level) for level in LEVELS),
+                    )
+                console.print(printed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 @data_app.command()
 def prepare(
     task: Annotated[
-        str, typer.Argument(help="Task whose data is prepared: iwslt, cifar10, gpt, ...")
+        str,
+        typer.Argument(help="Task whose data is prepared: iwslt, cifar10, gpt, ..."),
     ],
     from_path: Annotated[
         Path | None,
@@ -75,7 +76,8 @@ def prepare(
     lowercase: Annotated[
         bool | None,
         typer.Option(
-            "--lowercase/--no-lowercase", help="Text that is not cut by BPE yet. (default: yes)"
+            "--lowercase/--no-lowercase",
+            help="Text that is not cut by BPE yet. (default: of iwslt yes, of translation no)",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made otherwise.")] = False,

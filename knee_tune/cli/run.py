@@ -97,6 +97,14 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            metavar="VALUE",
+            help="End the search once a trial is as good, as in 35.0.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -110,6 +118,15 @@ def run(
     sampler: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="gp, tpe, grid or random.", rich_help_panel=SEARCH),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bracket|random",
+            help="What gp and tpe begin with: seed LRs around the best one, or random points. "
+            "(default: bracket)",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     pruner: Annotated[
         str | None,
@@ -287,7 +304,9 @@ def run(
     fields: dict[str, object] = {
         "name": study_name,
         "trials": trials,
+        "target": target,
         "sampler": sampler,
+        "start": start,
         "pruner": pruner,
         "goal": goal,
         "seed": seed,

@@ -107,7 +107,13 @@ def open_for_training(
             amp=placement.amp,
             beside=beside,
         )
-        study.sampler = make_sampler(spec.sampler, seed=spec.seed, axes=axes)
+        study.sampler = make_sampler(
+            spec.sampler,
+            seed=spec.seed,
+            axes=axes,
+            start=spec_of(study).start,
+            centre=recipe.seed_lr if spec.tries_default else None,
+        )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(
             spec.acting_pruner,

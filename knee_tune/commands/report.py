@@ -154,7 +154,9 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
     seeds = record.spec.replicate_seeds
     facts["random seeds"] = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     if record.spec.compare is None:
-        facts["search"] = f"{record.spec.sampler} sampler, {record.spec.acting_pruner} pruner"
+        sampler, start = record.spec.sampler, record.spec.start
+        begun = f", {start} start" if sampler in ("gp", "tpe") else ""
+        facts["search"] = f"{sampler} sampler{begun}, {record.spec.acting_pruner} pruner"
     codes = {code or "not noted": what for code, what in record.codes.items()}
     facts |= {f"code {code}": what for code, what in codes.items()}
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))

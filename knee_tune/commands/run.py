@@ -279,6 +279,7 @@ def _drive(
             code=workers.facts.code,
             parameters=workers.facts.parameters,
             fused=opened.fused,
+            target=workers.spec.target,
             batched=opened.batched,
             asking=asking,
         ),
@@ -293,7 +294,8 @@ def _drive(
 
 def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
     """Why the winner is not known yet; empty if it is."""
-    if wanted(opened.study, opened.axes, trials=opened.workers.spec.limit):
+    spec = opened.workers.spec
+    if wanted(opened.study, opened.axes, trials=spec.limit, target=spec.target):
         by_us = timeout is not None
         what = "`timeout` ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"

@@ -352,7 +352,7 @@ def look_at(
     options.check()
     entry = task_entry(task)
     script = Path(recipe["script"]) if task == SCRIPT else None
-    modules = installed_imports(script) if script else (entry.task.partition(":")[0],)
+    modules = installed_imports(script) if script else entry.modules(recipe)
     runner: GroupRunner
     if options.runner == "torchrun":
         runner = TorchrunRunner(

@@ -520,6 +520,11 @@ class Recipe(BaseRecipe):
         """See :class:`BaseRecipe`."""
         return tuple(metric.name for metric in self.metrics if metric.percent)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules that training imports besides the task's, once for all ranks."""
+        return ()
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """See :class:`BaseRecipe`."""
         return self.epochs * steps_per_epoch

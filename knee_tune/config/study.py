@@ -47,11 +47,13 @@ Analysis = Annotated[Sharpness | Fisher, Field(discriminator="name")]
 
 Sampler = Literal["gp", "tpe", "grid", "random"]
 
+Start = Literal["bracket", "random"]
+
 Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 
 Goal = Literal["best", "ridge"]
 
-SEARCHING = ("trials", "sampler", "pruner", "goal", "confirm", "space")
+SEARCHING = ("trials", "target", "sampler", "start", "pruner", "goal", "confirm", "space")
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
@@ -182,7 +184,17 @@ class StudySpec(Spec):
         le=1_000_000,
         description="of the whole study; a grid has all its points unless told",
     )
+    target: float | None = Field(
+        default=None,
+        exclude_if=lambda target: target is None,
+        description="a value of the study's metric that ends the search",
+    )
     sampler: Sampler = "gp"
+    start: Start = Field(
+        default="bracket",
+        description="what gp and tpe begin with. bracket: seed LRs around the best one, at one "
+        "explore fraction",
+    )
     goal: Goal = Field(
         default="best",
         description="best: the best point. ridge: the best fraction at every seed LR, unpruned",

@@ -33,7 +33,7 @@ from knee_tune.study.events import (
 from knee_tune.study.locks import retaken
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import current, give_back, params_of, put_back, recover
-from knee_tune.study.samplers import wanted
+from knee_tune.study.samplers import reaching, wanted
 from knee_tune.study.storage import quiet_optuna
 from knee_tune.study.study import TOLD, trial_record
 from knee_tune.study.trial import FusedTrial, Search, TrialRun
@@ -86,7 +86,8 @@ class Driver:
     def run(self, *, trials: int | None, timeout: float | None = None) -> None:
         """Train until the study has ``trials`` trials, or every point of its search space if None.
 
-        It ends as well when no point is left, and starts no trial after ``timeout`` seconds.
+        It ends as well when no point is left or the search's target is reached, and starts no trial
+        after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
         UserError or MachineError when trial after trial fails, or when one does for a cause that
@@ -106,10 +107,20 @@ class Driver:
                 self._slots.run(lambda slot: self._drive(slot, trials, deadline))
             finally:
                 give_back(self._study, reason=INTERRUPTED)
-        if not wanted(self._study, self._search.axes, trials=None):
+        target = self._search.target
+        if target is not None and (by := reaching(self._study, self._study.trials, target)):
+            self._watcher.line(f"target {target:g} reached: trial {by.number} has {by.value:.6g}")
+        elif not wanted(self._study, self._search.axes, trials=None):
             failed = [each for each in current(self._study.trials) if each.state == TrialState.FAIL]
             but = f"; {len(failed)} of them failed" if failed else ""
             self._watcher.line(f"every point of the search space was tried{but}")
+
+    def _wants(self, trials: int | None, *, besides: int | None = None) -> bool:
+        """Tell whether the study wants another trial."""
+        search = self._search
+        return wanted(
+            self._study, search.axes, trials=trials, target=search.target, besides=besides
+        )
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
         """Train one trial after another in a slot until there is nothing left to do.
@@ -132,7 +143,7 @@ class Driver:
         with ExitStack() as asking:
             asking.enter_context(self._asking)
             asking.enter_context(self._search.asking)
-            if self._slots.stopped or not wanted(self._study, self._search.axes, trials=trials):
+            if self._slots.stopped or not self._wants(trials):
                 return False
 
             def objective(trial: optuna.Trial) -> float:
@@ -188,7 +199,7 @@ class Driver:
         """
         if not retaken(self._search.asking):
             return
-        if wanted(self._study, self._search.axes, trials=trials, besides=trial.number):
+        if self._wants(trials, besides=trial.number):
             return
         if params_of(self._study.get_trials(deepcopy=False)[trial.number]):
             put_back(self._study, trial._trial_id, reason="")
@@ -198,7 +209,7 @@ class Driver:
     def _drive_batch(self, trials: int | None) -> bool:
         """Drive all trials that are left, or as many as make a batch; False if none is wanted."""
         with self._asking, self._search.asking:
-            if not wanted(self._study, self._search.axes, trials=trials):
+            if not self._wants(trials):
                 return False
             batch = take_batch(self._search, self._tracker, slot=0, trials=trials)
         if batch is None:

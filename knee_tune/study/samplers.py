@@ -18,8 +18,9 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import Start, StudySpec
 from knee_tune.stats.surface import fence_of
+from knee_tune.study.bracket import BracketSampler
 from knee_tune.study.recovery import current, params_of, place_of
 
 BAD_TENTH = 0.1
@@ -188,19 +189,35 @@ def wanted(
     axes: Axes,
     *,
     trials: int | None,
+    target: float | None = None,
     besides: int | None = None,
 ) -> bool:
     """Tell whether the study wants another trial: it has fewer than ``trials``, a point is left.
 
     Trials that any driver asked for count, and one that lives on under another number counts once.
-    None for ``trials`` means every point. ``besides`` is the number of a trial to leave out.
+    None for ``trials`` means every point. None is wanted once a value is as good as the ``target``.
+    ``besides`` is the number of a trial to leave out.
     """
     known = [trial for trial in study.get_trials(deepcopy=False) if trial.number != besides]
+    if target is not None and reaching(study, known, target) is not None:
+        return False
     states = [trial.state for trial in current(known)]
     queued = states.count(TrialState.WAITING)
     if trials is not None and len(states) - queued >= trials:
         return False
     return queued > 0 or bool(untried(known, axes))
+
+
+def reaching(
+    study: optuna.Study, trials: Iterable[FrozenTrial], target: float
+) -> FrozenTrial | None:
+    """The first complete trial whose value is as good as ``target``, or better."""
+    minimize = study.direction == StudyDirection.MINIMIZE
+    for trial in trials:
+        value = trial.value if trial.state == TrialState.COMPLETE else None
+        if value is not None and (value <= target if minimize else value >= target):
+            return trial
+    return None
 
 
 class TrunkOrderedGridSampler(PointSampler):
@@ -246,30 +263,49 @@ class TrunkOrderedGridSampler(PointSampler):
         raise KeyError(param_name)
 
 
-STARTUP_TRIALS = 6
-"""Random trials before a model of the surface is trusted."""
+STARTUP_TRIALS: Mapping[Start, int] = {"bracket": 3, "random": 6}
+"""Trials before a model of the surface is trusted."""
 
 REACH = 2.0
 """How many times as far from a proposal as the nearest untried point another one may be."""
 
 
-def make_sampler(name: str, *, seed: int, axes: Axes) -> BaseSampler:
-    """The sampler called ``name``, proposing points of ``axes`` only."""
+MODELS = ("gp", "tpe")
+"""The samplers that learn from trials, and so have a start."""
+
+
+def make_sampler(
+    name: str, *, seed: int, axes: Axes, start: Start = "random", centre: float | None = None
+) -> BaseSampler:
+    """The sampler called ``name``, proposing points of ``axes`` only.
+
+    ``start``: what a model begins with, random points or a bracket around the seed LR ``centre``
+    (None: the middle of the axis).
+    """
     if name == "grid":
         return TrunkOrderedGridSampler(axes=axes)
+    startup = STARTUP_TRIALS[start]
     samplers: dict[str, Callable[[int], BaseSampler]] = {
         "gp": lambda seed: PrunedAsBadGPSampler(
-            seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
         ),
         "tpe": lambda seed: TPESampler(
-            seed=seed,
-            n_startup_trials=STARTUP_TRIALS,
-            multivariate=True,
-            constant_liar=True,
+            seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
         ),
         "random": lambda seed: RandomSampler(seed=seed),
     }
-    return GridSnappingSampler(samplers[name], seed=seed, axes=axes)
+    sampler = GridSnappingSampler(samplers[name], seed=seed, axes=axes)
+    if name not in MODELS or start == "random":
+        return sampler
+    lrs = tuple(map(float, axes["seed_lr"].points))
+    return BracketSampler(
+        sampler,
+        seed_lrs=lrs,
+        explore_fractions=tuple(map(float, axes["explore_fraction"].points)),
+        several_decays="decay" in axes,
+        centre=centre or math.sqrt(lrs[0] * lrs[-1]),
+        seed=seed,
+    )
 
 
 class GridSnappingSampler(PointSampler):

@@ -108,6 +108,10 @@ def open_study(
         if "spec" in study.user_attrs:
             if "fuse" not in study.user_attrs["spec"]:
                 unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
+            # It goes on as it began.
+            spec = spec.model_copy(
+                update={"start": study.user_attrs["spec"].get("start", "random")}
+            )
             # Its runs are in the experiment that was named when it was made.
             named = study.user_attrs["spec"].get("own_data")
             spec = spec.model_copy(update={"own_data": named})
@@ -182,11 +186,12 @@ def study_names(storage: BaseStorage) -> list[str]:
 def spec_of(study: optuna.Study) -> StudySpec:
     """The specification the study was last run with; UserError for a study not made by us.
 
-    One that was made before replicates could be fused goes on without.
+    One that was made before replicates could be fused goes on without, and one that was made before
+    there was a bracket began with random points.
     """
     if "spec" not in study.user_attrs:
         raise UserError(f"study {study.study_name}: it was not made by knee-tune")
-    return StudySpec.model_validate({"fuse": False} | study.user_attrs["spec"])
+    return StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
 
 
 def study_record(study: optuna.Study) -> StudyRecord:

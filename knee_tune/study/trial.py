@@ -75,6 +75,8 @@ class Search:
     """Of the task's model."""
     fused: bool = False
     """Whether the replicates of a trial train as one batched model."""
+    target: float | None = None
+    """A value of the study's metric that ends the search."""
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)

@@ -59,6 +59,13 @@ class TaskEntry:
             return self._load(self.task)
         return outside.load_class(self.reference or self.task)
 
+    def modules(self, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+        """The modules that are imported to train this recipe; imports no torch."""
+        task = self.task.partition(":")[0]
+        if not self.recipe:
+            return (task,)
+        return (task, *self.recipe_type().model_validate(recipe).modules)
+
     def build(self, recipe: Mapping[str, Any], *, data_dir: Path, seed: int) -> "Task[Any]":
         """Construct the task with this recipe; imports torch and the task's libraries.
 
@@ -123,6 +130,12 @@ IWSLT = TaskEntry(
     prepare=f"{_TRANSLATION}.prepare:prepare",
     extra="translation",
 )
+TRANSLATION = TaskEntry(
+    recipe=f"{_TRANSLATION}.recipe:OwnTranslationRecipe",
+    task=f"{_TRANSLATION}.task:TranslationTask",
+    prepare=f"{_TRANSLATION}.prepare:prepare_own",
+    extra="translation",
+)
 CIFAR10 = TaskEntry(
     recipe=f"{_VISION}.recipe:Cifar10Recipe",
     task=f"{_VISION}.cifar10:Cifar10Task",
@@ -158,6 +171,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "digits-clean": DIGITS_CLEAN,
     "breast-cancer": BREAST_CANCER,
     "iwslt": IWSLT,
+    "translation": TRANSLATION,
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,
     "gpt": GPT,

@@ -90,6 +90,27 @@ def _other_documents(_: pytest.MonkeyPatch, folder: Path) -> None:
     put_documents(folder, last="The end")
 
 
+TRANSLATION: dict[str, Any] = {
+    "data": "demo.de-en",
+    "tokens_per_step": 6000,
+    "valid_pairs": 40,
+    "max_len_b": 10,
+    "beam": 2,
+    "model": {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "embed_dim": 16,
+        "ffn_dim": 32,
+        "heads": 2,
+    },
+}
+
+
+def _pair_ids(batch: Any) -> list[Any]:
+    ids: list[Any] = batch.sample["id"].tolist()
+    return ids if batch.counts else []
+
+
 CASES = {
     "digits": Case(
         recipe={"batch_size": 50, "model": {"dropout": 0.1}},
@@ -104,21 +125,11 @@ CASES = {
         recipe={"batch_size": 24}, example_ids=_rows, other_data=_another_feature, together=True
     ),
     "iwslt": Case(
-        recipe={
-            "data": "demo.de-en",
-            "tokens_per_step": 6000,
-            "valid_pairs": 40,
-            "max_len_b": 10,
-            "beam": 2,
-            "model": {
-                "encoder_layers": 1,
-                "decoder_layers": 1,
-                "embed_dim": 16,
-                "ffn_dim": 32,
-                "heads": 2,
-            },
-        },
-        example_ids=lambda batch: batch.sample["id"].tolist() if batch.counts else [],
+        recipe=TRANSLATION, example_ids=_pair_ids, other_data=_another_sentence, together=False
+    ),
+    "translation": Case(
+        recipe=TRANSLATION | {"model": TRANSLATION["model"] | {"family": "torch"}},
+        example_ids=_pair_ids,
         other_data=_another_sentence,
         together=False,
     ),
@@ -191,7 +202,7 @@ CASES = {
 def name(request: pytest.FixtureRequest) -> str:
     """Every registered task, where its libraries are installed."""
     found: str = request.param
-    if task_entry(found).extra == "translation":
+    if found == "iwslt":
         pytest.importorskip("fairseq", reason="needs the translation extra")
     if task_entry(found).extra == "language":
         pytest.importorskip("transformers", reason="needs the language extra")

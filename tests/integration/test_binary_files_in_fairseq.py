@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from knee_tune.tasks.translation.binarize import Vocabulary, binarize
+from knee_tune.tasks.translation.binary import binarize
 from knee_tune.tasks.translation.demo import prepare_demo
 from knee_tune.tasks.translation.prepared import read_manifest
+from knee_tune.tasks.translation.vocabulary import Vocabulary
 
 LINES = ["wir se@@ hen das haus .", "das haus , <unk> das .", "", "</s> wir wir se@@"]
 

@@ -264,6 +264,13 @@ def test_trials_are_counted_over_all_commands(bench: Workbench) -> None:
     assert bench.record.trials[3].seed_lr == 0.005
 
 
+def test_a_search_ends_with_the_trial_that_reaches_its_target(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, target=1.0)  # in percent: any model has more
+    assert len(bench.drive(trials=5).plans) == 1
+    assert bench.watching.lines[-1].startswith("target 1 reached: trial 0 has ")
+    assert len(bench.drive(trials=9).plans) == 0
+
+
 def test_slots_train_at_the_same_time_and_not_more_than_wanted(bench: Workbench) -> None:
     together = threading.Barrier(2, timeout=60)
 

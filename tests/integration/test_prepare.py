@@ -5,6 +5,7 @@ import io
 import shlex
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,13 @@ from knee_tune.commands.look import training_command
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.errors import UserError
 from knee_tune.tasks.prepared_folder import MANIFEST
-from knee_tune.tasks.translation.binarize import Vocabulary, read_binarized
+from knee_tune.tasks.translation.binary import read_binarized
 from knee_tune.tasks.translation.corpus import Kind
 from knee_tune.tasks.translation.demo import demo_text, prepare_demo
 from knee_tune.tasks.translation.download import Archive
-from knee_tune.tasks.translation.prepare import prepare
+from knee_tune.tasks.translation.prepare import prepare, prepare_own
 from knee_tune.tasks.translation.prepared import Codec, read_manifest
+from knee_tune.tasks.translation.vocabulary import Vocabulary
 
 pytest.importorskip("sacremoses")
 
@@ -50,8 +52,9 @@ def words(folder: Path, split: str, language: str) -> list[str]:
 
 def pieces(folder: Path, split: str, language: str) -> list[str]:
     """Text of a binary file as it is."""
-    symbols = list(Vocabulary.read(folder / f"dict.{language}.txt").ids())
-    ids, sizes = read_binarized(folder / f"{split}.de-en.{language}")
+    symbols = list(Vocabulary.read(folder / f"dict.{language}.txt").ids)
+    read = read_binarized(folder / f"{split}.de-en.{language}")
+    ids, sizes = read.tokens, read.sizes
     lines = []
     for size in sizes:
         line, ids = ids[: size - 1], ids[size:]
@@ -210,6 +213,25 @@ def test_the_next_step_is_a_command_that_works(
     assert recipe.model_dump()["data"] == name
     assert study.name == f"knee-{name}-50ep"
     assert study.subject == name
+
+
+def test_a_corpus_of_ones_own_keeps_its_capitals(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("train", "valid", "test"):
+        for language, line in (("fr", "Le Chat dort."), ("en", "The Cat sleeps.")):
+            with gzip.open(corpus / f"{split}.{language}.gz", "wt") as file:
+                file.write(f"{line}\n" * 9)
+    own: dict[str, Any] = {"data_root": tmp_path, "from_path": corpus, "bpe_codes": 9}
+
+    prepared = prepare_own(**own, source="fr")
+
+    assert (prepared.name, prepared.pairs["train"]) == ("mine", 9)
+    assert "Chat" in Codec(prepared.folder).encode("Chat").replace("@@ ", "")
+    lower = prepare_own(**own, source="fr", name="lower", lowercase=True)
+    assert "chat" in Codec(lower.folder).encode("Chat").replace("@@ ", "")
+    with pytest.raises(UserError, match=r"^`from_path` is missing: .*train\.fr and train\.en"):
+        prepare_own(data_root=tmp_path, source="fr")
 
 
 def test_given_codes_are_applied(raw: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from knee_tune.tasks.translation.prepare import prepare
 from knee_tune.tasks.translation.prepared import find_prepared
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import Batch, TranslationTask, tokenised_bleu
+from knee_tune.tasks.translation.vocabulary import PAD
 from knee_tune.workers.group import Group
 
 SIZE = {"encoder_layers": 1, "decoder_layers": 1, "embed_dim": 16, "ffn_dim": 32, "heads": 2}
@@ -174,7 +175,7 @@ def test_padding_counts_nothing_in_cutoff(demo_data: Path) -> None:
     found = task(demo_data, model=SIZE | {"dropout": 0.0}, cutoff={"kind": "feature"})
     model = found.build_model()
     (batch,) = next(found.train_batches(0, Group()))
-    pad = partial(nn.functional.pad, value=found._fairseq.target_dictionary.pad())
+    pad = partial(nn.functional.pad, value=PAD)
     inputs = batch.sample["net_input"]
     further = batch.sample | {
         "target": pad(batch.sample["target"], (0, 3)),
@@ -340,7 +341,7 @@ def test_sharing_all_embeddings_needs_one_dictionary(demo_data: Path) -> None:
 def test_importing_fairseq_leaves_logging_alone() -> None:
     code = """
 import logging, sys
-import knee_tune.tasks.translation.task
+import knee_tune.tasks.translation.fairseq_bridge
 root = logging.getLogger()
 sys.exit(f"{root} {root.handlers}" if root.handlers or root.level != logging.WARNING else 0)
 """

@@ -112,6 +112,7 @@ SQUAD: dict[str, Any] = {
 }
 BASES = {
     "iwslt": (IWSLT, "fairseq"),
+    "translation": (IWSLT | {"model": IWSLT["model"] | {"family": "torch"}}, "sacrebleu"),
     "cifar10": (CIFAR10, "torchvision"),
     "gpt": (GPT, "torch"),
     "bert": (BERT, "transformers"),
@@ -374,6 +375,7 @@ def test_branches_are_the_uninterrupted_runs(
             id="Cutoff, averaged",
         ),
         pytest.param({"task": "bert"}, id="BERT, in phases"),
+        pytest.param({"task": "translation", "cutoff": {"share": 0.2}}, id="without fairseq"),
         pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="Muon"),
     ],
 )

@@ -141,6 +141,7 @@ class Workbench:
                 plan=self._plan,
                 code=self.code,
                 fused=self.fused or self.batched,
+                target=self.spec.target,
                 batched=self.batched,
                 asking=asking_lock(self.storage_url, study="it"),
             ),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.tasks.translation.binarize import Vocabulary, binarize, read_binarized
+from knee_tune.tasks.translation.binary import binarize, read_binarized
+from knee_tune.tasks.translation.vocabulary import Vocabulary
 
 LINES = ["b a b", "c <unk> b", ""]
 
@@ -14,7 +15,7 @@ def test_a_vocabulary_is_sorted_and_padded_to_a_multiple_of_eight() -> None:
     vocabulary = Vocabulary.build(LINES)
     assert list(vocabulary.counts.items()) == [("b", 3), ("a", 1), ("c", 1), ("madeupword0000", 0)]
     assert len(vocabulary) == 8
-    assert vocabulary.ids()["b"] == 4
+    assert vocabulary.ids["b"] == 4
 
 
 def test_a_vocabulary_survives_a_file(tmp_path: Path) -> None:
@@ -48,10 +49,10 @@ def test_what_fairseq_would_not_read_is_refused(content: bytes, said: str, tmp_p
 
 def test_sentences_end_with_their_mark_and_strangers_are_unknown(tmp_path: Path) -> None:
     written = binarize(["b a", "x", ""], Vocabulary.build(LINES), tmp_path / "train")
-    ids, sizes = read_binarized(tmp_path / "train")
-    assert ids.tolist() == [4, 5, 2, 3, 2, 2]
-    assert sizes.tolist() == [3, 2, 1]
-    assert written == (6, 1)
+    read = read_binarized(tmp_path / "train")
+    assert read.tokens.tolist() == [4, 5, 2, 3, 2, 2]
+    assert [sentence.tolist() for sentence in read] == [[4, 5, 2], [3, 2], [2]]
+    assert written == (3, 6, 1)
 
 
 def test_damaged_binary_files_are_refused(tmp_path: Path) -> None:

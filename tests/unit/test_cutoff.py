@@ -139,6 +139,7 @@ def test_what_cutoff_refuses(cutoff: dict[str, object], problem: str) -> None:
 
 def test_runs_without_cutoff_are_those_of_before() -> None:
     stored = TranslationRecipe().model_dump(mode="json")
+    assert "family" not in stored["model"]
     assert not {"cutoff", "split_compounds"} & stored.keys()
     chosen = TranslationRecipe(cutoff=Cutoff(), split_compounds=True).model_dump(mode="json")
     assert TranslationRecipe.model_validate(chosen).cutoff == Cutoff()

@@ -22,6 +22,7 @@ from knee_tune.study.samplers import (
     GridSnappingSampler,
     PrunedAsBadGPSampler,
     make_sampler,
+    reaching,
     untried,
     wanted,
 )
@@ -225,6 +226,15 @@ def test_a_continued_grid_goes_on_with_the_points_that_are_missing() -> None:
     asked = study("grid", known=sorted(GRID - missing))
     assert {suggest(asked.ask()) for _ in missing} == missing
     assert not wanted(asked, AXES, trials=None)
+
+
+def test_a_search_wants_no_trial_once_its_target_is_reached() -> None:
+    asked = study("random", known=[(0.01, 0.6), (0.001, 0.0)])
+    best = min(asked.trials, key=lambda trial: trial.value or 0.0)
+    assert best.value is not None
+    assert wanted(asked, AXES, trials=9, target=best.value / 2)
+    assert not wanted(asked, AXES, trials=9, target=best.value)
+    assert reaching(asked, asked.trials, best.value) == best
 
 
 def test_a_search_wants_trials_until_it_has_them_or_no_point_is_left() -> None:

@@ -145,6 +145,13 @@ def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
         assert spec_of(study).subject == "iwslt"
 
 
+def test_a_corpus_of_ones_own_names_study_and_model_but_the_demo_does_not() -> None:
+    spec, _ = resolve_asked(task="translation", settings=("recipe.data=news",))
+    assert (spec.name, spec.subject) == ("knee-news-30ep", "news")
+    spec, _ = resolve_asked(task="translation", preset="demo")
+    assert (spec.name, spec.subject) == ("knee-translation-demo", "translation")
+
+
 def test_another_task_under_the_same_name_is_refused() -> None:
     storage = InMemoryStorage()
     opened(storage, name="mine")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from knee_tune.tasks.prepared_folder import new_folder, set_folder
 from knee_tune.tasks.translation.binarize import Text, finished, write_text
-from knee_tune.tasks.translation.prepared import DEMO, Manifest
+from knee_tune.tasks.translation.prepared import Manifest
+from knee_tune.tasks.translation.recipe import DEMO
 from knee_tune.tasks.translation.text import Bpe
 
 TEXT = Path(__file__).with_name("demo.tsv.bz2")

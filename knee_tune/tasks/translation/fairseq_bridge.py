@@ -6,15 +6,16 @@ nothing of them ends up in a checkpoint.
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from knee_tune.tasks.translation.family import Sample
+from knee_tune.tasks.translation.prepared import Manifest
 from knee_tune.tasks.translation.recipe import TranslationRecipe
 
 
@@ -35,7 +36,6 @@ def _logging_untouched() -> Iterator[None]:
 with _logging_untouched(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
-    from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset
     from fairseq.models.transformer import TransformerModelBase
     from fairseq.models.transformer.transformer_config import (
         DecoderConfig,
@@ -48,10 +48,6 @@ with _logging_untouched(), warnings.catch_warnings():
 
 # What fairseq's decoder passes as masks is right, only of two types.
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
-
-BPE_MARK = "@@ "
-BATCH_MULTIPLE = 8
-"""Sentences of a batch come in multiples of this: fairseq-train's default."""
 
 
 class Transformer(TransformerModelBase):  # type: ignore[misc]
@@ -104,6 +100,45 @@ def _multiplied(embedding: nn.Module, by: Tensor | None) -> Iterator[None]:
         handle.remove()
 
 
+class FairseqTransformer:
+    """A :class:`~knee_tune.tasks.translation.family.Family`: fairseq's model, loss, beam search."""
+
+    def __init__(self, recipe: TranslationRecipe, folder: Path, manifest: Manifest) -> None:
+        self._recipe = recipe
+        self._task = load_task(folder, manifest.source, manifest.target, recipe)
+        self._criterion = build_criterion(self._task, recipe)
+
+    def build_model(self) -> nn.Module:
+        """See :class:`Family`."""
+        return build_transformer(self._task, self._recipe)
+
+    def losses(self, model: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
+        """See :class:`Family`.
+
+        The forward pass goes through ``model``, which may be DistributedDataParallel, compiled or
+        not; what the criterion asks of the model besides is fairseq's, so the model inside has to
+        answer.
+        """
+        eager = getattr(model, "_orig_mod", model)  # inside what torch.compile made
+        fairseq_model = eager.module if isinstance(eager, DistributedDataParallel) else eager
+        output = model(**sample["net_input"])
+        loss, nll = self._criterion.compute_loss(fairseq_model, output, sample)
+        return loss, nll
+
+    def translate(self, model: nn.Module, sample: Sample) -> list[Tensor]:
+        """See :class:`Family`."""
+        recipe = self._recipe
+        generate = SequenceGenerator(
+            [model],
+            self._task.target_dictionary,
+            beam_size=recipe.beam,
+            len_penalty=recipe.len_penalty,
+            max_len_a=recipe.max_len_a,
+            max_len_b=recipe.max_len_b,
+        )
+        return [best["tokens"].cpu() for best, *_ in generate(sample)]
+
+
 def load_task(folder: Path, source: str, target: str, recipe: TranslationRecipe) -> Any:
     """fairseq's translation task over a prepared set: its dictionaries; no sentences yet."""
     config = TranslationConfig(
@@ -152,89 +187,3 @@ def build_transformer(task: Any, recipe: TranslationRecipe) -> nn.Module:
 def build_criterion(task: Any, recipe: TranslationRecipe) -> Any:
     """fairseq's ``label_smoothed_cross_entropy``, summed over tokens."""
     return LabelSmoothedCrossEntropyCriterion(task, False, recipe.label_smoothing)
-
-
-def build_generator(task: Any, recipe: TranslationRecipe, model: nn.Module) -> Any:
-    """Beam search with ``model``."""
-    return SequenceGenerator(
-        [model],
-        task.target_dictionary,
-        beam_size=recipe.beam,
-        len_penalty=recipe.len_penalty,
-        max_len_a=recipe.max_len_a,
-        max_len_b=recipe.max_len_b,
-    )
-
-
-def epoch_batches(
-    task: Any,
-    dataset: FairseqDataset,
-    *,
-    max_tokens: int,
-    multiple: int,
-    order_seed: int,
-    shards: int,
-    shard: int,
-) -> Any:
-    """fairseq's ``EpochBatchIterator``: the same batches in every epoch, in another order.
-
-    ``ordered_batches(epoch, fix_batches_to_gpus=False, shuffle=True)`` gives this shard's lists
-    of indices for one epoch (from 1) as a pure function of seed and epoch. Batches are built as
-    of epoch 1 whatever the epoch: fairseq builds others when an iterator starts at a later one.
-    """
-    return task.get_batch_iterator(
-        dataset,
-        max_tokens=max_tokens,
-        max_positions=task.max_positions(),
-        ignore_invalid_inputs=True,
-        required_batch_size_multiple=multiple,
-        seed=order_seed,
-        num_shards=shards,
-        shard_id=shard,
-        epoch=1,
-        disable_iterator_cache=True,  # the cache would hand out another shard's iterator
-    )
-
-
-def batches_by_length(
-    task: Any,
-    dataset: FairseqDataset,
-    *,
-    max_tokens: int,
-    max_sentences: int | None = None,
-    limit: int | None = None,
-) -> list[list[int]]:
-    """Indices of the sentences, batched with others of their length.
-
-    ``limit`` takes that many only, spread evenly over the dataset.
-    """
-    sizes = np.asarray(dataset.sizes).reshape(len(dataset), -1)
-    chosen = np.linspace(0, len(dataset) - 1, min(limit or len(dataset), len(dataset))).astype(int)
-    order = chosen[np.lexsort(sizes[chosen].T)]
-    kept = task.filter_indices_by_size(order, dataset, task.max_positions(), True)
-    batches = dataset.batch_by_size(
-        kept, max_tokens=max(max_tokens, int(sizes.max(initial=1))), max_sentences=max_sentences
-    )
-    return [[int(index) for index in batch] for batch in batches]
-
-
-def sentences_as_dataset(task: Any, sentences: Sequence[str]) -> FairseqDataset:
-    """Source sentences (tokenised, BPE applied) as a dataset without targets."""
-    dictionary: Dictionary = task.source_dictionary
-    lines = [
-        dictionary.encode_line(sentence, add_if_not_exist=False, append_eos=True).long()
-        for sentence in sentences
-    ]
-    return LanguagePairDataset(
-        lines,
-        [len(line) for line in lines],
-        dictionary,
-        tgt_dict=task.target_dictionary,
-        shuffle=False,
-    )
-
-
-def text(dictionary: Dictionary, tokens: Tensor, *, reference: bool = False) -> str:
-    """Tokens as words: BPE joined; ``reference`` escapes unknown words so that none can match."""
-    line: str = dictionary.string(tokens, BPE_MARK, escape_unk=reference)
-    return line

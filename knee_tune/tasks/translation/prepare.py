@@ -1,8 +1,8 @@
-"""``knee-tune data prepare iwslt``: the recipe of fairseq's prepare-iwslt14.sh in pure Python.
+"""``knee-tune data prepare iwslt`` and ``translation``: IWSLT'14, and corpora of one's own.
 
-Tokenize, clean (1 to 175 tokens, ratio 1.5), lowercase, hold out every 23rd pair, 10,000 joint
-BPE merges, one vocabulary per language, binary files. Text that is already further on enters the
-recipe where it stands.
+The recipe of fairseq's prepare-iwslt14.sh in pure Python. Tokenize, clean (1 to 175 tokens, ratio
+1.5), lowercase, hold out every 23rd pair, 10,000 joint BPE merges, one vocabulary per language,
+binary files. Text that is already further on enters the recipe where it stands.
 """
 
 import re
@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from knee_tune.tasks.translation.binarize import Text, copy_binarized, finished,
 from knee_tune.tasks.translation.corpus import Corpus, Kind, find_corpus, read_split, split_off
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download
 from knee_tune.tasks.translation.prepared import Manifest
+from knee_tune.tasks.translation.recipe import OWN
 from knee_tune.tasks.translation.text import (
     MOST_TOKENS,
     Bpe,
@@ -77,13 +79,13 @@ def prepare(
     joint_dictionary: bool = False,
     lowercase: bool = True,
     force: bool = False,
-    archive: Archive = IWSLT14,
+    archive: Archive | None = IWSLT14,
     progress: Progress = silent,
 ) -> PreparedCorpus:
     """Prepare the set ``<data_root>/<name>`` (default ``iwslt14.<source>-<target>``).
 
-    ``from_path``: folder or ``.tgz`` of a corpus; without it IWSLT'14 German-English is
-    downloaded to ``<data_root>/downloads``. ``kind`` overrules what its files look like, the
+    ``from_path``: folder or ``.tgz`` of a corpus; without it ``archive`` is downloaded to
+    ``<data_root>/downloads``, unless that is None. ``kind`` overrules what its files look like, the
     prefixes say which they are. ``codes``: BPE codes to apply; ``bpe_codes``: how many to learn
     instead (default: those beside the text, else 10,000). ``lowercase``: of raw and tokenized text;
     what is further on stays as it is. The same request again does nothing,
@@ -91,7 +93,7 @@ def prepare(
     """
     began = time.monotonic()
     _check_languages(source, target)
-    name = name or f"iwslt14.{source}-{target}"
+    name = name or (f"iwslt14.{source}-{target}" if archive else OWN)
     folder = set_folder(data_root, name)
     if bpe_codes is not None and bpe_codes < 1:
         raise UserError(f"`bpe_codes` {bpe_codes}: must be 1 or more")
@@ -123,6 +125,11 @@ def prepare(
 
     downloads = from_path is None and not any(prefixes.values())
     if downloads:
+        if archive is None:
+            raise UserError(
+                "`from_path` is missing: the folder or archive with your corpus, of which "
+                f"train.{source} and train.{target} are the training text"
+            )
         _check_downloadable(source, target)
         request["archive"] = archive.md5 or archive.name
         if manifest := finished(folder, request, force=force):
@@ -163,6 +170,10 @@ def prepare(
                     **about,
                 )
     return prepared(manifest, reused=False, warnings=warnings)
+
+
+prepare_own = partial(prepare, archive=None, lowercase=False)
+"""Prepare a corpus of one's own, called ``mine`` by default; capitals stay."""
 
 
 def _pieces(

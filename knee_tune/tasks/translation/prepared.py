@@ -9,12 +9,10 @@ from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, check_files
+from knee_tune.tasks.translation.recipe import DEMO, TranslationRecipe
 from knee_tune.tasks.translation.text import Bpe, moses
 
 CODES = "bpe.codes"
-DEMO = "demo.de-en"
-"""The set that needs no download: it is prepared on first use."""
-
 _AGAIN = "run 'knee-tune data prepare ... --force', or remove the folder to have the demo made anew"
 
 
@@ -47,14 +45,17 @@ class Manifest(Spec):
     """Changes whenever any file of the set does; independent of where it lies."""
 
 
-def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
+def read_manifest(
+    folder: Path, *, verify: bool = False, preparing: str = TranslationRecipe.preparing
+) -> Manifest:
     """The manifest of the set in ``folder``; UserError if there is no finished set.
 
-    ``verify`` looks at the files too: UserError if one is missing or not as it was prepared.
-    Without it they need not be there: a served model has those of :func:`asset_names` only.
+    The error names the command that is ``preparing`` one. ``verify`` looks at the files too:
+    UserError if one is missing or not as it was prepared. Without it they need not be there: a
+    served model has those of :func:`asset_names` only.
     """
     missing = (
-        f"{folder}: no prepared data here; run 'knee-tune data prepare iwslt', "
+        f"{folder}: no prepared data here; run 'knee-tune {preparing}', "
         "or use '`preset` demo', which needs none"
     )
     manifest = prepared_folder.read_manifest(folder, Manifest, missing=missing, again=_AGAIN)
@@ -68,7 +69,9 @@ def asset_names(manifest: Manifest) -> list[str]:
     return [f"dict.{manifest.source}.txt", f"dict.{manifest.target}.txt", CODES, MANIFEST]
 
 
-def find_prepared(data_dir: Path, name: str) -> tuple[Path, Manifest]:
+def find_prepared(
+    data_dir: Path, name: str, *, preparing: str = TranslationRecipe.preparing
+) -> tuple[Path, Manifest]:
     """Folder and manifest of the prepared set ``name``; prepares the demo set if it is missing.
 
     The files themselves are not looked at. UserError if there is no such set.
@@ -77,7 +80,7 @@ def find_prepared(data_dir: Path, name: str) -> tuple[Path, Manifest]:
     if name == DEMO and not (folder / MANIFEST).exists():
         _prepare_demo(data_dir)
     try:
-        return folder, read_manifest(folder)
+        return folder, read_manifest(folder, preparing=preparing)
     except UserError as error:
         raise UserError(f"recipe.data={name}: {error}") from None
 

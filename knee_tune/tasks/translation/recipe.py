@@ -1,4 +1,4 @@
-"""The recipe of the translation task: the paper's IWSLT'14 settings (section 5.3.4)."""
+"""The recipes of the translation tasks: the paper's settings (section 5.3.4)."""
 
 from typing import ClassVar, Literal, Self
 
@@ -15,6 +15,12 @@ from knee_tune.config.recipe import (
     Spec,
 )
 
+DEMO = "demo.de-en"
+"""The set that needs no download: it is prepared on first use."""
+
+OWN = "mine"
+"""A corpus of one's own, unless it is given another name."""
+
 
 class TransformerSize(Spec):
     """An encoder-decoder Transformer; the defaults are the paper's Transformer base.
@@ -23,6 +29,12 @@ class TransformerSize(Spec):
     parameters. fairseq's ``transformer_iwslt_de_en`` is ``ffn_dim=1024, heads=4``: 39.5 million.
     """
 
+    # Not stored unless it is ours: runs of before there was a choice keep their identity.
+    family: Literal["fairseq", "torch"] = Field(
+        default="fairseq",
+        exclude_if=lambda family: family == "fairseq",
+        description="whose implementation: fairseq's, or ours, which needs torch alone",
+    )
     encoder_layers: int = Field(default=6, gt=0)
     decoder_layers: int = Field(default=6, gt=0)
     embed_dim: int = Field(default=512, gt=0, multiple_of=2)
@@ -74,7 +86,7 @@ class Cutoff(Spec):
 
 
 class TranslationRecipe(Recipe):
-    """A Transformer on one prepared language pair.
+    """A Transformer on one prepared language pair, IWSLT'14 unless told otherwise.
 
     ``loss`` is the label-smoothed cross-entropy per target token in nats, ``ppl`` the exponential
     of the plain one (fairseq's ``2 ** nll_loss``), ``bleu`` tokenised BLEU in percent.
@@ -86,6 +98,8 @@ class TranslationRecipe(Recipe):
         Metric(name="bleu", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "ppl"
+    preparing: ClassVar[str] = "data prepare iwslt"
+    """The command that prepares the data, with what it needs."""
 
     epochs: Epochs = 50
     seed_lr: PositiveLR = 3e-4
@@ -134,3 +148,26 @@ class TranslationRecipe(Recipe):
         exclude_if=lambda chosen: not chosen,
         description="BLEU counts the parts of words-with-hyphens, as get_ende_bleu.sh does",
     )
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """See :class:`Recipe`; fairseq takes seconds to import."""
+        ours = self.model.family == "torch"
+        return () if ours else ("knee_tune.tasks.translation.fairseq_bridge",)
+
+
+class OwnTranslationRecipe(TranslationRecipe):
+    """The same on a corpus of one's own, which gives its name to studies and models."""
+
+    preparing: ClassVar[str] = f"data prepare translation --from DIR --name {OWN}"
+
+    data: str = Field(
+        default=OWN,
+        pattern=DATA_NAME,
+        description="name of a prepared set: a folder in the data directory",
+    )
+
+    @property
+    def subject(self) -> str | None:
+        """See :class:`BaseRecipe`; the demo corpus is nobody's own."""
+        return None if self.data == DEMO else self.data

@@ -1,4 +1,4 @@
-"""Translation with fairseq's Transformer: IWSLT'14 German-English, and any other language pair."""
+"""Translation by a Transformer: IWSLT'14 German-English, and any other language pair."""
 
 import math
 import re
@@ -9,16 +9,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
 import torch
 from sacrebleu import corpus_bleu
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from knee_tune.errors import UserError
 from knee_tune.tasks.base import Split, Task
 from knee_tune.tasks.seeding import epochs_after, generator, stream_seed
-from knee_tune.tasks.translation import fairseq_bridge as bridge
+from knee_tune.tasks.translation.batches import (
+    MULTIPLE,
+    Epochs,
+    Indices,
+    Pairs,
+    batches_by_length,
+    collate,
+    read_pairs,
+)
+from knee_tune.tasks.translation.binary import Sentences
 from knee_tune.tasks.translation.cutoff import cutoff_loss, doubled
+from knee_tune.tasks.translation.family import Family, family_of
 from knee_tune.tasks.translation.prepared import (
     Codec,
     Manifest,
@@ -27,6 +37,7 @@ from knee_tune.tasks.translation.prepared import (
     read_manifest,
 )
 from knee_tune.tasks.translation.recipe import Cutoff, TranslationRecipe
+from knee_tune.tasks.translation.vocabulary import PAD, SPECIAL, UNKNOWN, Vocabulary
 from knee_tune.workers.group import Group
 
 GENERATED_TOGETHER = 128
@@ -50,45 +61,48 @@ class Batch:
 
 
 class TranslationTask(Task[TranslationRecipe]):
-    """Sentence pairs of a prepared set (see :mod:`knee_tune.tasks.translation.prepared`)."""
+    """Sentence pairs of a prepared set (see :mod:`knee_tune.tasks.translation.prepared`).
+
+    The recipe says which of the families trains (:mod:`knee_tune.tasks.translation.family`).
+    """
 
     def describe(self) -> tuple[str, dict[str, int]]:
         """Fingerprint and pairs per split, of the held-out ones those that metrics are taken over.
 
-        UserError if a file is not as it was prepared, or if a split has no pair that fits.
+        UserError if a file is not as it was prepared, if a split has no pair that fits, or if the
+        model's library is missing.
         """
         folder, _ = self._prepared
         manifest = read_manifest(folder, verify=True)
+        self._family  # noqa: B018 - not installed? Better said now than by every trial
         measured = {split: self._measured(split) for split in get_args(Split)}
         return manifest.fingerprint, {**manifest.pairs, **measured}
 
     def steps_per_epoch(self, group: Group) -> int:
         """Micro-batches of one rank, in groups of ``accumulate``; the last may be smaller."""
-        return math.ceil(len(self._epochs(group)) / self.recipe.accumulate)
+        return math.ceil(self._epochs(group).steps(group) / self.recipe.accumulate)
 
     def build_model(self) -> nn.Module:
         """An encoder-decoder Transformer over the set's dictionaries."""
-        if self.recipe.model.share_embeddings == "all" and (
-            self._fairseq.source_dictionary != self._fairseq.target_dictionary
-        ):
+        source, target = self._vocabularies
+        if self.recipe.model.share_embeddings == "all" and source.ids != target.ids:
             raise UserError(
                 f"recipe.model.share_embeddings=all: {self.recipe.data} has one dictionary "
                 "per language; use 'decoder', or prepare the data with a joined dictionary"
             )
-        return bridge.build_transformer(self._fairseq, self.recipe)
+        return self._family.build_model()
 
     def train_batches(self, start_step: int, group: Group) -> Iterator[Sequence[Batch]]:
         """This rank's micro-batches; the last group of an epoch may be shorter, on every rank."""
-        epochs, dataset = self._epochs(group), self._dataset("train")
+        epochs, pairs = self._epochs(group), self._pairs("train")
         steps, together = self.steps_per_epoch(group), self.recipe.accumulate
-        stand_in = epochs.frozen_batches[0][:1]
+        stand_in = epochs.batches[0][:1]
         for epoch, left in epochs_after(start_step, steps):
-            # fairseq counts epochs from 1.
-            shares = epochs.ordered_batches(epoch + 1, fix_batches_to_gpus=False, shuffle=True)
+            shares = epochs.shares(epoch, group)
             for step in left:
                 yield [
                     self._collate(
-                        dataset, share if len(share) else stand_in, group, counts=len(share) > 0
+                        pairs, share if len(share) else stand_in, group, counts=len(share) > 0
                     )
                     for share in shares[step * together : (step + 1) * together]
                 ]
@@ -99,7 +113,8 @@ class TranslationTask(Task[TranslationRecipe]):
         With Cutoff, the loss of the batch and of the same with parts cut out.
         """
         if self.recipe.cutoff is None:
-            loss, _, tokens = self._losses(model, batch.sample)
+            loss, _ = self._family.losses(model, batch.sample)
+            tokens = float(batch.sample["ntokens"])
         else:
             loss, tokens = self._cutoff_loss(model, batch, self.recipe.cutoff)
         return (loss, tokens) if batch.counts else (loss * 0, 0.0)
@@ -108,19 +123,15 @@ class TranslationTask(Task[TranslationRecipe]):
         self, model: nn.Module, group: Group, *, split: Split, final: bool
     ) -> Mapping[str, float]:
         """Loss and perplexity per target token; ``final`` adds BLEU with beam search."""
-        dataset = self._dataset(split)
-        batches = bridge.batches_by_length(
-            self._fairseq,
-            dataset,
-            max_tokens=self.recipe.evaluation_tokens,
-            limit=self._limit(split),
-        )
+        pairs = self._pairs(split)
+        batches = self._by_length(pairs, limit=self._limit(split))
         sums = torch.zeros(3, dtype=torch.float64, device=group.device)
         for indices in batches[group.rank :: group.world_size]:
             group.alive()
-            batch = self._collate(dataset, indices, group)
-            loss, nll, tokens = self._losses(model, batch.sample)
-            sums += torch.stack([loss.double(), nll.double(), sums.new_tensor(tokens)])
+            sample = self._collate(pairs, indices, group).sample
+            loss, nll = self._family.losses(model, sample)
+            tokens = sums.new_tensor(float(sample["ntokens"]))
+            sums += torch.stack([loss.double(), nll.double(), tokens])
         loss_sum, nll_sum, token_sum = group.sum(sums.tolist())
         metrics = {"loss": loss_sum / token_sum, "ppl": _exp(nll_sum / token_sum)}
         if final:
@@ -141,10 +152,10 @@ class TranslationTask(Task[TranslationRecipe]):
                     f"input {number} of {len(pieces)} has {length:,} tokens, and this model reads "
                     f"{most:,} at most; split it into sentences"
                 )
-        dataset = bridge.sentences_as_dataset(self._fairseq, pieces)
+        sources = Pairs(Sentences.of(map(self._vocabularies[0].encode, pieces)))
         device = next(model.parameters()).device
         translations = [""] * len(pieces)
-        for index, words, _ in self._translate(model, dataset, Group(device=device)):
+        for index, words, _ in self._translate(model, sources, Group(device=device)):
             translations[index] = self._codec.decode(words) if pieces[index] else ""
         return translations
 
@@ -155,28 +166,14 @@ class TranslationTask(Task[TranslationRecipe]):
 
     def examples(self) -> list[str]:
         """Two short source sentences of the test split; the shortest where none is usual."""
-        dataset, dictionary = self._dataset("test"), self._fairseq.source_dictionary
-        sources = (dataset[index]["source"] for index in range(len(dataset)))
+        sources, vocabulary = self._pairs("test").source, self._vocabularies[0]
         short = (tokens for tokens in sources if 5 <= len(tokens) <= 20)
-        known = list(islice((each for each in short if dictionary.unk() not in each), 2))
-        shortest = dataset.src_sizes.argsort(kind="stable")[:2]
+        known = list(islice((each for each in short if UNKNOWN not in each), 2))
+        shortest = sources.sizes.argsort(kind="stable")[:2]
         return [
-            self._codec.decode_source(bridge.text(dictionary, tokens))
-            for tokens in known or [dataset[index]["source"] for index in shortest]
+            self._codec.decode_source(vocabulary.text(tokens.tolist()))
+            for tokens in known or [sources[index] for index in shortest]
         ]
-
-    def _losses(self, model: nn.Module, sample: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
-        """Sums of smoothed loss and negative log-likelihood in nats, and the target tokens.
-
-        The forward pass goes through ``model``, which may be DistributedDataParallel, compiled or
-        not; what the criterion asks of the model besides is fairseq's, so the model inside has to
-        answer.
-        """
-        eager = getattr(model, "_orig_mod", model)  # inside what torch.compile made
-        fairseq_model = eager.module if isinstance(eager, DistributedDataParallel) else eager
-        output = model(**sample["net_input"])
-        loss, nll = self._criterion.compute_loss(fairseq_model, output, sample)
-        return loss, nll, float(sample["ntokens"])
 
     def _cutoff_loss(self, model: nn.Module, batch: Batch, cutoff: Cutoff) -> tuple[Tensor, float]:
         """See :func:`~knee_tune.tasks.translation.cutoff.cutoff_loss`; and the target tokens.
@@ -184,17 +181,16 @@ class TranslationTask(Task[TranslationRecipe]):
         What is cut depends on the seed that torch has at this step and on the pairs, not on what
         was drawn before.
         """
-        words = self._fairseq.target_dictionary  # the other one has the same special symbols
         inputs = doubled(
             batch.sample["net_input"],
             cutoff,
-            first_word=words.nspecial,
-            unknown=words.unk(),
+            first_word=len(SPECIAL),
+            unknown=UNKNOWN,
             embed_dim=self.recipe.model.embed_dim,
             draw=generator(torch.initial_seed(), "cutoff", batch.pair),
         )
         target = batch.sample["target"].flatten()
-        tokens = (target != words.pad()).nonzero().squeeze(1)
+        tokens = (target != PAD).nonzero().squeeze(1)
         logits = model(**inputs, positions=torch.cat([tokens, tokens + len(target)]))
         smoothing = self.recipe.label_smoothing
         return cutoff_loss(logits, target[tokens], cutoff, smoothing=smoothing), float(len(tokens))
@@ -203,7 +199,7 @@ class TranslationTask(Task[TranslationRecipe]):
         mine = [
             (hypothesis, reference)
             for _, hypothesis, reference in self._translate(
-                model, self._dataset(split), group, limit=self._limit(split)
+                model, self._pairs(split), group, limit=self._limit(split)
             )
         ]
         shares = cast(list[list[tuple[str, str]]], group.gather(mine))
@@ -213,45 +209,46 @@ class TranslationTask(Task[TranslationRecipe]):
         )
 
     def _translate(
-        self, model: nn.Module, dataset: Any, group: Group, *, limit: int | None = None
+        self, model: nn.Module, pairs: Pairs, group: Group, *, limit: int | None = None
     ) -> Iterator[tuple[int, str, str]]:
-        """(index in ``dataset``, best translation, reference or "") of every sentence, as words."""
-        batches = bridge.batches_by_length(
-            self._fairseq,
-            dataset,
-            max_tokens=self.recipe.evaluation_tokens,
-            max_sentences=GENERATED_TOGETHER,
-            limit=limit,
-        )
-        generator = bridge.build_generator(self._fairseq, self.recipe, model)
-        target = self._fairseq.target_dictionary
+        """(index in ``pairs``, best translation, reference or "") of every sentence, as words."""
+        batches = self._by_length(pairs, limit=limit, max_sentences=GENERATED_TOGETHER)
+        vocabulary = self._vocabularies[1]
         for indices in batches[group.rank :: group.world_size]:
             group.alive()
-            sample = self._collate(dataset, indices, group).sample
-            hypotheses, references = generator(sample), sample["target"]
-            for row, index in enumerate(sample["id"].tolist()):
-                reference = ""
-                if references is not None:
-                    tokens = references[row][references[row] != target.pad()]
-                    reference = bridge.text(target, tokens.cpu(), reference=True)
-                best = hypotheses[row][0]["tokens"].cpu()
-                yield index, bridge.text(target, best), reference
+            sample = self._collate(pairs, indices, group).sample
+            best = self._family.translate(model, sample)
+            for index, tokens in zip(sample["id"].tolist(), best, strict=True):
+                words = vocabulary.text(tokens.tolist())
+                target = [] if pairs.target is None else pairs.target[index].tolist()
+                yield index, words, vocabulary.text(target, reference=True)
+
+    def _by_length(
+        self, pairs: Pairs, *, limit: int | None = None, max_sentences: int = 0
+    ) -> list[Indices]:
+        """Batches of those pairs that fit the model, and that metrics are taken over."""
+        return batches_by_length(
+            pairs,
+            max_tokens=self.recipe.evaluation_tokens,
+            most=self._most,
+            max_sentences=max_sentences,
+            limit=limit,
+        )
 
     def _measured(self, split: Split) -> int:
         """Pairs of a split that metrics are taken over: what is too long for the model is not."""
-        batches = bridge.batches_by_length(
-            self._fairseq,
-            self._dataset(split),
-            max_tokens=self.recipe.evaluation_tokens,
-            limit=self._limit(split),
-        )
-        count = sum(map(len, batches))
+        count = sum(map(len, self._by_length(self._pairs(split), limit=self._limit(split))))
         if not count:
             raise self._nothing_fits(split)
         return count
 
+    @property
+    def _most(self) -> tuple[int, int]:
+        """Tokens of a source and of a target at most."""
+        return self.recipe.max_source_positions, self.recipe.max_target_positions
+
     def _nothing_fits(self, split: str) -> UserError:
-        source, target = self._fairseq.max_positions()
+        source, target = self._most
         return UserError(
             f"recipe.data={self.recipe.data}: no {split} pair is as short as "
             f"max_source_positions={source} and max_target_positions={target}; raise them"
@@ -261,20 +258,20 @@ class TranslationTask(Task[TranslationRecipe]):
         return self.recipe.valid_pairs if split == "valid" else None
 
     def _collate(
-        self, dataset: Any, indices: Sequence[int], group: Group, *, counts: bool = True
+        self, pairs: Pairs, indices: Indices, group: Group, *, counts: bool = True
     ) -> Batch:
-        sample = dataset.collater([dataset[index] for index in indices])
+        sample = collate(pairs, indices)
         return Batch(on_device(sample, group.device), int(indices[0]), counts)
 
     def batch_limits(self, group: Group) -> tuple[int, int]:
         """Most tokens of one rank's micro-batch, and the multiple its sentences come in."""
         shares = group.world_size * self.recipe.accumulate
         limit = self.recipe.tokens_per_step // shares
-        sizes = self._dataset("train").sizes
-        fitting = sizes[(sizes <= self._fairseq.max_positions()).all(axis=1)]
+        pairs = self._pairs("train")
+        fitting = pairs.fitting(np.arange(len(pairs)), self._most)
         if not len(fitting):
             raise self._nothing_fits("training")
-        longest = int(fitting.max())
+        longest = int(pairs.lengths[fitting].max())
         if longest > limit:
             raise UserError(
                 f"recipe.tokens_per_step={self.recipe.tokens_per_step}: {shares} micro-batches of "
@@ -282,24 +279,21 @@ class TranslationTask(Task[TranslationRecipe]):
                 f"({longest} tokens); set it to {longest * shares} or more"
             )
         # Where a multiple of the longest sentences does not fit, fairseq silently drops some.
-        fits = limit >= bridge.BATCH_MULTIPLE * longest
-        return limit, bridge.BATCH_MULTIPLE if fits else 1
+        return limit, MULTIPLE if limit >= MULTIPLE * longest else 1
 
-    def _epochs(self, group: Group) -> Any:
-        """fairseq's batches of the training split, dealt to the ranks."""
-        place = (group.world_size, group.rank)
-        if place not in self._epochs_by_place:
-            limit, multiple = self.batch_limits(group)
-            self._epochs_by_place[place] = bridge.epoch_batches(
-                self._fairseq,
-                self._dataset("train"),
-                max_tokens=limit,
+    def _epochs(self, group: Group) -> Epochs:
+        """The batches of the training split."""
+        limits = self.batch_limits(group)
+        if limits not in self._epochs_by_limits:
+            max_tokens, multiple = limits
+            self._epochs_by_limits[limits] = Epochs(
+                self._pairs("train"),
+                max_tokens=max_tokens,
                 multiple=multiple,
-                order_seed=self.order_seed,
-                shards=group.world_size,
-                shard=group.rank,
+                most=self._most,
+                seed=self.order_seed,
             )
-        return self._epochs_by_place[place]
+        return self._epochs_by_limits[limits]
 
     @property
     def order_seed(self) -> int:
@@ -307,30 +301,40 @@ class TranslationTask(Task[TranslationRecipe]):
         return stream_seed(self.seed, "order") % 2**31
 
     @cached_property
-    def _epochs_by_place(self) -> dict[tuple[int, int], Any]:
+    def _epochs_by_limits(self) -> dict[tuple[int, int], Epochs]:
         return {}
 
     @cached_property
     def _prepared(self) -> tuple[Path, Manifest]:
-        return find_prepared(self.data_dir, self.recipe.data)
+        return find_prepared(self.data_dir, self.recipe.data, preparing=self.recipe.preparing)
 
     @cached_property
     def _codec(self) -> Codec:
         return Codec(self._prepared[0])
 
     @cached_property
-    def _fairseq(self) -> Any:
-        folder, manifest = self._prepared
-        return bridge.load_task(folder, manifest.source, manifest.target, self.recipe)
+    def _family(self) -> Family:
+        return family_of(self.recipe, *self._prepared)
 
     @cached_property
-    def _criterion(self) -> Any:
-        return bridge.build_criterion(self._fairseq, self.recipe)
+    def _vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
+        """Of the source and of the target."""
+        folder, manifest = self._prepared
+        languages = (manifest.source, manifest.target)
+        source, target = (Vocabulary.read(folder / f"dict.{each}.txt") for each in languages)
+        return source, target
 
-    def _dataset(self, split: str) -> Any:
-        if split not in self._fairseq.datasets:
-            self._fairseq.load_dataset(split)
-        return self._fairseq.dataset(split)
+    def _pairs(self, split: str) -> Pairs:
+        """A split, mapped into memory."""
+        if split not in self._pairs_by_split:
+            folder, manifest = self._prepared
+            found = read_pairs(folder, split, source=manifest.source, target=manifest.target)
+            self._pairs_by_split[split] = found
+        return self._pairs_by_split[split]
+
+    @cached_property
+    def _pairs_by_split(self) -> dict[str, Pairs]:
+        return {}
 
 
 def _exp(nats: float) -> float:
