@@ -51,6 +51,7 @@ SPLITS: Mapping[str, str] = {"train": "training", "valid": "validation", "test":
 
 NAMES: Mapping[str, str] = {
     "ppl": "perplexity",
+    "word_ppl": "word perplexity",
     "bleu": "BLEU",
     "top5": "top-5 accuracy",
     "fisher": "Fisher score",

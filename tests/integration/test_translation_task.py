@@ -215,6 +215,19 @@ def test_validation_is_loss_perplexity_and_at_last_bleu(demo_data: Path) -> None
     assert 0 <= final["bleu"] <= 100
 
 
+def test_perplexity_per_word_is_over_the_words_that_are_read(demo_data: Path) -> None:
+    found = task(demo_data)
+    valid, vocabulary = found._pairs("valid"), found._vocabularies[1]
+    assert valid.target is not None
+    sentences = [tokens.tolist() for tokens in valid.target]
+    tokens = sum(map(len, sentences))
+    words = sum(len(vocabulary.text(each).split()) + 1 for each in sentences)  # and its end
+    with torch.no_grad():
+        curve = found.evaluate(found.build_model().eval(), Group(), split="valid", final=False)
+    assert tokens > words
+    assert math.log(curve["word_ppl"]) / math.log(curve["ppl"]) == pytest.approx(tokens / words)
+
+
 def test_evaluating_gives_signs_of_life(demo_data: Path) -> None:
     """At every batch that is measured and at every batch that is translated."""
     found = task(demo_data, valid_pairs=40, evaluation_tokens=100)

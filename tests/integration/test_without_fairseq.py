@@ -26,7 +26,8 @@ model = task.build_model()
 task.loss(model, batch)[0].backward()
 model.eval()
 with torch.no_grad():
-    assert set(task.evaluate(model, Group(), split="valid", final=True)) == {"loss", "ppl", "bleu"}
+    found = task.evaluate(model, Group(), split="valid", final=True)
+    assert set(found) == {"loss", "ppl", "word_ppl", "bleu"}
     assert len(task.predict(model, ["Der Hund schl\u00e4ft.", ""])) == 2
 try:
     entry.build(recipe, data_dir=folder, seed=1).build_model()

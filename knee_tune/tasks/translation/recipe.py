@@ -89,15 +89,18 @@ class TranslationRecipe(Recipe):
     """A Transformer on one prepared language pair, IWSLT'14 unless told otherwise.
 
     ``loss`` is the label-smoothed cross-entropy per target token in nats, ``ppl`` the exponential
-    of the plain one (fairseq's ``2 ** nll_loss``), ``bleu`` tokenised BLEU in percent.
+    of the plain one (fairseq's ``2 ** nll_loss``), ``word_ppl`` that of the same per word, ``bleu``
+    tokenised BLEU in percent. See :attr:`measures`.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="loss", direction="minimize"),
         Metric(name="ppl", direction="minimize"),
+        Metric(name="word_ppl", direction="minimize"),
         Metric(name="bleu", direction="maximize", percent=True),
     )
     watched: ClassVar[str] = "ppl"
+    counted: ClassVar[str] = "pairs"
     preparing: ClassVar[str] = "data prepare iwslt"
     """The command that prepares the data, with what it needs."""
 
@@ -148,6 +151,21 @@ class TranslationRecipe(Recipe):
         exclude_if=lambda chosen: not chosen,
         description="BLEU counts the parts of words-with-hyphens, as get_ende_bleu.sh does",
     )
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """See :class:`BaseRecipe`."""
+        hyphens = ", parts of words-with-hyphens counted" if self.split_compounds else ""
+        return {
+            "loss": "cross-entropy in nats per target token (piece of a word), smoothed by "
+            f"{self.label_smoothing:g}",
+            "ppl": "perplexity per target token; label smoothing not counted",
+            "word_ppl": "the same per word, as the target is tokenised; the end of a sentence "
+            "counts as one in both",
+            "bleu": "corpus BLEU of tokenised text with its case as it was prepared, in percent"
+            f"{hyphens}: multi-bleu's convention, not sacreBLEU's 13a; beam {self.beam}, length "
+            f"penalty {self.len_penalty:g}",
+        }
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -122,18 +122,24 @@ class TranslationTask(Task[TranslationRecipe]):
     def evaluate(
         self, model: nn.Module, group: Group, *, split: Split, final: bool
     ) -> Mapping[str, float]:
-        """Loss and perplexity per target token; ``final`` adds BLEU with beam search."""
+        """Loss, perplexity per target token and per word; ``final`` adds BLEU with beam search."""
         pairs = self._pairs(split)
         batches = self._by_length(pairs, limit=self._limit(split))
-        sums = torch.zeros(3, dtype=torch.float64, device=group.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=group.device)
+        last_pieces = self._last_pieces.to(group.device)
         for indices in batches[group.rank :: group.world_size]:
             group.alive()
             sample = self._collate(pairs, indices, group).sample
             loss, nll = self._family.losses(model, sample)
             tokens = sums.new_tensor(float(sample["ntokens"]))
-            sums += torch.stack([loss.double(), nll.double(), tokens])
-        loss_sum, nll_sum, token_sum = group.sum(sums.tolist())
-        metrics = {"loss": loss_sum / token_sum, "ppl": _exp(nll_sum / token_sum)}
+            words = last_pieces[sample["target"]].sum()
+            sums += torch.stack([loss.double(), nll.double(), tokens, words.double()])
+        loss_sum, nll_sum, token_sum, word_sum = group.sum(sums.tolist())
+        metrics = {
+            "loss": loss_sum / token_sum,
+            "ppl": _exp(nll_sum / token_sum),
+            "word_ppl": _exp(nll_sum / word_sum),
+        }
         if final:
             metrics["bleu"] = self._bleu(model, group, split)
         return metrics
@@ -252,6 +258,14 @@ class TranslationTask(Task[TranslationRecipe]):
         return UserError(
             f"recipe.data={self.recipe.data}: no {split} pair is as short as "
             f"max_source_positions={source} and max_target_positions={target}; raise them"
+        )
+
+    @cached_property
+    def _last_pieces(self) -> Tensor:
+        """By target symbol, whether a word ends with it (types,) bool; so does a sentence's end."""
+        _, target = self._vocabularies
+        return torch.tensor(
+            [not symbol.endswith("@@") and number != PAD for symbol, number in target.ids.items()]
         )
 
     def _limit(self, split: Split) -> int | None:
