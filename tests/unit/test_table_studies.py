@@ -323,6 +323,7 @@ def test_summaries_have_the_papers_numbers(number: int, shared: Path) -> None:
         _, budget, *numbers = [cell.strip() for cell in row.strip("|").split("|")]
         assert budget in line.budget
         # Table 6 ends with what it saves, in hours of a GPU.
-        assert [float(each) for each in numbers[: len(line.cells)]] == [
+        given = [each for each in numbers if each != "-"]
+        assert [float(each) for each in given[: len(line.cells)]] == [
             cell.paper for cell in line.cells
         ]
