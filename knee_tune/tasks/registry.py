@@ -111,6 +111,7 @@ _TABULAR = "knee_tune.tasks.tabular"
 _VISION = "knee_tune.tasks.vision"
 _TRANSLATION = "knee_tune.tasks.translation"
 _LANGUAGE = "knee_tune.tasks.language"
+_BERT = "knee_tune.tasks.bert"
 
 DIGITS = TaskEntry(
     recipe=f"{_TABULAR}.recipe:DigitsRecipe", task=f"{_TABULAR}.task:DigitsTask", fuses=True
@@ -135,6 +136,12 @@ TRANSLATION = TaskEntry(
     prepare=f"{_TRANSLATION}.prepare:prepare_own",
     extra="translation",
 )
+WMT14 = TaskEntry(
+    recipe=f"{_TRANSLATION}.recipe:Wmt14Recipe",
+    task=f"{_TRANSLATION}.task:TranslationTask",
+    prepare=f"{_TRANSLATION}.wmt14:prepare",
+    extra="translation",
+)
 CIFAR10 = TaskEntry(
     recipe=f"{_VISION}.recipe:Cifar10Recipe",
     task=f"{_VISION}.cifar10:Cifar10Task",
@@ -152,16 +159,31 @@ GPT = TaskEntry(
     task=f"{_LANGUAGE}.task:GptTask",
     prepare=f"{_LANGUAGE}.text:prepare",
 )
+BERT = TaskEntry(
+    recipe=f"{_BERT}.pretraining_recipe:BertRecipe",
+    task=f"{_BERT}.pretraining:BertTask",
+    prepare=f"{_BERT}.pretraining_text:prepare",
+    extra="language",
+)
+SQUAD = TaskEntry(
+    recipe=f"{_BERT}.squad_recipe:SquadRecipe",
+    task=f"{_BERT}.squad:SquadTask",
+    prepare=f"{_BERT}.squad_prepare:prepare",
+    extra="language",
+)
 
 TASKS: Mapping[str, TaskEntry] = {
     "digits": DIGITS,
     "digits-clean": DIGITS_CLEAN,
     "breast-cancer": BREAST_CANCER,
     "iwslt": IWSLT,
+    "wmt14": WMT14,
     "translation": TRANSLATION,
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,
     "gpt": GPT,
+    "bert": BERT,
+    "squad": SQUAD,
 }
 """Ours by name, known without a look at what is installed, which takes 0.1 s."""
 

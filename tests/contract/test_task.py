@@ -12,6 +12,7 @@ from knee_tune.errors import UserError
 from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.testing import Make, TaskContract, rows_of
+from tests.documents import put_documents
 from tests.generated_images import put_cifar10
 from tests.picture_folder import put_imagenet
 
@@ -67,12 +68,26 @@ def _other_pictures(_: pytest.MonkeyPatch, folder: Path) -> None:
     put_imagenet(folder, side=41)
 
 
+def _another_question(_: pytest.MonkeyPatch, folder: Path) -> None:
+    from knee_tune.tasks.bert.squad_demo import demo_articles
+    from knee_tune.tasks.bert.squad_prepare import prepare
+    from knee_tune.tasks.bert.squad_text import in_v1_form
+
+    other = folder / "squad-demo.json"
+    other.write_bytes(in_v1_form(demo_articles()).replace(b"What was the job?", b"Which trade?"))
+    prepare(data_root=folder, from_path=other)
+
+
 def _another_word(_: pytest.MonkeyPatch, folder: Path) -> None:
     from knee_tune.tasks.language.text import embedded_text, prepare
 
     other = folder / "persuasion.txt"
     other.write_bytes(embedded_text().replace(b"Finis", b"The end"))
     prepare(data_root=folder, from_path=other)
+
+
+def _other_documents(_: pytest.MonkeyPatch, folder: Path) -> None:
+    put_documents(folder, last="The end")
 
 
 TRANSLATION: dict[str, Any] = {
@@ -112,6 +127,12 @@ CASES = {
     "iwslt": Case(
         recipe=TRANSLATION, example_ids=_pair_ids, other_data=_another_sentence, together=False
     ),
+    "wmt14": Case(
+        recipe=TRANSLATION | {"accumulate": 2, "model": TRANSLATION["model"] | {"family": "torch"}},
+        example_ids=_pair_ids,
+        other_data=_another_sentence,
+        together=False,
+    ),
     "translation": Case(
         recipe=TRANSLATION | {"model": TRANSLATION["model"] | {"family": "torch"}},
         example_ids=_pair_ids,
@@ -149,6 +170,37 @@ CASES = {
         other_data=_another_word,
         together=True,
     ),
+    "bert": Case(
+        recipe={
+            "data": "documents",
+            "batch_size": 12,
+            "length": 16,
+            "next_sentence": True,
+            "model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 16},
+        },
+        example_ids=rows_of,
+        other_data=_other_documents,
+        together=True,
+        data=put_documents,
+    ),
+    "squad": Case(
+        recipe={
+            "data": "squad-demo",
+            "train_questions": 75,
+            "valid_questions": 10,
+            "batch_size": 12,
+            "max_length": 64,
+            "max_question_length": 16,
+            "stride": 24,
+            "model": {"size": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16}},
+        },
+        example_ids=lambda batch: [
+            tuple(tokens[there].tolist())
+            for tokens, there in zip(batch.tokens, batch.mask, strict=True)
+        ],
+        other_data=_another_question,
+        together=True,
+    ),
 }
 
 
@@ -158,6 +210,8 @@ def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     if found == "iwslt":
         pytest.importorskip("fairseq", reason="needs the translation extra")
+    if task_entry(found).extra == "language":
+        pytest.importorskip("transformers", reason="needs the language extra")
     if task_entry(found).extra == "vision":
         pytest.importorskip("torchvision", reason="needs the vision extra")
     return found
