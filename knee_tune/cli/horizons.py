@@ -147,12 +147,12 @@ def horizons(
 
 def print_horizons(console: Console, found: "Horizons") -> None:
     """A line for every horizon, whether the best seed LR moves, and what it cost."""
-    from knee_tune.records.shown import estimate, fraction_estimate, learning_rate, percent
+    from knee_tune.records.shown import learning_rate, number, percent
     from knee_tune.report.horizons import horizon_words
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("budget")
-    for column in ("steps", "seed LR", "explore", found.metric, "best seed LR", "decays"):
+    for column in ("steps", "seed LR", "explore", found.metric, "steps trained", "alone"):
         table.add_column(column, justify="right")
     for each in found.horizons:
         table.add_row(
@@ -160,9 +160,9 @@ def print_horizons(console: Console, found: "Horizons") -> None:
             f"{each.total_steps:,}",
             learning_rate(each.seed_lr),
             percent(each.explore_fraction),
-            estimate(each.value),
-            estimate(each.best_lr),
-            fraction_estimate(each.best_decay),
+            number(each.value.value),
+            f"{each.trained:,}",
+            f"{each.independent:,}",
         )
     console.print()
     console.print(table)

@@ -80,7 +80,9 @@ def horizons_report(
                 value=" → ".join(learning_rate(each.seed_lr) for each in found.horizons),
             ),
             Tile(
-                label="steps trained", value=f"{trained / independent:.0%}", note="of trials alone"
+                label="steps trained",
+                value=f"{trained / independent:.0%}",
+                note="of the same trials, each alone",
             ),
         ),
         sections=(
@@ -119,7 +121,7 @@ def _moves(found: Horizons) -> str:
     if not found.resolved:
         return (
             f"Whether the best seed LR moves with the horizon is not resolved: the exponent of its "
-            f"power law is {shown}, which may be zero."
+            f"power law is {shown}, the grid's steps included, which may be zero."
         )
     last = found.horizons[-1]
     further = found.lr_at(2 * last.total_steps)

@@ -7,6 +7,7 @@ fast is a question of the task, and one random seed does not answer it.
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pydantic import Field
 
@@ -31,6 +32,9 @@ class Horizon(Spec):
     best_lr: Estimate = Field(description="the seed LR that is best for each seed, by ratio")
     best_decay: Estimate = Field(description="share of the steps that decay, of the same trials")
     best_lrs: dict[int, float] = Field(description="by random seed")
+    lr_step: float = Field(
+        description="ratio of neighbouring seed LRs of the search space, at most"
+    )
     trained: int = Field(description="steps, over all attempts")
     independent: int = Field(description="steps of the same trials, each trained alone")
 
@@ -98,8 +102,9 @@ def _horizon(record: StudyRecord, budget: str) -> Horizon:
         explore_fraction=best.explore_fraction,
         value=mean_estimate(_values(best)),
         best_lr=_by_ratio([each.seed_lr for each in winners.values()]),
-        best_decay=mean_estimate(decays),
+        best_decay=_share(mean_estimate(decays)),
         best_lrs={seed: each.seed_lr for seed, each in winners.items()},
+        lr_step=max((right / left for left, right in pairwise(record.spec.seed_lrs)), default=1.0),
         trained=steps.trained,
         independent=steps.independent,
     )
@@ -124,6 +129,14 @@ def _best_of_seeds(record: StudyRecord) -> dict[int, TrialRecord]:
     return {seed: trial for seed, (_, trial) in sorted(found.items())}
 
 
+def _share(estimate: Estimate) -> Estimate:
+    """With an interval that ends at 0 and at 1."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    ends = {"low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
+    return estimate.model_copy(update=ends)
+
+
 def _by_ratio(values: Sequence[float]) -> Estimate:
     """The geometric mean with its interval."""
     logs = mean_estimate([math.log(value) for value in values])
@@ -135,16 +148,24 @@ def _by_ratio(values: Sequence[float]) -> Estimate:
 
 
 def _exponent(horizons: Sequence[Horizon]) -> Estimate | None:
-    """Slopes of log best LR by log steps, one for every random seed that all horizons have."""
+    """Slopes of log best LR by log steps, one for every random seed that all horizons have.
+
+    Seeds that agree on a point of the grid know it to half a step. So the interval is wider by what
+    half a step at both ends makes of the slope: a move by one step may be none.
+    """
     seeds = set[int].intersection(*({*each.best_lrs} for each in horizons))
     if len(horizons) < FEWEST or len(seeds) < FEWEST:
         return None
     steps = [math.log(each.total_steps) for each in horizons]
-    return mean_estimate(
-        [
-            statistics.linear_regression(
-                steps, [math.log(each.best_lrs[seed]) for each in horizons]
-            ).slope
-            for seed in sorted(seeds)
-        ]
-    )
+    slopes = [
+        statistics.linear_regression(
+            steps, [math.log(each.best_lrs[seed]) for each in horizons]
+        ).slope
+        for seed in sorted(seeds)
+    ]
+    found = mean_estimate(slopes)
+    assert found.low is not None, "there are seeds enough"
+    assert found.high is not None
+    one_step = math.log(max(each.lr_step for each in horizons)) / (steps[-1] - steps[0])
+    grid = one_step * (1 + 1e-9)  # rounding must not make a move of it
+    return found.model_copy(update={"low": found.low - grid, "high": found.high + grid})
