@@ -29,6 +29,7 @@ OF_EXTRAS = {
     ],
     "vision": ["torchvision"],
     "hf": ["transformers", "accelerate"],
+    "language": ["tokenizers", "timm.optim", "transformers.models.bert.modeling_bert"],
     "lightning": ["lightning.pytorch"],
 }
 

@@ -111,6 +111,7 @@ _TABULAR = "knee_tune.tasks.tabular"
 _VISION = "knee_tune.tasks.vision"
 _TRANSLATION = "knee_tune.tasks.translation"
 _LANGUAGE = "knee_tune.tasks.language"
+_BERT = "knee_tune.tasks.bert"
 
 DIGITS = TaskEntry(
     recipe=f"{_TABULAR}.recipe:DigitsRecipe", task=f"{_TABULAR}.task:DigitsTask", fuses=True
@@ -158,6 +159,12 @@ GPT = TaskEntry(
     task=f"{_LANGUAGE}.task:GptTask",
     prepare=f"{_LANGUAGE}.text:prepare",
 )
+SQUAD = TaskEntry(
+    recipe=f"{_BERT}.squad_recipe:SquadRecipe",
+    task=f"{_BERT}.squad:SquadTask",
+    prepare=f"{_BERT}.squad_prepare:prepare",
+    extra="language",
+)
 
 TASKS: Mapping[str, TaskEntry] = {
     "digits": DIGITS,
@@ -169,6 +176,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,
     "gpt": GPT,
+    "squad": SQUAD,
 }
 """Ours by name, known without a look at what is installed, which takes 0.1 s."""
 

@@ -201,7 +201,7 @@ def _save(model: TrainedModel, place: Path, *, run_id: str, logged: Any) -> Path
     served = serving.ServedTask()
     served.load(artifacts)
     examples = task.examples()
-    example: Any = examples if isinstance(examples[0], str) else np.asarray(examples)
+    example: Any = examples if isinstance(examples[0], str | dict) else np.asarray(examples)
     answers = served.predict(None, example)
     folder = place / "model"
     extra = f"[{entry.extra}]" if entry.extra else ""

@@ -1,9 +1,9 @@
 """The registered model, as code that travels with it: MLflow runs this file to load the model.
 
 No pickle: the weights are safetensors, everything else is JSON and the task's own asset files.
-Input is a list of raw inputs (sentences), an array (n, ...) of rows or images, or a data frame: one
-column of inputs, or one column per number. Output is a list with one answer per input, or an array
-(n, ...) of them (class scores).
+Input is a list of raw inputs (sentences, mappings of named texts), an array (n, ...) of rows or
+images, or a data frame: one column of inputs, one per name, or one per number. Output is a list
+with one answer per input, or an array (n, ...) of them (class scores).
 """
 
 import json
@@ -59,8 +59,10 @@ class ServedTask(PythonModel):
 def inputs_of(model_input: Any) -> Sequence[Any]:
     """The raw inputs in what MLflow hands over."""
     if isinstance(model_input, pd.DataFrame):
-        one_column = model_input.shape[1] == 1
-        return list(model_input.iloc[:, 0] if one_column else model_input.to_numpy())
+        if model_input.shape[1] == 1:
+            return list(model_input.iloc[:, 0])
+        numbers = all(map(pd.api.types.is_numeric_dtype, model_input.dtypes))
+        return list(model_input.to_numpy()) if numbers else model_input.to_dict("records")
     if isinstance(model_input, str):
         return [model_input]
     return list(np.asarray(model_input) if isinstance(model_input, np.ndarray) else model_input)

@@ -67,6 +67,16 @@ def _other_pictures(_: pytest.MonkeyPatch, folder: Path) -> None:
     put_imagenet(folder, side=41)
 
 
+def _another_question(_: pytest.MonkeyPatch, folder: Path) -> None:
+    from knee_tune.tasks.bert.squad_demo import demo_articles
+    from knee_tune.tasks.bert.squad_prepare import prepare
+    from knee_tune.tasks.bert.squad_text import in_v1_form
+
+    other = folder / "squad-demo.json"
+    other.write_bytes(in_v1_form(demo_articles()).replace(b"What was the job?", b"Which trade?"))
+    prepare(data_root=folder, from_path=other)
+
+
 def _another_word(_: pytest.MonkeyPatch, folder: Path) -> None:
     from knee_tune.tasks.language.text import embedded_text, prepare
 
@@ -155,6 +165,24 @@ CASES = {
         other_data=_another_word,
         together=True,
     ),
+    "squad": Case(
+        recipe={
+            "data": "squad-demo",
+            "train_questions": 75,
+            "valid_questions": 10,
+            "batch_size": 12,
+            "max_length": 64,
+            "max_question_length": 16,
+            "stride": 24,
+            "model": {"size": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16}},
+        },
+        example_ids=lambda batch: [
+            tuple(tokens[there].tolist())
+            for tokens, there in zip(batch.tokens, batch.mask, strict=True)
+        ],
+        other_data=_another_question,
+        together=True,
+    ),
 }
 
 
@@ -164,6 +192,8 @@ def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     if found == "iwslt":
         pytest.importorskip("fairseq", reason="needs the translation extra")
+    if task_entry(found).extra == "language":
+        pytest.importorskip("transformers", reason="needs the language extra")
     if task_entry(found).extra == "vision":
         pytest.importorskip("torchvision", reason="needs the vision extra")
     return found

@@ -361,6 +361,39 @@ def test_a_text_is_continued(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(answer) > len("To be")
 
 
+def test_a_question_is_answered_from_its_paragraph(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder's own folder may be gone as well."""
+    pytest.importorskip("transformers", reason="needs the language extra")
+    import pandas as pd  # type: ignore[import-untyped]
+
+    from knee_tune.tasks.bert.encoder import build_encoder, save_encoder
+    from knee_tune.tasks.bert.size import EncoderSize
+    from knee_tune.tasks.bert.squad_prepare import find_prepared
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    encoder = home.parent / "encoder"
+    encoder.mkdir()
+    folder, _ = find_prepared(home / "data", "squad-demo")
+    shutil.copy(folder / "vocab.txt", encoder)
+    size = EncoderSize(layers=1, width=16, heads=2, feed_forward=16)
+    save_encoder(build_encoder(size, vocabulary=600), encoder)
+    recipe = {"data": "squad-demo", "model": {"path": str(encoder)}}
+    registered = put(home, trained(home, "squad", seed=1, recipe=recipe))
+    shutil.rmtree(home / "data")
+    shutil.rmtree(encoder)
+
+    loaded = mlflow.pyfunc.load_model(registered.uri)
+
+    asked = {"question": "Where was Ada born?", "context": "Ada was born in Larne in 1850."}
+    for answers in (loaded.predict([asked, asked]), loaded.predict(pd.DataFrame([asked] * 2))):
+        assert len(answers) == 2
+        assert answers[0] in asked["context"]
+    with pytest.raises(mlflow.MlflowException, match="context"):
+        loaded.predict([{"question": "Where was Ada born?"}])
+
+
 def test_a_home_that_was_moved_keeps_its_runs_and_models_together(home: Path) -> None:
     registered = register(trained(home, "toy", seed=1), home=home, uri=local_store(home))
     moved = home.rename(home.with_name("moved"))

@@ -1,4 +1,4 @@
-"""A branch is the uninterrupted run, bit for bit: four tasks, 1 to 3 ranks, any knee, any crash.
+"""A branch is the uninterrupted run, bit for bit: several tasks, 1 to 3 ranks, any knee, any crash.
 
 Budgets are counted in epochs, a knee in steps. A run that shares nothing says what is right; the
 branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
@@ -79,11 +79,25 @@ GPT: dict[str, Any] = {
     "keep": "best",
     "model": {"layers": 2, "width": 16, "heads": 2, "context": 16, "dropout": 0.1},
 }
+SQUAD: dict[str, Any] = {
+    "epochs": 3,
+    "data": "squad-demo",
+    "train_questions": 64,
+    "valid_questions": 10,
+    "evaluations_per_epoch": 1,
+    "batch_size": 8,
+    "max_length": 64,
+    "max_question_length": 16,
+    "stride": 24,
+    "keep": "best",
+    "model": {"size": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16}},
+}
 BASES = {
     "iwslt": (IWSLT, "fairseq"),
     "translation": (IWSLT | {"model": IWSLT["model"] | {"family": "torch"}}, "sacrebleu"),
     "cifar10": (CIFAR10, "torchvision"),
     "gpt": (GPT, "torch"),
+    "squad": (SQUAD, "transformers"),
 }
 """Small recipes, and the library without which they are skipped; the other tasks are digits."""
 
@@ -227,6 +241,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "knee_tune.tasks.translation.fairseq_bridge",
             "knee_tune.tasks.vision.cifar10",
             "knee_tune.tasks.language.task",
+            "knee_tune.tasks.bert.squad",
         ],
     )
     yield runner
@@ -315,6 +330,7 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"task": "iwslt"}, id="iwslt"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
         pytest.param({"task": "gpt"}, id="gpt"),
+        pytest.param({"task": "squad"}, id="squad"),
     ],
 )
 def test_branches_are_the_uninterrupted_runs(

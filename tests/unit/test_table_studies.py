@@ -13,11 +13,7 @@ from knee_tune.config.study import ReferenceTable, StudySpec
 
 TABLE_16 = [name for name in available("studies") if name.startswith("table16-")]
 TABLE_15 = [name for name in available("studies") if name.startswith("table15-")]
-COMPARED = [
-    name
-    for name in available("studies")
-    if re.match(r"table(1|2|3|4|5|7|8|9|11|12|14|17|18|19|2[0-4])-", name)
-]
+COMPARED = [name for name in available("studies") if re.match(r"table(?!15|16)\d+-", name)]
 """Studies that train every row of a table."""
 
 NUMBER = re.compile(r"\d[\d.]*(?:e-\d)?")
@@ -61,6 +57,7 @@ def test_there_is_a_study_for_every_table() -> None:
         *(f"table{number}-iwslt" for number in (5, 7, 12, 14, 23, 24)),
         *(f"table{number}-wmt14" for number in (5, 7, 11, 21, 22)),
         *("table1-cifar10-tiny", "table14-iwslt-demo"),
+        *("table13-squad", "table25-squad"),
     }
     assert {"table15-iwslt", "table15-iwslt-sample", "table15-iwslt-demo"} == set(TABLE_15)
 
@@ -208,9 +205,10 @@ def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
         "imagenet": ("test_accuracy", "test_top5", "train_loss"),
         "iwslt": ("test_bleu", "train_ppl", "valid_ppl"),
         "wmt14": ("test_bleu", "train_ppl", "valid_ppl"),
+        "squad": ("test_em", "test_f1", "train_loss"),
     }[name.partition("-")[2]]
     table, paper = compared(name), list(papers_table(shared, number))
-    if number in (8, 9, 11, 12, 14):  # the last column is the budget
+    if number in (8, 9, 11, 12, 13, 14):  # the last column is the budget
         assert [row.epochs for row in table.rows] == [row[-1] for row in paper]
         paper = [row[:-1] for row in paper]
     assert numbers_of(table, *metrics) == paper
@@ -252,6 +250,17 @@ def test_wmt14_is_trained_as_the_paper_trains_it() -> None:
         rows = [row for row in compared(spec.name).rows if row.schedule == "knee"]
         knees = {row.epochs: row.explore_epochs for row in rows}
         assert knees.items() <= {(70, 50), (30, 25)}
+
+
+def test_squad_is_fine_tuned_as_the_paper_says() -> None:
+    """Section 5.3.5: Adam, 2 epochs at 3e-5, explore for one; A.5: one-cycle up to 1e-5."""
+    for name in ("table13-squad", "table25-squad"):
+        spec, rows = spec_of(name), compared(name).rows
+        assert (spec.recipe["optimizer"]["name"], spec.recipe["warmup_steps"]) == ("adam", 0)
+        assert (spec.recipe["batch_size"], spec.recipe["max_length"]) == (12, 384)
+        assert {row.schedule: row.explore_epochs for row in rows}["knee"] == 1
+        assert {row.seed_lr for row in rows if row.schedule != "one_cycle"} == {3e-5}
+    assert {row.seed_lr for row in rows if row.schedule == "one_cycle"} == {1e-5}
 
 
 def test_the_tables_in_small_have_the_rows_of_tables_1_and_3() -> None:
