@@ -4,14 +4,14 @@
 
 Files of the names and the format of the published ones: sentences of 25 words on average, of
 vocabularies as large as theirs for that many pairs, in Zipf's proportions. ``--split-at-blanks``
-leaves Moses' rules out, which take most of the time and no memory. Prints seconds by phase, the
-most memory that this process held, and what reading batches of 30,000 tokens costs one rank.
+leaves Moses' rules out, which take most of the time and no memory. Prints seconds of processor time
+by phase, the most memory that this process held, and what reading batches costs one rank.
 """
 
 import argparse
+import os
 import resource
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from knee_tune.tasks.translation import wmt14
 from knee_tune.tasks.translation.recipe import Wmt14Recipe
 from knee_tune.tasks.translation.task import TranslationTask
+from knee_tune.tasks.translation.text import tokenized
 from knee_tune.workers.group import Group
 
 AT_ONCE = 50_000
@@ -85,6 +86,11 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
+def processor_time() -> float:
+    """Seconds that a processor was at work for this process and those that it has ended."""
+    return sum(os.times()[:4])
+
+
 def split_at_blanks(lines: Iterable[str], language: str, **_: Any) -> Iterator[list[str]]:
     """Stand in for Moses' rules: the full stop is a word of its own."""
     for line in lines:
@@ -93,38 +99,38 @@ def split_at_blanks(lines: Iterable[str], language: str, **_: Any) -> Iterator[l
 
 def measure(folder: Path, pairs: int, *, cheap: bool) -> None:
     """Prepare and batch; print what it takes."""
-    began = time.monotonic()
+    began = processor_time()
     write_corpus(folder / "orig", pairs)
     size = sum(path.stat().st_size for path in (folder / "orig").iterdir())
-    print(f"{pairs:,} pairs, {size / 1e9:.2f} GB, generated in {time.monotonic() - began:.0f} s")
+    print(f"{pairs:,} pairs, {size / 1e9:.2f} GB, generated in {processor_time() - began:.0f} s")
 
-    phases: dict[str, float] = {}
-    last = [time.monotonic(), ""]
+    phase, since = "", processor_time()
 
-    def note(phase: str, _: float) -> None:
-        now = time.monotonic()
-        if last[1]:
-            phases[str(last[1])] = phases.get(str(last[1]), 0.0) + now - float(last[0])
-        if phase != last[1] and last[1]:
-            print(f"  {last[1]}: {phases[str(last[1])]:.0f} s, {memory():.2f} GiB", flush=True)
-        last[:] = [now, phase]
+    def note(now: str, _: float) -> None:
+        nonlocal phase, since
+        if now != phase:
+            if phase:
+                taken = processor_time() - since
+                print(f"  {phase}: {taken:.0f} s, {memory():.2f} GiB", flush=True)
+            phase, since = now, processor_time()
 
-    rules = split_at_blanks if cheap else wmt14.tokenized
+    began = since
+    rules = split_at_blanks if cheap else tokenized
     with mock.patch.object(wmt14, "tokenized", rules):
         prepared = wmt14.prepare(data_root=folder, from_path=folder / "orig", progress=note)
     note("", 1.0)
-    print(
-        f"prepared in {prepared.seconds:.0f} s, at most {memory():.2f} GiB: {prepared.contents()}"
-    )
+    taken = processor_time() - began
+    print(f"prepared in {taken:.0f} s ({prepared.seconds:.0f} s on the clock), ", end="")
+    print(f"at most {memory():.2f} GiB: {prepared.contents()}", flush=True)
 
     task = TranslationTask(Wmt14Recipe(), data_dir=folder, seed=1)
-    began = time.monotonic()
+    began = processor_time()
     steps = task.steps_per_epoch(Group())
-    print(f"batches of an epoch: {steps:,} steps, found in {time.monotonic() - began:.1f} s")
-    began, count = time.monotonic(), 0
+    print(f"batches of an epoch: {steps:,} steps, found in {processor_time() - began:.1f} s")
+    began, count = processor_time(), 0
     for _ in islice(task.train_batches(steps // 2, Group()), 200):
         count += 1
-    seconds = time.monotonic() - began
+    seconds = processor_time() - began
     print(f"{count / seconds:.0f} steps of 30,000 tokens read a second, {memory():.2f} GiB at most")
 
 
