@@ -232,6 +232,18 @@ class StudySpec(Spec):
             raise ValueError("pruning would bias the ridge: use none with goal ridge")
         return pruner
 
+    @field_validator("pruner")
+    @classmethod
+    def _phases_are_compared_alone(
+        cls, pruner: Pruner | None, info: ValidationInfo
+    ) -> Pruner | None:
+        if info.data.get("recipe", {}).get("phases") and pruner not in (None, "none", "knee"):
+            raise ValueError(
+                f"{pruner} would compare the losses of different phases (recipe.phases): use knee "
+                "or none"
+            )
+        return pruner
+
     @field_validator("compare")
     @classmethod
     def _rows_can_be_trained(cls, table: ReferenceTable | None) -> ReferenceTable | None:

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.config.recipe import Direction
 from knee_tune.study.bracket import BracketSampler
 from knee_tune.study.recovery import requeue
 from knee_tune.study.samplers import Axis, make_sampler
@@ -40,7 +41,9 @@ class Model(BaseSampler):
         raise AssertionError("every point is proposed as a whole")
 
 
-def search(*, seed: int = 0, centre: float = 0.008, direction: str = "minimize") -> optuna.Study:
+def search(
+    *, seed: int = 0, centre: float = 0.008, direction: Direction = "minimize"
+) -> optuna.Study:
     sampler = BracketSampler(
         Model(),
         seed_lrs=LRS,
