@@ -33,8 +33,8 @@ def prepare(
             parser=path_of,
             metavar="PATH",
             help="Folder or archive with the corpus; folder, archive or .npz file with the images; "
-            "file or folder with the text. (default: downloaded where it is published; of gpt and "
-            "bert the embedded text)",
+            "file or folder with the text or the questions. (default: downloaded where it is "
+            "published; of gpt and bert the embedded text, of squad generated questions)",
         ),
     ] = None,
     name: Annotated[
@@ -85,7 +85,7 @@ def prepare(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Make data ready to train on: a corpus (download, tokenize, clean, BPE, binarize), images, any
-    text."""
+    text, questions."""
     from knee_tune.commands.home import Home
     from knee_tune.commands.look import prepare_data, training_command
 

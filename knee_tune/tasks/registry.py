@@ -136,6 +136,12 @@ TRANSLATION = TaskEntry(
     prepare=f"{_TRANSLATION}.prepare:prepare_own",
     extra="translation",
 )
+WMT14 = TaskEntry(
+    recipe=f"{_TRANSLATION}.recipe:Wmt14Recipe",
+    task=f"{_TRANSLATION}.task:TranslationTask",
+    prepare=f"{_TRANSLATION}.wmt14:prepare",
+    extra="translation",
+)
 CIFAR10 = TaskEntry(
     recipe=f"{_VISION}.recipe:Cifar10Recipe",
     task=f"{_VISION}.cifar10:Cifar10Task",
@@ -171,6 +177,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "digits-clean": DIGITS_CLEAN,
     "breast-cancer": BREAST_CANCER,
     "iwslt": IWSLT,
+    "wmt14": WMT14,
     "translation": TRANSLATION,
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,

@@ -127,6 +127,12 @@ CASES = {
     "iwslt": Case(
         recipe=TRANSLATION, example_ids=_pair_ids, other_data=_another_sentence, together=False
     ),
+    "wmt14": Case(
+        recipe=TRANSLATION | {"accumulate": 2, "model": TRANSLATION["model"] | {"family": "torch"}},
+        example_ids=_pair_ids,
+        other_data=_another_sentence,
+        together=False,
+    ),
     "translation": Case(
         recipe=TRANSLATION | {"model": TRANSLATION["model"] | {"family": "torch"}},
         example_ids=_pair_ids,

@@ -382,7 +382,7 @@ def test_a_question_is_answered_from_its_paragraph(
 ) -> None:
     """The encoder's own folder may be gone as well."""
     pytest.importorskip("transformers", reason="needs the language extra")
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     from knee_tune.tasks.bert.encoder import build_encoder, save_encoder
     from knee_tune.tasks.bert.size import EncoderSize

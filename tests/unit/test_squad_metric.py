@@ -2,7 +2,10 @@
 
 import pytest
 
+from benchmarks.squad import answers_to, score
+from knee_tune.tasks.bert.squad_demo import demo_articles
 from knee_tune.tasks.bert.squad_metric import exact_match, f1, normalized
+from knee_tune.tasks.bert.squad_text import questions_of
 
 THIRD = 100 / 3
 
@@ -49,3 +52,10 @@ def test_the_best_of_all_golds_counts(
 ) -> None:
     assert exact_match(answer, golds) == em
     assert f1(answer, golds) == pytest.approx(share, abs=1e-9)
+
+
+def test_six_hundred_answers_score_as_torchmetrics_scores_them() -> None:
+    """Its version of the rule, in single precision, recorded with torchmetrics 1.9."""
+    questions = list(questions_of(demo_articles()))
+    found = score(questions, answers_to(questions))
+    assert found == pytest.approx((36.666668, 52.501556), abs=1e-4)

@@ -31,7 +31,7 @@ def windows(*answers: str, context: str = CONTEXT, **recipe: int) -> Windows:
         )
         for answer in answers
     ]
-    return Windows(questions, TOKENIZER, SquadRecipe(**settings))
+    return Windows(questions, TOKENIZER, SquadRecipe.model_validate(settings))
 
 
 def certain(made: Windows) -> Tensor:

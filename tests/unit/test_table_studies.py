@@ -14,11 +14,7 @@ from knee_tune.config.study import ReferenceTable, StudySpec
 
 TABLE_16 = [name for name in available("studies") if name.startswith("table16-")]
 TABLE_15 = [name for name in available("studies") if name.startswith("table15-")]
-COMPARED = [
-    name
-    for name in available("studies")
-    if re.match(r"table(1|2|3|4|5|7|8|9|10|13|14|17|18|19|20|25|26)-", name)
-]
+COMPARED = [name for name in available("studies") if re.match(r"table(?!15|16)\d+-", name)]
 """Studies that train every row of a table."""
 
 NUMBER = re.compile(r"\d[\d.]*(?:e-\d)?")
@@ -59,8 +55,9 @@ def test_there_is_a_study_for_every_table() -> None:
     assert set(COMPARED) == {
         *(f"table{number}-cifar10" for number in (1, 2, 3, 4, 9, 17, 18)),
         *(f"table{number}-imagenet" for number in (5, 8, 19, 20)),
-        *(f"table{number}-iwslt" for number in (5, 7, 14)),
-        "table1-cifar10-tiny",
+        *(f"table{number}-iwslt" for number in (5, 7, 12, 14, 23, 24)),
+        *(f"table{number}-wmt14" for number in (5, 7, 11, 21, 22)),
+        *("table1-cifar10-tiny", "table14-iwslt-demo"),
         *("table13-squad", "table25-squad"),
         *("table10-bert", "table26-bert"),
     }
@@ -200,7 +197,7 @@ def test_table_2_varies_the_epochs_at_the_finer_scale(shared: Path) -> None:
     [
         name
         for name in COMPARED
-        if re.match(r"table(8|9|\d\d)-", name) and not name.endswith("-bert")
+        if re.match(r"table(8|9|\d\d)-", name) and not name.endswith(("-bert", "-demo"))
     ],
 )
 def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
@@ -209,10 +206,11 @@ def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
         "cifar10": ("test_accuracy", "train_loss"),
         "imagenet": ("test_accuracy", "test_top5", "train_loss"),
         "iwslt": ("test_bleu", "train_ppl", "valid_ppl"),
+        "wmt14": ("test_bleu", "train_ppl", "valid_ppl"),
         "squad": ("test_em", "test_f1", "train_loss"),
     }[name.partition("-")[2]]
     table, paper = compared(name), list(papers_table(shared, number))
-    if number in (8, 9, 13, 14):  # the last column is the budget
+    if number in (8, 9, 11, 12, 13, 14):  # the last column is the budget
         assert [row.epochs for row in table.rows] == [row[-1] for row in paper]
         paper = [row[:-1] for row in paper]
     assert numbers_of(table, *metrics) == paper
@@ -234,6 +232,26 @@ def test_table_14_is_cutoff_as_its_authors_train_it() -> None:
         "consistency": "reference",
         "consistency_weight": 5,
     }
+
+
+def test_table_14_in_small_has_its_design_and_its_numbers() -> None:
+    whole, small = (spec_of(name) for name in ("table14-iwslt", "table14-iwslt-demo"))
+    rows, small_rows = compared("table14-iwslt").rows, compared("table14-iwslt-demo").rows
+    assert [row.metrics for row in rows] == [row.metrics for row in small_rows]
+    assert [row.epochs for row in rows] == [10 * row.epochs for row in small_rows]
+    for setting in ("cutoff", "keep"):
+        assert small.recipe[setting] == whole.recipe[setting]
+
+
+def test_wmt14_is_trained_as_the_paper_trains_it() -> None:
+    for number in (11, 21, 22):
+        spec = spec_of(f"table{number}-wmt14")
+        assert spec.recipe["tokens_per_step"] == 30_000
+        assert (spec.recipe["seed_lr"], spec.recipe["clip_norm"]) == (3e-4, 25)
+        assert (spec.recipe["model"]["dropout"], spec.recipe["optimizer"]["name"]) == (0.1, "radam")
+        rows = [row for row in compared(spec.name).rows if row.schedule == "knee"]
+        knees = {row.epochs: row.explore_epochs for row in rows}
+        assert knees.items() <= {(70, 50), (30, 25)}
 
 
 def test_squad_is_fine_tuned_as_the_paper_says() -> None:

@@ -45,6 +45,7 @@ class SquadRecipe(Recipe):
         Metric(name="loss", direction="minimize"),
     )
     watched: ClassVar[str] = "f1"
+    counted: ClassVar[str] = "questions"
 
     epochs: Epochs = 2
     evaluations_per_epoch: int = Field(default=2, gt=0)
@@ -79,6 +80,16 @@ class SquadRecipe(Recipe):
     evaluation_batch: int = Field(
         default=32, gt=0, description="windows of one evaluation batch of one rank"
     )
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """See :class:`BaseRecipe`."""
+        return {
+            "em": "percent of questions whose best answer is one of those that people gave, by the "
+            "rule of the official script for v1.1",
+            "f1": "words shared with the closest of those answers, by the same rule",
+            "loss": "nats per window: the mean of the cross-entropies of start and end",
+        }
 
     @property
     def context_tokens(self) -> int:

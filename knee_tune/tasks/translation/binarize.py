@@ -11,7 +11,7 @@ from knee_tune.tasks.prepared_folder import record_files, write_manifest
 from knee_tune.tasks.translation.binary import Sentences, binarize, read_binarized
 from knee_tune.tasks.translation.corpus import Corpus
 from knee_tune.tasks.translation.prepared import CODES, Manifest, read_manifest
-from knee_tune.tasks.translation.text import Bpe, Progress, silent
+from knee_tune.tasks.translation.text import Bpe, Progress, Rules, silent
 from knee_tune.tasks.translation.vocabulary import UNKNOWN, Vocabulary
 
 Text = tuple[list[str], list[str]]
@@ -47,6 +47,7 @@ def write_text(
     target: str,
     bpe: Bpe,
     joint_dictionary: bool = False,
+    rules: Rules = "iwslt14",
     dropped: int = 0,
     request: Mapping[str, Any],
     progress: Progress = silent,
@@ -86,6 +87,7 @@ def write_text(
         source=source,
         target=target,
         pairs=pairs,
+        rules=rules,
         tokens=tokens,
         unknown=unknown,
         dropped=dropped,

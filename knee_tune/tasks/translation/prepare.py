@@ -55,6 +55,21 @@ class PreparedCorpus(PreparedSet):
     overlap: Mapping[str, int]
     """Held-out pairs whose source sentence also occurs in the training text."""
 
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        began: float,
+        reused: bool = False,
+        warnings: tuple[str, ...] = (),
+    ) -> "PreparedCorpus":
+        """What ``manifest`` says of the set in ``folder``; ``began``: by the monotonic clock."""
+        shared = {key: getattr(manifest, key) for key in _SHARED}
+        seconds = time.monotonic() - began
+        return cls(folder=folder, seconds=seconds, reused=reused, warnings=warnings, **shared)
+
     def contents(self) -> str:
         """Sizes of the set, in a few words."""
         pairs = ", ".join(f"{count:,} {split}" for split, count in self.pairs.items())
@@ -114,15 +129,6 @@ def prepare(
         "lowercase": lowercase,
     }
 
-    def prepared(
-        manifest: Manifest, *, reused: bool, warnings: tuple[str, ...] = ()
-    ) -> PreparedCorpus:
-        shared = {key: getattr(manifest, key) for key in _SHARED}
-        seconds = time.monotonic() - began
-        return PreparedCorpus(
-            folder=folder, seconds=seconds, reused=reused, warnings=warnings, **shared
-        )
-
     downloads = from_path is None and not any(prefixes.values())
     if downloads:
         if archive is None:
@@ -133,7 +139,7 @@ def prepare(
         _check_downloadable(source, target)
         request["archive"] = archive.md5 or archive.name
         if manifest := finished(folder, request, force=force):
-            return prepared(manifest, reused=True)
+            return PreparedCorpus.of(manifest, folder, began=began, reused=True)
         from_path = download(archive, data_root / "downloads", progress=progress)
     with unpacked(from_path or Path(), expected="an archive of a corpus") as input_folder:
         corpus = find_corpus(
@@ -147,7 +153,7 @@ def prepare(
         if not downloads:
             request["files"] = [checksum(path) for path in corpus.files()]
             if manifest := finished(folder, request, force=force):
-                return prepared(manifest, reused=True)
+                return PreparedCorpus.of(manifest, folder, began=began, reused=True)
         with new_folder(folder) as partial:
             about: dict[str, Any] = {"name": name, "kind": corpus.kind, "request": request}
             warnings = corpus.remarks
@@ -169,7 +175,7 @@ def prepare(
                     progress=progress,
                     **about,
                 )
-    return prepared(manifest, reused=False, warnings=warnings)
+    return PreparedCorpus.of(manifest, folder, began=began, warnings=warnings)
 
 
 prepare_own = partial(prepare, archive=None, lowercase=False)

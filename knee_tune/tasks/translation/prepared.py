@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import Field
 
 from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, check_files
 from knee_tune.tasks.translation.recipe import DEMO, TranslationRecipe
-from knee_tune.tasks.translation.text import Bpe, moses
+from knee_tune.tasks.translation.text import Bpe, Rules, moses
 
 CODES = "bpe.codes"
 _AGAIN = "run 'knee-tune data prepare ... --force', or remove the folder to have the demo made anew"
@@ -26,6 +27,9 @@ class Manifest(Spec):
     source: str
     target: str
     lowercase: bool
+    # Not stored where it is the first: sets of before know no other.
+    rules: Rules = Field(default="iwslt14", exclude_if=lambda rules: rules == "iwslt14")
+    """How raw sentences become tokens."""
     pairs: dict[str, int]
     """Sentence pairs by split."""
     tokens: dict[str, int]
@@ -101,8 +105,8 @@ class Codec:
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder)
         self._lowercase = manifest.lowercase
-        self._source = moses(manifest.source)
-        self._target = moses(manifest.target)
+        self._source = moses(manifest.source, manifest.rules)
+        self._target = moses(manifest.target, manifest.rules)
         self._bpe = Bpe.read(folder / CODES)
 
     def encode(self, sentence: str) -> str:

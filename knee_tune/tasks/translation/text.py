@@ -1,6 +1,7 @@
 """From plain text to the pieces that a model reads, and back: Moses' rules, then BPE.
 
-The rules are those of fairseq's IWSLT'14 recipe: ``tokenizer.perl`` (on top of sacremoses),
+The rules are those of fairseq's recipes: ``tokenizer.perl`` (on top of sacremoses), for WMT'14
+``normalize-punctuation.perl`` and ``remove-non-printing-char.perl`` before it,
 ``clean-corpus-n.perl``, and byte-pair encoding (Sennrich et al., 2016) as subword-nmt does it: the
 same codes, in the format of its version 0.2, and the same pieces, ``@@`` after every one that does
 not end a word.
@@ -9,12 +10,16 @@ not end a word.
 import heapq
 import multiprocessing
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+import unicodedata
+from array import array
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from sys import intern
+from typing import Any, Literal
 
 from knee_tune.errors import UserError
 from knee_tune.workers.cores import usable_cores
@@ -28,6 +33,10 @@ HIGHEST_RATIO = 1.5
 
 CHUNK = 2000
 """Lines that a process tokenizes at a time."""
+
+Rules = Literal["iwslt14", "wmt14", "wmt14-test"]
+"""How raw text becomes tokens. ``wmt14``: punctuation is normalised, characters that do not print
+become blanks, and words are split at their hyphens; of test sets they are split, and no more."""
 
 Pair = tuple[str, str]
 
@@ -44,25 +53,45 @@ def silent(text: str, fraction: float) -> None:
     """The progress callback that shows nothing."""
 
 
+class _Printing(dict[int, str]):
+    """What ``str.translate`` makes of a character: a blank if Unicode has it in category C."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        self[code] = " " if unicodedata.category(character).startswith("C") else character
+        return self[code]
+
+
+_PRINTING = _Printing()
+
+
 class Moses:
     """Tokenizer and detokenizer of one language; unknown languages use the English rules."""
 
-    def __init__(self, language: str) -> None:
+    def __init__(self, language: str, rules: Rules = "iwslt14") -> None:
         # Imported here: its character tables take half a second to load.
         try:
-            from sacremoses import MosesDetokenizer, MosesTokenizer
+            from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
         except ImportError:
             raise UserError(
                 "sacremoses is missing: install the translation extra, "
                 "pip install 'knee-tune[translation]'"
             ) from None
 
+        self._normalizer: Any = None
+        if rules == "wmt14":
+            self._normalizer = MosesPunctNormalizer(lang=language, perl_parity=True)
+        self._split_hyphens = rules != "iwslt14"
         self._tokenizer: Any = MosesTokenizer(lang=language)
         self._detokenizer: Any = MosesDetokenizer(lang=language)
 
     def tokenize(self, line: str) -> str:
         """Tokens joined by blanks, special characters escaped (``&apos;``), as Moses does."""
-        tokens: str = self._tokenizer.tokenize(line, return_str=True)
+        if self._normalizer is not None:
+            line = self._normalizer.normalize(line).translate(_PRINTING)
+        tokens: str = self._tokenizer.tokenize(
+            line, return_str=True, aggressive_dash_splits=self._split_hyphens
+        )
         # Moses splits the period off the last word whatever the word is; sacremoses keeps it with
         # abbreviations ("etc.").
         return _FINAL_PERIOD.sub(" .", tokens)
@@ -74,9 +103,9 @@ class Moses:
 
 
 @cache
-def moses(language: str) -> Moses:
+def moses(language: str, rules: Rules = "iwslt14") -> Moses:
     """The (shared) Moses rules of ``language``."""
-    return Moses(language)
+    return Moses(language, rules)
 
 
 def tokenize_lines(
@@ -91,37 +120,56 @@ def tokenize_lines(
 
     ``workers`` defaults to the cores this process may use.
     """
-    chunks = [
-        (lines[start : start + CHUNK], language, lowercase) for start in range(0, len(lines), CHUNK)
-    ]
-    workers = min(workers or usable_cores(), len(chunks) // 5)
-    tokenized: list[str] = []
-    text = f"tokenize {language}"
+    chunks = -(-len(lines) // CHUNK)
+    workers = min(workers or usable_cores(), chunks // 5)
+    result: list[str] = []
+    for done, part in enumerate(
+        tokenized(lines, language, lowercase=lowercase, workers=workers), start=1
+    ):
+        progress(f"tokenize {language}", done / chunks)
+        result += part
+    progress(f"tokenize {language}", 1.0)
+    return result
+
+
+def tokenized(
+    lines: Iterable[str],
+    language: str,
+    *,
+    lowercase: bool = True,
+    rules: Rules = "iwslt14",
+    workers: int,
+) -> Iterator[list[str]]:
+    """Tokenize every line, in order, some thousand at a time; the lines may be endless."""
+    tokenize = partial(_tokenize_chunk, language=language, lowercase=lowercase, rules=rules)
+    rest = iter(lines)
+    chunks = iter(lambda: list(islice(rest, CHUNK)), [])
     if workers < 2:
-        for done, chunk in enumerate(chunks):
-            progress(text, done / len(chunks))
-            tokenized += _tokenize_chunk(chunk)
-    else:
-        # Spawned, not forked: the caller may run threads (a progress display).
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for done, part in enumerate(pool.map(_tokenize_chunk, chunks)):
-                progress(text, done / len(chunks))
-                tokenized += part
-    progress(text, 1.0)
-    return tokenized
+        yield from map(tokenize, chunks)
+        return
+    # Spawned, not forked: the caller may run threads (a progress display).
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: deque[Future[list[str]]] = deque()
+        for chunk in chunks:
+            waiting.append(pool.submit(tokenize, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _tokenize_chunk(chunk: tuple[Sequence[str], str, bool]) -> list[str]:
-    lines, language, lowercase = chunk
-    tokenized = map(moses(language).tokenize, lines)
-    return [line.lower() for line in tokenized] if lowercase else list(tokenized)
+def _tokenize_chunk(
+    lines: Sequence[str], *, language: str, lowercase: bool, rules: Rules
+) -> list[str]:
+    tokens = map(moses(language, rules).tokenize, lines)
+    return [line.lower() for line in tokens] if lowercase else list(tokens)
 
 
-def is_clean(source: str, target: str) -> bool:
+def is_clean(source: str, target: str, *, most: int = MOST_TOKENS) -> bool:
     """Check a tokenized training pair: not empty, not too long, of similar lengths."""
     shorter, longer = sorted((len(source.split()), len(target.split())))
-    return shorter >= 1 and longer <= MOST_TOKENS and longer <= HIGHEST_RATIO * shorter
+    return shorter >= 1 and longer <= most and longer <= HIGHEST_RATIO * shorter
 
 
 class Bpe:
@@ -214,14 +262,15 @@ def _learn(words: Mapping[str, int], merges: int, progress: Progress) -> list[Pa
     An entry is (-count, reversed order of the pair, pair); a pair is pushed whenever its count
     rises, so the newest entry is never below the truth.
     """
-    cut = [[*word[:-1], word[-1] + END] for word in words]
+    # Words of millions of types: every piece is one object, and places are numbers of 4 bytes.
+    cut = [[*map(intern, word[:-1]), intern(word[-1] + END)] for word in words]
     times = list(words.values())
     count: Counter[Pair] = Counter()
-    where: defaultdict[Pair, set[int]] = defaultdict(set)
+    where: defaultdict[Pair, array[int]] = defaultdict(lambda: array("I"))
     for index, pieces in enumerate(cut):
         for pair in zip(pieces, pieces[1:], strict=False):
             count[pair] += times[index]
-            where[pair].add(index)
+            where[pair].append(index)
 
     order: dict[str, tuple[int, ...]] = {}
 
@@ -249,7 +298,7 @@ def _learn(words: Mapping[str, int], merges: int, progress: Progress) -> list[Pa
             progress("learn BPE", len(learned) / merges)
 
         change: Counter[Pair] = Counter()
-        for index in where.pop(best):
+        for index in dict.fromkeys(where.pop(best)):
             cut[index] = _merge_counted(cut[index], best, times[index], change, index, where)
         for pair, difference in change.items():
             count[pair] += difference
@@ -265,7 +314,7 @@ def _merge_counted(
     times: int,
     change: Counter[Pair],
     index: int,
-    where: defaultdict[Pair, set[int]],
+    where: "defaultdict[Pair, array[int]]",  # an array cannot be subscripted in 3.11
 ) -> list[str]:
     """``_merge`` that also notes which pairs a word (``index``, seen ``times``) lost and gained."""
     first, second = pair
@@ -281,7 +330,7 @@ def _merge_counted(
             change[pieces[at - 1], piece] -= times
             gained = (merged[-1], new)
             change[gained] += times
-            where[gained].add(index)
+            where[gained].append(index)
         if merges:
             change[pair] -= times
         merged.append(new)
