@@ -224,13 +224,13 @@ def _facts(name: str) -> TaskFacts:
 
 def _schedules(spec: TableSpec) -> tuple[tuple[Knee, ...], ...]:
     facts = _facts(spec.name)
-    return tuple(
-        tuple(
-            knee_schedule(spec.recipe, facts, seed_lr=lr, explore_fraction=fraction)
-            for fraction in spec.fractions
-        )
-        for lr in spec.seed_lrs
-    )
+
+    def knee(lr: float, fraction: float) -> Knee:
+        schedule = knee_schedule(spec.recipe, facts, seed_lr=lr, explore_fraction=fraction)
+        assert isinstance(schedule, Knee), "these recipes have no phases"
+        return schedule
+
+    return tuple(tuple(knee(lr, fraction) for fraction in spec.fractions) for lr in spec.seed_lrs)
 
 
 def _path(folder: Path, spec: TableSpec, seed: int) -> Path:

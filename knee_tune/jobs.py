@@ -22,6 +22,7 @@ from knee_tune.plans.plan import (
     TestPlan,
     TrainPlan,
 )
+from knee_tune.schedules import Phased
 from knee_tune.scripts.job import run_script
 from knee_tune.scripts.watched import run_watched
 from knee_tune.tasks.base import FusableTask, Task
@@ -46,7 +47,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
             run = task_run(task, plan, group, channel)
             return run_watched(task, run) if plan.watched else run.run()
         case TestPlan():
-            model = _finished_model(task, plan.weights, group)
+            model = finished_model(task, plan.weights, group)
             metrics = evaluate(
                 task, model, watched, placement=plan.placement, split="test", final=True
             )
@@ -56,7 +57,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 )
             return Done(state="complete", result={"metrics": metrics})
         case AnalysePlan():
-            model = _finished_model(task, plan.weights, group)
+            model = finished_model(task, plan.weights, group)
             measured = analyse(task, plan, model, group, channel)
             if lost := non_finite(measured):
                 raise UserError(
@@ -88,6 +89,7 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
 
 def task_run(task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -> TrainingRun:
     """Return the run of ``plan``, where it starts: of a single model, or of the plan's replicas."""
+    task.phase_ends = plan.schedule.ends if isinstance(plan.schedule, Phased) else ()
 
     def learner(group: Group) -> Learner:
         if not plan.replicas:
@@ -99,7 +101,7 @@ def task_run(task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -
     return TrainingRun(task.recipe, plan, group, channel, learner)
 
 
-def _finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:
+def finished_model(task: Task[Any], weights: Path, group: Group) -> nn.Module:
     """Build the task's model with these weights; UserError if it cannot have them."""
     model = task.build_model().to(group.device)
     try:

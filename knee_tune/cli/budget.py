@@ -135,10 +135,10 @@ def budget(
         nproc=nproc,
         settings=settings or (),
         target=target,
-        budgets=_several("--budgets", budgets, int),
-        schedules=SCHEDULES if schedules is None else _several("--schedules", schedules, str),
-        seed_lrs=_several("--seed-lrs", seed_lrs, float),
-        explore_fractions=_several("--explore-fractions", explore_fractions, float),
+        budgets=several("--budgets", budgets, int),
+        schedules=SCHEDULES if schedules is None else several("--schedules", schedules, str),
+        seed_lrs=several("--seed-lrs", seed_lrs, float),
+        explore_fractions=several("--explore-fractions", explore_fractions, float),
     )
     options = GroupOptions(
         nproc=search.spec.nproc,
@@ -179,7 +179,7 @@ def _show(home: "Home", name: str | None, *, json: bool) -> None:
         print_budget(PlainConsole(), record)
 
 
-def _several(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T, ...]:
+def several(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T, ...]:
     """``10,20`` as numbers; nothing if the option was not given. UserError for anything else."""
     if text is None:
         return ()

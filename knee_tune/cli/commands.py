@@ -10,6 +10,7 @@ from knee_tune.cli.audit import audit
 from knee_tune.cli.budget import budget
 from knee_tune.cli.check import check
 from knee_tune.cli.data import data_app
+from knee_tune.cli.horizons import horizons
 from knee_tune.cli.look import best, dashboard, doctor, report, status, tasks
 from knee_tune.cli.reproduce import reproduce
 from knee_tune.cli.run import run
@@ -46,7 +47,7 @@ def _of_all(
 
 for command in (
     *(run, check, status, best, report, register, replay, audit),
-    *(budget, reproduce, tasks, dashboard, doctor),
+    *(horizons, budget, reproduce, tasks, dashboard, doctor),
 ):
     app.command()(command)
 

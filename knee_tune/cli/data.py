@@ -34,7 +34,7 @@ def prepare(
             metavar="PATH",
             help="Folder or archive with the corpus; folder, archive or .npz file with the images; "
             "file or folder with the text or the questions. (default: downloaded where it is "
-            "published; of gpt the embedded text, of squad generated questions)",
+            "published; of gpt and bert the embedded text, of squad generated questions)",
         ),
     ] = None,
     name: Annotated[
@@ -65,6 +65,14 @@ def prepare(
     joint_dictionary: Annotated[
         bool, typer.Option("--joint-dictionary", help="One vocabulary for both languages.")
     ] = False,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="FILE",
+            help="WordPiece vocabulary of bert, one entry a line. (default: learned from the text)",
+        ),
+    ] = None,
     lowercase: Annotated[
         bool | None,
         typer.Option(
@@ -93,6 +101,7 @@ def prepare(
         "bpe_codes": bpe_codes,
         "codes": codes,
         "joint_dictionary": joint_dictionary or None,
+        "vocabulary": vocabulary,
         "lowercase": lowercase,
         "force": force,
     }

@@ -74,16 +74,39 @@ def best(
             "--as", help="Print its schedule as a setting to paste; notes go to standard error."
         ),
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            parser=path_of,
+            metavar="DIR",
+            help="Write its model into a new folder, as other programs and tasks read it (bert).",
+        ),
+    ] = None,
+    row: Annotated[
+        int | None, typer.Option(min=1, help="With --save: the row of a comparison, from 1.")
+    ] = None,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:
-    """The winner so far: the seed LR and explore fraction to use, or its schedule as a setting.
+    """The winner so far: the seed LR and explore fraction to use, its schedule as a setting, or its
+    model.
 
     It is what fresh seeds have confirmed (--confirm), otherwise the best of the search.
     """
     from knee_tune.commands.home import Home, Places
     from knee_tune.commands.look import look_at_search
+
+    if save is not None:
+        from knee_tune.commands.export import save_model
+
+        places = Places.of(Home(home), storage=storage, tracking_uri="none")
+        saved = save_model(places, study, save, row=row)
+        typer.echo(f"{saved.name} is in {save}")
+        return
+    if row is not None:
+        raise UserError("`row`: goes with `save`; leave it out")
 
     if as_ is not None and json:
         raise UserError(

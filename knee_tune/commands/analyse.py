@@ -77,7 +77,7 @@ def analyse_study(
     refuse_missing(places.storage_url)
     study = load_study(open_storage(places.storage_url), name)
     spec = spec_of(study)
-    subjects = list(_subjects(places.home, study, spec, number=number, row=row))
+    subjects = list(subjects_of(places.home, study, spec, number=number, row=row))
     with reopen_workers(places.home, study, options) as workers, interruptible():
         analysed = []
         for subject in subjects:
@@ -109,10 +109,10 @@ def analyse_weights(
         return _analyse(workers, subject, analysis, lines, on_look)
 
 
-def _subjects(
+def subjects_of(
     home: Home, study: Study, spec: StudySpec, *, number: int | None, row: int | None
 ) -> Iterator[Subject]:
-    """What is to be analysed; UserError if it is not there."""
+    """The winner of a search or its trial of that number, or a row's runs; UserError for none."""
     record = study_record(study)
     if spec.compare is None and row is not None:
         raise UserError(f"`row` {row}: study {record.name} compares no rows; leave it out")

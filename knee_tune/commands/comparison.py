@@ -8,7 +8,7 @@ from knee_tune.commands.opened import OpenedStudy
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.planner import in_order, trunk_of
 from knee_tune.records.study import ComparedRun
-from knee_tune.schedules import Exploring
+from knee_tune.schedules import Exploring, Phased
 from knee_tune.study.attributes import known_compared, record_compared
 from knee_tune.study.events import Watcher
 from knee_tune.study.locks import take_claim
@@ -101,13 +101,14 @@ class _Comparison:
         schedule = self._opened.workers.rows[row]
         fraction = None
         if isinstance(schedule, Exploring):
-            fraction = (schedule.knee_step - schedule.warmup_steps) / schedule.total_steps
+            first = schedule.phases[0] if isinstance(schedule, Phased) else schedule
+            fraction = (first.knee_step - first.warmup_steps) / first.total_steps
         return ExtraRun(
             key=key_of(row, seed),
             name=f"{self._spec.compare.rows[row].shown}, seed {seed}",
             schedule=schedule,
             seed=seed,
-            label=schedule.name,
+            label=self._spec.compare.rows[row].schedule,
             explore_fraction=fraction,
         )
 

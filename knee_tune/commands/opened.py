@@ -112,7 +112,7 @@ def open_for_training(
             seed=spec.seed,
             axes=axes,
             start=spec_of(study).start,
-            centre=recipe.seed_lr if spec.tries_default else None,
+            centre=spec.centre or (recipe.seed_lr if spec.tries_default else None),
         )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(

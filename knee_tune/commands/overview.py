@@ -230,6 +230,15 @@ SUMMARIES: Mapping[str, tuple[Line, ...]] = {
             (27.35, "table21-wmt14", "cosine", 70, None),
             (27.29, "table21-wmt14", "linear", 70, None),
         ),
+        _line(
+            *("BERT", "31250 (iters)", "squad_f1", _FULL),
+            (91.51, "table10-bert", "knee", 31250, 15625),
+            (91.51, "table10-bert", "knee", 31250, 15625),
+            (91.34, "table10-bert", "linear", 31250, None),
+            None,
+            None,
+            (91.34, "table10-bert", "linear", 31250, None),
+        ),
     ),
     "table6": (
         _line(
@@ -259,6 +268,13 @@ SUMMARIES: Mapping[str, tuple[Line, ...]] = {
             (26.80, "table22-wmt14", "one_cycle", 30, None),
             (26.95, "table22-wmt14", "cosine", 30, None),
             (26.77, "table22-wmt14", "linear", 30, None),
+        ),
+        _line(
+            *("BERT", "20854 (iters)", "squad_f1", _SHORT),
+            (91.29, "table10-bert", "knee", 20854, 10427),
+            None,
+            None,
+            (90.64, "table10-bert", "linear", 20854, None),
         ),
     ),
     # The epochs that each schedule needs: the metric of ours at those epochs stands beside them.

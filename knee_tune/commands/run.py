@@ -29,7 +29,7 @@ from knee_tune.records.study import BaselineRecord, RunRecord, StudyRecord, Tria
 from knee_tune.records.values import Point, StepCount, point_of
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.report.wording import told
-from knee_tune.schedules import Decay, Knee
+from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.stats.estimates import judge
 from knee_tune.study.attributes import record_confirmation
 from knee_tune.study.driver import Driver
@@ -247,7 +247,9 @@ def _drive(
 ) -> None:
     workers, study = opened.workers, opened.study
 
-    def schedule(seed_lr: float, explore_fraction: float, decay: Decay | None = None) -> Knee:
+    def schedule(
+        seed_lr: float, explore_fraction: float, decay: Decay | None = None
+    ) -> Knee | Phased:
         return knee_schedule(
             workers.recipe,
             workers.facts,

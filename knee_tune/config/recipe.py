@@ -315,6 +315,16 @@ class Optimizer(Spec):
     )
 
 
+class Phase(Spec):
+    """A part of the budget with a Knee schedule of its own; tasks add what else it changes."""
+
+    share: float = Field(gt=0, lt=1, description="of the budget; those of all phases make 1")
+    lr_factor: float = Field(
+        default=1.0, gt=0, le=1e6, description="its LR while it explores, over the seed LR"
+    )
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="linear, as a share of its steps")
+
+
 class BaseRecipe(Spec):
     """What the engine asks of any recipe: of a task's own, and of a training script's.
 
@@ -355,6 +365,11 @@ class BaseRecipe(Spec):
         gt=0,
         exclude_if=lambda power: power == DEFAULT_POWER,
         description="exponent of the decay called power",
+    )
+    phases: tuple[Phase, ...] = Field(
+        default=(),
+        exclude_if=lambda phases: not phases,
+        description="Knee schedules behind each other; the searched explore fraction is of each",
     )
     amp: bool = Field(default=False, description="bf16 autocast on a GPU; a CPU stays in float32")
     keep: Keep = Field(
@@ -426,6 +441,17 @@ class BaseRecipe(Spec):
     def _power_has_a_use(self) -> Self:
         if self.decay_power != DEFAULT_POWER and self.decay != "power":
             raise ValueError(f"decay_power: only decay power has one, this is {self.decay}")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_make_a_whole(self) -> Self:
+        if not self.phases:
+            return self
+        shares = sum(phase.share for phase in self.phases)
+        if not math.isclose(shares, 1, rel_tol=1e-6):
+            raise ValueError(f"phases: their shares must make 1, not {shares:g}")
+        if self.warmup is not None or self.warmup_steps:
+            raise ValueError("phases: each has its own warmup; use warmup_steps=0 beside them")
         return self
 
     def with_warmup_of(self, budget: int) -> Self:

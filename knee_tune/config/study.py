@@ -53,7 +53,7 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 
 Goal = Literal["best", "ridge"]
 
-SEARCHING = ("trials", "target", "sampler", "start", "pruner", "goal", "confirm", "space")
+SEARCHING = ("trials", "target", "sampler", "start", "centre", "pruner", "goal", "confirm", "space")
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
@@ -195,6 +195,11 @@ class StudySpec(Spec):
         description="what gp and tpe begin with. bracket: seed LRs around the best one, at one "
         "explore fraction",
     )
+    centre: PositiveLR | None = Field(
+        default=None,
+        exclude_if=lambda centre: centre is None,
+        description="seed LR that the bracket begins at; None: the recipe's own",
+    )
     goal: Goal = Field(
         default="best",
         description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
@@ -230,6 +235,18 @@ class StudySpec(Spec):
     def _ridges_are_not_pruned(cls, pruner: Pruner | None, info: ValidationInfo) -> Pruner | None:
         if info.data.get("goal") == "ridge" and pruner not in (None, "none"):
             raise ValueError("pruning would bias the ridge: use none with goal ridge")
+        return pruner
+
+    @field_validator("pruner")
+    @classmethod
+    def _phases_are_compared_alone(
+        cls, pruner: Pruner | None, info: ValidationInfo
+    ) -> Pruner | None:
+        if info.data.get("recipe", {}).get("phases") and pruner not in (None, "none", "knee"):
+            raise ValueError(
+                f"{pruner} would compare the losses of different phases (recipe.phases): use knee "
+                "or none"
+            )
         return pruner
 
     @field_validator("compare")

@@ -15,6 +15,7 @@ from knee_tune.schedules import (
     Knee,
     Linear,
     OneCycle,
+    Phased,
     StepDecay,
 )
 from knee_tune.schedules.schedule import LRRange, as_stored
@@ -26,7 +27,7 @@ SCRIPT = "script"
 """The task of every plan whose training is somebody's script: the recipe says which."""
 
 Schedule = Annotated[
-    Knee | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant | LRRange,
+    Knee | Phased | StepDecay | Linear | Cosine | OneCycle | InverseSquareRoot | Constant | LRRange,
     Field(discriminator="name"),
     PlainSerializer(as_stored),
 ]

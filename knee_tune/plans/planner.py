@@ -21,9 +21,10 @@ from knee_tune.schedules import (
     Knee,
     Linear,
     OneCycle,
+    Phased,
     StepDecay,
 )
-from knee_tune.schedules.schedule import fitted_knee
+from knee_tune.schedules.schedule import fitted_knee, fitted_schedule
 
 BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant")
 """The schedules that can be trained beside a study."""
@@ -41,17 +42,17 @@ def knee_schedule(
     seed_lr: float,
     explore_fraction: float,
     decay: Decay | None = None,
-) -> Knee:
+) -> Knee | Phased:
     """The Knee schedule whose explore phase is ``explore_fraction`` of the budget.
 
-    ``decay``: its shape; the recipe's own if None.
+    Of a recipe with phases such a schedule in each. ``decay``: its shape; the recipe's own if None.
     """
-    total = budget_steps(recipe, facts)
-    return fitted_knee(
+    return fitted_schedule(
         seed_lr=seed_lr,
-        total_steps=total,
-        explore_steps=round(explore_fraction * total),
+        total_steps=budget_steps(recipe, facts),
+        explore_fraction=explore_fraction,
         warmup_steps=recipe.warmup_steps,
+        phases=recipe.phases,
         decay=decay or recipe.decay,
         final=recipe.final,
         decay_power=recipe.decay_power,
@@ -59,13 +60,24 @@ def knee_schedule(
 
 
 def check_warmup(recipe: BaseRecipe, facts: TaskFacts) -> None:
-    """Raise UserError unless the budget lasts longer than the warmup."""
+    """Raise UserError unless the budget lasts longer than the warmup, and every phase a step."""
     total = budget_steps(recipe, facts)
+    _check_phases(recipe, total)
     if recipe.warmup_steps >= total:
         raise UserError(
             f"recipe.warmup_steps={recipe.warmup_steps}: the budget is {total} steps "
             f"(recipe.{recipe.budget_field}={recipe.budget}), so all of it would be warmup; take "
             f"fewer steps of warmup or more {recipe.budget_field}"
+        )
+
+
+def _check_phases(recipe: BaseRecipe, total: int) -> None:
+    """Raise UserError where one of the recipe's phases has no step of a budget of ``total``."""
+    smallest = min((phase.share for phase in recipe.phases), default=1.0)
+    if smallest * total < 1:
+        raise UserError(
+            f"recipe.phases: the budget is {total} steps, of which a phase of {percent(smallest)} "
+            f"has none; take more {recipe.budget_field}"
         )
 
 
@@ -77,10 +89,10 @@ def distinct_fractions(
     They do where warmup leaves no room for them, or where the budget has few steps. Of several the
     paper's default stands for all, otherwise the smallest.
     """
-    same = defaultdict[int, list[float]](list)
+    same = defaultdict[Knee | Phased, list[float]](list)
     for fraction in sorted(explore_fractions):
         knee = knee_schedule(recipe, facts, seed_lr=recipe.seed_lr, explore_fraction=fraction)
-        same[knee.knee_step].append(fraction)
+        same[knee].append(fraction)
     return {
         DEFAULT_EXPLORE_FRACTION if DEFAULT_EXPLORE_FRACTION in each else each[0]: tuple(each)
         for each in same.values()
@@ -114,9 +126,11 @@ def baseline_schedule(
 
     The step schedule is section 5.3.2's: a tenth after half of the budget and after three quarters.
     One-cycle and step bring their own start; the others take the recipe's warmup. Budgets of one
-    or two steps have fewer boundaries.
+    or two steps have fewer boundaries. UserError for one that a recipe with phases has not.
     """
     total = budget_steps(recipe, facts)
+    if recipe.phases:
+        return phased_schedule(name, recipe, seed_lr=seed_lr, total_steps=total)
     if name == "step":
         boundaries = tuple(sorted({total // 2, total * 3 // 4} - {0}))
         return StepDecay(seed_lr=seed_lr, total_steps=total, boundaries=boundaries)
@@ -137,6 +151,38 @@ def plain_schedule(name: str, *, seed_lr: float, total_steps: int, warmup_steps:
     if name not in shapes:
         raise ValueError(f"no baseline schedule is called {name!r}")
     return shapes[name](seed_lr=seed_lr, total_steps=total_steps, warmup_steps=warmup_steps)
+
+
+def phased_schedule(
+    name: str,
+    recipe: BaseRecipe,
+    *,
+    seed_lr: float,
+    total_steps: int,
+    explore_fraction: float = 0.0,
+) -> Phased:
+    """A schedule of that name in each of the recipe's phases, with the phase's own warmup.
+
+    Linear decay is a Knee that does not explore. UserError for any that is no Knee.
+    """
+    if name not in ("knee", "linear"):
+        raise UserError(
+            f"`schedule` {name}: each of recipe.phases is a Knee or a linear decay; compare with "
+            "linear"
+        )
+    _check_phases(recipe, total_steps)
+    knee = name == "knee"
+    schedule = fitted_schedule(
+        seed_lr=seed_lr,
+        total_steps=total_steps,
+        explore_fraction=explore_fraction,
+        phases=recipe.phases,
+        decay=recipe.decay if knee else "linear",
+        final=recipe.final if knee else 0.0,
+        decay_power=recipe.decay_power,
+    )
+    assert isinstance(schedule, Phased), "the recipe has phases"
+    return schedule
 
 
 def steps_per_evaluation(recipe: BaseRecipe, facts: TaskFacts) -> int:
@@ -227,6 +273,15 @@ def row_schedule(
             f"{scale:g} its warmup is {warmup} steps, {beyond}; take fewer"
         )
 
+    if recipe.phases:
+        explored = (row.explore_epochs or 0) / row.epochs
+        return phased_schedule(
+            row.schedule,
+            recipe,
+            seed_lr=row.seed_lr,
+            total_steps=total,
+            explore_fraction=explored,
+        )
     if warmup >= total and row.schedule != "one_cycle":
         refuse_warmup(f"and its whole budget {total}")
     if row.schedule == "knee":

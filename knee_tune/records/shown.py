@@ -54,6 +54,8 @@ NAMES: Mapping[str, str] = {
     "word_ppl": "word perplexity",
     "bleu": "BLEU",
     "top5": "top-5 accuracy",
+    "em": "exact match",
+    "f1": "F1",
     "fisher": "Fisher score",
 }
 """Metrics whose short names not everybody knows."""

@@ -39,7 +39,7 @@ from knee_tune.report.wording import (
     short,
     unit_of,
 )
-from knee_tune.schedules import Knee
+from knee_tune.schedules import Knee, Phased
 from knee_tune.schedules.settings import PROJECTS, Format, Setting
 from knee_tune.schedules.settings import setting as project_setting
 from knee_tune.stats.comparison import PER_EPOCHS, Comparison, RowOutcome, Trend
@@ -124,7 +124,7 @@ def _answer_of_fresh_seeds(
     )
 
 
-def winner_knee(record: StudyRecord) -> Knee | None:
+def winner_knee(record: StudyRecord) -> Knee | Phased | None:
     """The schedule of the study's winner.
 
     None if no trial is complete, or if its steps are not known (of some earlier version's trials).
@@ -136,7 +136,7 @@ def winner_knee(record: StudyRecord) -> Knee | None:
     return knee_of(record, winner.trial or best.model_copy(update=point))
 
 
-def winner_setting(record: StudyRecord, knee: Knee, form: Format) -> Setting:
+def winner_setting(record: StudyRecord, knee: Knee | Phased, form: Format) -> Setting:
     """The winner's schedule as the project ``form`` writes it; ValueError if it cannot be said."""
     found = project_setting(knee, form)
     optimizer = record.spec.recipe.get("optimizer", {}).get("name")

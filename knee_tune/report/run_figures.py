@@ -7,7 +7,7 @@ from math import log10
 from typing import Any
 
 from knee_tune.analysis.range_curve import RangeReading, smoothed
-from knee_tune.config.recipe import Direction
+from knee_tune.config.recipe import Direction, Phase
 from knee_tune.records.findings import Confirmation, Importances
 from knee_tune.records.shown import explored, in_words, learning_rate, percent, setting
 from knee_tune.records.study import RunRecord, Steps, StudyRecord, TrialRecord
@@ -27,8 +27,8 @@ from knee_tune.report.plotting import (
     ramp,
     subplot,
 )
-from knee_tune.schedules import Knee, Schedule
-from knee_tune.schedules.schedule import fitted_knee
+from knee_tune.schedules import Knee, Phased, Schedule
+from knee_tune.schedules.schedule import fitted_schedule, phases_of
 
 MOST_CURVES = 10
 """Lines that can still be told apart."""
@@ -196,7 +196,7 @@ def _curve(
     """A run's curve, its knee on it, and its LR; the legend switches all three at once."""
     knee = knee_of(record, trial)
     points = [(each.step, each.metrics[metric]) for each in trial.curve if metric in each.metrics]
-    lr_steps = sorted({1, knee.warmup_steps or 1, max(1, knee.knee_step), knee.total_steps})
+    lr_steps = sorted({1, *_turns(knee)})
     pruned = trial.state == "pruned"
     shared = {"legendgroup": str(trial.number), "type": "scatter"}
     hover = setting(*trial.point)
@@ -234,14 +234,18 @@ def _curve(
     ]
 
 
-def knee_of(record: StudyRecord, trial: TrialRecord) -> Knee:
+def knee_of(record: StudyRecord, trial: TrialRecord) -> Knee | Phased:
     """The trial's schedule, from its point and its budget."""
     total, recipe = trial.steps_budget // record.spec.replicates, record.spec.recipe
-    return fitted_knee(
+    return fitted_schedule(
         seed_lr=trial.seed_lr,
         total_steps=total,
-        explore_steps=round(trial.explore_fraction * total),
+        explore_fraction=trial.explore_fraction,
         warmup_steps=int(recipe.get("warmup_steps", 0)),
+        phases=[
+            Phase(**{name: each[name] for name in Phase.model_fields if name in each})
+            for each in recipe.get("phases", ())
+        ],
         **{name: recipe[name] for name in ("decay", "final", "decay_power") if name in recipe}
         | ({"decay": trial.decay} if trial.decay else {}),
     )
@@ -308,8 +312,20 @@ def _lr_steps(schedule: Schedule) -> list[int]:
     total = schedule.total_steps
     ends = {getattr(schedule, name, total) for name in ("warmup_steps", "knee_step")}
     ends.update(getattr(schedule, "boundaries", ()))
+    if isinstance(schedule, Phased):
+        ends = _turns(schedule)
     turns = {step for end in ends for step in (end, end + 1) if 1 <= step <= total}
     return sorted({*range(1, total, max(1, total // POINTS)), *turns, total})
+
+
+def _turns(schedule: Knee | Phased) -> set[int]:
+    """The steps at which its LR turns: of each phase the last of warmup, explore and decay."""
+    turns, start = set[int](), 0
+    for knee in phases_of(schedule):
+        turns |= {start + (knee.warmup_steps or 1), start + max(1, knee.knee_step)}
+        start += knee.total_steps
+        turns.add(start)
+    return turns
 
 
 def _trace(

@@ -22,7 +22,7 @@ from knee_tune.records.shown import (
 )
 from knee_tune.records.values import Estimate
 
-IN_POINTS = ("accuracy", "top5", "bleu")
+IN_POINTS = ("accuracy", "top5", "bleu", "em", "f1")
 """Metrics in percent, as ours are: a difference of 0.1 is a tenth of a point."""
 
 

@@ -15,12 +15,13 @@ from knee_tune.schedules.schedule import (
     Knee,
     Linear,
     OneCycle,
+    Phased,
     Schedule,
     StepDecay,
     learning_rates,
 )
 
-Exploring = Knee | StepDecay | Constant
+Exploring = Knee | Phased | StepDecay | Constant
 """Schedules that hold their seed LR after the warmup, up to their ``knee_step``: they explore."""
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "LinearLR",
     "OneCycle",
     "OneCycleLR",
+    "Phased",
     "Schedule",
     "ScheduleLR",
     "StepDecay",

@@ -5,8 +5,10 @@ Each is a frozen dataclass whose ``lr`` is a pure function of the step.
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
 from knee_tune.schedules.decays import (
@@ -175,6 +177,122 @@ def warmup_steps_of(share: float, total_steps: int) -> int:
     return max(1, round(share * total_steps)) if share else 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phased(_Budgeted):
+    """Knees behind each other, the phases of one budget: each warms up, explores and decays.
+
+    BERT is trained so, on short texts first and on long ones then (Devlin et al., 2018). What runs
+    share, and where branches leave, is warmup and explore of the first phase.
+    """
+
+    phases: tuple[Knee, ...]
+    name: Literal["phased"] = "phased"
+
+    def __post_init__(self) -> None:
+        if sum(each.total_steps for each in self.phases) != self.total_steps:
+            raise ValueError(f"phases must take total_steps = {self.total_steps} together")
+        _Budgeted.__post_init__(self)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The last step of every phase."""
+        return tuple(accumulate(each.total_steps for each in self.phases))
+
+    @property
+    def warmup_steps(self) -> int:
+        """Those of the first phase."""
+        return self.phases[0].warmup_steps
+
+    @property
+    def knee_step(self) -> int:
+        """The last step before the first decay."""
+        return self.phases[0].knee_step
+
+    def lr(self, step: int) -> float:
+        """LR of update ``step`` = 1..total_steps."""
+        phase = phase_at(self.ends, step)
+        return self.phases[phase].lr(step - (0, *self.ends)[phase])
+
+    def with_decay_scale(self, scale: float) -> "Phased":
+        """The same schedule with such a decay in every phase (see :class:`Knee`)."""
+        return replace(self, phases=tuple(each.with_decay_scale(scale) for each in self.phases))
+
+
+class Phase(Protocol):
+    """What a recipe says of a phase."""
+
+    @property
+    def share(self) -> float:
+        """Of the budget."""
+        ...
+
+    @property
+    def lr_factor(self) -> float:
+        """Its explore LR over the seed LR."""
+        ...
+
+    @property
+    def warmup(self) -> float:
+        """Of its own steps."""
+        ...
+
+
+def fitted_schedule(
+    *,
+    seed_lr: float,
+    total_steps: int,
+    explore_fraction: float,
+    warmup_steps: int = 0,
+    phases: Sequence[Phase] = (),
+    decay: Decay = "linear",
+    final: float = 0.0,
+    decay_power: float = DEFAULT_POWER,
+) -> Knee | Phased:
+    """The schedule of a point of a search: a Knee that explores for ``explore_fraction`` of it.
+
+    With ``phases`` one such Knee for each, with a warmup of its own in place of ``warmup_steps``.
+    ValueError if a phase comes to no step.
+    """
+    if not phases:
+        return fitted_knee(
+            seed_lr=seed_lr,
+            total_steps=total_steps,
+            explore_steps=round(explore_fraction * total_steps),
+            warmup_steps=warmup_steps,
+            decay=decay,
+            final=final,
+            decay_power=decay_power,
+        )
+    ends = [round(total_steps * share) for share in accumulate(each.share for each in phases)]
+    ends[-1] = total_steps
+    return Phased(
+        seed_lr=seed_lr,
+        total_steps=total_steps,
+        phases=tuple(
+            fitted_knee(
+                seed_lr=seed_lr * each.lr_factor,
+                total_steps=steps,
+                explore_steps=round(explore_fraction * steps),
+                warmup_steps=warmup_steps_of(each.warmup, steps),
+                decay=decay,
+                final=final,
+                decay_power=decay_power,
+            )
+            for each, steps in zip(phases, (b - a for a, b in pairwise((0, *ends))), strict=True)
+        ),
+    )
+
+
+def phases_of(schedule: Knee | Phased) -> tuple[Knee, ...]:
+    """The phases of a schedule; of a Knee itself alone."""
+    return schedule.phases if isinstance(schedule, Phased) else (schedule,)
+
+
+def phase_at(ends: Sequence[int], step: int) -> int:
+    """The phase (from 0) of ``step``, by the last step of each; 0 if there are none."""
+    return min(bisect_left(ends, step), max(0, len(ends) - 1))
+
+
 _USUAL = {"decay": "linear", "final": 0.0, "decay_power": DEFAULT_POWER}
 
 
@@ -185,6 +303,8 @@ def as_stored(schedule: Schedule) -> dict[str, Any]:
     """
     fields = schedule.__dataclass_fields__  # type: ignore[attr-defined]  # of every one of them
     values = {name: getattr(schedule, name) for name in fields}
+    if isinstance(schedule, Phased):
+        values["phases"] = [as_stored(each) for each in schedule.phases]
     return {name: value for name, value in values.items() if _USUAL.get(name, ...) != value}
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from knee_tune.schedules.decays import DECAYS, DEFAULT_POWER, Decay, fraction_at
-from knee_tune.schedules.schedule import Knee
+from knee_tune.schedules.schedule import Knee, Phased
 
 Format = Literal["torch", "hf", "torchtitan", "megatron", "nanotron", "lightning", "yaml", "json"]
 
@@ -34,12 +34,17 @@ class _Project(NamedTuple):
     """Text and note, from a schedule and the project's name of its decay."""
 
 
-def setting(knee: Knee, form: Format) -> Setting:
+def setting(knee: Knee | Phased, form: Format) -> Setting:
     """``knee`` as the project ``form`` writes it.
 
     ValueError if it has no such decay: what it has, which of them is nearest, and who has it.
     """
     project = PROJECTS[form]
+    if isinstance(knee, Phased):
+        raise ValueError(
+            f"the schedule has {len(knee.phases)} phases, and a setting is of one Knee; write each "
+            "phase by hand"
+        )
     if not _decay_steps(knee):  # then nothing is said by how it would decay
         knee = replace(knee, decay="linear", final=0.0, decay_power=DEFAULT_POWER)
     if knee.decay not in project.decays:

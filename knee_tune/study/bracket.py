@@ -87,11 +87,13 @@ class BracketSampler(BaseSampler):
                 losses[params["seed_lr"]] = _loss(trial, minimize=minimize)
                 if None not in losses.values() and not self._missing(losses):
                     return None  # for good, whatever was found since
-        missing = self._missing(losses) if losses else [self._centre]
+        missing = self._missing(losses)
         return missing[self._seed % len(missing)] if missing else None
 
     def _missing(self, losses: Mapping[float, float | None]) -> list[float]:
-        """Seed LRs beside the best one, on the sides where there is no trial."""
+        """The centre, then seed LRs beside the best one, on the sides where there is no trial."""
+        if self._centre not in losses:
+            return [self._centre]
         finished = {lr: loss for lr, loss in losses.items() if loss is not None}
         best = min(finished, key=lambda lr: (finished[lr], lr), default=self._centre)
         sides = [([lr for lr in self._seed_lrs if lr < best], best / RATIO)]

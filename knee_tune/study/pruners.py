@@ -5,6 +5,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -19,8 +20,8 @@ from optuna.pruners import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from knee_tune.schedules import Knee
-from knee_tune.schedules.schedule import as_stored
+from knee_tune.schedules import Knee, Phased
+from knee_tune.schedules.schedule import as_stored, phase_at
 
 SCHEDULE = "schedule"
 """The trial's user attribute with the fields of its Knee schedule."""
@@ -46,9 +47,10 @@ class KneePruner(BasePruner):
       decay, once that share is ``min_progress``.
 
     A value between two evaluations of a comparator is interpolated. Compared are trials of the same
-    budget and number of replicates, and means over the same replicates. Warmup and last evaluation
-    are never pruned for being worse. A NaN prunes, wherever it is reported but at the end. Failed,
-    running and pruned trials are no comparators.
+    budget and number of replicates, and means over the same replicates. Of schedules with phases
+    each phase is compared alone, as a Knee of its own: losses of another one say nothing. Warmup
+    and last evaluation are never pruned for being worse. A NaN prunes, wherever it is reported but
+    at the end. Failed, running and pruned trials are no comparators.
 
     It must know each trial's schedule: see ``describe``. A trial without one is never pruned,
     and warns.
@@ -93,7 +95,10 @@ class KneePruner(BasePruner):
 
     @staticmethod
     def describe(
-        trial: optuna.Trial | optuna.trial.FixedTrial, schedule: Knee, *, replicates: int = 1
+        trial: optuna.Trial | optuna.trial.FixedTrial,
+        schedule: Knee | Phased,
+        *,
+        replicates: int = 1,
     ) -> None:
         """Tell the pruner a trial's schedule, before the trial's first report.
 
@@ -120,38 +125,39 @@ class KneePruner(BasePruner):
                 stacklevel=3,
             )
             return False
-        schedule, replicates = described
         value = sign * trial.intermediate_values[at]
-        peers = _peers(study, described)
-        self._warn_of_other_steps(trial, described, peers)
-        if at >= replicates * schedule.total_steps:
+        known = _known(study, described)
+        self._warn_of_other_steps(trial, described, known)
+        if at >= described.replicates * described.total_steps:
             return False  # it is over anyway
         if math.isnan(value):
             return True
-        if len(peers) < self._n_startup_trials:
+        if len(known) < self._n_startup_trials:
             return False
-        replicate, _ = locate(at, total_steps=schedule.total_steps)
-        first = replicate * schedule.total_steps + 1
-        recent = sorted(step for step in trial.intermediate_values if first <= step <= at)
+        phase, after = described.locate(at)
+        schedule = described.phases[phase]
+        peers = [_Peer(other.phases[phase], reports) for other, reports in known]
+        recent = sorted(step for step in trial.intermediate_values if after < step <= at)
         return len(recent) >= self._patience and all(
-            self._misses(trial, schedule, step, peers, sign=sign)
+            self._misses(trial, schedule, step, peers, after=after, sign=sign)
             for step in recent[: -self._patience - 1 : -1]
         )
 
     def _warn_of_other_steps(
-        self, trial: FrozenTrial, described: "_Described", peers: Sequence["_Peer"]
+        self, trial: FrozenTrial, described: "_Described", known: "_Known"
     ) -> None:
         """Warn, once, that reports and schedule count differently, in epochs and in steps say.
 
         They do where a report lies beyond the budget, or where a complete trial was reported for
         the last time before half of it.
         """
-        total = described.replicates * described.schedule.total_steps
+        total = described.replicates * described.total_steps
         reports: Mapping[int, float] = trial.intermediate_values
         if max(reports) <= total:
-            if not peers or not peers[0].reports or 2 * max(peers[0].reports) >= total:
+            _, first = known[0] if known else (None, None)
+            if not first or 2 * max(first) >= total:
                 return
-            reports = peers[0].reports
+            reports = first
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -168,16 +174,20 @@ class KneePruner(BasePruner):
         reported: int,
         peers: Sequence["_Peer"],
         *,
+        after: int,
         sign: int,
     ) -> bool:
-        """Tell whether what the trial reported there is not among the best."""
-        replicate, step = locate(reported, total_steps=schedule.total_steps)
+        """Tell whether what the trial reported there is not among the best.
+
+        The phase that ``schedule`` is of begins ``after`` that step.
+        """
+        step = reported - after
         if not self._acts(trial, schedule, step, peers):
             return False
         others = [
             sign * other
             for peer in peers
-            if (other := self._value_of(peer, schedule, replicate, step)) is not None
+            if (other := self._value_of(peer, schedule, step, after=after)) is not None
         ]
         value = sign * trial.intermediate_values[reported]
         return len(others) >= self._n_min_trials and is_outside(
@@ -200,7 +210,7 @@ class KneePruner(BasePruner):
         )
         return schedule.lr(step) <= self._max_lr_fraction * highest
 
-    def _value_of(self, peer: "_Peer", schedule: Knee, replicate: int, step: int) -> float | None:
+    def _value_of(self, peer: "_Peer", schedule: Knee, step: int, *, after: int) -> float | None:
         """A peer's value where it can be compared with this trial's; None if it never can."""
         same: float | None
         if self._align == "step":
@@ -214,16 +224,37 @@ class KneePruner(BasePruner):
             same = step_at_lr(peer.schedule, schedule.lr(step))
         if same is None:
             return None
-        return value_at(peer.reports, same, replicate=replicate, total_steps=schedule.total_steps)
+        return value_at(peer.reports, same, after=after, steps=schedule.total_steps)
 
 
 class _Described(NamedTuple):
-    schedule: Knee
+    phases: tuple[Knee, ...]
     replicates: int
+
+    @property
+    def steps(self) -> list[int]:
+        """Of each phase."""
+        return [each.total_steps for each in self.phases]
+
+    @property
+    def total_steps(self) -> int:
+        """Of one replicate."""
+        return sum(self.steps)
+
+    def locate(self, reported: int) -> tuple[int, int]:
+        """The phase (from 0) of what was reported there, and the step before its first one."""
+        replicate, step = locate(reported, total_steps=self.total_steps)
+        ends = [*accumulate(self.steps)]
+        phase = phase_at(ends, step)
+        return phase, replicate * self.total_steps + (0, *ends)[phase]
+
+
+_Known = Sequence[tuple[_Described, Mapping[int, float]]]
+"""Complete trials of the same budget, phases and replicates, with what they reported."""
 
 
 class _Peer(NamedTuple):
-    """A complete trial of the same budget and replicates."""
+    """One of them in the phase that is compared."""
 
     schedule: Knee
     reports: Mapping[int, float]
@@ -234,14 +265,15 @@ def _describe(trial: FrozenTrial) -> _Described | None:
     fields: Any = trial.user_attrs.get(SCHEDULE)
     replicates = trial.user_attrs.get(REPLICATES, 1)
     try:
-        schedule = _knee(*sorted(fields.items()))
+        each = fields.get("phases", [fields])
+        phases = tuple(_knee(*sorted(knee.items())) for knee in each)
     except (
         AttributeError,
         TypeError,
         ValueError,
     ):  # another schedule's, or somebody's own attribute
         return None
-    return _Described(schedule, replicates) if isinstance(replicates, int) else None
+    return _Described(phases, replicates) if isinstance(replicates, int) else None
 
 
 @lru_cache(maxsize=4096)  # every trial of a study is looked at in every evaluation of another
@@ -249,13 +281,13 @@ def _knee(*fields: tuple[str, Any]) -> Knee:
     return Knee(**dict(fields))
 
 
-def _peers(study: optuna.Study, described: _Described) -> list[_Peer]:
-    known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def _known(study: optuna.Study, described: _Described) -> _Known:
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [
-        _Peer(other.schedule, trial.intermediate_values)
-        for trial in known
+        (other, trial.intermediate_values)
+        for trial in complete
         if (other := _describe(trial)) is not None
-        and other.schedule.total_steps == described.schedule.total_steps
+        and other.steps == described.steps
         and other.replicates == described.replicates
     ]
 
@@ -319,21 +351,19 @@ def step_at_lr(schedule: Knee, lr: float) -> float | None:
     return None if progress is None else step_at_progress(schedule, progress)
 
 
-def value_at(
-    reports: Mapping[int, float], step: float, *, replicate: int, total_steps: int
-) -> float | None:
-    """Value of a run at ``step`` of a replicate: reported there, or between its neighbours.
+def value_at(reports: Mapping[int, float], step: float, *, after: int, steps: int) -> float | None:
+    """Value of a run at ``step`` of a stretch: reported there, or between its neighbours.
 
-    None before the replicate's first report, after its last one, and where a value is NaN.
+    The stretch, a replicate or a phase of one, is ``steps`` long and begins ``after`` that step.
+    None before its first report, after its last one, and where a value is NaN.
     """
-    before, last = replicate * total_steps, (replicate + 1) * total_steps
-    at = before + step
+    at, last = after + step, after + steps
     known = sorted(reports)
     above = bisect_left(known, at)
     if above == len(known) or known[above] > last:
         return None
     below = above if known[above] == at else above - 1
-    if below < 0 or known[below] <= before:
+    if below < 0 or known[below] <= after:
         return None
     left, right = known[below], known[above]
     share = (at - left) / (right - left) if left < right else 0.0

@@ -17,7 +17,7 @@ from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.study import Evaluation, ReplicateRecord
 from knee_tune.records.values import Point, RunEnd, StepCount, point_of
 from knee_tune.runs.locks import process_id
-from knee_tune.schedules import Decay, Knee
+from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
 from knee_tune.study.events import Ending, Recorder, RunEvents
 from knee_tune.study.pruners import KneePruner
@@ -46,7 +46,7 @@ class PlanMaker(Protocol):
 
     def __call__(
         self,
-        schedule: Knee,
+        schedule: Knee | Phased,
         *,
         log_key: str,
         seed: int,
@@ -66,7 +66,7 @@ class Search:
     axes: Axes
     seeds: Sequence[int]
     """Random seeds: every trial is trained once with each of them, its replicates."""
-    schedule: Callable[..., Knee]
+    schedule: Callable[..., Knee | Phased]
     """Of a point's values by the names of ``axes``."""
     plan: PlanMaker
     code: str = ""

@@ -37,10 +37,14 @@ class Task(ABC, Generic[R]):
         self.recipe = recipe
         self.data_dir = data_dir
         self.seed = seed
+        self.phase_ends: tuple[int, ...] = ()
+        """The last step of each phase of the run (see ``recipe.phases``); empty without phases."""
 
     def with_seed(self, seed: int) -> Self:
         """The same task with another random seed."""
-        return type(self)(self.recipe, data_dir=self.data_dir, seed=seed)
+        other = type(self)(self.recipe, data_dir=self.data_dir, seed=seed)
+        other.phase_ends = self.phase_ends
+        return other
 
     @abstractmethod
     def describe(self) -> tuple[str, dict[str, int]]:
@@ -118,6 +122,16 @@ class Task(ABC, Generic[R]):
     def assets(self) -> dict[str, Path]:
         """Files below ``data_dir`` (by relative name) that ``predict`` needs."""
         return {}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write ``model`` into the empty ``folder`` as other programs read it.
+
+        UserError where no other does.
+        """
+        raise UserError(
+            f"models of {type(self).__name__} have no form that others read; knee-tune register "
+            "makes one that answers"
+        )
 
     @abstractmethod
     def examples(self) -> list[Any]:

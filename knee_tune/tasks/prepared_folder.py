@@ -5,13 +5,15 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
+
+from filelock import FileLock
 
 from knee_tune.config.recipe import DATA_NAME, Spec
 from knee_tune.errors import UserError
@@ -122,6 +124,16 @@ def set_folder(data_root: Path, name: str) -> Path:
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists but is no prepared set: remove it or choose `name`")
     return folder
+
+
+def prepare_once(folder: Path, prepare: Callable[[], object]) -> None:
+    """Have a set made that is not there yet: once, however many ranks and drivers ask for it."""
+    if (folder / MANIFEST).exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not (folder / MANIFEST).exists():
+            prepare()
 
 
 @contextmanager

@@ -159,6 +159,12 @@ GPT = TaskEntry(
     task=f"{_LANGUAGE}.task:GptTask",
     prepare=f"{_LANGUAGE}.text:prepare",
 )
+BERT = TaskEntry(
+    recipe=f"{_BERT}.pretraining_recipe:BertRecipe",
+    task=f"{_BERT}.pretraining:BertTask",
+    prepare=f"{_BERT}.pretraining_text:prepare",
+    extra="language",
+)
 SQUAD = TaskEntry(
     recipe=f"{_BERT}.squad_recipe:SquadRecipe",
     task=f"{_BERT}.squad:SquadTask",
@@ -176,6 +182,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "cifar10": CIFAR10,
     "imagenet": IMAGENET,
     "gpt": GPT,
+    "bert": BERT,
     "squad": SQUAD,
 }
 """Ours by name, known without a look at what is installed, which takes 0.1 s."""

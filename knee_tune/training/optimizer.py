@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 
 from knee_tune.config.recipe import Optimizer
 from knee_tune.errors import UserError
-from knee_tune.schedules import Knee, Schedule
+from knee_tune.schedules import Knee, Phased, Schedule
 from knee_tune.tasks.base import Task
 
 Groups = list[dict[str, Any]]
@@ -97,7 +97,7 @@ def write_lrs(optimizer: optim.Optimizer, schedule: Schedule, step: int) -> None
     lr = schedule.lr(step)
     for group in optimizer.param_groups:
         scale, own = _decay_scale(group), lr
-        if isinstance(schedule, Knee) and scale != 1:
+        if isinstance(schedule, Knee | Phased) and scale != 1:
             own = _scaled(schedule, scale).lr(step)
         _write(group, own)
 
@@ -109,7 +109,7 @@ def write_lr(optimizer: optim.Optimizer, lr: float) -> None:
 
 
 @lru_cache(maxsize=64)  # asked for anew at every step
-def _scaled(schedule: Knee, scale: float) -> Knee:
+def _scaled(schedule: Knee | Phased, scale: float) -> Knee | Phased:
     return schedule.with_decay_scale(scale)
 
 

@@ -12,6 +12,7 @@ from knee_tune.errors import UserError
 from knee_tune.tasks.base import FusableTask, Task
 from knee_tune.tasks.registry import TASKS, task_entry
 from knee_tune.testing import Make, TaskContract, rows_of
+from tests.documents import put_documents
 from tests.generated_images import put_cifar10
 from tests.picture_folder import put_imagenet
 
@@ -83,6 +84,10 @@ def _another_word(_: pytest.MonkeyPatch, folder: Path) -> None:
     other = folder / "persuasion.txt"
     other.write_bytes(embedded_text().replace(b"Finis", b"The end"))
     prepare(data_root=folder, from_path=other)
+
+
+def _other_documents(_: pytest.MonkeyPatch, folder: Path) -> None:
+    put_documents(folder, last="The end")
 
 
 TRANSLATION: dict[str, Any] = {
@@ -164,6 +169,19 @@ CASES = {
         example_ids=rows_of,
         other_data=_another_word,
         together=True,
+    ),
+    "bert": Case(
+        recipe={
+            "data": "documents",
+            "batch_size": 12,
+            "length": 16,
+            "next_sentence": True,
+            "model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 16},
+        },
+        example_ids=rows_of,
+        other_data=_other_documents,
+        together=True,
+        data=put_documents,
     ),
     "squad": Case(
         recipe={

@@ -168,6 +168,13 @@ def test_best_is_the_best_of_the_status(home: Path) -> None:
     assert knee_tune("best", "--home", home).stdout.startswith("seed LR 0.05, explore ")
 
 
+def test_models_that_no_other_program_reads_are_not_saved(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    refused = knee_tune_here("best", "--save", folder, "--home", home, expect=2)
+    assert "models of DigitsTask have no form that others read" in refused.stderr
+    assert not folder.exists()
+
+
 def test_every_trial_is_a_run_below_the_run_of_its_study(home: Path) -> None:
     states = runs(home)
     study, *others = parents(home)

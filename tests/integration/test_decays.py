@@ -58,7 +58,7 @@ def test_a_grid_over_shapes_trains_every_trunk_once(tmp_path: Path) -> None:
     for trial in known:
         described = _describe(trial)
         assert described is not None
-        assert described.schedule == knee_schedule(bench.recipe, FACTS, **trial.params)
+        assert described.phases == (knee_schedule(bench.recipe, FACTS, **trial.params),)
     candidates = chosen(record, count=1, default=(0.05, 0.5, "linear"))
     assert [each.decay for each in candidates] == [best.decay, "linear"]
 

@@ -33,6 +33,7 @@ from knee_tune.tasks import registry as tasks
 from knee_tune.tracking import open_tracker
 from knee_tune.tracking.registry import register
 from knee_tune.tracking.store import connect, local_store
+from tests.documents import put_documents
 from tests.generated_images import generated_images, put_cifar10
 from tests.mlflow_stores import new_home
 from tests.picture_folder import CLASSES, make_pictures
@@ -359,6 +360,21 @@ def test_a_text_is_continued(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert answer.startswith("To be")
     assert len(answer) > len("To be")
+
+
+def test_masked_words_are_filled_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="needs the language extra")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    (home / "data").mkdir(exist_ok=True)
+    put_documents(home / "data")
+    size = {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 16}
+    recipe = {"data": "documents", "model": size, "length": 16, "batch_size": 4}
+    registered = put(home, trained(home, "bert", seed=1, recipe=recipe))
+    shutil.rmtree(home / "data")
+
+    (answer,) = mlflow.pyfunc.load_model(registered.uri).predict(["They went to [MASK]."])
+
+    assert len(answer.split(", ")) == 5
 
 
 def test_a_question_is_answered_from_its_paragraph(

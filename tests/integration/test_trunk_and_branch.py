@@ -1,4 +1,4 @@
-"""A branch is the uninterrupted run, bit for bit: several tasks, 1 to 3 ranks, any knee, any crash.
+"""A branch is the uninterrupted run, bit for bit: any task, 1 to 3 ranks, any knee, any crash.
 
 Budgets are counted in epochs, a knee in steps. A run that shares nothing says what is right; the
 branches of one trunk must end in the same state, with the same curve, metrics and kept weights.
@@ -28,13 +28,15 @@ from knee_tune.plans.plan import (
     checkpoint_paths,
     checkpoint_step,
 )
-from knee_tune.plans.planner import on_trunk, train_plan
-from knee_tune.schedules import Knee, StepDecay
+from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.schedules import StepDecay
 from knee_tune.tasks.registry import TASKS, task_entry
+from knee_tune.training import loop
 from knee_tune.training.checkpoint import WEIGHTS, load_checkpoint, run_fingerprint
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Callbacks, Channel, Decision, Failure, Outcome, Report
+from tests.documents import put_documents
 from tests.generated_images import put_cifar10
 from tests.integration import odd_tasks
 from tests.integration.runs import done, same
@@ -79,6 +81,22 @@ GPT: dict[str, Any] = {
     "keep": "best",
     "model": {"layers": 2, "width": 16, "heads": 2, "context": 16, "dropout": 0.1},
 }
+PHASES = [{"share": 0.75, "warmup": 0}, {"share": 0.25, "warmup": 0.2, "lr_factor": 0.5}]
+"""Of three epochs the first one ends after two and a quarter."""
+BERT: dict[str, Any] = {
+    "epochs": 24,
+    "evaluate_every": 4,
+    "data": "documents",
+    "batch_size": 6,
+    "accumulate": 2,
+    "next_sentence": True,
+    "phases": [
+        {"share": 0.75, "length": 12},
+        {"share": 0.25, "warmup": 0.2, "length": 24, "batch_size": 4},
+    ],
+    "model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 16, "positions": 24},
+}
+"""The first phase ends after 18 steps."""
 SQUAD: dict[str, Any] = {
     "epochs": 3,
     "data": "squad-demo",
@@ -97,6 +115,7 @@ BASES = {
     "translation": (IWSLT | {"model": IWSLT["model"] | {"family": "torch"}}, "sacrebleu"),
     "cifar10": (CIFAR10, "torchvision"),
     "gpt": (GPT, "torch"),
+    "bert": (BERT, "transformers"),
     "squad": (SQUAD, "transformers"),
 }
 """Small recipes, and the library without which they are skipped; the other tasks are digits."""
@@ -173,7 +192,8 @@ class Bench:
 
     @property
     def epoch(self) -> int:
-        return self.facts.steps_per_epoch
+        """Steps of an epoch; of a task whose budgets are steps, what stands for one."""
+        return 8 if self.facts.steps_per_epoch == 1 else self.facts.steps_per_epoch
 
     def plan(
         self,
@@ -184,11 +204,14 @@ class Bench:
         epochs: int = 3,
         seed_lr: float = 0.2,
     ) -> TrainPlan:
-        """A run that decays after step ``knee``; with a trunk if these steps are ``kept``."""
+        """A run that decays after step ``knee``; with a trunk if these steps are ``kept``.
+
+        Of a recipe with phases that is the first one's, and the others decay at the same fraction.
+        """
         with suppress(FileExistsError):
             (self.home / "trunks").mkdir()  # as the driver does
-        recipe = self.recipe.model_copy(update={"epochs": epochs})
         total = epochs * self.epoch
+        recipe = self.recipe.with_budget(total // self.facts.steps_per_epoch)
         order = TaskOrder(
             task=self.task,
             recipe=recipe.model_dump(),
@@ -197,12 +220,14 @@ class Bench:
             placement=Placement(world_size=self.ranks),
             log_dir=self.home / f"logs-{folder}",
         )
-        schedule = Knee(seed_lr=seed_lr, total_steps=total, explore_steps=knee)
+        first = total * (recipe.phases[0].share if recipe.phases else 1)
+        schedule = knee_schedule(recipe, self.facts, seed_lr=seed_lr, explore_fraction=knee / first)
+        assert schedule.knee_step == knee
         here = self.home / folder
         plan = train_plan(order, recipe, self.facts, schedule=schedule, checkpoint_dir=here)
         if kept is None:
             return plan
-        fractions = [step / total for step in kept]
+        fractions = [step / first for step in kept]
         return on_trunk(
             plan, recipe, self.facts, trunks=self.home / "trunks", explore_fractions=fractions
         )
@@ -241,6 +266,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
             "knee_tune.tasks.translation.fairseq_bridge",
             "knee_tune.tasks.vision.cifar10",
             "knee_tune.tasks.language.task",
+            "knee_tune.tasks.bert.pretraining",
             "knee_tune.tasks.bert.squad",
         ],
     )
@@ -252,6 +278,7 @@ def forkserver() -> Iterator[ForkserverRunner]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     put_cifar10(folder)
+    put_documents(folder)
     return folder
 
 
@@ -327,6 +354,7 @@ def test_a_step_schedule_branches_from_the_same_trunk(bench: MakeBench) -> None:
         pytest.param({"optimizer": {"name": "radam"}, "clip_norm": 1.0}, id="BatchNorm, RAdam"),
         pytest.param({"task": "worsening", "accumulate": 2}, id="best before the knee"),
         pytest.param({"task": "apart"}, id="groups with decays of their own"),
+        pytest.param({"task": "apart", "phases": PHASES}, id="phases"),
         pytest.param({"task": "iwslt"}, id="iwslt"),
         pytest.param({"task": "cifar10"}, id="cifar10"),
         pytest.param({"task": "gpt"}, id="gpt"),
@@ -346,6 +374,7 @@ def test_branches_are_the_uninterrupted_runs(
             {"task": "iwslt", "cutoff": {"share": 0.2}, "accumulate": 2, "keep": "average-2"},
             id="Cutoff, averaged",
         ),
+        pytest.param({"task": "bert"}, id="BERT, in phases"),
         pytest.param({"task": "translation", "cutoff": {"share": 0.2}}, id="without fairseq"),
         pytest.param({"task": "gpt", "optimizer": {"name": "muon"}}, id="Muon"),
     ],
@@ -354,6 +383,28 @@ def test_branches_of_two_ranks_are_the_uninterrupted_runs(
     variant: dict[str, Any], bench: MakeBench
 ) -> None:
     check_branches(bench(ranks=2, **variant))
+
+
+def test_a_branch_that_dies_in_its_second_phase_goes_on_there(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left the trunk in the first one, which ends after 18 steps."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    ours = bench("bert")
+    alone = ours.alone(knee=12)
+    ours.run(ours.plan("trunk", knee=16, kept=[12, 16]))
+
+    def dies(report: Report) -> bool:
+        if report.step == 24:
+            raise BrokenPipeError
+        return False
+
+    branch = ours.plan("branch", knee=12, kept=[12, 16])
+    with pytest.raises(BrokenPipeError):
+        ours.run(branch, dies)
+    again = ours.run(branch)
+    assert again.first_step == 20
+    assert same(again.result(), alone)
 
 
 def test_branches_are_the_uninterrupted_runs_with_more_ranks(bench: MakeBench) -> None:

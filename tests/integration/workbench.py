@@ -17,7 +17,7 @@ from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.records.values import Point
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
-from knee_tune.schedules import Decay, Knee
+from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.driver import Driver
 from knee_tune.study.events import Origin
 from knee_tune.study.locks import asking_lock
@@ -153,12 +153,12 @@ class Workbench:
             on_interrupt=patience_with(self.storage_url).interrupt,
         )
 
-    def _schedule(self, **point: Any) -> Knee:
+    def _schedule(self, **point: Any) -> Knee | Phased:
         return knee_schedule(self.recipe, FACTS, **point)
 
     def _plan(
         self,
-        schedule: Knee,
+        schedule: Knee | Phased,
         *,
         log_key: str,
         seed: int,

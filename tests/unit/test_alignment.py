@@ -87,13 +87,13 @@ REPORTS = {100: 1.0, 10: 8.0, 20: 4.0, 50: 1.0, 120: 3.0, 160: 5.0}
 def test_a_value_between_two_reports_of_a_replicate(
     step: float, replicate: int, value: float | None
 ) -> None:
-    found = pruners.value_at(REPORTS, step, replicate=replicate, total_steps=100)
+    found = pruners.value_at(REPORTS, step, after=100 * replicate, steps=100)
     assert found == pytest.approx(value)
 
 
 def test_the_next_replicate_is_no_neighbour() -> None:
-    assert pruners.value_at({50: 1.0, 150: 3.0}, 80, replicate=0, total_steps=100) is None
-    assert pruners.value_at({50: 1.0, 150: 3.0}, 20, replicate=1, total_steps=100) is None
+    assert pruners.value_at({50: 1.0, 150: 3.0}, 80, after=0, steps=100) is None
+    assert pruners.value_at({50: 1.0, 150: 3.0}, 20, after=100, steps=100) is None
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_the_next_replicate_is_no_neighbour() -> None:
 def test_a_value_beside_one_that_is_not_finite(
     left: float, right: float, between: float | None
 ) -> None:
-    assert pruners.value_at({10: left, 20: right}, 15, replicate=0, total_steps=100) == between
+    assert pruners.value_at({10: left, 20: right}, 15, after=0, steps=100) == between
 
 
 @pytest.mark.parametrize("value", [NAN, INF, 3.0])
 def test_a_value_at_a_report_is_the_reported_one(value: float) -> None:
-    found = pruners.value_at({5: 1.0, 10: value}, 10, replicate=0, total_steps=100)
+    found = pruners.value_at({5: 1.0, 10: value}, 10, after=0, steps=100)
     assert found == (None if math.isnan(value) else value)
 
 

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.config.recipe import Direction
 from knee_tune.study.bracket import BracketSampler
 from knee_tune.study.recovery import requeue
 from knee_tune.study.samplers import Axis, make_sampler
@@ -40,7 +41,9 @@ class Model(BaseSampler):
         raise AssertionError("every point is proposed as a whole")
 
 
-def search(*, seed: int = 0, centre: float = 0.008, direction: str = "minimize") -> optuna.Study:
+def search(
+    *, seed: int = 0, centre: float = 0.008, direction: Direction = "minimize"
+) -> optuna.Study:
     sampler = BracketSampler(
         Model(),
         seed_lrs=LRS,
@@ -128,6 +131,13 @@ def test_a_trial_that_goes_on_under_another_number_counts_once() -> None:
     requeue(study, study.trials[0])
     assert ask(study)[1] == 0.008  # taken up again
     assert {ask(study)[1] for _ in range(2)} == {0.004, 0.016}
+
+
+def test_it_begins_at_its_centre_also_where_the_default_lies_elsewhere() -> None:
+    study = search(centre=0.002)
+    study.enqueue_trial({"seed_lr": 0.016, "explore_fraction": 0.4})
+    assert bracket(study, distance_to(0.002)) == [0.016, 0.002, 0.001]
+    assert bracket(study, distance_to(0.002)) == []
 
 
 def test_the_queued_default_is_the_centre() -> None:

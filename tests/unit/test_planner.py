@@ -28,7 +28,9 @@ def facts(steps_per_epoch: int) -> TaskFacts:
 
 def knee(fraction: float, *, total: int, warmup: int = 0) -> Knee:
     recipe = DigitsRecipe(epochs=1, warmup_steps=warmup)
-    return knee_schedule(recipe, facts(total), seed_lr=0.1, explore_fraction=fraction)
+    schedule = knee_schedule(recipe, facts(total), seed_lr=0.1, explore_fraction=fraction)
+    assert isinstance(schedule, Knee)
+    return schedule
 
 
 def test_the_budget_is_counted_in_steps() -> None:

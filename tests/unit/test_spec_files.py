@@ -104,7 +104,7 @@ def test_an_installed_package_brings_its_own_files(
 @pytest.mark.parametrize(
     ("task", "study", "message"),
     [
-        ("digit", None, "task digit: not known; did you mean 'digits'? known: breast-cancer, "),
+        ("digit", None, "task digit: not known; did you mean 'digits'? known: bert, "),
         (None, "iwslt-ful-budget", "study iwslt-ful-budget: not known; did you mean 'iwslt-full"),
         ("iwslt", "digits-default", "digits-default.yaml is a study of task digits"),
         (None, None, "give `task` or `study`"),

@@ -97,7 +97,7 @@ def test_an_encoder_that_does_not_fit_is_refused(data: Path, encoder: Path) -> N
     save_encoder(build_encoder(SIZE, vocabulary=100), encoder)
     with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, its embeddings 100"):
         task(data, encoder).build_model()
-    with pytest.raises(UserError, match=r"^recipe\.model\.path=.*/nowhere: neither vocab\.txt"):
+    with pytest.raises(UserError, match=r"^recipe\.model\.path=.*/nowhere: no such folder"):
         task(data, encoder.parent / "nowhere").build_model()
     with pytest.raises(UserError, match=r"^recipe\.model\.path=null: give the folder"):
         task(data, None).build_model()

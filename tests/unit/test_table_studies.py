@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -58,6 +59,7 @@ def test_there_is_a_study_for_every_table() -> None:
         *(f"table{number}-wmt14" for number in (5, 7, 11, 21, 22)),
         *("table1-cifar10-tiny", "table14-iwslt-demo"),
         *("table13-squad", "table25-squad"),
+        *("table10-bert", "table26-bert"),
     }
     assert {"table15-iwslt", "table15-iwslt-sample", "table15-iwslt-demo"} == set(TABLE_15)
 
@@ -195,7 +197,7 @@ def test_table_2_varies_the_epochs_at_the_finer_scale(shared: Path) -> None:
     [
         name
         for name in COMPARED
-        if re.match(r"table(8|9|\d\d)-", name) and not name.endswith("-demo")
+        if re.match(r"table(8|9|\d\d)-", name) and not name.endswith(("-demo", "-bert"))
     ],
 )
 def test_schedules_have_the_papers_numbers(name: str, shared: Path) -> None:
@@ -263,6 +265,32 @@ def test_squad_is_fine_tuned_as_the_paper_says() -> None:
     assert {row.seed_lr for row in rows if row.schedule == "one_cycle"} == {1e-5}
 
 
+def test_bert_is_pre_trained_as_the_paper_says(shared: Path) -> None:
+    """Section 5.3.3: two phases, 10 % warmup and 50 % explore in each, linear decay beside it."""
+    spec, rows = spec_of("table10-bert"), compared("table10-bert").rows
+    phases = [(each["share"], each["warmup"], each["length"]) for each in spec.recipe["phases"]]
+    assert phases == [(0.9, 0.1, 128), (0.1, 0.1, 512)]
+    assert (spec.recipe["optimizer"]["name"], spec.recipe["batch_size"]) == ("lamb", 16384)
+    paper = [
+        tuple(number for number in row if number != 2019)  # the year of the baseline
+        for row in papers_table(shared, 10)
+    ]
+    ours = numbers_of(compared("table10-bert"), "squad_f1", "train_loss")
+    assert [(*row, each.epochs) for row, each in zip(ours, rows, strict=True)] == paper
+    for row in (*rows, *compared("table26-bert").rows):
+        assert row.explore_epochs == (row.epochs // 2 if row.schedule == "knee" else None)
+
+
+def test_table_26_has_the_mean_of_three_trials(shared: Path) -> None:
+    text = (shared / "paper" / "wide-minima-density-hypothesis.txt").read_text()
+    table = [line for line in text[: text.index("Table 26: ")].splitlines() if line[:1] == "|"]
+    trials = [[float(number) for number in NUMBER.findall(line)] for line in table[-3:]]
+    rows = compared("table26-bert").rows
+    for row, (*three, mean, _) in zip(rows, trials, strict=True):
+        assert row.metrics["squad_f1"] == mean
+        assert row.std["squad_f1"] == pytest.approx(stdev(three), abs=0.005)
+
+
 def test_the_tables_in_small_have_the_rows_of_tables_1_and_3() -> None:
     small = compared("table1-cifar10-tiny").rows
     for number, metric in ((1, "test_accuracy"), (1, "train_loss"), (3, "sharpness")):
@@ -313,6 +341,7 @@ def test_summaries_have_the_papers_numbers(number: int, shared: Path) -> None:
         _, budget, *numbers = [cell.strip() for cell in row.strip("|").split("|")]
         assert budget in line.budget
         # Table 6 ends with what it saves, in hours of a GPU.
-        assert [float(each) for each in numbers[: len(line.cells)]] == [
+        given = [each for each in numbers if each != "-"]
+        assert [float(each) for each in given[: len(line.cells)]] == [
             cell.paper for cell in line.cells
         ]

@@ -63,6 +63,8 @@ def read_tokenizer(folder: Path, *, named: str) -> Tokenizer:
     It neither pads nor cuts what it encodes. ``named``: what an error calls the folder. UserError
     if there is none, or it is damaged, of another kind, or without BERT's special tokens.
     """
+    if not folder.is_dir():
+        raise UserError(f"{named}: no such folder; it needs {TOKENIZER} or {VOCABULARY}")
     try:
         if (folder / TOKENIZER).is_file():
             tokenizer = _read_whole(folder / TOKENIZER)

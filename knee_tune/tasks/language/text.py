@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from knee_tune.config.recipe import Spec
@@ -23,11 +22,11 @@ from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.language.recipe import DEFAULT_TEXT
 from knee_tune.tasks.prepared_folder import (
-    MANIFEST,
     FileRecord,
     PreparedSet,
     check_files,
     new_folder,
+    prepare_once,
     record_files,
     set_folder,
     write_manifest,
@@ -93,7 +92,7 @@ def prepare(
     UserError for everything wrong with the input; nothing is half-written.
     """
     began = time.monotonic()
-    folder = set_folder(data_root, name or _usual_name(from_path))
+    folder = set_folder(data_root, name or usual_name(from_path))
     origin = EMBEDDED.name if from_path is None else str(from_path.resolve())
 
     def prepared(manifest: TextManifest, *, reused: bool) -> PreparedText:
@@ -110,7 +109,7 @@ def prepare(
     if folder.exists() and not force:
         known = read_manifest(folder, verify=True)
         digest = sha256()
-        for block in _blocks(from_path):
+        for block in text_blocks(from_path):
             digest.update(block)
         if digest.hexdigest() == known.files[TEXT].sha256:
             return prepared(known, reused=True)
@@ -120,7 +119,7 @@ def prepare(
         )
     with new_folder(folder) as partial:
         with (partial / TEXT).open("wb") as file:
-            for block in _blocks(from_path):
+            for block in text_blocks(from_path):
                 file.write(block)
         size = (partial / TEXT).stat().st_size
         if size < FEWEST:
@@ -143,12 +142,8 @@ def find_prepared(data_dir: Path, name: str) -> tuple[Path, TextManifest]:
     The text itself is not looked at. UserError if there is no such set.
     """
     folder = data_dir / name
-    if name == DEFAULT_TEXT and not (folder / MANIFEST).exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        # Once, however many ranks and drivers ask at the same time.
-        with FileLock(data_dir / f".{name}.lock"):
-            if not (folder / MANIFEST).exists():
-                prepare(data_root=data_dir)
+    if name == DEFAULT_TEXT:
+        prepare_once(folder, lambda: prepare(data_root=data_dir))
     return folder, read_manifest(folder)
 
 
@@ -183,9 +178,10 @@ def embedded_text() -> bytes:
     return text
 
 
-def _usual_name(path: Path | None) -> str:
+def usual_name(path: Path | None, *, default: str = DEFAULT_TEXT) -> str:
+    """What a set is called unless somebody says so: as its file or folder, or as the default."""
     if path is None:
-        return DEFAULT_TEXT
+        return default
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip(".-_")[:64] or TEXT
 
 
@@ -194,8 +190,8 @@ def _cut(size: int) -> dict[str, int]:
     return {"train": train, "valid": valid, "test": size - train - valid}
 
 
-def _blocks(path: Path | None) -> Blocks:
-    """The text, block after block; UserError for what is none."""
+def text_blocks(path: Path | None) -> Blocks:
+    """The text of a file or folder, or the embedded one, in blocks; UserError for what is none."""
     if path is None:
         yield embedded_text()
     elif path.is_dir():

@@ -1,0 +1,193 @@
+"""The report on several horizons: the metric and the best setting against the total steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from knee_tune.config.study import StudySpec
+from knee_tune.records.shown import (
+    estimate,
+    fraction_estimate,
+    in_words,
+    learning_rate,
+    percent,
+    sentence,
+)
+from knee_tune.records.values import Estimate
+from knee_tune.report.document import Report, ReportContext, Section, Table, Tile, written_at
+from knee_tune.report.plotting import ACCENT, BLUE, GREEN, axis, bars, figure
+from knee_tune.stats.horizons import FEWEST, Horizon, Horizons
+
+Figure = dict[str, Any]
+
+
+class HorizonsReport(Report):
+    """The report of ``knee-tune horizons``."""
+
+    found: Horizons = Field(description="all numbers")
+
+
+def horizons_report(
+    found: Horizons, *, name: str, spec: StudySpec, context: ReportContext
+) -> HorizonsReport:
+    """Everything about the horizons; ``spec`` is that of the smallest one's study."""
+    metric = in_words(found.metric)
+    table = Table(
+        caption=f"The best trial of every horizon, by {metric}; estimates over random seeds",
+        columns=(
+            *("budget", "total steps", "seed LR", "explore", sentence(metric)),
+            *("best seed LR of each seed", "share that decays"),
+        ),
+        rows=tuple(
+            (
+                each.budget,
+                f"{each.total_steps:,}",
+                learning_rate(each.seed_lr),
+                percent(each.explore_fraction),
+                estimate(each.value),
+                estimate(each.best_lr),
+                fraction_estimate(each.best_decay),
+            )
+            for each in found.horizons
+        ),
+    )
+    trained = sum(each.trained for each in found.horizons)
+    independent = sum(each.independent for each in found.horizons)
+    cost = Table(
+        caption="Steps; a horizon's trunks go on from those of the shorter ones",
+        columns=("budget", "trained", "of the same trials, each trained alone", "share"),
+        rows=tuple(
+            (each.budget, f"{each.trained:,}", f"{each.independent:,}", _share(each))
+            for each in found.horizons
+        ),
+    )
+    return HorizonsReport(
+        study=name,
+        task=spec.subject,
+        preset=spec.preset,
+        description=spec.description,
+        written=written_at(context),
+        metric=found.metric,
+        direction=found.direction,
+        environment=context.environment,
+        replay=context.replay,
+        left_out=() if found.exponent else (_no_exponent(),),
+        tiles=(
+            Tile(label="horizons", value=str(len(found.horizons))),
+            Tile(
+                label="best seed LR",
+                value=" → ".join(learning_rate(each.seed_lr) for each in found.horizons),
+            ),
+            Tile(
+                label="steps trained",
+                value=f"{trained / independent:.0%}",
+                note="of the same trials, each alone",
+            ),
+        ),
+        sections=(
+            Section(key="answer", title="The answer", words=horizon_words(found), tables=(table,)),
+            Section(
+                key="metric", title=f"{sentence(metric)} by horizon", figures=("metric",), wide=True
+            ),
+            Section(
+                key="setting",
+                title="How the best setting moves",
+                figures=("seed_lr", "decay"),
+                wide=True,
+            ),
+            Section(key="cost", title="What it cost", tables=(cost,)),
+            Section(key="again", title="Every horizon is a study", commands=context.replay),
+        ),
+        figures=horizon_figures(found),
+        found=found,
+    )
+
+
+def horizon_words(found: Horizons) -> tuple[str, ...]:
+    """What to use at each horizon, and whether the best seed LR moves."""
+    used = "; ".join(
+        f"{each.budget}: seed LR {learning_rate(each.seed_lr)}, explore "
+        f"{percent(each.explore_fraction)}"
+        for each in found.horizons
+    )
+    return (sentence(f"{used}."), _moves(found))
+
+
+def _moves(found: Horizons) -> str:
+    if found.exponent is None:
+        return f"Whether the best seed LR moves with the horizon is not told: {_no_exponent()}"
+    shown = estimate(found.exponent, sign=True)
+    if not found.resolved:
+        return (
+            f"Whether the best seed LR moves with the horizon is not resolved: the exponent of its "
+            f"power law is {shown}, the grid's steps included, which may be zero."
+        )
+    last = found.horizons[-1]
+    further = found.lr_at(2 * last.total_steps)
+    assert further is not None, "it is resolved"
+    return (
+        f"The best seed LR moves with the horizon: a power law of exponent {shown}. At twice the "
+        f"longest horizon it gives {further:.3g}; nothing was trained there."
+    )
+
+
+def _no_exponent() -> str:
+    return f"a power law needs {FEWEST} horizons and {FEWEST} random seeds (replicates) at least."
+
+
+def _share(each: Horizon) -> str:
+    return f"{each.trained / each.independent:.0%}" if each.independent else ""
+
+
+def horizon_figures(found: Horizons) -> dict[str, Figure]:
+    """The metric, the best seed LR and the best decay share against the total steps."""
+    each = found.horizons
+    metric = sentence(in_words(found.metric))
+    return {
+        "metric": _against_steps(
+            each, [h.value for h in each], title=metric, colour=BLUE, log=True
+        ),
+        "seed_lr": _against_steps(
+            each, [h.best_lr for h in each], title="Best seed LR", colour=ACCENT, log=True
+        ),
+        "decay": _against_steps(
+            each,
+            [h.best_decay for h in each],
+            title="Share of the steps that decay",
+            colour=GREEN,
+            tickformat=".0%",
+            rangemode="tozero",
+        ),
+    }
+
+
+def _against_steps(
+    horizons: Sequence[Horizon],
+    values: Sequence[Estimate],
+    *,
+    title: str,
+    colour: str,
+    log: bool = False,
+    **settings: Any,
+) -> Figure:
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [each.total_steps for each in horizons],
+        "y": [each.value for each in values],
+        "error_y": bars(values, colour=colour),
+        "text": [each.budget for each in horizons],
+        "hovertemplate": "%{text}, %{x:,} steps: %{y:.4g}<extra></extra>",
+        "marker": {"color": colour, "size": 9},
+        "line": {"color": colour, "width": 1.5},
+        "showlegend": False,
+    }
+    scale = {"type": "log"} if log else {}
+    return figure(
+        [trace],
+        x=axis("Total steps", type="log"),
+        y=axis(title, **scale, **settings),
+        title={"text": f"{title} by horizon"},
+        height=360,
+    )

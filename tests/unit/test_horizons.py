@@ -1,0 +1,128 @@
+"""Searches at several horizons: the best setting of each, and whether it moves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from knee_tune.commands.horizons import resolve_horizons
+from knee_tune.config.study import StudySpec
+from knee_tune.errors import UserError
+from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.report.document import ReportContext, as_html
+from knee_tune.report.horizons import horizon_words, horizons_report
+from knee_tune.stats.horizons import Horizons, horizons_of
+
+LRS = (0.001, 0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008)
+
+
+def spec(**changes: Any) -> StudySpec:
+    space = {"seed_lr": {"values": LRS}, "explore_fraction": {"values": (0.5, 0.8)}}
+    recipe = {"seed_lr": 0.002, "warmup_steps": 10}
+    return StudySpec.model_validate(
+        {"name": "h", "task": "toy", "preset": "p", "recipe": recipe, "space": space} | changes
+    )
+
+
+def search(total_steps: int, best: Sequence[float]) -> StudyRecord:
+    """A search whose random seeds have their best loss at these LRs, one for each, at 80 %."""
+
+    def trial(number: int, lr: float) -> TrialRecord:
+        losses = {seed: abs(LRS.index(lr) - LRS.index(at)) for seed, at in enumerate(best)}
+        return TrialRecord(
+            number=number,
+            seed_lr=lr,
+            explore_fraction=0.8,
+            state="complete",
+            value=sum(losses.values()) / len(losses),
+            replicates=tuple(
+                ReplicateRecord(seed=seed, state="complete", value=float(loss))
+                for seed, loss in losses.items()
+            ),
+            steps_trained=total_steps,
+            steps_budget=total_steps * len(losses),
+        )
+
+    return StudyRecord(
+        name=f"h-{total_steps}",
+        task="toy",
+        metric="valid_loss",
+        direction="minimize",
+        trials=tuple(trial(number, lr) for number, lr in enumerate(LRS)),
+        spec=spec(),
+    )
+
+
+def found(best: Mapping[int, Sequence[float]]) -> Horizons:
+    return horizons_of([search(*each) for each in best.items()], [f"{steps}s" for steps in best])
+
+
+MOVES = found(
+    {100: (0.008, 0.008, 0.008), 400: (0.004, 0.004, 0.0028), 1600: (0.002, 0.0014, 0.002)}
+)
+
+
+def test_the_best_of_every_horizon_with_its_decay_share() -> None:
+    first, _, last = MOVES.horizons
+    assert (first.seed_lr, first.explore_fraction, first.total_steps) == (0.008, 0.8, 100)
+    assert first.best_decay.value == pytest.approx(0.1)  # 10 of 100 steps warm up
+    assert last.best_decay.value == pytest.approx(1 - 0.8 - 10 / 1600)
+    assert last.best_lrs == {0: 0.002, 1: 0.0014, 2: 0.002}
+
+
+def test_a_power_law_is_told_where_seeds_agree_beyond_the_grid() -> None:
+    assert MOVES.exponent is not None
+    assert MOVES.exponent.value == pytest.approx(-0.54, abs=0.03)
+    assert MOVES.resolved
+    further = MOVES.lr_at(3200)
+    assert further is not None
+    assert 0.001 < further < 0.0016
+    assert "power law of exponent -0.54" in horizon_words(MOVES)[1]
+
+
+def test_one_step_of_the_grid_resolves_nothing() -> None:
+    """Three seeds that all say one point, and its neighbour at the last horizon."""
+    still = found({100: (0.004,) * 3, 200: (0.004,) * 3, 400: (0.0028,) * 3})
+    assert not still.resolved
+    assert still.lr_at(800) is None
+    assert "not resolved" in horizon_words(still)[1]
+
+
+@pytest.mark.parametrize(
+    "best", [{100: (0.008,), 400: (0.004,), 1600: (0.002,)}, {100: (0.008,) * 3}]
+)
+def test_too_few_seeds_or_horizons_tell_no_power_law(best: Mapping[int, Sequence[float]]) -> None:
+    assert found(best).exponent is None
+    assert "needs 3 horizons and 3 random seeds" in horizon_words(found(best))[1]
+
+
+def test_the_page_draws_metric_lr_and_decay_against_the_steps() -> None:
+    report = horizons_report(MOVES, name="h", spec=spec(), context=ReportContext(written=0.0))
+    assert {*report.figures} == {"metric", "seed_lr", "decay"}
+    for figure in report.figures.values():
+        assert figure["layout"]["xaxis"]["type"] == "log"
+        assert figure["data"][0]["x"] == [100, 400, 1600]
+    assert "0.008 → 0.004 → 0.002" in as_html(report)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"budgets": [5]}, "give 2 or more"),
+        ({"budgets": [5, 3]}, "must ascend"),
+        ({"budgets": [2, 4], "settings": ("recipe.epochs=3",)}, "`budgets` names the epochs"),
+        ({"budgets": [2, 4], "settings": ("sampler=grid",)}, "horizons search with a model"),
+        ({"budgets": [2, 4], "settings": ("scale=0.5",)}, "`budgets` names what is trained"),
+    ],
+)
+def test_what_makes_no_horizons(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve_horizons(task="digits", preset="quick", **asked)
+
+
+def test_every_budget_is_a_study_with_a_name_of_its_own() -> None:
+    asked = resolve_horizons(task="gpt", preset="demo", budgets=[3, 6], trials=5)
+    assert [*asked.studies] == ["3ep", "6ep"]
+    names = [each.name for each, _ in asked.studies.values()]
+    assert names == ["horizons-gpt-demo-3ep", "horizons-gpt-demo-6ep"]
+    assert {each.trials for each, _ in asked.studies.values()} == {5}
