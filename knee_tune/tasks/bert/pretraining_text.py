@@ -23,9 +23,9 @@ from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.bert.masking import Stream
 from knee_tune.tasks.bert.pretraining_recipe import DEFAULT_TEXT
 from knee_tune.tasks.bert.wordpiece import (
+    BETWEEN,
     SETTINGS,
     VOCABULARY,
-    Specials,
     learn_vocabulary,
     read_vocabulary,
     wordpiece,
@@ -230,7 +230,6 @@ def find_prepared(data_dir: Path, name: str) -> PreparedTokens:
     manifest = read_manifest(folder)
     with np.load(folder / DOCUMENTS) as documents:
         lengths, splits = documents["lengths"], documents["splits"]
-    entries = read_vocabulary(folder / VOCABULARY)
     return PreparedTokens(
         folder=folder,
         manifest=manifest,
@@ -238,7 +237,7 @@ def find_prepared(data_dir: Path, name: str) -> PreparedTokens:
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
         splits=splits,
-        between=Specials.of(wordpiece(entries)).between,
+        between=read_vocabulary(folder / VOCABULARY).index(BETWEEN),
     )
 
 
