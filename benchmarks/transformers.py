@@ -59,6 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=1, help="seed")
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--data", type=Path, help="folder with the prepared set, if it is no demo")
     asked = parser.parse_args()
@@ -67,7 +68,7 @@ def main() -> None:
     settings = recipe.model_dump(mode="json")
     print(f"{'seed':>4}  {'family':8}{'parameters':>12}{'valid ppl':>11}{'BLEU':>7}{'ms/step':>9}")
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(1, asked.seeds + 1):
+        for seed in range(asked.first, asked.first + asked.seeds):
             for family in ("fairseq", "torch"):
                 chosen = settings | {"model": settings["model"] | {"family": family}}
                 size, ppl, bleu, step = trained(chosen, seed, asked.data or Path(folder))
