@@ -76,17 +76,22 @@ def find_design(table: str, *, task: str, preset: str | None) -> Design:
     found = next((each for each in known if each.answers(table, task, preset)), None)
     if found is None:
         asked = f"{table} --task {task}" + (f" --preset {preset}" if preset else "")
-        there = "; ".join(_in_short(known))
-        raise UserError(f"reproduce {asked}: there is no such design; there are: {there}")
+        there = _in_short(known, table=table, task=task)
+        raise UserError(f"reproduce {asked}: there is no such design; {there}")
     return found
 
 
-def _in_short(known: list[Design]) -> Iterator[str]:
-    """Tables and tasks with their presets, in as few words as an error has room for."""
-    for table, task in sorted({(each.table, each.task) for each in known}):
-        presets = [each.preset for each in known if (each.table, each.task) == (table, task)]
-        named = ", ".join(filter(None, presets))
-        yield f"{table} --task {task}" + (f" (--preset {named})" if named else "")
+def _in_short(known: list[Design], *, table: str, task: str) -> str:
+    """What there is instead, in as few words as an error has room for: of the task, or the table.
+
+    Without either, the tasks.
+    """
+    of_task = [each for each in known if each.task == task]
+    of_table = [each for each in known if each.table == table]
+    if not of_task and not of_table:
+        return f"the tasks are {', '.join(sorted({each.task for each in known}))}"
+    near = of_table if table in {each.table for each in of_task} or not of_task else of_task
+    return f"there are {', '.join(sorted(each.command for each in near))}"
 
 
 def resolve_table(

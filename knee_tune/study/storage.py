@@ -158,8 +158,7 @@ def is_missing(url: str) -> bool:
 
 def refuse_missing(url: str) -> None:
     """Refuse (UserError) what :func:`is_missing`."""
-    file = sqlite_file(url)
-    if is_missing(url) and file is not None:
+    if is_missing(url) and (file := sqlite_file(url)) is not None:
         raise UserError(
             f"{file.parent}: there is no study in it (no {file.name}); check `home` and `storage`"
         )

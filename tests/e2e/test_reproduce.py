@@ -86,20 +86,22 @@ def test_table_15_shows_every_metric_against_the_explore_epochs(tmp_path: Path) 
     assert header.startswith("explore epochs")
     assert {"valid_ppl", "valid_bleu"} <= set(header.split())
     assert [row.split()[:2] for row in rows] == [["0", "0%"], ["0.8", "80%"]]
-    assert all(row.count(" ± ") == 3 for row in rows)
+    assert all(row.count(" ± ") == 4 for row in rows)
     assert "verdict" not in text
 
 
 @pytest.mark.parametrize(
-    "asked",
+    ("asked", "there"),
     [
-        ("table17", "--task", "digits"),
-        ("table16", "--task", "digit"),
-        ("table15", "--task", "iwslt", "--preset", "quick"),
+        (("table17", "--task", "digits"), "there are table16 --task digits"),
+        (("table16", "--task", "digit"), "table16 --task digits-clean"),
+        (("table15", "--task", "iwslt", "--preset", "quick"), "table15 --task iwslt --preset demo"),
+        (("table99", "--task", "digit"), "the tasks are bert, breast-cancer"),
     ],
 )
-def test_what_cannot_be_reproduced_gets_one_line(asked: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_cannot_be_reproduced_gets_one_line(
+    asked: tuple[str, ...], there: str, tmp_path: Path
+) -> None:
     why = f"reproduce {' '.join(asked)}: there is no such design"
-    said = (why, "table16 --task digits-clean")
-    complains("reproduce", *asked, "--home", tmp_path / "home", said=said)
+    complains("reproduce", *asked, "--home", tmp_path / "home", said=(why, there))
     assert not list(tmp_path.iterdir())
