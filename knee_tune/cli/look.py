@@ -17,6 +17,7 @@ from knee_tune.cli.options import (
     DEFAULT_HOME,
     HomeOption,
     JsonOption,
+    OpenOption,
     StorageOption,
     StudyArgument,
     TrackingOption,
@@ -155,7 +156,7 @@ def report(
             help="File to write, or - to print. (default: HOME/reports/STUDY.FORMAT)",
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    show: OpenOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
 ) -> None:

@@ -100,6 +100,8 @@ PresetOption = Annotated[
     typer.Option(metavar="NAME", help="Variant of the task.", rich_help_panel=SEARCH),
 ]
 
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in the browser.")]
+
 SeedOption = Annotated[
     int | None,
     typer.Option(

@@ -23,6 +23,7 @@ from knee_tune.cli.options import (
     DeviceOption,
     HomeOption,
     JsonOption,
+    OpenOption,
     PresetOption,
     ScaleOption,
     SettingsOption,
@@ -83,7 +84,7 @@ def reproduce(
     ] = None,
     scale: ScaleOption = None,
     settings: SettingsOption = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    show: OpenOption = False,
     json: JsonOption = False,
     nproc: Annotated[
         int | None,
