@@ -43,6 +43,18 @@ class FileRecord(Spec):
         )
 
 
+class SetManifest(Spec):
+    """Contents and origin of a prepared set; each kind adds its sizes."""
+
+    format: int = 1
+    name: str
+    origin: str
+    """The file or folder it was made from, or who publishes it."""
+    files: dict[str, FileRecord]
+    fingerprint: str
+    """Changes whenever any file of the set does; independent of where it lies."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedSet(ABC):
     """Result of a preparation, as commands show it and print it as JSON."""

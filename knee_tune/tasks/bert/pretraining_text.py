@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.bert.masking import Stream
@@ -33,8 +32,8 @@ from knee_tune.tasks.bert.wordpiece import (
 )
 from knee_tune.tasks.language.text import text_blocks, usual_name
 from knee_tune.tasks.prepared_folder import (
-    FileRecord,
     PreparedSet,
+    SetManifest,
     check_files,
     new_folder,
     prepare_once,
@@ -74,13 +73,9 @@ _AGAIN = (
 )
 
 
-class TokensManifest(Spec):
+class TokensManifest(SetManifest):
     """Contents and origin of a tokenized text."""
 
-    format: int = 1
-    name: str
-    origin: str
-    """The file or folder it was made from."""
     made_of: str
     """Digest of the text, and of what was asked for its vocabulary."""
     tokens: dict[str, int]
@@ -89,9 +84,6 @@ class TokensManifest(Spec):
     vocabulary: int
     unigram_entropy: float
     """In nats per token of the training split: the loss of who knows how often each one is."""
-    files: dict[str, FileRecord]
-    fingerprint: str
-    """Changes whenever the tokens do; independent of where they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)

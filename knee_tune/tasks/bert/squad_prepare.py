@@ -14,7 +14,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.bert.squad_demo import demo_articles
@@ -30,8 +29,8 @@ from knee_tune.tasks.bert.squad_text import (
 from knee_tune.tasks.bert.wordpiece import VOCABULARY, learn_vocabulary, write_vocabulary
 from knee_tune.tasks.prepared_folder import (
     MANIFEST,
-    FileRecord,
     PreparedSet,
+    SetManifest,
     check_files,
     new_folder,
     record_files,
@@ -56,19 +55,12 @@ _AGAIN = (
 )
 
 
-class SquadManifest(Spec):
+class SquadManifest(SetManifest):
     """Contents and origin of prepared questions."""
 
-    format: int = 1
-    name: str
-    origin: str
-    """The file or folder they were made from."""
     questions: dict[str, int]
     """By split."""
     articles: dict[str, int]
-    files: dict[str, FileRecord]
-    fingerprint: str
-    """Changes whenever the questions do; independent of where they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.language.recipe import DEFAULT_TEXT
 from knee_tune.tasks.prepared_folder import (
-    FileRecord,
     PreparedSet,
+    SetManifest,
     check_files,
     new_folder,
     prepare_once,
@@ -51,18 +50,11 @@ _AGAIN = (
 Blocks = Iterator[bytes]
 
 
-class TextManifest(Spec):
+class TextManifest(SetManifest):
     """Contents and origin of a prepared text."""
 
-    format: int = 1
-    name: str
-    origin: str
-    """The file or folder it was made from."""
     bytes: dict[str, int]
     """By split, in the order of the file: "train", "valid" and "test"."""
-    files: dict[str, FileRecord]
-    fingerprint: str
-    """Changes whenever the text does; independent of where it lies."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from knee_tune.config.recipe import Spec
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.prepared_folder import (
-    FileRecord,
     PreparedSet,
+    SetManifest,
     check_files,
     new_folder,
     record_files,
@@ -43,18 +42,11 @@ class Images:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
-class ImageManifest(Spec):
+class ImageManifest(SetManifest):
     """Contents and origin of a prepared set of images."""
 
-    format: int = 1
-    name: str
-    origin: str
-    """The file or folder it was made from, or who publishes it."""
     images: dict[str, int]
     """By split: "train" and "test"."""
-    files: dict[str, FileRecord]
-    fingerprint: str
-    """Changes whenever any file of the set does; independent of where it lies."""
 
 
 def write_images(folder: Path, images: Images, *, origin: str) -> ImageManifest:
