@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from filelock import FileLock
-
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
 from knee_tune.tasks.bert.squad_demo import demo_articles
@@ -28,11 +26,11 @@ from knee_tune.tasks.bert.squad_text import (
 )
 from knee_tune.tasks.bert.wordpiece import VOCABULARY, learn_vocabulary, write_vocabulary
 from knee_tune.tasks.prepared_folder import (
-    MANIFEST,
     PreparedSet,
     SetManifest,
     check_files,
     new_folder,
+    prepare_once,
     record_files,
     set_folder,
     write_manifest,
@@ -151,12 +149,8 @@ def find_prepared(data_dir: Path, name: str) -> tuple[Path, SquadManifest]:
     The questions themselves are not looked at. UserError if there is no such set.
     """
     folder = data_dir / name
-    if name == DEMO and not (folder / MANIFEST).exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        # Once, however many ranks and drivers ask at the same time.
-        with FileLock(data_dir / f".{name}.lock"):
-            if not (folder / MANIFEST).exists():
-                prepare(data_root=data_dir)
+    if name == DEMO:
+        prepare_once(folder, lambda: prepare(data_root=data_dir))
     return folder, read_manifest(folder)
 
 

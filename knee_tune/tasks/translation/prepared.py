@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import Field
 
 from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError
 from knee_tune.tasks import prepared_folder
-from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, check_files
+from knee_tune.tasks.prepared_folder import MANIFEST, FileRecord, check_files, prepare_once
 from knee_tune.tasks.translation.recipe import DEMO, TranslationRecipe
 from knee_tune.tasks.translation.text import Bpe, Rules, moses
 
@@ -81,8 +80,8 @@ def find_prepared(
     The files themselves are not looked at. UserError if there is no such set.
     """
     folder = data_dir / name
-    if name == DEMO and not (folder / MANIFEST).exists():
-        _prepare_demo(data_dir)
+    if name == DEMO:
+        prepare_once(folder, lambda: _prepare_demo(data_dir))
     try:
         return folder, read_manifest(folder, preparing=preparing)
     except UserError as error:
@@ -90,13 +89,9 @@ def find_prepared(
 
 
 def _prepare_demo(data_dir: Path) -> None:
-    """Prepare it once, however many ranks and drivers ask at the same time."""
     from knee_tune.tasks.translation.demo import prepare_demo  # nobody else needs it
 
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_dir / f".{DEMO}.lock"):
-        if not (data_dir / DEMO / MANIFEST).exists():
-            prepare_demo(data_dir)
+    prepare_demo(data_dir)
 
 
 class Codec:
