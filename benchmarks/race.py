@@ -7,8 +7,7 @@ random seed of the table, all others are fresh. Totals are in whole runs and cou
 trained: ours on shared trunks, plain Optuna's runs from scratch. Regret is the table's mean over
 all its seeds at the recommended point, minus the best of those means.
 
-- *today*: GP after a bracket, KneePruner, one seed, the best value recommended; *smoothed*: the
-  best of a surface through the values instead.
+- *today*: GP after a bracket, KneePruner, one seed, the best value recommended.
 - *race*: ``run --total-runs`` (``knee_tune/stats/race.py``), and the same with other numbers.
 - *plain*: TPE over a continuous LR (log) and fraction with a MedianPruner, the best value
   recommended; *again*: without a pruner for half of the total, then its best three again, as often
@@ -40,7 +39,6 @@ from benchmarks.whole import centre
 from knee_tune.pruners import KneePruner
 from knee_tune.schedules.schedule import fitted_knee
 from knee_tune.stats import race
-from knee_tune.stats.surface import Scores
 from knee_tune.study.samplers import make_sampler
 
 TOTALS = (8, 12, 16, 24, 40)
@@ -59,8 +57,6 @@ class Study:
     fresh: tuple[int, ...]
     """Random seeds that the search has not used."""
     default: Spot
-    surfaces: dict[tuple[Spot, ...], dict[Spot, float]]
-    """Those that were fitted to the search before."""
     trunks: bool = True
     losses: dict[Spot, list[float]] = field(default_factory=dict)
     """Of the fresh seeds, by point."""
@@ -76,34 +72,9 @@ class Study:
         trials = self.search.first(count).trials
         return list(dict.fromkeys(each.point for each in trials if each.complete)) or [self.default]
 
-    def observed(self, spots: Sequence[Spot]) -> dict[Spot, float]:
-        """Losses of the search, the best first."""
-        losses = self.search.view.losses
-        return {spot: float(losses[spot]) for spot in sorted(spots, key=lambda spot: losses[spot])}
-
-    def smoothed(self, spots: Sequence[Spot]) -> dict[Spot, float]:
-        """Losses by a surface through those of the search, the best first."""
-        if (known := self.surfaces.get(tuple(spots))) is not None:
-            return known
-        rows, columns = (sorted(set(axis)) for axis in zip(*spots, strict=True))
-        at = {spot: (rows.index(spot[0]), columns.index(spot[1])) for spot in spots}
-        values = np.full((1, len(rows), len(columns)), np.nan)
-        for spot, value in self.observed(spots).items():
-            values[0][at[spot]] = value
-        gains = race.smoothed(
-            Scores(
-                metric="loss",
-                direction="minimize",
-                seeds=(0,),
-                seed_lrs=np.array(self.table.seed_lrs)[rows],
-                fractions=np.array(self.table.fractions)[columns],
-                values=values,
-            )
-        )
-        losses = {spot: -float(gains[at[spot]]) for spot in spots}
-        ranked = dict(sorted(losses.items(), key=lambda item: item[1]))
-        self.surfaces[tuple(spots)] = ranked
-        return ranked
+    def observed(self, spots: Sequence[Spot]) -> list[Spot]:
+        """The best value of the search first."""
+        return sorted(spots, key=lambda spot: float(self.search.view.losses[spot]))
 
     def cost(self, spots: Sequence[Spot]) -> float:
         """Steps of one more seed for each of them."""
@@ -138,17 +109,12 @@ Rule = Callable[[Study, float], Spot]
 
 def best_observed(study: Study, steps: float) -> Spot:
     """All for the search; its best value."""
-    return next(iter(study.observed(study.searched(steps, within=True))))
-
-
-def best_smoothed(study: Study, steps: float) -> Spot:
-    """All for the search; the best of the surface through its values."""
-    return next(iter(study.smoothed(study.searched(steps, within=True))))
+    return study.observed(study.searched(steps, within=True))[0]
 
 
 def best_again(study: Study, steps: float) -> Spot:
     """Half for the search; its best three with as many fresh seeds as fit."""
-    best = list(study.observed(study.searched(steps / 2, within=True)))[:3]
+    best = study.observed(study.searched(steps / 2, within=True))[:3]
     seeds = int((steps - study.spent) / study.cost(best) + 1e-9)
     for _ in range(min(seeds, len(study.fresh))):
         study.train(best)
@@ -162,23 +128,22 @@ class Race:
     share: float = race.SEARCH_SHARE
     candidates: int = race.CANDIDATES
     behind: float = race.BEHIND
-    prior_seeds: int = race.PRIOR_SEEDS
-    smoothed: bool = True
     default: bool = True
 
     def __call__(self, study: Study, steps: float) -> Spot:
         """Who leads at the end."""
-        race.BEHIND, race.PRIOR_SEEDS = self.behind, self.prior_seeds  # for ``standing``
-        spots = study.searched(self.share * steps, within=False)
-        known = study.smoothed(spots) if self.smoothed else study.observed(spots)
-        points = list(known)[: self.candidates]
-        if self.default and study.default in known and study.default not in points:
+        race.BEHIND = self.behind  # which ``standing`` reads
+        spots = study.observed(study.searched(self.share * steps, within=False))
+        points = spots[: self.candidates]
+        if self.default and study.default not in points:
             points.append(study.default)
         study.losses = {point: [] for point in points}
 
         def order() -> list[int]:
-            rows = [study.losses[point] for point in points]
-            return race.standing(rows, known=[known[point] for point in points])
+            return race.standing(
+                [study.losses[point] for point in points],
+                default=points.index(study.default) if study.default in points else None,
+            )
 
         while len(max(study.losses.values(), key=len)) < len(study.fresh):
             racing = race.affordable(
@@ -195,16 +160,11 @@ class Race:
 TODAY, AGAIN, OURS = "today", "plain: TPE, its best 3 again", "race"
 RULES: Mapping[str, tuple[str, Rule]] = {
     TODAY: ("today", best_observed),
-    "  smoothed": ("today", best_smoothed),
     OURS: ("today", Race()),
-    "  half to search": ("today", Race(share=0.5)),
-    "  .8 to search": ("today", Race(share=0.8)),
-    "  by observed values": ("today", Race(smoothed=False, prior_seeds=0)),
-    "  no prior": ("today", Race(prior_seeds=0)),
-    "  prior of 1": ("today", Race(prior_seeds=1)),
-    "  prior of 4": ("today", Race(prior_seeds=4)),
-    "  3 candidates": ("today", Race(candidates=3)),
-    "  8 candidates": ("today", Race(candidates=8)),
+    "  .35 to search": ("today", Race(share=0.35)),
+    "  .65 to search": ("today", Race(share=0.65)),
+    "  2 candidates": ("today", Race(candidates=2)),
+    "  5 candidates": ("today", Race(candidates=5)),
     "  2 standard errors": ("today", Race(behind=2)),
     "  without the default": ("today", Race(default=False)),
     "plain: TPE, MedianPruner": ("plain", best_observed),
@@ -274,7 +234,6 @@ def regrets(table: CurveTable, metric: str, *, replays: int) -> dict[str, Floats
         order = np.random.default_rng([number, 1]).permutation(seeds).tolist()
         view = View(table=table, metric=metric, seeds=(order[0],))
         done = searches(view, number)
-        surfaces: dict[str, dict[tuple[Spot, ...], dict[Spot, float]]] = {kind: {} for kind in done}
         truth = view.true_losses
         worst = truth[np.isfinite(truth)].max()
         half = int(np.abs(np.array(table.fractions) - 0.5).argmin())
@@ -287,7 +246,6 @@ def regrets(table: CurveTable, metric: str, *, replays: int) -> dict[str, Floats
                     search=done[kind],
                     fresh=tuple(order[1:]),
                     default=default,
-                    surfaces=surfaces[kind],
                     trunks=kind not in PLAIN,
                 )
                 chosen = rule(study, total * view.budget)

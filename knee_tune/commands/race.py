@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
-from knee_tune.commands.confirmation import candidates_at, default_point, fresh_run, keep, told_run
+from knee_tune.commands.confirmation import chosen, default_point, fresh_run, keep, told_run
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.study import FRESH_SEEDS
@@ -26,7 +26,6 @@ from knee_tune.stats.race import (
     SEARCH_SHARE,
     NextRun,
     affordable,
-    known_losses,
     standing,
     steps_to_train,
 )
@@ -57,12 +56,11 @@ def race(
     if record.best is None:
         return True
     until = math.inf if timeout is None else time.monotonic() + timeout
-    known = known_losses(record)
-    racing = candidates_at([*known][:CANDIDATES], record, default=default_point(opened))
-    before = [known.get(each.point, max(known.values())) for each in racing]
+    racing = chosen(record, count=CANDIDATES, default=default_point(opened))
+    default = next(index for index, each in enumerate(racing) if each.default)
     watcher.line(f"racing: {'; '.join(setting(*each.point) for each in racing)}")
     for seed in count(opened.workers.spec.seed + FRESH_SEEDS):
-        order = standing([_losses(each, record) for each in racing], known=before)
+        order = standing([_losses(each, record) for each in racing], default=default)
         runs = [fresh_run(opened, each, seed) for each in racing]
         left = total - steps_trained(opened)
         going = affordable([runs[index] for index in order], partial(_cost, opened), left)
@@ -72,6 +70,8 @@ def race(
                 racing, metric=record.metric, direction=record.direction, race_ended=ended
             )
             verdict = keep(opened, record, verdict)
+            if verdict.race is not None:
+                watcher.line(verdict.race.words)
             if ended:
                 watcher.line(verdict.words)
         if ended:

@@ -181,7 +181,7 @@ def _confirmation_words(confirmation: Confirmation) -> str:
     if best is None:
         return "not confirmed: no candidate was trained to its end with every seed"
     if confirmation.race is not None and seeds < FEWEST_PAIRS:
-        return f"not confirmed: {seeds} fresh seed{'s' * (seeds > 1)} are too few to say anything"
+        return f"not confirmed: an interval takes {FEWEST_PAIRS} fresh seeds, there are {seeds}"
     if best.default and not comparisons:
         return "confirmed: the search found nothing better than the default"
     if best.default:

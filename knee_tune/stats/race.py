@@ -14,80 +14,42 @@ from typing import TypeVar
 
 import numpy as np
 
-from knee_tune.records.study import StudyRecord
-from knee_tune.records.values import Point, point_of
+from knee_tune.records.findings import FEWEST_PAIRS
 from knee_tune.stats.estimates import Floats
-from knee_tune.stats.surface import Scores, gp_smoother, scores_of, without_outliers
 
 T = TypeVar("T")
 
-SEARCH_SHARE = 0.65
+SEARCH_SHARE = 0.5
 """Of all steps, for the search."""
 
-CANDIDATES = 5
-"""Points of the search that race, besides the default."""
+CANDIDATES = 3
+"""Best points of the search that race, with the default."""
 
 BEHIND = 1.0
 """Standard errors of the paired difference to the leader beyond which a candidate leaves."""
 
-PRIOR_SEEDS = 2
-"""Seeds that what the search knows of a candidate is worth."""
 
-
-def smoothed(scores: Scores) -> Floats:
-    """(seed LRs, fractions): the points' gains as their neighbours make them likely; NaN elsewhere.
-
-    A point owes part of its lead to luck, which a surface through all points evens out: that is
-    whom a search recommends better than its best value. Of too few points for a surface the gains
-    themselves.
-    """
-    smoother = gp_smoother(scores)
-    if smoother is None:
-        return scores.means
-    rows, columns = np.nonzero(scores.tried)
-    gains = scores.means[scores.tried]
-    surface = smoother.weights @ (gains - gains.mean()) + gains.mean()
-    at = np.abs(smoother.fractions - scores.fractions[columns][:, None]).argmin(axis=1)
-    found = np.full_like(scores.means, np.nan)
-    found[rows, columns] = surface[rows, at]
-    return found
-
-
-def known_losses(record: StudyRecord) -> dict[Point, float]:
-    """What a search makes of its complete points, the lower the better, the best first."""
-    losses: dict[Point, float] = {}
-    for decay in record.spec.space.decays or (None,):
-        scores = scores_of(record, decay=decay)
-        if scores is None:
-            continue
-        gains = smoothed(without_outliers(scores))
-        for row, column in np.argwhere(scores.tried):
-            lr, fraction = float(scores.seed_lrs[row]), float(scores.fractions[column])
-            losses[point_of(lr, fraction, decay)] = -float(gains[row, column])
-    return dict(sorted(losses.items(), key=lambda item: item[1]))
-
-
-def standing(losses: Sequence[Sequence[float]], *, known: Sequence[float]) -> list[int]:
-    """The candidates that train the next seed, by index, the best first.
+def standing(losses: Sequence[Sequence[float]], *, default: int | None = None) -> list[int]:
+    """The candidates that train the next seed, by index, the best mean first.
 
     ``losses``: of every candidate one loss a seed, the lower the better, infinite where a run has
-    no value. Seeds are the same for all; a candidate with fewer of them than others has left. What
-    the search made of the candidates, ``known``, counts as :data:`PRIOR_SEEDS` more seeds. From two
-    seeds on a candidate leaves that is :data:`BEHIND` the leader. The noise of a difference is what
-    candidates and seeds, as the two factors of an analysis of variance, leave unexplained.
+    no value. Seeds are the same for all; a candidate with fewer of them than others has left. From
+    two seeds on a candidate leaves that is :data:`BEHIND` the leader. The noise of a difference is
+    what candidates and seeds, as the two factors of an analysis of variance, leave unexplained. The
+    best two and the ``default`` stay until something can be said of their differences.
     """
     seeds = max(map(len, losses))
-    prior = PRIOR_SEEDS if seeds else 1
     means = {
-        index: (math.fsum(row) + prior * before) / (seeds + prior)
-        for index, (row, before) in enumerate(zip(losses, known, strict=True))
+        index: math.fsum(row) / max(seeds, 1)
+        for index, row in enumerate(losses)
         if len(row) == seeds and all(map(math.isfinite, row))
     }
     order = sorted(means, key=lambda index: means[index])  # of equals the earlier one leads
     if seeds < 2 or len(order) < 2:
         return order
     near = means[order[0]] + BEHIND * _standard_error(np.array([losses[index] for index in order]))
-    return [index for index in order if means[index] <= near]
+    needed = {*order[:2], default} if seeds < FEWEST_PAIRS else set()
+    return [index for index in order if means[index] <= near or index in needed]
 
 
 def _standard_error(losses: Floats) -> float:
