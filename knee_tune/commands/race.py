@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
-from knee_tune.commands.confirmation import chosen, default_point, fresh_run, keep, told_run
+from knee_tune.commands.confirmation import candidates_at, default_point, fresh_run, keep, told_run
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.study import FRESH_SEEDS
@@ -26,6 +26,7 @@ from knee_tune.stats.race import (
     SEARCH_SHARE,
     NextRun,
     affordable,
+    leaders,
     standing,
     steps_to_train,
 )
@@ -56,7 +57,8 @@ def race(
     if record.best is None:
         return True
     until = math.inf if timeout is None else time.monotonic() + timeout
-    racing = chosen(record, count=CANDIDATES, default=default_point(opened))
+    points = leaders(record)[:CANDIDATES]
+    racing = candidates_at(points, record, default=default_point(opened))
     default = next(index for index, each in enumerate(racing) if each.default)
     watcher.line(f"racing: {'; '.join(setting(*each.point) for each in racing)}")
     for seed in count(opened.workers.spec.seed + FRESH_SEEDS):
