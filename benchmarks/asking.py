@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from optuna.distributions import BaseDistribution
 
 from knee_tune.study.samplers import Axes, Axis, make_sampler, untried, wanted
 from knee_tune.study.storage import open_storage
@@ -36,7 +37,9 @@ def study_of(trials: int, *, sampler: str, storage: str | None) -> optuna.Study:
         storage=made, sampler=make_sampler(sampler, seed=1, axes=AXES, start="bracket")
     )
     rng, grid = np.random.default_rng(0), untried((), AXES)
-    distributions = {name: axis.distribution() for name, axis in AXES.items()}
+    distributions: dict[str, BaseDistribution] = {
+        name: axis.distribution() for name, axis in AXES.items()
+    }
     for row in rng.permutation(len(grid))[:trials]:
         params = dict(zip(AXES, grid[row], strict=True))
         lr, fraction = (

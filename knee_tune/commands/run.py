@@ -33,6 +33,7 @@ from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.stats.estimates import judge
 from knee_tune.study.attributes import record_confirmation
 from knee_tune.study.driver import Driver
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import StorageGoneError
@@ -391,6 +392,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workers.spec
     yield from opened.workers.remarks
+    if earlier := known_earlier(opened.study):
+        yield earlier.words
     if others := study_record(opened.study).by_other_code(opened.workers.facts.code):
         yield f"{others}; the report says which is which"
     if spec.compare is not None:

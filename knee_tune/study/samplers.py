@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,31 +19,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.config.study import Start, StudySpec
+from knee_tune.records.study import EarlierPoint
 from knee_tune.study.bracket import BracketSampler
 from knee_tune.study.recovery import current, params_of, place_of
-from knee_tune.study.told import told_of
-
-
-class PrunedAsBadGPSampler(GPSampler):
-    """Optuna's GPSampler, told of every pruned trial that its value is one of the worst.
-
-    By itself it learns from complete trials only, so it goes on proposing points beside those that
-    were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
-    LRs diverge, 15 trials diverged, against 8 this way. What else it is told, and of which trials,
-    is said by :func:`knee_tune.study.told.told_of`.
-    """
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """GPSampler's proposal for the study as it is told."""
-        others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
-        told = optuna.create_study(direction=study.direction, sampler=self)
-        told.add_trials(told_of(others, search_space, direction=study.direction))
-        asked = told.ask()
-        known = told.get_trials(deepcopy=False)
-        return super().sample_relative(told, known[asked.number], search_space)
-
+from knee_tune.study.told import STUDY, beside_earlier, told_of
 
 Point = tuple[Any, ...]
 """One value for each axis."""
@@ -135,6 +114,56 @@ def untried(trials: Iterable[FrozenTrial], axes: Axes) -> list[Point]:
     tried = {tuple(map(params_of(trial).get, axes)) for trial in trials}
     grid = product(*(axis.points for axis in axes.values()))
     return [point for point in grid if point not in tried]
+
+
+class PrunedAsBadGPSampler(GPSampler):
+    """Optuna's GPSampler, told of every pruned trial that its value is one of the worst.
+
+    By itself it learns from complete trials only, so it goes on proposing points beside those that
+    were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
+    LRs diverge, 15 trials diverged, against 8 this way. What else it is told, and of which trials,
+    is said by :func:`knee_tune.study.told.told_of`.
+
+    With trials of an ``earlier`` study it learns from those, too: a coordinate more tells the two
+    studies apart, so that the process finds out how alike they are, and proposals are the best
+    untried points of ``axes`` in this one.
+    """
+
+    def __init__(
+        self, *, axes: "Axes | None" = None, earlier: Sequence[EarlierPoint] = (), **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._axes, self._earlier = axes or {}, earlier
+        self._left: list[dict[str, Any]] = []
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """GPSampler's proposal for the study as it is told."""
+        others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
+        known = told_of(others, search_space, direction=study.direction)
+        if self._earlier and known:
+            known = beside_earlier(known, self._earlier, search_space, direction=study.direction)
+            search_space = search_space | {STUDY: FloatDistribution(0.0, 1.0)}
+            left = untried(others, self._axes) or untried((), self._axes)
+            self._left = [
+                dict(zip(self._axes, point, strict=True)) | {STUDY: 0.0} for point in left
+            ]
+        told = optuna.create_study(direction=study.direction, sampler=self)
+        told.add_trials(known)
+        asked = told.ask()
+        proposal = super().sample_relative(
+            told, told.get_trials(deepcopy=False)[asked.number], search_space
+        )
+        proposal.pop(STUDY, None)
+        return proposal
+
+    def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
+        """As Optuna does; beside an earlier study the best of the points that are left here."""
+        if not self._left:
+            return super()._optimize_acqf(acqf, best_params)
+        places = acqf.search_space.get_normalized_params(self._left, self._left)
+        return places[int(acqf.eval_acqf_no_grad(places).argmax())]
 
 
 def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
@@ -238,19 +267,29 @@ MODELS = ("gp", "tpe")
 
 
 def make_sampler(
-    name: str, *, seed: int, axes: Axes, start: Start = "random", centre: float | None = None
+    name: str,
+    *,
+    seed: int,
+    axes: Axes,
+    start: Start = "random",
+    centre: float | None = None,
+    earlier: Sequence[EarlierPoint] = (),
 ) -> BaseSampler:
     """The sampler called ``name``, proposing points of ``axes`` only.
 
     ``start``: what a model begins with, random points or a bracket around the seed LR ``centre``
-    (None: the middle of the axis).
+    (None: the middle of the axis). ``earlier``: what ``gp`` knows of another study.
     """
     if name == "grid":
         return TrunkOrderedGridSampler(axes=axes)
     startup = STARTUP_TRIALS[start]
     samplers: dict[str, Callable[[int], BaseSampler]] = {
         "gp": lambda seed: PrunedAsBadGPSampler(
-            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+            axes=axes,
+            earlier=earlier,
+            seed=seed,
+            n_startup_trials=startup,
+            warn_independent_sampling=False,
         ),
         "tpe": lambda seed: TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True

@@ -4,7 +4,7 @@ Its time grows with the third power of the trials it sees (``benchmarks/asking.p
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from knee_tune.records.study import EarlierPoint
 from knee_tune.stats.estimates import Floats
 from knee_tune.stats.surface import fence_of
 
@@ -25,15 +26,16 @@ MOST_TOLD = 150
 
 def told_of(
     trials: Iterable[FrozenTrial],
-    search_space: dict[str, BaseDistribution],
+    search_space: Mapping[str, BaseDistribution],
     *,
     direction: StudyDirection,
+    most: int = MOST_TOLD,
 ) -> list[FrozenTrial]:
     """Copies of complete, pruned and running trials; none while no trial is complete.
 
     A pruned one has no value, but it was seen to be bad: it gets that of the worst tenth of the
     complete ones. A value that is far out, though finite, is moved to where far out begins
-    (:func:`fence_of`): it would flatten all others. Of more than :data:`MOST_TOLD` that are
+    (:func:`fence_of`): it would flatten all others. Of more than ``most`` that are
     finished only those that :func:`most_telling` finds, however they came. Nothing is stored.
     """
     trials = list(trials)
@@ -49,10 +51,12 @@ def told_of(
         if each.state in (TrialState.COMPLETE, TrialState.PRUNED)
         and each.params.keys() >= search_space.keys()
     }
-    if len(finished) > MOST_TOLD:
+    if len(finished) > most:
         known = [each for each in trials if each.number in finished]
         losses = np.array([finished[each.number] for each in known]) * (1 if minimize else -1)
-        kept = most_telling(losses, _places(known, search_space), most=MOST_TOLD)
+        kept = most_telling(
+            losses, _places([each.params for each in known], search_space), most=most
+        )
         finished = {known[row].number: finished[known[row].number] for row in kept}
     return [
         optuna.create_trial(
@@ -94,23 +98,25 @@ def most_telling(losses: Floats, places: Floats, *, most: int) -> list[int]:
     chosen = np.argsort(losses, kind="stable")[: most // 2].tolist()
     nearest = np.full(len(losses), np.inf)
     for row in chosen:
-        nearest = np.minimum(nearest, _squares(places, row))
+        nearest = np.minimum(nearest, _squares(places, places[row]))
     while len(chosen) < most:
         chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, _squares(places, chosen[-1]))
+        nearest = np.minimum(nearest, _squares(places, places[chosen[-1]]))
     return sorted(chosen)
 
 
-def _squares(places: Floats, row: int) -> Floats:
+def _squares(places: Floats, place: Floats) -> Floats:
     """Squared distances of all from one."""
-    return np.asarray(((places - places[row]) ** 2).sum(axis=1))
+    return np.asarray(((places - place) ** 2).sum(axis=1))
 
 
-def _places(trials: Sequence[FrozenTrial], search_space: dict[str, BaseDistribution]) -> Floats:
-    """Coordinates from 0 to 1, a row for each trial; different choices are as far apart as ends."""
+def _places(
+    points: Sequence[Mapping[str, Any]], search_space: Mapping[str, BaseDistribution]
+) -> Floats:
+    """Coordinates from 0 to 1, a row for each point; different choices are as far apart as ends."""
     columns: list[list[float]] = []
     for name, axis in search_space.items():
-        values = [trial.params[name] for trial in trials]
+        values = [point[name] for point in points]
         if isinstance(axis, CategoricalDistribution):
             columns += [
                 [math.sqrt(0.5) * (value == choice) for value in values] for choice in axis.choices
@@ -124,4 +130,54 @@ def _positions(values: Sequence[Any], axis: FloatDistribution) -> list[float]:
     low, high, at = axis.low, axis.high, np.array(values, dtype=float)
     if axis.log:
         low, high, at = math.log(low), math.log(high), np.log(at)
-    return ((at - low) / ((high - low) or 1.0)).tolist()
+    return [float(each) for each in (at - low) / ((high - low) or 1.0)]
+
+
+STUDY = "study"
+"""A coordinate of its own for a process that is told of two studies: 0 is the one that searches."""
+
+
+def beside_earlier(
+    told: Sequence[FrozenTrial],
+    earlier: Sequence[EarlierPoint],
+    search_space: Mapping[str, BaseDistribution],
+    *,
+    direction: StudyDirection,
+) -> list[FrozenTrial]:
+    """The told trials, and those of an earlier study at the level that they would have here.
+
+    The level is the median difference of a trial to the earlier one nearest to it, and none is
+    better than the best one here. :data:`STUDY` tells the two apart: how alike they are the process
+    finds out.
+    """
+    complete = [each for each in told if each.state == TrialState.COMPLETE]
+    values = np.array([each.values[0] for each in complete])
+    before = np.array([each.value for each in earlier])
+    places = _places([each.params for each in complete], search_space)
+    nearest = [
+        int(_squares(_places([each.params for each in earlier], search_space), place).argmin())
+        for place in places
+    ]
+    before = before + np.median(values - before[nearest])
+    if direction == StudyDirection.MINIMIZE:
+        before = np.maximum(before, values.min())
+    else:
+        before = np.minimum(before, values.max())
+    axes = {**search_space, STUDY: FloatDistribution(0.0, 1.0)}
+    return [
+        *(
+            optuna.create_trial(
+                state=each.state,
+                params=each.params | {STUDY: 0.0},
+                distributions=axes,
+                value=each.value,
+            )
+            for each in told
+        ),
+        *(
+            optuna.create_trial(
+                params=each.params | {STUDY: 1.0}, distributions=axes, value=float(value)
+            )
+            for each, value in zip(earlier, before, strict=True)
+        ),
+    ]
