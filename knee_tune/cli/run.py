@@ -105,6 +105,14 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    stop_when_flat: Annotated[
+        bool,
+        typer.Option(
+            "--stop-when-flat",
+            help="End the search once no point left is expected to be worth its cost (gp).",
+            rich_help_panel=SEARCH,
+        ),
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -314,6 +322,7 @@ def run(
         "name": study_name,
         "trials": trials,
         "target": target,
+        "stop_when_flat": stop_when_flat or None,
         "sampler": sampler,
         "start": start,
         "from_study": from_study,

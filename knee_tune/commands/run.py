@@ -35,6 +35,7 @@ from knee_tune.study.attributes import record_confirmation
 from knee_tune.study.driver import Driver
 from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
+from knee_tune.study.flat import flat_by
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.pruners import raw_step_warning
@@ -281,6 +282,7 @@ def _drive(
             parameters=workers.facts.parameters,
             fused=opened.fused,
             target=workers.spec.target,
+            stop_when_flat=workers.spec.stop_when_flat,
             batched=opened.batched,
             asking=asking,
         ),
@@ -296,7 +298,8 @@ def _drive(
 def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
     """Why the winner is not known yet; empty if it is."""
     spec = opened.workers.spec
-    if wanted(opened.study, opened.axes, trials=spec.limit, target=spec.target):
+    ended = spec.stop_when_flat and flat_by(opened.study, opened.axes)
+    if not ended and wanted(opened.study, opened.axes, trials=spec.limit, target=spec.target):
         by_us = timeout is not None
         what = "`timeout` ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"

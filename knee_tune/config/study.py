@@ -56,6 +56,7 @@ Goal = Literal["best", "ridge"]
 SEARCHING = (
     "trials",
     "target",
+    "stop_when_flat",
     "sampler",
     "start",
     "centre",
@@ -200,6 +201,11 @@ class StudySpec(Spec):
         exclude_if=lambda target: target is None,
         description="a value of the study's metric that ends the search",
     )
+    stop_when_flat: bool = Field(
+        default=False,
+        exclude_if=lambda stops: not stops,
+        description="end the search when no point left is expected to be worth its cost; gp only",
+    )
     sampler: Sampler = "gp"
     start: Start = Field(
         default="bracket",
@@ -265,6 +271,13 @@ class StudySpec(Spec):
                 "or none"
             )
         return pruner
+
+    @field_validator("sampler")
+    @classmethod
+    def _only_a_process_sees_what_is_flat(cls, sampler: Sampler, info: ValidationInfo) -> Sampler:
+        if info.data.get("stop_when_flat") and sampler != "gp":
+            raise ValueError(f"{sampler} does not know when a search is flat: use gp")
+        return sampler
 
     @field_validator("from_study")
     @classmethod

@@ -77,6 +77,8 @@ class Search:
     """Whether the replicates of a trial train as one batched model."""
     target: float | None = None
     """A value of the study's metric that ends the search."""
+    stop_when_flat: bool = False
+    """Whether it ends when no point left is worth its cost."""
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
