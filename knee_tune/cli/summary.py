@@ -307,16 +307,18 @@ def print_baseline(console: Console, record: "BaselineRecord", *, study: str, me
     console.print(f"{record.schedule}, seed LR {record.seed_lr:g}: {value} (kept with {study})")
 
 
-def refuse_failures(record: "StudyRecord") -> None:
-    """MachineError if trials or runs of a study failed: what is missing is said last."""
-    confirmation = record.confirmation
-    failed = (
-        (record.counts.failed, "trial", ""),
-        (record.run_counts.failed, "run", ""),
-        (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
-    )
-    said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
-    if said:
-        raise MachineError(
-            f"study {record.name}: {' and '.join(said)} failed; the same command tries again"
+def refuse_failures(*records: "StudyRecord") -> None:
+    """MachineError if trials or runs of these studies failed: what is missing is said last."""
+    of_studies = []
+    for record in records:
+        confirmation = record.confirmation
+        failed = (
+            (record.counts.failed, "trial", ""),
+            (record.run_counts.failed, "run", ""),
+            (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
         )
+        said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
+        if said:
+            of_studies.append(f"study {record.name}: {' and '.join(said)} failed")
+    if of_studies:
+        raise MachineError(f"{', '.join(of_studies)}; the same command tries again")

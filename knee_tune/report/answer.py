@@ -161,7 +161,7 @@ def winner_settings(record: StudyRecord) -> dict[Format, Setting]:
 
 def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...]:
     """The numbers that people look for first."""
-    unit = "epochs" if "epochs" in record.spec.recipe else "steps"
+    unit = "steps" if "steps" in record.spec.recipe else "epochs"
     budget = int(record.spec.recipe[unit])
     better = "lower is better" if record.direction == "minimize" else "higher is better"
     tiles = [

@@ -67,10 +67,10 @@ class Horizons(Spec):
         return math.exp(lrs + self.exponent.value * (math.log(total_steps) - steps))
 
 
-def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horizons:
+def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horizons | None:
     """What the searches say together, each with its budget; those without a complete trial nothing.
 
-    ValueError if none of them has one.
+    None if none of them has one.
     """
     found = [
         _horizon(record, budget)
@@ -78,7 +78,7 @@ def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horiz
         if record.best is not None
     ]
     if not found:
-        raise ValueError("no trial is complete at any horizon")
+        return None
     return Horizons(
         metric=records[0].metric,
         direction=records[0].direction,
