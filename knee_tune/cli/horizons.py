@@ -88,12 +88,21 @@ def horizons(
         str | None,
         typer.Option(
             metavar="LOW:HIGH|LIST",
-            help="Seed LRs to search, as in 1e-4:1e-2 or 0.1,0.2. (default: the task's; of a "
-            "script within a factor of 10 of its own)",
+            help="Seed LRs to search, as in 1e-4:1e-2 or 0.1,0.2; with --trunk its own. "
+            "(default: the task's; of a script within a factor of 10 of its own)",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     explore: ExploreOption = None,
+    trunk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE@STEP",
+            help="Begin every run with a checkpoint from elsewhere (safetensors, as "
+            "knee_tune.save_trunk writes it), trained for STEP steps at --seed-lr.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     evaluate_every: EvaluateEveryOption = None,
     minimize: MinimizeOption = None,
     maximize: MaximizeOption = None,
@@ -122,6 +131,7 @@ def horizons(
     from knee_tune.commands.horizons import (
         look_at_horizons,
         read_budgets,
+        read_trunk,
         resolve_horizons,
         search_horizons,
     )
@@ -139,6 +149,7 @@ def horizons(
         "nproc": nproc,
         "seed_lr": seed_lr,
         "explore": explore,
+        "trunk": None if trunk is None else read_trunk(trunk),
     }
     of_script: dict[str, Any] = {
         "evaluate_every": evaluate_every,

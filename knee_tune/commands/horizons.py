@@ -5,6 +5,7 @@ is the same at every budget, so longer ones go on from the trunks of shorter one
 begins where the one before it ended.
 """
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from knee_tune.commands.run import Watch, run_study
 from knee_tune.commands.script import look_at_script, resolve_script
 from knee_tune.commands.workers import GroupOptions, Looked, look_at
 from knee_tune.config.recipe import LONGEST_RUN, BaseRecipe
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import StudySpec, TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.records.budget import check_budgets, check_no_budget
 from knee_tune.records.study import StudyRecord
@@ -58,6 +59,20 @@ def read_budgets(text: str) -> Budgets:
     return Budgets(tuple(int(part[1]) for part in found), units == {True})
 
 
+def read_trunk(text: str) -> TrunkFile:
+    """Read ``FILE@STEP``, and the file's bytes; UserError for what is none."""
+    name, _, step = text.rpartition("@")
+    if not name or not re.fullmatch(r"[1-9]\d{0,12}", step):
+        raise UserError(f"`trunk` {text}: expected FILE@STEP, as in stable.safetensors@5000")
+    path = Path(name).absolute()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"`trunk` {name}: cannot be read ({error.strerror})") from None
+    return TrunkFile(path=path, step=int(step), sha256=digest)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HorizonsSearch:
     """The studies to be driven, by budget, ascending."""
@@ -74,14 +89,22 @@ class HorizonsSearch:
 
 
 def resolve_horizons(
-    *, budgets: Budgets, name: str | None = None, settings: Sequence[str] = (), **asked: Any
+    *,
+    budgets: Budgets,
+    trunk: TrunkFile | None = None,
+    name: str | None = None,
+    settings: Sequence[str] = (),
+    **asked: Any,
 ) -> HorizonsSearch:
     """The validated studies of a task; UserError otherwise. Creates nothing.
 
-    The rest is what :func:`resolve_asked` is asked. A warmup that is a share of the budget is the
-    smallest one's at all of them, for they share trunks.
+    ``trunk``: what all runs begin with; ``seed_lr`` then says at which LR it was trained. The rest
+    is what :func:`resolve_asked` is asked. A warmup that is a share of the budget is the smallest
+    one's at all of them, for they share trunks.
     """
     _check(budgets, settings)
+    if trunk is not None:
+        settings = (*settings, *_of_trunk(asked.get("seed_lr")))
     plain, recipe = resolve_asked(name=name, settings=settings, **asked)
     field, unit = recipe.budget_field, recipe.budget_unit
     if budgets.in_steps and unit != "steps":
@@ -89,7 +112,7 @@ def resolve_horizons(
         check_budgets(budgets.counts, unit="step", most=LONGEST_RUN)
     else:
         check_budgets(budgets.counts, unit="epoch" if unit == "ep" else "step")
-    _check_search(plain)
+    _check_search(plain, trunk)
     named = name or f"horizons-{plain.subject}-{plain.preset}"
     studies = {}
     for budget in budgets.counts:
@@ -98,7 +121,7 @@ def resolve_horizons(
             settings=(*settings, f"recipe.{field}={budget}"),
             **asked,
         )
-        studies[at.budget_name] = (spec, at)
+        studies[at.budget_name] = (spec.model_copy(update={"trunk": trunk}), at)
     return HorizonsSearch(name=named, studies=studies)
 
 
@@ -110,6 +133,7 @@ def look_at_horizons(
     options: GroupOptions,
     *,
     budgets: Budgets,
+    trunk: TrunkFile | None = None,
     name: str | None = None,
     settings: Sequence[str] = (),
     **asked: Any,
@@ -121,12 +145,14 @@ def look_at_horizons(
     """
     _check(budgets, settings)
     check_budgets(budgets.counts, unit="step", most=LONGEST_RUN)
+    if trunk is not None:
+        settings = (*settings, *_of_trunk(asked.get("seed_lr")))
     shortest = budgets.counts[0]
     look = look_at_script(
         home, script, arguments, options, settings=settings, name=name, steps=shortest, **asked
     )
     with look as (plain, recipe, looked):
-        _check_search(plain)
+        _check_search(plain, trunk)
         named = name or f"horizons-{plain.subject}"
         said: dict[str, object] = {"script": str(recipe.script), "arguments": [*recipe.arguments]}
         asked["evaluate_every"] = recipe.evaluate_every
@@ -140,7 +166,7 @@ def look_at_horizons(
                 steps=budget,
                 **asked,
             )
-            studies[at.budget_name] = (spec, at)
+            studies[at.budget_name] = (spec.model_copy(update={"trunk": trunk}), at)
         yield HorizonsSearch(name=named, studies=studies, looked=looked)
 
 
@@ -152,11 +178,26 @@ def _check(budgets: Budgets, settings: Sequence[str]) -> None:
     check_no_budget(settings)
 
 
-def _check_search(plain: StudySpec) -> None:
+def _of_trunk(seed_lr: object) -> tuple[str, ...]:
+    """Settings of searches whose runs begin with a trunk from a file, trained at ``seed_lr``.
+
+    There is one seed LR, so every explore fraction is tried, and nothing is fused.
+    """
+    try:
+        lr = float(str(seed_lr))
+    except ValueError:
+        raise UserError(
+            "`trunk`: at which LR was it trained? name that one with `seed_lr`, as in `seed_lr` 0.1"
+        ) from None
+    return (f"recipe.seed_lr={lr!r}", "sampler=grid", "fuse=false")
+
+
+def _check_search(plain: StudySpec, trunk: TrunkFile | None) -> None:
     """UserError for a study that is searched in another way, or at another budget than is named."""
     if plain.scale != 1:
         raise UserError(f"`settings` scale={plain.scale:g}: `budgets` names what is trained")
-    if plain.compare is not None or plain.sampler in ("grid", "random"):
+    model = plain.sampler in ("gp", "tpe") or trunk is not None
+    if plain.compare is not None or not model:
         raise UserError(
             f"`sampler` {plain.sampler}: horizons search with a model, gp or tpe; leave it out"
         )
@@ -198,7 +239,13 @@ def search_horizons(
         if looked is None:  # the budgets of a task have data, model and worker groups in common
             spec = search.spec
             looking = look_at(
-                places.home, spec.task, spec.recipe, options, logs=spec.name, seed=spec.seed
+                places.home,
+                spec.task,
+                spec.recipe,
+                options,
+                logs=spec.name,
+                seed=spec.seed,
+                trunk_file=spec.trunk,
             )
             looked = stack.enter_context(looking)
         for spec, recipe in search.studies.values():

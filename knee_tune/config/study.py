@@ -1,6 +1,7 @@
 """The resolved description of one study: everything that decides what it searches and trains."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -41,6 +42,14 @@ class Fisher(Spec):
         default=None, gt=0, description="of the training split, the first ones; None: all of it"
     )
     seed: int = Field(default=1, ge=0, description="of the labels and the first vector")
+
+
+class TrunkFile(Spec):
+    """A trunk up to one of its steps, trained elsewhere (see :func:`knee_tune.save_trunk`)."""
+
+    path: Path
+    step: int = Field(gt=0, description="the last one that it was trained for")
+    sha256: str = Field(description="of the file, which may be moved")
 
 
 Analysis = Annotated[Sharpness | Fisher, Field(discriminator="name")]
@@ -212,6 +221,11 @@ class StudySpec(Spec):
         description="replicates train as one batched model if the task can; an unpruned grid whole",
     )
     confirm: Confirm | None = Field(default=None, description="after the search")
+    trunk: TrunkFile | None = Field(
+        default=None,
+        exclude_if=lambda trunk: trunk is None,
+        description="what every run begins with, instead of a fresh model",
+    )
     nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
     scale: float = Field(
         default=1.0,
@@ -297,9 +311,10 @@ class StudySpec(Spec):
     def tries_default(self) -> bool:
         """Whether the paper's default is a point of the search, and its first trial.
 
-        A grid is exactly the search space's own, and a comparison has no trials.
+        A grid is exactly the search space's own, a comparison has no trials, and a trunk from a
+        file may be longer than half of the budget.
         """
-        return self.sampler != "grid" and self.compare is None
+        return self.sampler != "grid" and self.compare is None and self.trunk is None
 
     @property
     def seed_lrs(self) -> tuple[float, ...]:

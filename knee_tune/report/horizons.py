@@ -72,7 +72,7 @@ def horizons_report(
         direction=found.direction,
         environment=context.environment,
         replay=context.replay,
-        left_out=() if found.exponent else (_no_exponent(),),
+        left_out=() if found.exponent or found.one_lr else (_no_exponent(),),
         tiles=(
             Tile(label="horizons", value=str(len(found.horizons))),
             Tile(
@@ -86,14 +86,19 @@ def horizons_report(
             ),
         ),
         sections=(
-            Section(key="answer", title="The answer", words=horizon_words(found), tables=(table,)),
+            Section(
+                key="answer",
+                title="The answer",
+                words=(*horizon_words(found), *_trunk_words(spec)),
+                tables=(table,),
+            ),
             Section(
                 key="metric", title=f"{sentence(metric)} by horizon", figures=("metric",), wide=True
             ),
             Section(
                 key="setting",
                 title="How the best setting moves",
-                figures=("seed_lr", "decay"),
+                figures=("decay",) if found.one_lr else ("seed_lr", "decay"),
                 wide=True,
             ),
             Section(key="cost", title="What it cost", tables=(cost,)),
@@ -115,6 +120,8 @@ def horizon_words(found: Horizons) -> tuple[str, ...]:
 
 
 def _moves(found: Horizons) -> str:
+    if found.one_lr:
+        return "One seed LR was searched, so whether the best one moves is not asked."
     if found.exponent is None:
         return f"Whether the best seed LR moves with the horizon is not told: {_no_exponent()}"
     shown = estimate(found.exponent, sign=True)
@@ -132,6 +139,16 @@ def _moves(found: Horizons) -> str:
     )
 
 
+def _trunk_words(spec: StudySpec) -> tuple[str, ...]:
+    if spec.trunk is None:
+        return ()
+    return (
+        f"Every run begins at step {spec.trunk.step:,} of {spec.trunk.path.name}, a trunk that was "
+        "trained elsewhere. Random seeds differ from there on: what the noise before it does is in "
+        "no interval.",
+    )
+
+
 def _no_exponent() -> str:
     return f"a power law needs {FEWEST} horizons and {FEWEST} random seeds (replicates) at least."
 
@@ -144,7 +161,7 @@ def horizon_figures(found: Horizons) -> dict[str, Figure]:
     """The metric, the best seed LR and the best decay share against the total steps."""
     each = found.horizons
     metric = sentence(in_words(found.metric))
-    return {
+    figures = {
         "metric": _against_steps(
             each, [h.value for h in each], title=metric, colour=BLUE, log=True
         ),
@@ -160,6 +177,9 @@ def horizon_figures(found: Horizons) -> dict[str, Figure]:
             rangemode="tozero",
         ),
     }
+    if found.one_lr:
+        del figures["seed_lr"]
+    return figures
 
 
 def _against_steps(

@@ -51,6 +51,11 @@ class Horizons(Spec):
     )
 
     @property
+    def one_lr(self) -> bool:
+        """Whether the search space has a single seed LR, so that nothing is asked of it."""
+        return all(each.lr_step == 1 for each in self.horizons)
+
+    @property
     def resolved(self) -> bool:
         """Whether the seeds agree that the best seed LR moves with the horizon."""
         return self.exponent is not None and self.exponent.side != 0
@@ -154,7 +159,8 @@ def _exponent(horizons: Sequence[Horizon]) -> Estimate | None:
     half a step at both ends makes of the slope: a move by one step may be none.
     """
     seeds = set[int].intersection(*({*each.best_lrs} for each in horizons))
-    if len(horizons) < FEWEST or len(seeds) < FEWEST:
+    one_lr = all(each.lr_step == 1 for each in horizons)
+    if one_lr or len(horizons) < FEWEST or len(seeds) < FEWEST:
         return None
     steps = [math.log(each.total_steps) for each in horizons]
     slopes = [
