@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
+from knee_tune import save_trunk
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.look import look_at
+from knee_tune.commands.opened import resolve_asked
 from knee_tune.plans.plan import Plan, TrainPlan
+from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.protocol import Channel, Done, Failure, Outcome
 from tests.command_line import complains, drive_here, knee_tune, knee_tune_here
 from tests.fake_runner import FakeRunner, run_here
@@ -127,3 +132,30 @@ def test_what_failed_is_said_last_and_the_same_command_goes_on(drive: Drive) -> 
     drive(longer_ones_are_interrupted, "--trials", "4", expect=130)
     said = json.loads(drive(usual, "--trials", "4", expect=0).stdout)
     assert [each["independent"] for each in said["horizons"]] == [4 * SHORTER, 8 * SHORTER]
+
+
+def test_a_trunk_from_a_file_is_decayed_at_every_horizon(tmp_path: Path) -> None:
+    """Its owner asks which decay, and how long a run, is best from there."""
+    file, home = tmp_path / "stable.safetensors", tmp_path / "home"
+    spec, _ = resolve_asked(task="digits")
+    task = task_entry("digits").build(spec.recipe, data_dir=tmp_path, seed=1)
+    save_trunk(file, task.build_model())
+    asked = (
+        *("horizons", "--task", "digits", "--preset", "quick", "--seed-lr", "0.1"),
+        *("--budgets", "20steps,40steps", "--tracking-uri", "none", "--home", home),
+    )
+    said = json.loads(knee_tune_here(*asked, "--trunk", f"{file}@15", "--json").stdout)
+    shorter, longer = said["horizons"]
+    tried = look_at(Places.of(Home(home), storage=None, tracking_uri="none"), shorter["study"])
+    assert {trial.explore_fraction for trial in tried.trials} == {0.75, 0.8}
+    assert (shorter["trained"], shorter["independent"]) == (10, 40)  # 5 steps each, from 15
+    assert (shorter["seed_lr"], longer["seed_lr"]) == (0.1, 0.1)
+    page = Path(said["report"]).read_text()
+    assert "Every run begins at step 15 of stable.safetensors" in page
+
+    complains(*asked, "--trunk", f"{file}@30", said=("before the budget (20 steps) does",))
+    complains(
+        *asked[:5], *asked[7:], "--trunk", f"{file}@15", said=("name that one with --seed-lr",)
+    )
+    file.write_bytes(b"something else")
+    complains(*asked, "--trunk", f"{file}@15", said=("no safetensors file",))
