@@ -234,7 +234,8 @@ def print_horizons(console: Console, found: "Horizons") -> None:
         )
     console.print()
     console.print(table)
-    console.print(horizon_words(found)[1], soft_wrap=True)
+    for line in horizon_words(found)[1:]:
+        console.print(line, soft_wrap=True, markup=False)
     trained = sum(each.trained for each in found.horizons)
     independent = sum(each.independent for each in found.horizons)
     console.print(

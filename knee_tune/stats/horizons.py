@@ -12,6 +12,7 @@ from itertools import pairwise
 from pydantic import Field
 
 from knee_tune.config.recipe import Direction, Spec
+from knee_tune.config.study import Edge, edges
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.records.values import Estimate
 from knee_tune.stats.estimates import mean_estimate
@@ -34,6 +35,9 @@ class Horizon(Spec):
     best_lrs: dict[int, float] = Field(description="by random seed")
     lr_step: float = Field(
         description="ratio of neighbouring seed LRs of the search space, at most"
+    )
+    edge: Edge | None = Field(
+        description="where the best seed LR is an end of the search space; a better may lie beyond"
     )
     trained: int = Field(description="steps, over all attempts")
     independent: int = Field(description="steps of the same trials, each trained alone")
@@ -105,11 +109,21 @@ def _horizon(record: StudyRecord, budget: str) -> Horizon:
         total_steps=total,
         seed_lr=best.seed_lr,
         explore_fraction=best.explore_fraction,
-        value=mean_estimate(_values(best)),
+        value=mean_estimate(_values(best)).bounded(percent=record.in_percent(record.metric)),
         best_lr=_by_ratio([each.seed_lr for each in winners.values()]),
         best_decay=_share(mean_estimate(decays)),
         best_lrs={seed: each.seed_lr for seed, each in winners.items()},
         lr_step=max((right / left for left, right in pairwise(record.spec.seed_lrs)), default=1.0),
+        edge=next(
+            (
+                edge
+                for edge in edges(
+                    record.spec, seed_lr=best.seed_lr, explore_fraction=best.explore_fraction
+                )
+                if edge.what.endswith("seed LR")
+            ),
+            None,
+        ),
         trained=steps.trained,
         independent=steps.independent,
     )

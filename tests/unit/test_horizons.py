@@ -83,6 +83,12 @@ def test_a_power_law_is_told_where_seeds_agree_beyond_the_grid() -> None:
     assert "power law of exponent -0.54" in horizon_words(MOVES)[1]
 
 
+def test_a_best_seed_lr_at_the_end_of_the_range_is_said_to_be_there() -> None:
+    *_, said = horizon_words(MOVES)
+    assert said.startswith("At 100s the best trial has the largest seed LR of the search space")
+    assert "--set 'space.seed_lr.values=[0.001, 0.0014," in said
+
+
 def test_one_step_of_the_grid_resolves_nothing() -> None:
     """Three seeds that all say one point, and its neighbour at the last horizon."""
     still = found({100: (0.004,) * 3, 200: (0.004,) * 3, 400: (0.0028,) * 3})
@@ -105,6 +111,8 @@ def test_the_page_draws_metric_lr_and_decay_against_the_steps() -> None:
     for figure in report.figures.values():
         assert figure["layout"]["xaxis"]["type"] == "log"
         assert figure["data"][0]["x"] == [100, 400, 1600]
+    _, power_law = report.figures["seed_lr"]["data"]
+    assert power_law["x"] == [100, 3200]
     assert "0.008 → 0.004 → 0.002" in as_html(report)
 
 
