@@ -1,41 +1,36 @@
-"""Complete tables of learning curves, trained by our own loop: what searches are replayed on.
+"""Complete tables of learning curves: what searches are replayed on.
 
-    python -m benchmarks.curve_tables [--quick] [--tables DIR] [--seeds N]
+    python -m benchmarks.curve_tables [--quick] [--only NAME ...] [--tables DIR]
 
-A table holds the validation loss and accuracy of every evaluation of every run of a grid, seed LR x
-explore fraction x random seed, on digits with label noise. Two families: thresholds are chosen on
-the ``tuning`` tables, and only the ``report`` tables are reported. They differ in label noise,
-budget, model and random seeds. Training them all takes half an hour on one core; what was trained
-once, one file per random seed, is never trained again.
+A table is a grid study of knee-tune itself, in which nothing is pruned: the metric that it watches,
+at every evaluation of every run, seed LR x explore fraction x random seed. Two families: settings
+are chosen on the ``tuning`` tables, and only the ``report`` tables are reported. What was trained
+is kept and never trained again; the same command goes on where it was ended.
 """
 
 import argparse
 import hashlib
 import json
 import math
-import tempfile
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from knee_tune.commands.home import Home, Places
+from knee_tune.commands.look import look_at
 from knee_tune.errors import UserError
-from knee_tune.jobs import run_job
-from knee_tune.plans.plan import DescribePlan, TaskFacts, TaskOrder
-from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.records.study import StudyRecord
 from knee_tune.schedules import Knee
-from knee_tune.tasks.tabular.recipe import DigitsRecipe
-from knee_tune.workers.group import Group
-from knee_tune.workers.protocol import Channel, Decision, Report
+from knee_tune.schedules.schedule import fitted_knee
 
-SEED_LRS = tuple(0.005 * 1.5**i for i in range(9))
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(10))
-METRICS = ("loss", "accuracy")
+METRICS = ("accuracy", "loss", "ppl")
 
 TABLES = Path.home() / ".cache" / "knee-tune" / "curve-tables"
 
@@ -44,63 +39,140 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One table to train: a recipe of digits, and the random seeds."""
+    """A grid study: its task, what it changes of the default preset, and its random seeds."""
 
     name: str
     family: Literal["tuning", "report", "quick"]
-    changes: dict[str, Any]
-    seeds: tuple[int, ...]
-    seed_lrs: tuple[float, ...] = SEED_LRS
+    task: str
+    metric: str
+    seed_lrs: tuple[float, ...]
+    seeds: int
+    first_seed: int
     fractions: tuple[float, ...] = FRACTIONS
+    preset: str = "default"
+    settings: tuple[str, ...] = ()
 
-    @property
-    def recipe(self) -> DigitsRecipe:
-        """The complete recipe."""
-        return DigitsRecipe.model_validate(self.changes)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Changes whenever a curve would: recipe, grid, data, version of torch."""
-        parts = [
-            self.recipe.model_dump(mode="json"),
-            self.seed_lrs,
-            self.fractions,
-            _facts(self.name).data_fingerprint,
-            torch.__version__,
+    def command(self, home: Path) -> list[str]:
+        """The command that trains it, or goes on."""
+        grid = (
+            f"space.seed_lr.values={json.dumps(self.seed_lrs)}",
+            f"space.explore_fraction.values={json.dumps(self.fractions)}",
+        )
+        return [
+            *(sys.executable, "-m", "knee_tune", "run", "--task", self.task),
+            *("--preset", self.preset, "--study-name", self.name),
+            *("--sampler", "grid", "--pruner", "none", "--nproc", "1"),
+            *("--seed", str(self.first_seed), "--replicates", str(self.seeds)),
+            *(word for setting in (*grid, *self.settings) for word in ("--set", setting)),
+            *("--home", str(home), "--tracking-uri", "none"),
         ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
+    def path(self, folder: Path) -> Path:
+        """Its file: of another name whenever the command is another one."""
+        asked = hashlib.sha256(json.dumps(self.command(Path())[1:]).encode()).hexdigest()[:12]
+        return folder / f"{self.name}-{asked}.npz"
+
+
+def _seed_lrs(first: float, ratio: float, count: int) -> tuple[float, ...]:
+    return tuple(float(f"{first * ratio**i:.3g}") for i in range(count))
+
+
+DIGITS = _seed_lrs(0.005, 1.5, 9)
 
 SPECS = (
     TableSpec(
-        name="tuning-a",
+        name="digits-.1",
         family="tuning",
-        changes={"label_noise": 0.1, "epochs": 20},
-        seeds=tuple(range(101, 104)),
+        task="digits",
+        metric="accuracy",
+        seed_lrs=DIGITS,
+        first_seed=101,
+        seeds=20,
+        settings=("recipe.label_noise=0.1", "recipe.epochs=20"),
     ),
     TableSpec(
-        name="tuning-b",
+        name="digits-.3-deep",
         family="tuning",
-        changes={"label_noise": 0.3, "epochs": 15, "model": {"hidden": [32, 32]}},
-        seeds=tuple(range(111, 114)),
+        task="digits",
+        metric="accuracy",
+        seed_lrs=DIGITS,
+        first_seed=131,
+        seeds=20,
+        settings=("recipe.label_noise=0.3", "recipe.epochs=15", "recipe.model.hidden=[32, 32]"),
     ),
     TableSpec(
-        name="tuning-c",
+        name="breast-cancer",
         family="tuning",
-        changes={"label_noise": 0.1, "epochs": 40, "model": {"hidden": [32, 32]}},
-        seeds=(121,),
+        task="breast-cancer",
+        metric="accuracy",
+        seed_lrs=DIGITS,
+        first_seed=161,
+        seeds=20,
     ),
-    TableSpec(name="report-a", family="report", changes={}, seeds=tuple(range(1, 6))),
     TableSpec(
-        name="report-b", family="report", changes={"label_noise": 0.4}, seeds=tuple(range(11, 16))
+        name="digits-.2",
+        family="report",
+        task="digits",
+        metric="accuracy",
+        seed_lrs=DIGITS,
+        first_seed=1,
+        seeds=20,
+    ),
+    TableSpec(
+        name="digits-.4",
+        family="report",
+        task="digits",
+        metric="accuracy",
+        seed_lrs=DIGITS,
+        first_seed=31,
+        seeds=20,
+        settings=("recipe.label_noise=0.4",),
+    ),
+    TableSpec(
+        name="gpt",
+        family="report",
+        task="gpt",
+        preset="demo",
+        metric="loss",
+        seed_lrs=_seed_lrs(0.0012, 1.7, 7),
+        fractions=(0.2, 0.4, 0.6, 0.75, 0.9),
+        first_seed=1,
+        seeds=10,
+        settings=("recipe.epochs=4", "recipe.warmup_steps=10"),
+    ),
+    TableSpec(
+        name="translation",
+        family="report",
+        task="iwslt",
+        preset="demo",
+        metric="ppl",
+        seed_lrs=_seed_lrs(0.003, 1.8, 6),
+        fractions=(0.1, 0.3, 0.5, 0.7, 0.9),
+        first_seed=1,
+        seeds=10,
+    ),
+    TableSpec(
+        name="cifar10",
+        family="report",
+        task="cifar10",
+        preset="tiny",
+        metric="accuracy",
+        seed_lrs=_seed_lrs(0.0153, 1.8, 6),
+        fractions=(0.1, 0.3, 0.5, 0.7, 0.9),
+        first_seed=1,
+        seeds=6,
+        settings=("recipe.epochs=5",),
     ),
     TableSpec(
         name="quick",
         family="quick",
-        changes={"epochs": 6},
-        seeds=(1, 2),
-        seed_lrs=SEED_LRS[::4],
+        task="digits",
+        metric="accuracy",
+        seed_lrs=DIGITS[::4],
         fractions=FRACTIONS[::3],
+        first_seed=1,
+        seeds=2,
+        settings=("recipe.epochs=6",),
     ),
 )
 
@@ -128,26 +200,15 @@ class CurveTable:
 
 
 def load_tables(family: str, *, folder: Path = TABLES, only: str | None = None) -> list[CurveTable]:
-    """The trained tables of ``family`` (``only`` one by name), with the random seeds there are.
+    """The trained tables of ``family`` (``only`` one by name).
 
     UserError if there is none.
     """
-    tables = []
-    for spec in SPECS:
-        paths = [_path(folder, spec, seed) for seed in spec.seeds]
-        found = [np.load(path) for path in paths if path.exists()]
-        if found and spec.family == family and only in (None, spec.name):
-            curves = {name: np.stack([file[name] for file in found]) for name in METRICS}
-            tables.append(
-                CurveTable(
-                    name=spec.name,
-                    seed_lrs=spec.seed_lrs,
-                    fractions=spec.fractions,
-                    steps=tuple(int(step) for step in found[0]["steps"]),
-                    schedules=_schedules(spec),
-                    curves=curves,
-                )
-            )
+    tables = [
+        _load(spec, spec.path(folder))
+        for spec in SPECS
+        if spec.family == family and only in (None, spec.name) and spec.path(folder).exists()
+    ]
     if not tables:
         raise UserError(
             f"{folder}: no table of the family {family}; train it with "
@@ -156,119 +217,77 @@ def load_tables(family: str, *, folder: Path = TABLES, only: str | None = None) 
     return tables
 
 
-def train_seed(spec: TableSpec, seed: int) -> dict[str, npt.NDArray[Any]]:
-    """Every run of the grid with one random seed: arrays (seed LR, fraction, evaluation).
-
-    Runs are branches of shared trunks, which changes no bit of them.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        order = _order(spec, seed, Path(folder))
-        grid = [[_curve(spec, order, schedule) for schedule in row] for row in _schedules(spec)]
-    steps = max((tuple(curve) for row in grid for curve in row), key=len)
-    nothing = dict.fromkeys(METRICS, math.nan)
-    values = {
-        name: np.array(
-            [[[curve.get(step, nothing)[name] for step in steps] for curve in row] for row in grid]
-        )
-        for name in METRICS
-    }
-    return {"steps": np.array(steps), **values}
-
-
-class _Listener(Channel):
-    """A channel that keeps what is reported."""
-
-    def __init__(self) -> None:
-        self.curve: dict[int, dict[str, float]] = {}
-
-    def report(self, report: Report) -> Decision:
-        self.curve[report.step] = {name: report.metrics[f"valid_{name}"] for name in METRICS}
-        return Decision(stop=False)
-
-    def progress(self, step: int) -> None: ...
-
-    def line(self, text: str) -> None: ...
-
-
-def _curve(spec: TableSpec, order: TaskOrder, schedule: Knee) -> dict[int, dict[str, float]]:
-    """One run's metrics after each evaluation; shorter if it diverged."""
-    plan = on_trunk(
-        train_plan(
-            order,
-            spec.recipe,
-            _facts(spec.name),
-            schedule=schedule,
-            checkpoint_dir=order.log_dir / f"{schedule.seed_lr}-{schedule.explore_steps}",
-        ),
-        spec.recipe,
-        _facts(spec.name),
-        trunks=order.log_dir,
-        explore_fractions=spec.fractions,
-    )
-    listener = _Listener()
-    run_job(plan, Group(), listener)
-    return listener.curve
-
-
-def _order(spec: TableSpec, seed: int, folder: Path) -> TaskOrder:
-    return TaskOrder(task="digits", recipe=spec.changes, seed=seed, data_dir=folder, log_dir=folder)
-
-
-@cache
-def _facts(name: str) -> TaskFacts:
-    spec = next(spec for spec in SPECS if spec.name == name)
-    order = _order(spec, 0, Path())
-    done = run_job(DescribePlan(**dict(order)), Group(), _Listener())
-    return TaskFacts.model_validate(done.result)
-
-
-def _schedules(spec: TableSpec) -> tuple[tuple[Knee, ...], ...]:
-    facts = _facts(spec.name)
+def _load(spec: TableSpec, path: Path) -> CurveTable:
+    with np.load(path) as arrays:
+        steps = tuple(int(step) for step in arrays["steps"])
+        warmup, curves = int(arrays["warmup_steps"]), arrays["curves"]
 
     def knee(lr: float, fraction: float) -> Knee:
-        schedule = knee_schedule(spec.recipe, facts, seed_lr=lr, explore_fraction=fraction)
-        assert isinstance(schedule, Knee), "these recipes have no phases"
-        return schedule
-
-    return tuple(tuple(knee(lr, fraction) for fraction in spec.fractions) for lr in spec.seed_lrs)
-
-
-def _path(folder: Path, spec: TableSpec, seed: int) -> Path:
-    return folder / f"{spec.name}-{spec.fingerprint}" / f"seed-{seed}.npz"
-
-
-def train_tables(specs: list[TableSpec], *, folder: Path) -> None:
-    """Train what is missing: the first random seed of every table, then the second of every one."""
-    torch.set_num_threads(1)
-    jobs = [(index, spec, seed) for spec in specs for index, seed in enumerate(spec.seeds)]
-    for _, spec, seed in sorted(jobs, key=lambda job: job[0]):
-        path = _path(folder, spec, seed)
-        if path.exists():
-            continue
-        began = time.perf_counter()
-        arrays = train_seed(spec, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft.npz")
-        np.savez_compressed(draft, allow_pickle=False, **arrays)
-        draft.replace(path)
-        runs = len(spec.seed_lrs) * len(spec.fractions)
-        print(
-            f"{spec.name}: {runs} runs of seed {seed} in {time.perf_counter() - began:.0f} s",
-            flush=True,
+        return fitted_knee(
+            seed_lr=lr,
+            total_steps=steps[-1],
+            explore_steps=round(fraction * steps[-1]),
+            warmup_steps=warmup,
         )
+
+    return CurveTable(
+        name=spec.name,
+        seed_lrs=spec.seed_lrs,
+        fractions=spec.fractions,
+        steps=steps,
+        schedules=tuple(tuple(knee(lr, at) for at in spec.fractions) for lr in spec.seed_lrs),
+        curves={spec.metric: curves},
+    )
+
+
+def arrays_of(record: StudyRecord, spec: TableSpec) -> dict[str, npt.NDArray[Any]]:
+    """What a table keeps of its finished study; UserError where a point of the grid is missing."""
+    shape = (spec.seeds, len(spec.seed_lrs), len(spec.fractions))
+    trials = {(trial.seed_lr, trial.explore_fraction): trial for trial in record.trials}
+    steps = sorted(
+        {each.step for trial in record.trials for run in trial.replicates for each in run.curve}
+    )
+    curves = np.full((*shape, len(steps)), math.nan)
+    for i, lr in enumerate(spec.seed_lrs):
+        for j, fraction in enumerate(spec.fractions):
+            trial = trials.get((lr, fraction))
+            if trial is None or trial.state not in ("complete", "pruned"):
+                raise UserError(f"{spec.name}: {lr:g} at {fraction:g} was not trained to its end")
+            for run in trial.replicates:
+                for each in run.curve:
+                    at = run.seed - spec.first_seed, i, j, steps.index(each.step)
+                    curves[at] = each.metrics[record.metric]
+    warmup = record.spec.recipe.get("warmup_steps", 0)
+    return {"steps": np.array(steps), "warmup_steps": np.array(warmup), "curves": curves}
+
+
+def train_table(spec: TableSpec, *, folder: Path) -> None:
+    """Train what is missing of a table, and keep it."""
+    path = spec.path(folder)
+    if path.exists():
+        return
+    began = time.perf_counter()
+    home = path.with_suffix(".home")
+    subprocess.run(spec.command(home), check=True, stdout=subprocess.DEVNULL)
+    places = Places.of(Home(home), storage=None, tracking_uri="none")
+    draft = path.with_suffix(".draft.npz")
+    arrays = arrays_of(look_at(places, spec.name), spec)
+    np.savez_compressed(draft, allow_pickle=False, **arrays)
+    draft.replace(path)
+    runs = spec.seeds * len(spec.seed_lrs) * len(spec.fractions)
+    print(f"{spec.name}: {runs} runs in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def main() -> None:
-    """Train the tables that are missing and say what is there."""
+    """Train the tables that are missing and say what each took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="one small table, half a minute")
-    parser.add_argument("--family", choices=["tuning", "report"], help="only this one")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the tables of these names")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the tables")
     chosen = parser.parse_args()
-    families = (
-        ("quick",) if chosen.quick else (chosen.family or "tuning", chosen.family or "report")
-    )
-    train_tables([spec for spec in SPECS if spec.family in families], folder=chosen.tables)
+    for spec in SPECS:
+        if spec.name in chosen.only if chosen.only else (spec.family == "quick") == chosen.quick:
+            train_table(spec, folder=chosen.tables)
 
 
 if __name__ == "__main__":

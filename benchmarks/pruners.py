@@ -2,8 +2,8 @@
 
     python -m benchmarks.pruners [--replays 40] [--trials 40] [--tables DIR] [--family tuning]
 
-Every pruner sees the same searches: a table of digits' learning curves (see ``curve_tables``), one
-or three of its random seeds, and a random order of its points. The family ``tuning`` compares
+Every pruner sees the same searches: a table of learning curves (see ``curve_tables``), one or
+three of its random seeds, and a random order of its points. The family ``tuning`` compares
 settings of KneePruner, which is where its defaults are from; on the ``report`` tables, which tell
 how the pruners do, nothing was chosen.
 
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--slow", action="store_true", help="WilcoxonPruner as well")
     parser.add_argument("--table", help="only the one of this name")
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, help="only these")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", ExperimentalWarning)
     pruners = {**KNEE, **OTHERS}
@@ -218,7 +218,7 @@ def main() -> None:
         pruners[WILCOXON] = lambda view: WilcoxonPruner()
     console = Console(width=170)
     for table in load_tables(chosen.family, folder=chosen.tables, only=chosen.table):
-        for metric in chosen.metrics:
+        for metric in chosen.metrics or table.curves:
             for replicates in chosen.replicates:
                 began = time.perf_counter()
                 seen = views(table, metric, replicates=replicates, replays=chosen.replays)

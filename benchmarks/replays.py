@@ -18,7 +18,11 @@ Layout = Literal["behind", "abreast"]
 """Replicates train behind each other (what is told of one is the mean up to it, as knee-tune does
 it), or abreast (only their mean is told, at each step)."""
 
-DIRECTIONS: Mapping[str, Direction] = {"loss": "minimize", "accuracy": "maximize"}
+DIRECTIONS: Mapping[str, Direction] = {
+    "loss": "minimize",
+    "ppl": "minimize",
+    "accuracy": "maximize",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

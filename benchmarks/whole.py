@@ -2,7 +2,7 @@
 
     python -m benchmarks.whole [--replays 40] [--tables DIR]
 
-Searches replayed on the report tables of digits (see ``curve_tables``), one random seed each.
+Searches replayed on the report tables (see ``curve_tables``), one random seed each.
 
 - plain: Optuna's TPE over a continuous LR (log) and fraction, and its MedianPruner, both with
   Optuna's defaults; every trial is trained from scratch. A point between those of the table has the
@@ -188,13 +188,13 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the tables")
     parser.add_argument("--family", choices=["report", "tuning", "quick"], default="report")
     parser.add_argument("--table", help="only the one of this name")
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, help="only these")
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # GP: three times as fast
     warnings.simplefilter("ignore", ExperimentalWarning)
     console = Console(width=200)
     for table in load_tables(chosen.family, folder=chosen.tables, only=chosen.table):
-        for metric in chosen.metrics:
+        for metric in chosen.metrics or table.curves:
             began = time.perf_counter()
             outcomes = contest(views(table, metric, replicates=1, replays=chosen.replays))
             took = time.perf_counter() - began

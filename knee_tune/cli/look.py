@@ -35,6 +35,12 @@ def status(
     every: Annotated[
         bool, typer.Option("--all", help="Every trial, not only the best and the newest.")
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="What runs now: who trains it, how far, how fast. Ends with Ctrl-C."
+        ),
+    ] = False,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -45,9 +51,17 @@ def status(
     """
     from knee_tune.cli.summary import print_status
     from knee_tune.commands.home import Home, Places
-    from knee_tune.commands.look import look_at
+    from knee_tune.commands.look import keep_looking, look_at
 
-    record = look_at(Places.of(Home(home), storage=storage, tracking_uri="none"), study)
+    places = Places.of(Home(home), storage=storage, tracking_uri="none")
+    if watch:
+        from knee_tune.cli.status_watch import watch_status
+
+        if every or json:
+            raise UserError("`watch`: shows what runs now; leave `all` and `json` out")
+        watch_status(PlainConsole(), keep_looking(places, study))
+        return
+    record = look_at(places, study)
     if json:
         typer.echo(json_module.dumps(record.status_as_json()))
     else:

@@ -1,7 +1,7 @@
 """Commands that only look: at a study, at Optuna Dashboard, at the tasks there are."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -53,6 +53,13 @@ def find_search(places: Places, name: str | None) -> Study:
 def look_at(places: Places, name: str | None) -> StudyRecord:
     """What :func:`find_study` finds, with its trials."""
     return study_record(find_study(places, name))
+
+
+def keep_looking(places: Places, name: str | None) -> Iterator[StudyRecord]:
+    """What :func:`look_at` finds, as it stands whenever the next one is asked for; endless."""
+    study = find_study(places, name)
+    while True:
+        yield study_record(study)
 
 
 def look_at_search(places: Places, name: str | None) -> StudyRecord:

@@ -104,6 +104,8 @@ class TrialRecord(RunRecord):
     )
     explore_fraction: float
     decay: SearchedDecay = None
+    driver: str = Field(default="", description="host and process that drives it, or last did")
+    progress: float = Field(default=0, ge=0, description="share of its budget that it reported of")
     spread: float | None = Field(
         default=None, description="sample standard deviation of the replicates' values"
     )

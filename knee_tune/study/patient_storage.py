@@ -21,8 +21,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 
+from knee_tune.databases import is_outage
 from knee_tune.errors import UserError, disk_trouble
-from knee_tune.study.patience import Patience, is_outage
+from knee_tune.study.patience import Patience
 
 _distribution = lru_cache(maxsize=1024)(json_to_distribution)
 """There are as many different ones as there were search spaces; Optuna parses two per trial."""

@@ -23,8 +23,9 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
+from knee_tune.databases import cause_of
 from knee_tune.errors import UserError, disk_trouble, first_line
-from knee_tune.study.patience import StorageGoneError, cause_of, patience_with, storage_timeout
+from knee_tune.study.patience import StorageGoneError, patience_with, storage_timeout
 from knee_tune.study.patient_storage import PatientStorage
 from knee_tune.urls import in_memory, is_url, shown_url, sqlite_file
 

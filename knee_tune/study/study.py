@@ -28,6 +28,7 @@ from knee_tune.records.findings import Importances
 from knee_tune.records.study import BaselineRecord, Evaluation, StudyRecord, TrialRecord
 from knee_tune.records.values import RunEnd
 from knee_tune.study.attributes import (
+    FUSED,
     known_audit,
     known_compared,
     known_confirmation,
@@ -257,6 +258,8 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
     attrs = trial.user_attrs
     plan, replicates = attrs.get("plan"), replicates_of(attrs)
     total_steps = plan["schedule"]["total_steps"] if plan else 0
+    behind_each_other = 1 if FUSED in attrs else runs_of(attrs)
+    driver = attrs.get("driver", {})
     started, ended = trial.datetime_start, trial.datetime_complete
     state = _STATES[trial.state]
     silent_death = KILLED if state == "failed" else ""  # Optuna takes no reason for a stale trial
@@ -267,6 +270,8 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         seed_lr=trial.params["seed_lr"],
         explore_fraction=trial.params["explore_fraction"],
         decay=trial.params.get("decay"),
+        driver=f"{driver['host']} {driver['pid']}" if driver else "",
+        progress=(trial.last_step or 0) / (behind_each_other * total_steps) if total_steps else 0,
         state=state,
         value=trial.value if state == "complete" else None,
         metrics=attrs.get("metrics", {}),

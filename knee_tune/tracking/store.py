@@ -156,15 +156,15 @@ def trouble(error: BaseException) -> str:
 
 
 def is_away(error: BaseException, uri: str) -> bool:
-    """Whether the server of ``uri`` did not answer: nothing is wrong with what it was asked."""
+    """Whether the server of ``uri`` was away: nothing is wrong with what it was asked."""
     from requests import ConnectionError as NoConnection
     from requests import Timeout
-    from sqlalchemy.exc import OperationalError
+
+    from knee_tune.databases import is_outage
 
     if "API request to http" in str(error) or isinstance(error, NoConnection | Timeout):
         return True
-    of_database = any(isinstance(each, OperationalError) for each in (error, error.__cause__))
-    return of_database and not is_local(uri)
+    return is_outage(error) and not is_local(uri)
 
 
 def connect(uri: str) -> "MlflowClient":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 from torch import Tensor, equal
 
 from knee_tune.workers.protocol import Channel, Decision, Done, Outcome, Report
@@ -36,3 +37,9 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def living_ranks() -> list[psutil.Process]:
+    """The ranks of warm processes of ours, the newest last: those of before may not be gone yet."""
+    found = [rank for helper in psutil.Process().children() for rank in helper.children()]
+    return sorted(found, key=lambda rank: (rank.create_time(), rank.pid))  # pids start anew

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors.torch import load_file
 
 from knee_tune.plans.plan import SCRIPT, Placement, TaskOrder, TrainPlan, TrunkPlan
@@ -17,7 +16,7 @@ from knee_tune.workers.protocol import (
     Outcome,
     Report,
 )
-from tests.integration.runs import done, same
+from tests.integration.runs import done, living_ranks, same
 
 STEPS, EVERY, SHARED = 24, 8, 10
 """Steps of a run and from one evaluation to the next; the step at which branches may leave."""
@@ -94,7 +93,7 @@ def check_killed_rank(training: Ranks) -> None:
     done(training.train("alone", explore=18, trunk=False))
     uninterrupted = training.curve
     died = training.train("killed", explore=18, on_report=kill_last_rank(step=16))
-    assert isinstance(died, Failure)
+    assert isinstance(died, Failure), died
     assert (died.kind, died.by_machine) == ("signal", True)
     again = done(training.train("killed", explore=18))
     assert again.first_step == SHARED
@@ -114,8 +113,7 @@ def kill_last_rank(*, step: int) -> OnReport:
 
     def heard(report: Report) -> Decision:
         if report.step == step:
-            ranks = [rank for child in psutil.Process().children() for rank in child.children()]
-            ranks[-1].kill()
+            living_ranks()[-1].kill()
         return Decision(stop=False)
 
     return heard

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, load_model
@@ -36,7 +35,7 @@ from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Callbacks, Channel, Decision, Failure, Outcome, Report
 from tests.integration import odd_tasks
-from tests.integration.runs import done, same
+from tests.integration.runs import done, living_ranks, same
 
 STEPS = 24
 RECIPE: dict[str, Any] = {"batch_size": 100, "model": {"hidden": [24], "dropout": 0.2}}
@@ -267,7 +266,7 @@ def test_a_killed_group_goes_on_from_its_checkpoint(plan: MakePlan, run: RunPlan
 
     def kill(report: Report) -> bool:
         if report.step == 16:
-            _ranks()[-1].kill()
+            living_ranks()[-1].kill()
         return False
 
     outcome, told_then = run(broken, kill)
@@ -279,11 +278,6 @@ def test_a_killed_group_goes_on_from_its_checkpoint(plan: MakePlan, run: RunPlan
     assert [report.step for report in told_last] == EVALUATIONS
     assert measured(told + told_then + told_last) == measured(reports)
     assert same(end_of(broken), end_of(whole))
-
-
-def _ranks() -> list[psutil.Process]:
-    ranks = [rank for helper in psutil.Process().children() for rank in helper.children()]
-    return sorted(ranks, key=lambda rank: (rank.create_time(), rank.pid))  # pids start anew
 
 
 def test_a_damaged_checkpoint_costs_time_only(plan: MakePlan, run: RunPlan) -> None:

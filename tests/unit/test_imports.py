@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"urls"},
     {"errors", "files", "leftovers"},
-    {"schedules"},
+    {"schedules", "databases"},
     {"config"},
     {"records"},
     {"plans"},
