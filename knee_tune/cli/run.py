@@ -103,7 +103,7 @@ def run(
             min=0,
             max=LARGEST,
             metavar="SECONDS",
-            help="Start no trial, and confirm nothing, after so long.",
+            help="Start no trial and no other run after so long.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -145,6 +145,19 @@ def run(
             "random seeds; a winner that they confirm becomes the champion.",
             rich_help_panel=SEARCH,
         ),
+    ] = None,
+    total_runs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train N whole runs in all: a search, then a race of its best points and the "
+            "default on fresh random seeds. Instead of --trials and --confirm.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    total_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The same, in steps.", rich_help_panel=SEARCH),
     ] = None,
     seed: SeedOption = None,
     scale: ScaleOption = None,
@@ -279,6 +292,8 @@ def run(
         "replicates": replicates,
         "fuse": fuse,
         "confirm": confirm,
+        "total_runs": total_runs,
+        "total_steps": total_steps,
         "nproc": nproc,
         "scale": scale,
         "seed_lr": search_lr,

@@ -62,11 +62,18 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 
 Goal = Literal["best", "ridge"]
 
-SEARCHING = ("trials", "target", "sampler", "start", "centre", "pruner", "goal", "confirm", "space")
+SEARCHING = (
+    *("trials", "target", "sampler", "start", "centre", "pruner", "goal"),
+    *("confirm", "total_runs", "total_steps", "space"),
+)
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
 """Distance from a study's seed to those that confirm its winner: never used in a search."""
+
+FEWEST_RUNS = 6
+"""Whole budgets that a search and a race need: a bracket of three, and one more seed for two of
+them, with room for a trial that is under way when the search ends."""
 
 StudyName = Annotated[
     str,
@@ -226,6 +233,21 @@ class StudySpec(Spec):
         exclude_if=lambda trunk: trunk is None,
         description="what every run begins with, instead of a fresh model",
     )
+    total_runs: int | None = Field(
+        default=None,
+        ge=FEWEST_RUNS,
+        le=1_000_000,
+        exclude_if=lambda total: total is None,
+        description="whole budgets that are trained for the study, instead of ``trials``: to "
+        "search, then to race the best points on fresh random seeds",
+    )
+    total_steps: int | None = Field(
+        default=None,
+        gt=0,
+        le=10**15,
+        exclude_if=lambda total: total is None,
+        description="the same, in steps",
+    )
     nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
     scale: float = Field(
         default=1.0,
@@ -262,6 +284,27 @@ class StudySpec(Spec):
                 "or none"
             )
         return pruner
+
+    @field_validator("total_runs", "total_steps")
+    @classmethod
+    def _search_and_race(cls, total: int | None, info: ValidationInfo) -> int | None:
+        other = {
+            "sampler": ("grid", "a grid trains every point"),
+            "goal": ("ridge", "a ridge needs every seed LR"),
+        }
+        asked = info.data
+        if total is None:
+            return None
+        if asked.get("total_runs") is not None:
+            raise ValueError("total_runs says the same in whole runs: leave one of them out")
+        for name, (value, why) in other.items():
+            if asked.get(name) == value:
+                raise ValueError(f"{why}, so there is nothing to race: leave {name}={value} out")
+        if asked.get("confirm") is not None:
+            raise ValueError("the race confirms the winner: leave confirm out")
+        if asked.get("replicates", 1) > 1:
+            raise ValueError("a race decides who gets more random seeds: leave replicates out")
+        return total
 
     @field_validator("compare")
     @classmethod
@@ -345,8 +388,18 @@ class StudySpec(Spec):
 
     @property
     def limit(self) -> int | None:
-        """Trials after which the search ends; None where it ends with the last point of a grid."""
-        return None if self.sampler == "grid" and self.trials >= self.size else self.trials
+        """Trials after which the search ends; None where something else ends it.
+
+        That is the last point of a grid, or what the whole study may cost.
+        """
+        if self.races or (self.sampler == "grid" and self.trials >= self.size):
+            return None
+        return self.trials
+
+    @property
+    def races(self) -> bool:
+        """Whether the search ends with a race of its best points."""
+        return self.total_runs is not None or self.total_steps is not None
 
 
 # Is a point on the edge of the search space, so that a better one may lie beyond?

@@ -119,7 +119,12 @@ class Driver:
         """Tell whether the study wants another trial."""
         search = self._search
         return wanted(
-            self._study, search.axes, trials=trials, target=search.target, besides=besides
+            self._study,
+            search.axes,
+            trials=trials,
+            target=search.target,
+            allowance=search.allowance,
+            besides=besides,
         )
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
