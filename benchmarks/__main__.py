@@ -1,6 +1,7 @@
 """Every benchmark that needs no GPU, in turn: ``python -m benchmarks``. An hour and more."""
 
 from benchmarks import (
+    asking,
     curve_tables,
     fairseq_trainer,
     fused,
@@ -17,6 +18,7 @@ from benchmarks import (
 if __name__ == "__main__":
     for benchmark in (
         orchestration,
+        asking,
         restarts,
         fairseq_trainer,
         fused,

@@ -120,6 +120,15 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    from_study: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="An earlier study of the same task: begin at its best seed LR, and learn from it.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     pruner: Annotated[
         str | None,
         typer.Option(
@@ -286,6 +295,7 @@ def run(
         "target": target,
         "sampler": sampler,
         "start": start,
+        "from_study": from_study,
         "pruner": pruner,
         "goal": goal,
         "seed": seed,

@@ -283,6 +283,8 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
         f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
         f"{counts.failed} failed, {counts.running} running"
     )
+    if record.earlier is not None:
+        console.print(record.earlier.words, soft_wrap=True)
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     for baseline in record.baselines:

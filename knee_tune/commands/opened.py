@@ -22,6 +22,7 @@ from knee_tune.plans.planner import (
     twins_in_words,
 )
 from knee_tune.records.events import StudyFinished, StudyStarted, StudyState, final_name
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
@@ -118,12 +119,15 @@ def open_for_training(
             amp=placement.amp,
             beside=beside,
         )
+        earlier = known_earlier(study)
+        centre = spec.centre or (recipe.seed_lr if spec.tries_default else None)
         study.sampler = make_sampler(
             spec.sampler,
             seed=spec.seed,
             axes=axes,
             start=spec_of(study).start,
-            centre=spec.centre or (recipe.seed_lr if spec.tries_default else None),
+            centre=centre if earlier is None else earlier.seed_lr,
+            earlier=() if earlier is None else earlier.points,
         )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(

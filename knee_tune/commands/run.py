@@ -29,6 +29,7 @@ from knee_tune.records.study import BaselineRecord, StudyRecord, TrialRecord
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.driver import Driver
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import StorageGoneError
@@ -319,6 +320,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workers.spec
     yield from opened.workers.remarks
+    if earlier := known_earlier(opened.study):
+        yield earlier.words
     if others := study_record(opened.study).by_other_code(opened.workers.facts.code):
         yield f"{others}; the report says which is which"
     if spec.compare is not None:

@@ -63,7 +63,7 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 Goal = Literal["best", "ridge"]
 
 SEARCHING = (
-    *("trials", "target", "sampler", "start", "centre", "pruner", "goal"),
+    *("trials", "target", "sampler", "start", "centre", "from_study", "pruner", "goal"),
     *("confirm", "total_runs", "total_steps", "space"),
 )
 """Settings of a search, which a study with ``compare`` does not make."""
@@ -216,6 +216,12 @@ class StudySpec(Spec):
         exclude_if=lambda centre: centre is None,
         description="seed LR that the bracket begins at; None: the recipe's own",
     )
+    from_study: StudyName | None = Field(
+        default=None,
+        exclude_if=lambda study: study is None,
+        description="an earlier study of the task: the bracket begins at its best seed LR, and gp "
+        "learns from its trials",
+    )
     goal: Goal = Field(
         default="best",
         description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
@@ -305,6 +311,17 @@ class StudySpec(Spec):
         if asked.get("replicates", 1) > 1:
             raise ValueError("a race decides who gets more random seeds: leave replicates out")
         return total
+
+    @field_validator("from_study")
+    @classmethod
+    def _models_begin_with_a_bracket(cls, study: str | None, info: ValidationInfo) -> str | None:
+        sampler, start = info.data.get("sampler", "gp"), info.data.get("start", "bracket")
+        if study is not None and (sampler not in ("gp", "tpe") or start != "bracket"):
+            raise ValueError(
+                f"a search with sampler {sampler} and start {start} has no use for it: it is for "
+                "gp and tpe with start bracket"
+            )
+        return study
 
     @field_validator("compare")
     @classmethod

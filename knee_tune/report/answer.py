@@ -273,6 +273,8 @@ def _search_note(record: StudyRecord, ridge: Ridge | None) -> Iterator[str]:
         yield ridge_words(ridge)
         yield _optima(ridge.optimal, metric=in_words(record.metric))
     yield f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
+    if record.earlier is not None:
+        yield f"It {record.earlier.words}."
 
 
 def _optima(optimal: Sequence[Optimum], *, metric: str) -> str:
