@@ -1,6 +1,7 @@
 """The resolved description of one study: everything that decides what it searches and trains."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -43,6 +44,14 @@ class Fisher(Spec):
     seed: int = Field(default=1, ge=0, description="of the labels and the first vector")
 
 
+class TrunkFile(Spec):
+    """A trunk up to one of its steps, trained elsewhere (see :func:`knee_tune.save_trunk`)."""
+
+    path: Path
+    step: int = Field(gt=0, description="the last one that it was trained for")
+    sha256: str = Field(description="of the file, which may be moved")
+
+
 Analysis = Annotated[Sharpness | Fisher, Field(discriminator="name")]
 
 Sampler = Literal["gp", "tpe", "grid", "random"]
@@ -54,22 +63,17 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 Goal = Literal["best", "ridge"]
 
 SEARCHING = (
-    "trials",
-    "target",
-    "stop_when_flat",
-    "sampler",
-    "start",
-    "centre",
-    "from_study",
-    "pruner",
-    "goal",
-    "confirm",
-    "space",
+    *("trials", "target", "stop_when_flat", "sampler", "start", "centre"),
+    *("from_study", "pruner", "goal", "confirm", "total_runs", "total_steps", "space"),
 )
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
 """Distance from a study's seed to those that confirm its winner: never used in a search."""
+
+FEWEST_RUNS = 6
+"""Whole budgets that a search and a race need: a bracket of three, and one more seed for two of
+them, with room for a trial that is under way when the search ends."""
 
 StudyName = Annotated[
     str,
@@ -235,6 +239,26 @@ class StudySpec(Spec):
         description="replicates train as one batched model if the task can; an unpruned grid whole",
     )
     confirm: Confirm | None = Field(default=None, description="after the search")
+    trunk: TrunkFile | None = Field(
+        default=None,
+        exclude_if=lambda trunk: trunk is None,
+        description="what every run begins with, instead of a fresh model",
+    )
+    total_runs: int | None = Field(
+        default=None,
+        ge=FEWEST_RUNS,
+        le=1_000_000,
+        exclude_if=lambda total: total is None,
+        description="whole budgets that are trained for the study, instead of ``trials``: to "
+        "search, then to race the best points on fresh random seeds",
+    )
+    total_steps: int | None = Field(
+        default=None,
+        gt=0,
+        le=10**15,
+        exclude_if=lambda total: total is None,
+        description="the same, in steps",
+    )
     nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
     scale: float = Field(
         default=1.0,
@@ -278,6 +302,27 @@ class StudySpec(Spec):
         if info.data.get("stop_when_flat") and sampler != "gp":
             raise ValueError(f"{sampler} does not know when a search is flat: use gp")
         return sampler
+
+    @field_validator("total_runs", "total_steps")
+    @classmethod
+    def _search_and_race(cls, total: int | None, info: ValidationInfo) -> int | None:
+        other = {
+            "sampler": ("grid", "a grid trains every point"),
+            "goal": ("ridge", "a ridge needs every seed LR"),
+        }
+        asked = info.data
+        if total is None:
+            return None
+        if asked.get("total_runs") is not None:
+            raise ValueError("total_runs says the same in whole runs: leave one of them out")
+        for name, (value, why) in other.items():
+            if asked.get(name) == value:
+                raise ValueError(f"{why}, so there is nothing to race: leave {name}={value} out")
+        if asked.get("confirm") is not None:
+            raise ValueError("the race confirms the winner: leave confirm out")
+        if asked.get("replicates", 1) > 1:
+            raise ValueError("a race decides who gets more random seeds: leave replicates out")
+        return total
 
     @field_validator("from_study")
     @classmethod
@@ -338,9 +383,10 @@ class StudySpec(Spec):
     def tries_default(self) -> bool:
         """Whether the paper's default is a point of the search, and its first trial.
 
-        A grid is exactly the search space's own, and a comparison has no trials.
+        A grid is exactly the search space's own, a comparison has no trials, and a trunk from a
+        file may be longer than half of the budget.
         """
-        return self.sampler != "grid" and self.compare is None
+        return self.sampler != "grid" and self.compare is None and self.trunk is None
 
     @property
     def seed_lrs(self) -> tuple[float, ...]:
@@ -371,8 +417,18 @@ class StudySpec(Spec):
 
     @property
     def limit(self) -> int | None:
-        """Trials after which the search ends; None where it ends with the last point of a grid."""
-        return None if self.sampler == "grid" and self.trials >= self.size else self.trials
+        """Trials after which the search ends; None where something else ends it.
+
+        That is the last point of a grid, or what the whole study may cost.
+        """
+        if self.races or (self.sampler == "grid" and self.trials >= self.size):
+            return None
+        return self.trials
+
+    @property
+    def races(self) -> bool:
+        """Whether the search ends with a race of its best points."""
+        return self.total_runs is not None or self.total_steps is not None
 
 
 # Is a point on the edge of the search space, so that a better one may lie beyond?

@@ -125,16 +125,16 @@ class TrialRecord(RunRecord):
 
 
 class Winner(Spec):
-    """The setting to use: the confirmed one if there is one, otherwise the best of the search."""
+    """The setting to use: what won a race or was confirmed, otherwise the best of the search."""
 
     seed_lr: float
     explore_fraction: float
     decay: SearchedDecay = None
     value: float | None = Field(
-        description="the study's metric: over the fresh seeds if confirmed, otherwise its trial's"
+        description="the study's metric: over the fresh seeds that decided, otherwise its trial's"
     )
     spread: float | None = Field(description="standard deviation of the values it is a mean of")
-    seeds: int | None = Field(description="fresh random seeds that confirmed it; None: not so")
+    seeds: int | None = Field(description="fresh random seeds that decided; None: none did")
     confirmed: Confirmed = Field(description="by fresh seeds")
     trial: TrialRecord | None = Field(
         description="complete, at this point; None: fresh seeds alone trained it to its end"
@@ -325,14 +325,15 @@ class StudyRecord(Spec):
     def winner(self) -> Winner | None:
         """What every command, page and record names as the setting to use.
 
-        It is what fresh seeds have confirmed, otherwise the best trial of the search; None as long
-        as no trial is complete. A confirmation counts as long as it tried what is the best trial
-        now: a search that went on may have found another.
+        It is what has won a race or what fresh seeds have confirmed, otherwise the best trial of
+        the search; None as long as no trial is complete. A confirmation counts as long as it tried
+        what is the best trial now: a search that went on may have found another.
         """
         best, confirmation = self.best, self.confirmation
         if best is None:
             return None
-        if confirmation is None or self.confirmed(best) == "not tried" or not confirmation.chosen:
+        chosen = confirmation.chosen if confirmation else None
+        if confirmation is None or chosen is None or not self._counts(confirmation, best):
             return Winner(
                 seed_lr=best.seed_lr,
                 explore_fraction=best.explore_fraction,
@@ -343,17 +344,20 @@ class StudyRecord(Spec):
                 confirmed=self.confirmed(best),
                 trial=best,
             )
-        chosen = confirmation.chosen
         return Winner(
             seed_lr=chosen.seed_lr,
             explore_fraction=chosen.explore_fraction,
             decay=chosen.decay,
             value=fmean(chosen.values),
-            spread=stdev(chosen.values),
+            spread=stdev(chosen.values) if len(chosen.values) > 1 else None,
             seeds=len(chosen.values),
-            confirmed="yes",
+            confirmed=confirmation.says(chosen.point),
             trial=next((each for each in self.ranked if each.point == chosen.point), None),
         )
+
+    def _counts(self, confirmation: Confirmation, best: TrialRecord) -> bool:
+        """Whether it has tried what is the best trial now; a race chose among all there were."""
+        return confirmation.race is not None or confirmation.says(best.point) != "not tried"
 
     def confirmed(self, trial: TrialRecord) -> Confirmed:
         """Whether fresh seeds have confirmed a trial's point."""

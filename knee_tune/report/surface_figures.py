@@ -312,11 +312,11 @@ def other_metrics(record: StudyRecord) -> tuple[str, ...]:
 
 def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     """A panel for each of the other metrics, a line per seed LR; None if there is none."""
-    names = other_metrics(record)
+    names, ranked = other_metrics(record), record.ranked
     trials = {
         (trial.seed_lr, trial.explore_fraction): trial
-        for trial in reversed(record.ranked)
-        if trial.decay == record.ranked[0].decay
+        for trial in reversed(ranked)
+        if trial.decay == ranked[0].decay
     }
     if not names or len({fraction for _, fraction in trials}) < 2:
         return None
@@ -326,7 +326,7 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     for panel, name in enumerate(names):
         suffix = subplot(panel)
         top = 1 - panel * height
-        limits = limits_of(trial.metrics.get(name) for trial in record.ranked)
+        limits = limits_of(trial.metrics.get(name) for trial in ranked)
         axes[f"yaxis{suffix}"] = axis(
             in_words(name),
             domain=[top - 0.86 * height, top],

@@ -122,7 +122,12 @@ class Driver:
         """Tell whether the study wants another trial."""
         search = self._search
         return wanted(
-            self._study, search.axes, trials=trials, target=search.target, besides=besides
+            self._study,
+            search.axes,
+            trials=trials,
+            target=search.target,
+            allowance=search.allowance,
+            besides=besides,
         ) and not (search.stop_when_flat and flat_by(self._study, search.axes))
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:

@@ -176,22 +176,44 @@ def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
     return longest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """Steps that a search may train: once they are used up it asks for no trial more."""
+
+    steps: int
+    budget: int
+    """Of one trial, which may train all of it as long as it runs."""
+
+    def used(self, trials: Iterable[FrozenTrial]) -> int:
+        """What ``trials`` have trained, over all attempts, or may."""
+        return sum(
+            max(
+                trial.user_attrs.get("steps_trained", 0),
+                self.budget if trial.state == TrialState.RUNNING else 0,
+            )
+            for trial in trials
+        )
+
+
 def wanted(
     study: optuna.Study,
     axes: Axes,
     *,
     trials: int | None,
     target: float | None = None,
+    allowance: Allowance | None = None,
     besides: int | None = None,
 ) -> bool:
     """Tell whether the study wants another trial: it has fewer than ``trials``, a point is left.
 
     Trials that any driver asked for count, and one that lives on under another number counts once.
-    None for ``trials`` means every point. None is wanted once a value is as good as the ``target``.
-    ``besides`` is the number of a trial to leave out.
+    None for ``trials`` means every point. None is wanted once a value is as good as the ``target``,
+    or the ``allowance`` is used up. ``besides`` is the number of a trial to leave out.
     """
     known = [trial for trial in study.get_trials(deepcopy=False) if trial.number != besides]
     if target is not None and reaching(study, known, target) is not None:
+        return False
+    if allowance is not None and allowance.used(current(known)) >= allowance.steps:
         return False
     states = [trial.state for trial in current(known)]
     queued = states.count(TrialState.WAITING)

@@ -55,7 +55,7 @@ MAKER_PATIENCE = 10.0
 
 FIXED_FIELDS = (
     *("task", "recipe", "seed", "nproc", "replicates", "fuse"),
-    *("scale", "compare", "analyses"),
+    *("scale", "compare", "analyses", "trunk"),
 )
 """What may not change while a study lives: its trials would no longer be comparable."""
 
@@ -346,12 +346,12 @@ def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
         each.model_dump(mode="json") | {"task": task_slug(each.task)}  # its file may be moved
         for each in (old, new)
     )
-    fixed = [(field, before[field], after[field]) for field in FIXED_FIELDS]
+    fixed = [(field, before.get(field), after.get(field)) for field in FIXED_FIELDS]
     # Optuna keeps the choices of a category for good.
     fixed.append(("space.decay", before["space"].get("decay"), after["space"].get("decay")))
     for field, old_value, new_value in fixed:
         for path, was, now in _differences(field, old_value, new_value):
-            if path == "recipe.script":  # it may be moved: its code is what counts
+            if path in ("recipe.script", "trunk.path"):  # moved: what is in it counts
                 continue
             differs = f"{path}={json.dumps(was)}, not {json.dumps(now)}"
             if len(differs) > LONGEST_DIFFERENCE:
