@@ -4,6 +4,7 @@ from benchmarks import (
     asking,
     curve_tables,
     fairseq_trainer,
+    flat,
     fused,
     orchestration,
     pruners,
@@ -12,6 +13,7 @@ from benchmarks import (
     trunk_savings,
     trunks,
     vision,
+    warm_start,
     whole,
 )
 
@@ -28,6 +30,8 @@ if __name__ == "__main__":
         pruners,
         ridge,
         vision,
+        warm_start,
+        flat,
         whole,
     ):
         benchmark.main()

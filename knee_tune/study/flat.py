@@ -1,20 +1,18 @@
 """When a search is flat: no point is left whose expected improvement is worth what it costs.
 
-Optuna's own terminator is the model. It is not used: it is deprecated since 4.9, begins at 20
-trials, and its bound on the regret, which is a few times the noise at our sizes, compares with
-errors of cross-validation, which runs here do not have.
+Optuna's own terminator is the model. It is not used: it is deprecated since 4.9, to be removed in
+6.0; what it compares with are errors of cross-validation, which runs here do not have; and it knows
+no costs.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna._gp import gp, prior
-from optuna._gp.search_space import SearchSpace
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -25,6 +23,10 @@ from knee_tune.study.attributes import runs_of
 from knee_tune.study.recovery import current
 from knee_tune.study.samplers import Axes, Point, longest_explored, untried
 from knee_tune.study.told import told_of
+
+if TYPE_CHECKING:
+    from optuna._gp.gp import GPRegressor
+    from optuna._gp.search_space import SearchSpace
 
 WORTH = 0.1
 """Of the noise between random seeds: what a whole run has to be expected to improve."""
@@ -68,6 +70,8 @@ def outlook_of(study: optuna.Study, axes: Axes) -> Outlook | None:
     not over the luckiest value. A point costs the share of a whole run that its trunk has not yet
     trained. It depends on the study's trials alone.
     """
+    from optuna._gp.search_space import SearchSpace  # slow
+
     trials = current(study.get_trials(deepcopy=False))
     if any(each.state == TrialState.WAITING for each in trials):
         return None
@@ -106,8 +110,10 @@ def flat_by(study: optuna.Study, axes: Axes) -> Outlook | None:
     return outlook if outlook is not None and outlook.flat else None
 
 
-def _fitted(told: Sequence[FrozenTrial], scores: Floats, space: SearchSpace) -> gp.GPRegressor:
+def _fitted(told: Sequence[FrozenTrial], scores: Floats, space: "SearchSpace") -> "GPRegressor":
     """The Gaussian process by which Optuna's GPSampler would propose."""
+    from optuna._gp import gp, prior  # slow
+
     return gp.fit_kernel_params(
         X=space.get_normalized_params(list(told)),
         Y=scores,
@@ -119,7 +125,7 @@ def _fitted(told: Sequence[FrozenTrial], scores: Floats, space: SearchSpace) -> 
 
 
 def _posterior(
-    process: gp.GPRegressor, space: SearchSpace, points: Sequence[dict[str, Any]]
+    process: "GPRegressor", space: "SearchSpace", points: Sequence[dict[str, Any]]
 ) -> tuple[Floats, Floats]:
     """Means and standard deviations at points, without noise."""
     import torch  # slow
