@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from knee_tune.tasks.base import FusableTask, Task
     from knee_tune.tasks.registry import TaskEntry
     from knee_tune.tasks.simple import SimpleTask
+    from knee_tune.training.trunk_file import save_trunk
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _PUBLIC = {
     "TaskEntry": "tasks.registry",
     "TrunkCache": "runs.trunk_cache",
     "join": "scripts.run",
+    "save_trunk": "training.trunk_file",
     "suggest_knee": "study.suggest",
 }
 """The module of each public name."""
@@ -44,6 +46,7 @@ __all__ = [
     "TrunkCache",
     "__version__",
     "join",
+    "save_trunk",
     "suggest_knee",
 ]
 

@@ -32,6 +32,7 @@ from knee_tune.training.learner import Learner, evaluate, non_finite
 from knee_tune.training.loop import TrainingRun
 from knee_tune.training.optimizer import optimizer_of
 from knee_tune.training.single import SingleModel
+from knee_tune.training.trunk_file import load_trunk
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done
 
@@ -70,7 +71,9 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
         case DescribePlan():
             fingerprint, examples = task.describe()
             model = task.build_model()
-            optimizer_of(task, model)  # what it lacks shows before a study is made
+            optimizer = optimizer_of(task, model)  # what it lacks shows before a study is made
+            if plan.trunk_file is not None:
+                load_trunk(plan.trunk_file, model, optimizer)
             kinds = {type(task), type(task.recipe), *map(type, model.modules())}
             modules = {base.__module__ for kind in kinds for base in kind.__mro__}
             facts = TaskFacts(

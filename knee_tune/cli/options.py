@@ -35,6 +35,10 @@ def path_of(text: str | Path) -> Path:
     return Path(text)
 
 
+LONGEST_RUN = 10**12
+"""Steps of a run that can be asked for."""
+
+
 class Runner(StrEnum):
     """How worker groups are started."""
 
@@ -76,7 +80,7 @@ class TextKind(StrEnum):
     BPE = "bpe"
 
 
-SEARCH, COMPUTE, PLACES = "Search", "Compute", "Places"
+SEARCH, OF_A_SCRIPT, COMPUTE, PLACES = "Search", "Of a script", "Compute", "Places"
 """Panels of ``--help``."""
 
 DEFAULT_HOME = Path("knee-runs")
@@ -86,6 +90,21 @@ DEFAULT_TRUNK_CACHE = "20GB"
 StudyArgument = Annotated[
     str | None,
     typer.Argument(metavar="[STUDY]", help="Name of the study; the only one if left out."),
+]
+
+ScriptArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[SCRIPT]",
+        parser=path_of,
+        show_default=False,
+        help="Your training script, which calls knee_tune.join; or name a task.",
+    ),
+]
+
+ScriptArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- ARGUMENTS]", show_default=False, help="The script's own."),
 ]
 
 TaskOption = Annotated[
@@ -132,6 +151,40 @@ SettingsOption = Annotated[
         help="Any field: --set recipe.epochs=4",
         rich_help_panel=SEARCH,
     ),
+]
+
+ExploreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW:HIGH[:STEP]|LIST",
+        help="Explore fractions to search, as in 0.1:0.9. (default: the study's)",
+        rich_help_panel=SEARCH,
+    ),
+]
+
+EvaluateEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=LONGEST_RUN,
+        metavar="N",
+        help="Steps from one evaluation to the next. (default: as join says)",
+        rich_help_panel=OF_A_SCRIPT,
+    ),
+]
+
+MinimizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METRIC",
+        help="The metric it reports that is to be small. (default: as join says)",
+        rich_help_panel=OF_A_SCRIPT,
+    ),
+]
+
+MaximizeOption = Annotated[
+    str | None,
+    typer.Option(metavar="METRIC", help="The same, to be large.", rich_help_panel=OF_A_SCRIPT),
 ]
 
 ScaleOption = Annotated[

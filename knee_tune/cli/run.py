@@ -3,7 +3,6 @@
 import math
 import shlex
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +14,9 @@ from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     LARGEST,
+    LONGEST_RUN,
     MOST,
+    OF_A_SCRIPT,
     PLACES,
     SEARCH,
     SMALLEST,
@@ -23,7 +24,11 @@ from knee_tune.cli.options import (
     CompileOption,
     Device,
     DeviceOption,
+    EvaluateEveryOption,
+    ExploreOption,
     HomeOption,
+    MaximizeOption,
+    MinimizeOption,
     NprocOption,
     PresetOption,
     ReplicatesOption,
@@ -31,6 +36,8 @@ from knee_tune.cli.options import (
     RunnerOption,
     ScaleOption,
     Schedule,
+    ScriptArgument,
+    ScriptArguments,
     SeedOption,
     SettingsOption,
     SlotsOption,
@@ -39,7 +46,6 @@ from knee_tune.cli.options import (
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
-    path_of,
 )
 from knee_tune.errors import UserError
 
@@ -48,27 +54,13 @@ if TYPE_CHECKING:
     from knee_tune.study.events import Watcher
 
 
-BASELINE, OF_A_SCRIPT = "A baseline instead", "Of a script"
-"""Panels of ``--help``."""
-
-LONGEST_RUN = 10**12
-"""Steps of a run that can be asked for."""
+BASELINE = "A baseline instead"
+"""A panel of ``--help``."""
 
 
 def run(
-    script: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[SCRIPT]",
-            parser=path_of,
-            show_default=False,
-            help="Your training script, which calls knee_tune.join; or name a task.",
-        ),
-    ] = None,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- ARGUMENTS]", show_default=False, help="The script's own."),
-    ] = None,
+    script: ScriptArgument = None,
+    arguments: ScriptArguments = None,
     task: TaskOption = None,
     preset: PresetOption = None,
     study: Annotated[
@@ -105,6 +97,14 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    stop_when_flat: Annotated[
+        bool,
+        typer.Option(
+            "--stop-when-flat",
+            help="End the search once no point left is expected to be worth its cost (gp).",
+            rich_help_panel=SEARCH,
+        ),
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -125,6 +125,15 @@ def run(
             metavar="bracket|random",
             help="What gp and tpe begin with: seed LRs around the best one, or random points. "
             "(default: bracket)",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    from_study: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="An earlier study of the same task: begin at its best seed LR, and learn from it.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -187,14 +196,7 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
-    explore: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW:HIGH[:STEP]|LIST",
-            help="Explore fractions to search, as in 0.1:0.9. (default: the study's)",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
+    explore: ExploreOption = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -205,28 +207,9 @@ def run(
             rich_help_panel=OF_A_SCRIPT,
         ),
     ] = None,
-    evaluate_every: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=LONGEST_RUN,
-            metavar="N",
-            help="Steps from one evaluation to the next. (default: as join says)",
-            rich_help_panel=OF_A_SCRIPT,
-        ),
-    ] = None,
-    minimize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METRIC",
-            help="The metric it reports that is to be small. (default: as join says)",
-            rich_help_panel=OF_A_SCRIPT,
-        ),
-    ] = None,
-    maximize: Annotated[
-        str | None,
-        typer.Option(metavar="METRIC", help="The same, to be large.", rich_help_panel=OF_A_SCRIPT),
-    ] = None,
+    evaluate_every: EvaluateEveryOption = None,
+    minimize: MinimizeOption = None,
+    maximize: MaximizeOption = None,
     nproc: NprocOption = None,
     slots: SlotsOption = 1,
     device: DeviceOption = Device.AUTO,
@@ -318,8 +301,10 @@ def run(
         "name": study_name,
         "trials": trials,
         "target": target,
+        "stop_when_flat": stop_when_flat or None,
         "sampler": sampler,
         "start": start,
+        "from_study": from_study,
         "pruner": pruner,
         "goal": goal,
         "seed": seed,
@@ -342,7 +327,7 @@ def run(
         if (steps, evaluate_every, minimize, maximize) != (None, None, None, None):
             raise UserError(
                 "`steps`, `evaluate_every`, `minimize`, `maximize`: of scripts alone; a task has "
-                "--set recipe.epochs and recipe.objective"
+                "--set recipe.epochs (or recipe.steps) and recipe.objective"
             )
         resolved = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
     elif (task, study, preset) != (None, None, None):

@@ -283,6 +283,8 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
         f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
         f"{counts.failed} failed, {counts.running} running"
     )
+    if record.earlier is not None:
+        console.print(record.earlier.words, soft_wrap=True)
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     for baseline in record.baselines:
@@ -317,16 +319,18 @@ def print_baseline(console: Console, record: "BaselineRecord", *, study: str, me
     console.print(f"{record.schedule}, seed LR {record.seed_lr:g}: {value} (kept with {study})")
 
 
-def refuse_failures(record: "StudyRecord") -> None:
-    """MachineError if trials or runs of a study failed: what is missing is said last."""
-    confirmation = record.confirmation
-    failed = (
-        (record.counts.failed, "trial", ""),
-        (record.run_counts.failed, "run", ""),
-        (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
-    )
-    said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
-    if said:
-        raise MachineError(
-            f"study {record.name}: {' and '.join(said)} failed; the same command tries again"
+def refuse_failures(*records: "StudyRecord") -> None:
+    """MachineError if trials or runs of these studies failed: what is missing is said last."""
+    of_studies = []
+    for record in records:
+        confirmation = record.confirmation
+        failed = (
+            (record.counts.failed, "trial", ""),
+            (record.run_counts.failed, "run", ""),
+            (confirmation.failed if confirmation else 0, "run", " of its confirmation"),
         )
+        said = [f"{count} {what}{'s' * (count > 1)}{of}" for count, what, of in failed if count]
+        if said:
+            of_studies.append(f"study {record.name}: {' and '.join(said)} failed")
+    if of_studies:
+        raise MachineError(f"{', '.join(of_studies)}; the same command tries again")

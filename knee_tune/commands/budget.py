@@ -42,6 +42,7 @@ from knee_tune.records.budget import (
     BudgetRun,
     check_budgets,
     check_distinct,
+    check_no_budget,
     in_epochs,
     read_target,
 )
@@ -138,8 +139,7 @@ def resolve_budget(
             raise UserError(f"`schedules` {schedule}: not known; {meant}known: {known}")
     if explore_fractions and KNEE not in schedules:
         raise UserError("`explore_fractions`: only knee explores; add it to `schedules`")
-    if any("recipe.epochs" in setting for setting in settings):
-        raise UserError("`settings` recipe.epochs: `budgets` names the epochs")
+    check_no_budget(settings)
     spec, recipe = at(budgets[0], name)
     value = read_target(target, recipe.metric(recipe.objective))
     shown = f"{value:g}".replace("+", "")

@@ -1,7 +1,7 @@
 """A study that is open for training: its workers, its Optuna study, its tracker."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -22,6 +22,7 @@ from knee_tune.plans.planner import (
     twins_in_words,
 )
 from knee_tune.records.events import StudyFinished, StudyStarted, StudyState, final_name
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
@@ -101,7 +102,7 @@ def open_for_training(
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
     with open_workers(places.home, spec, recipe, options, looked=looked) as workers:
-        workers = _without_twins(workers)
+        workers = _without_twins(_beyond_trunk(workers))
         spec, recipe = workers.spec, workers.recipe
         preloading.join()
         placement = workers.placement()  # before a study is made: the machine may be too small
@@ -118,12 +119,15 @@ def open_for_training(
             amp=placement.amp,
             beside=beside,
         )
+        earlier = known_earlier(study)
+        centre = spec.centre or (recipe.seed_lr if spec.tries_default else None)
         study.sampler = make_sampler(
             spec.sampler,
             seed=spec.seed,
             axes=axes,
             start=spec_of(study).start,
-            centre=spec.centre or (recipe.seed_lr if spec.tries_default else None),
+            centre=centre if earlier is None else earlier.seed_lr,
+            earlier=() if earlier is None else earlier.points,
         )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(
@@ -164,6 +168,40 @@ def reopen_workers(
         yield workers
 
 
+def _beyond_trunk(workers: Workers) -> Workers:
+    """``workers`` with explore fractions as long as the trunk from a file, if there is one.
+
+    That at which a branch leaves at once is one of them. UserError where the budget ends before.
+    """
+    spec, recipe, trunk = workers.spec, workers.recipe, workers.spec.trunk
+    if trunk is None:
+        return workers
+    total = budget_steps(recipe, workers.facts)
+    if not recipe.warmup_steps <= trunk.step < total:
+        raise UserError(
+            f"`trunk` {trunk.path}@{trunk.step}: it must end after the warmup "
+            f"({recipe.warmup_steps} steps) and before the budget ({total} steps) does"
+        )
+    shortest = (trunk.step - recipe.warmup_steps) / total
+    fractions = {shortest, *(each for each in spec.explore_fractions if each > shortest)}
+    return replace(
+        workers,
+        spec=_with_fractions(spec, fractions),
+        remarks=(
+            *workers.remarks,
+            f"every run begins at step {trunk.step} of {trunk.path}; random seeds differ from "
+            "there on",
+        ),
+    )
+
+
+def _with_fractions(spec: StudySpec, fractions: Iterable[float]) -> StudySpec:
+    space = ExploreFractionSpace(values=tuple(sorted(fractions)))
+    return spec.model_copy(
+        update={"space": spec.space.model_copy(update={"explore_fraction": space})}
+    )
+
+
 def _without_twins(workers: Workers) -> Workers:
     """``workers`` with explore fractions that all differ in their schedule.
 
@@ -177,12 +215,9 @@ def _without_twins(workers: Workers) -> Workers:
     distinct = distinct_fractions(recipe, facts, spec.explore_fractions)
     if len(distinct) == len(spec.explore_fractions):
         return workers
-    space = ExploreFractionSpace(values=tuple(sorted(distinct)))
     return replace(
         workers,
-        spec=spec.model_copy(
-            update={"space": spec.space.model_copy(update={"explore_fraction": space})}
-        ),
+        spec=_with_fractions(spec, distinct),
         remarks=(
             *workers.remarks,
             *twins_in_words(recipe, facts, spec.explore_fractions),

@@ -143,6 +143,8 @@ def resolve_table(
         nproc=ranks,
         scale=scale,
     )
+    if recipe.steps is not None:
+        raise UserError("`settings` recipe.steps: a table's budgets are epochs; use recipe.epochs")
     placed = replace(
         options,
         nproc=ranks,

@@ -29,7 +29,9 @@ from knee_tune.records.study import BaselineRecord, StudyRecord, TrialRecord
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.driver import Driver
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
+from knee_tune.study.flat import flat_by
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.pruners import raw_step_warning
@@ -194,6 +196,7 @@ def _drive(
             parameters=workers.facts.parameters,
             fused=opened.fused,
             target=workers.spec.target,
+            stop_when_flat=workers.spec.stop_when_flat,
             allowance=allowance,
             batched=opened.batched,
             asking=asking,
@@ -208,7 +211,7 @@ def _drive(
 
 
 def _allowance(opened: OpenedStudy, total: int) -> Allowance:
-    """What the search may train of ``total`` steps, which other runs may have taken a part of."""
+    """What the search may train of ``total`` steps."""
     budget = budget_steps(opened.workers.recipe, opened.workers.facts)
     return Allowance(steps=steps_for_search(total), budget=budget)
 
@@ -216,7 +219,10 @@ def _allowance(opened: OpenedStudy, total: int) -> Allowance:
 def _cut_off(opened: OpenedStudy, timeout: float | None, allowance: Allowance | None) -> str:
     """Why the search is not over yet; empty if it is."""
     spec, study = opened.workers.spec, opened.study
-    if wanted(study, opened.axes, trials=spec.limit, target=spec.target, allowance=allowance):
+    flat = spec.stop_when_flat and flat_by(study, opened.axes)
+    if not flat and wanted(
+        study, opened.axes, trials=spec.limit, target=spec.target, allowance=allowance
+    ):
         by_us = timeout is not None
         what = "`timeout` ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"
@@ -319,6 +325,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workers.spec
     yield from opened.workers.remarks
+    if earlier := known_earlier(opened.study):
+        yield earlier.words
     if others := study_record(opened.study).by_other_code(opened.workers.facts.code):
         yield f"{others}; the report says which is which"
     if spec.compare is not None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from knee_tune.commands.home import HeldHome, Home
 from knee_tune.config.recipe import BaseRecipe
-from knee_tune.config.study import Analysis, StudySpec
+from knee_tune.config.study import Analysis, StudySpec, TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import run_key
 from knee_tune.plans.plan import (
@@ -38,6 +38,7 @@ from knee_tune.plans.planner import (
 )
 from knee_tune.runs.trainer import Trainer, run_job
 from knee_tune.runs.trunks import TrunkStore
+from knee_tune.schedules import Exploring
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
 from knee_tune.tasks.registry import TaskEntry, task_entry
@@ -241,6 +242,14 @@ class Workers:
         or command of this home, is found again. ``seed``: the study's own if None. With
         ``replicas`` it is a fused run of them, ``schedule`` and ``seed`` being the first one's.
         """
+        trunk = self.spec.trunk
+        if trunk is not None and not (
+            isinstance(schedule, Exploring) and schedule.knee_step >= trunk.step
+        ):
+            raise UserError(
+                f"`trunk` {trunk.path}@{trunk.step}: a {schedule.name} schedule of "
+                f"{schedule.total_steps} steps does not explore for so long"
+            )
         order = self.order(log_key, seed=seed, slot=slot)
         every = steps_per_evaluation(self.recipe, self.facts)
         key = run_key(
@@ -342,10 +351,12 @@ def look_at(
     *,
     logs: str,
     seed: int = DESCRIBING_SEED,
+    trunk_file: TrunkFile | None = None,
 ) -> Iterator[Looked]:
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
-    ``logs``: the study whose folder has the log. UserError if the home cannot be made, the task's
+    ``logs``: the study whose folder has the log. ``trunk_file``: a trunk that the task's model is
+    to go on from. UserError if it cannot, or the home cannot be made, the task's
     data or libraries are missing, or there are too few devices; MachineError if it keeps ending the
     group that looks. What becomes of the home then says :meth:`Home.held`.
     """
@@ -367,6 +378,7 @@ def look_at(
         data_dir=home.data,
         placement=Placement(world_size=options.nproc, stall_timeout=options.stall_timeout),
         log_dir=home.logs(logs) / "describe",
+        trunk_file=trunk_file,
     )
     with closing(runner), home.held(logs=plan.log_dir) as held:
         home.sweep()  # while the runner warms up
@@ -450,4 +462,5 @@ def _order(
         data_dir=home.data,
         placement=placement,
         log_dir=home.logs(spec.name) / log_key,
+        trunk_file=spec.trunk,
     )

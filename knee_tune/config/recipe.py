@@ -239,6 +239,9 @@ Direction = Literal["minimize", "maximize"]
 MOST_EVALUATIONS = 1_000_000
 """Of a run, and so the most epochs: plans and records list every one of them."""
 
+LONGEST_RUN = 10**12
+"""Steps of a run that can be asked for."""
+
 Epochs = Annotated[int, Field(gt=0, le=MOST_EVALUATIONS, description="training budget, in epochs")]
 
 DATA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -332,10 +335,6 @@ class BaseRecipe(Spec):
     and the best checkpoint is chosen by it.
     """
 
-    budget_field: ClassVar[str]
-    """The field that says how long is trained."""
-    budget_unit: ClassVar[str]
-    """Its unit, short: for names of studies."""
     counted: ClassVar[str] = "examples"
     """What its data consists of, as people count it."""
 
@@ -379,6 +378,16 @@ class BaseRecipe(Spec):
 
     @property
     @abstractmethod
+    def budget_field(self) -> str:
+        """The field that says how long is trained."""
+
+    @property
+    @abstractmethod
+    def budget_unit(self) -> str:
+        """Its unit, short: for names of studies."""
+
+    @property
+    @abstractmethod
     def objective_metric(self) -> Metric:
         """The metric that the study optimises, named as evaluations report it (``valid_bleu``)."""
 
@@ -404,7 +413,7 @@ class BaseRecipe(Spec):
 
     @property
     def budget(self) -> int:
-        """The training budget, in epochs of a task and in steps of a script."""
+        """The training budget, counted in :attr:`budget_unit`."""
         return int(getattr(self, self.budget_field))
 
     @property
@@ -471,12 +480,20 @@ class Recipe(BaseRecipe):
     final evaluation.
     """
 
-    budget_field: ClassVar[str] = "epochs"
-    budget_unit: ClassVar[str] = "ep"
+    own_unit: ClassVar[str] = "ep"
+    """Unit of a budget in epochs, short: ``steps`` where an epoch is one."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
     watched: ClassVar[str] = ""
 
     epochs: Epochs
+    # Not stored unless it is chosen: recipes that were kept before count epochs.
+    steps: int | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_RUN,
+        exclude_if=lambda steps: steps is None,
+        description="training budget, in steps, instead of the epochs",
+    )
     optimizer: Optimizer
     clip_norm: float | None = Field(default=None, gt=0, description="gradient norm limit")
     accumulate: int = Field(default=1, gt=0, description="micro-batches per step and rank")
@@ -497,6 +514,16 @@ class Recipe(BaseRecipe):
                 f"are more than {MOST_EVALUATIONS:,} evaluations; use fewer"
             )
         return self
+
+    @property
+    def budget_field(self) -> str:
+        """See :class:`BaseRecipe`."""
+        return "epochs" if self.steps is None else "steps"
+
+    @property
+    def budget_unit(self) -> str:
+        """See :class:`BaseRecipe`."""
+        return self.own_unit if self.steps is None else "steps"
 
     def metric(self, name: str) -> Metric:
         """The metric called ``name``; KeyError if the task has none of that name."""
@@ -527,11 +554,12 @@ class Recipe(BaseRecipe):
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """See :class:`BaseRecipe`."""
-        return self.epochs * steps_per_epoch
+        return self.steps or self.epochs * steps_per_epoch
 
     def steps_per_evaluation(self, steps_per_epoch: int) -> int:
         """See :class:`BaseRecipe`."""
-        return max(1, steps_per_epoch // self.evaluations_per_epoch)
+        every = max(1, steps_per_epoch // self.evaluations_per_epoch)
+        return max(every, (self.steps or 0) // MOST_EVALUATIONS)
 
 
 class SimpleRecipe(Recipe):

@@ -260,8 +260,8 @@ def resolve_study(
         _validated(described, recipes, space, in_study)
     study, recipe = _validated(merge(described, asked), recipes, space, in_options)
     if study.compare is not None:
-        refuse_searching(written, in_study)
-        refuse_searching(asked, in_options, recipe=("epochs",))
+        refuse_searching(written, in_study, recipe=("steps",))
+        refuse_searching(asked, in_options, recipe=("epochs", "steps"))
     elif study.sampler == "grid" and "trials" not in {**written, **asked}:
         study = study.model_copy(update={"trials": study.size})
     named = "name" in asked or study.scale == described.get("scale", 1.0)

@@ -1,6 +1,7 @@
 """The resolved description of one study: everything that decides what it searches and trains."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -43,6 +44,14 @@ class Fisher(Spec):
     seed: int = Field(default=1, ge=0, description="of the labels and the first vector")
 
 
+class TrunkFile(Spec):
+    """A trunk up to one of its steps, trained elsewhere (see :func:`knee_tune.save_trunk`)."""
+
+    path: Path
+    step: int = Field(gt=0, description="the last one that it was trained for")
+    sha256: str = Field(description="of the file, which may be moved")
+
+
 Analysis = Annotated[Sharpness | Fisher, Field(discriminator="name")]
 
 Sampler = Literal["gp", "tpe", "grid", "random"]
@@ -54,8 +63,8 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 Goal = Literal["best", "ridge"]
 
 SEARCHING = (
-    *("trials", "target", "sampler", "start", "centre", "pruner", "goal"),
-    *("confirm", "total_runs", "total_steps", "space"),
+    *("trials", "target", "stop_when_flat", "sampler", "start", "centre"),
+    *("from_study", "pruner", "goal", "confirm", "total_runs", "total_steps", "space"),
 )
 """Settings of a search, which a study with ``compare`` does not make."""
 
@@ -196,6 +205,11 @@ class StudySpec(Spec):
         exclude_if=lambda target: target is None,
         description="a value of the study's metric that ends the search",
     )
+    stop_when_flat: bool = Field(
+        default=False,
+        exclude_if=lambda stops: not stops,
+        description="end the search when no point left is expected to be worth its cost; gp only",
+    )
     sampler: Sampler = "gp"
     start: Start = Field(
         default="bracket",
@@ -206,6 +220,12 @@ class StudySpec(Spec):
         default=None,
         exclude_if=lambda centre: centre is None,
         description="seed LR that the bracket begins at; None: the recipe's own",
+    )
+    from_study: StudyName | None = Field(
+        default=None,
+        exclude_if=lambda study: study is None,
+        description="an earlier study of the task: the bracket begins at its best seed LR, and gp "
+        "learns from its trials",
     )
     goal: Goal = Field(
         default="best",
@@ -219,6 +239,11 @@ class StudySpec(Spec):
         description="replicates train as one batched model if the task can; an unpruned grid whole",
     )
     confirm: Confirm | None = Field(default=None, description="after the search")
+    trunk: TrunkFile | None = Field(
+        default=None,
+        exclude_if=lambda trunk: trunk is None,
+        description="what every run begins with, instead of a fresh model",
+    )
     total_runs: int | None = Field(
         default=None,
         ge=FEWEST_RUNS,
@@ -271,26 +296,41 @@ class StudySpec(Spec):
             )
         return pruner
 
+    @field_validator("sampler")
+    @classmethod
+    def _only_a_process_sees_what_is_flat(cls, sampler: Sampler, info: ValidationInfo) -> Sampler:
+        if info.data.get("stop_when_flat") and sampler != "gp":
+            raise ValueError(f"{sampler} does not know when a search is flat: use gp")
+        return sampler
+
     @field_validator("total_runs", "total_steps")
     @classmethod
     def _search_and_race(cls, total: int | None, info: ValidationInfo) -> int | None:
-        other = {
-            "sampler": ("grid", "a grid trains every point"),
-            "goal": ("ridge", "a ridge needs every seed LR"),
-        }
         asked = info.data
         if total is None:
             return None
         if asked.get("total_runs") is not None:
             raise ValueError("total_runs says the same in whole runs: leave one of them out")
-        for name, (value, why) in other.items():
-            if asked.get(name) == value:
-                raise ValueError(f"{why}, so there is nothing to race: leave {name}={value} out")
+        if asked.get("sampler") == "grid":
+            raise ValueError("a grid trains every point and races none: leave sampler=grid out")
+        if asked.get("goal") == "ridge":
+            raise ValueError("a ridge needs every seed LR and races none: leave goal=ridge out")
         if asked.get("confirm") is not None:
             raise ValueError("the race confirms the winner: leave confirm out")
         if asked.get("replicates", 1) > 1:
             raise ValueError("a race decides who gets more random seeds: leave replicates out")
         return total
+
+    @field_validator("from_study")
+    @classmethod
+    def _models_begin_with_a_bracket(cls, study: str | None, info: ValidationInfo) -> str | None:
+        sampler, start = info.data.get("sampler", "gp"), info.data.get("start", "bracket")
+        if study is not None and (sampler not in ("gp", "tpe") or start != "bracket"):
+            raise ValueError(
+                f"a search with sampler {sampler} and start {start} has no use for it: it is for "
+                "gp and tpe with start bracket"
+            )
+        return study
 
     @field_validator("compare")
     @classmethod
@@ -340,9 +380,10 @@ class StudySpec(Spec):
     def tries_default(self) -> bool:
         """Whether the paper's default is a point of the search, and its first trial.
 
-        A grid is exactly the search space's own, and a comparison has no trials.
+        A grid is exactly the search space's own, a comparison has no trials, and a trunk from a
+        file may be longer than half of the budget.
         """
-        return self.sampler != "grid" and self.compare is None
+        return self.sampler != "grid" and self.compare is None and self.trunk is None
 
     @property
     def seed_lrs(self) -> tuple[float, ...]:

@@ -136,6 +136,8 @@ def _parts(order: TaskOrder, facts: TaskFacts | None, steps_per_evaluation: int)
         "compile": placement.compile,
         "steps_per_evaluation": steps_per_evaluation,
     }
+    if order.trunk_file is not None:
+        parts["trunk_file"] = [order.trunk_file.sha256, order.trunk_file.step]
     if facts is not None:
         parts |= {
             "code": facts.code,

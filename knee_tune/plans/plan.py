@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, ConfigDict, Field, PlainSerializer, model_validator
 
 from knee_tune.config.recipe import Spec
-from knee_tune.config.study import Analysis
+from knee_tune.config.study import Analysis, TrunkFile
 from knee_tune.schedules import (
     Constant,
     Cosine,
@@ -49,7 +49,7 @@ class Placement(Spec):
 
 
 class TaskOrder(Spec):
-    """The part of every plan that its task is built from."""
+    """The part of every plan that its task is built from, and its trunk begins with."""
 
     task: str
     recipe: dict[str, Any]
@@ -57,6 +57,11 @@ class TaskOrder(Spec):
     data_dir: Path
     placement: Placement = Placement()
     log_dir: Path = Field(description="one file per rank with what it printed")
+    trunk_file: TrunkFile | None = Field(
+        default=None,
+        exclude_if=lambda file: file is None,
+        description="what runs begin with, if not with step 1",
+    )
 
 
 class DescribePlan(TaskOrder):

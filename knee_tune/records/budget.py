@@ -255,17 +255,26 @@ def read_target(text: str, metric: Metric) -> float:
     return value
 
 
-def check_budgets(budgets: Sequence[int]) -> None:
-    """UserError unless the budgets are positive epochs, ascending, each one once."""
+def check_budgets(
+    budgets: Sequence[int], *, unit: str = "epoch", most: int = MOST_EVALUATIONS
+) -> None:
+    """UserError unless the budgets are positive, ascending, each one once, and ``most`` at most."""
     shown = f"`budgets` {','.join(map(str, budgets))}"
     if not budgets:
-        raise UserError("`budgets`: name at least one, in epochs, as in `budgets` 10,20,30")
-    if max(budgets) > MOST_EVALUATIONS:
-        raise UserError(f"{shown}: a budget is at most {MOST_EVALUATIONS:,} epochs")
+        raise UserError(f"`budgets`: name at least one, in {unit}s, as in `budgets` 10,20,30")
+    if max(budgets) > most:
+        raise UserError(f"{shown}: a budget is at most {most:,} {unit}s")
     if min(budgets) < 1:
-        raise UserError(f"{shown}: a budget is at least 1 epoch")
+        raise UserError(f"{shown}: a budget is at least 1 {unit}")
     if any(left >= right for left, right in zip(budgets, budgets[1:], strict=False)):
         raise UserError(f"{shown}: must ascend, each budget once; type {_ascending(budgets)}")
+
+
+def check_no_budget(settings: Iterable[str]) -> None:
+    """UserError if a setting names a budget: ``budgets`` does that."""
+    for field in ("recipe.epochs", "recipe.steps"):
+        if any(setting.partition("=")[0].strip() == field for setting in settings):
+            raise UserError(f"`settings` {field}: `budgets` names the {field[7:]}")
 
 
 def check_distinct(option: str, values: Iterable[object]) -> None:

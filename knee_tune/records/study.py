@@ -209,6 +209,27 @@ class Steps(Spec):
         return [line for line, holds in lines.items() if holds]
 
 
+class EarlierPoint(Spec):
+    """What is kept of one trial of an earlier study."""
+
+    params: dict[str, Any]
+    value: float = Field(description="pruned ones have that of the worst tenth")
+
+
+class EarlierStudy(Spec):
+    """What a search knew of an earlier study when it was made."""
+
+    study: str
+    seed_lr: float = Field(gt=0, description="of its best trial")
+    points: tuple[EarlierPoint, ...]
+
+    @property
+    def words(self) -> str:
+        """``starts from study digits-10: best seed LR 0.03, 12 points``."""
+        points = f"{len(self.points)} point{'s' if len(self.points) > 1 else ''}"
+        return f"starts from study {self.study}: best seed LR {self.seed_lr:g}, {points}"
+
+
 class StudyRecord(Spec):
     """A study and its trials. A trial that was taken up again appears once, as it is now."""
 
@@ -223,6 +244,7 @@ class StudyRecord(Spec):
         default=(), description="runs of the rows of ``spec.compare``, by row and seed"
     )
     confirmation: Confirmation | None = Field(default=None, description="the newest one")
+    earlier: EarlierStudy | None = Field(default=None, description="that its search starts from")
     audit: Audit = Field(default=Audit(), description="pruned trials trained to their end")
     percent: tuple[str, ...] = Field(
         default=(), description="metrics measured in percent, without their split"
@@ -434,6 +456,7 @@ class StudyRecord(Spec):
             "study": self.name,
             "counts": self.counts.model_dump(),
             **runs,
+            **({"from": self.earlier.model_dump()} if self.earlier else {}),
             "best": self.best_as_json(),
             "steps": self.steps.model_dump(),
             "audit": self.audit_report.model_dump() if self.audit_report else None,

@@ -161,7 +161,7 @@ def winner_settings(record: StudyRecord) -> dict[Format, Setting]:
 
 def search_tiles(answer: Recommendation, record: StudyRecord) -> tuple[Tile, ...]:
     """The numbers that people look for first."""
-    unit = "epochs" if "epochs" in record.spec.recipe else "steps"
+    unit = "steps" if "steps" in record.spec.recipe else "epochs"
     budget = int(record.spec.recipe[unit])
     better = "lower is better" if record.direction == "minimize" else "higher is better"
     tiles = [
@@ -273,6 +273,8 @@ def _search_note(record: StudyRecord, ridge: Ridge | None) -> Iterator[str]:
         yield ridge_words(ridge)
         yield _optima(ridge.optimal, metric=in_words(record.metric))
     yield f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
+    if record.earlier is not None:
+        yield f"It {record.earlier.words}."
 
 
 def _optima(optimal: Sequence[Optimum], *, metric: str) -> str:

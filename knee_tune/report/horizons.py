@@ -1,6 +1,6 @@
 """The report on several horizons: the metric and the best setting against the total steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -72,7 +72,7 @@ def horizons_report(
         direction=found.direction,
         environment=context.environment,
         replay=context.replay,
-        left_out=() if found.exponent else (_no_exponent(),),
+        left_out=() if found.exponent or found.one_lr else (_no_exponent(),),
         tiles=(
             Tile(label="horizons", value=str(len(found.horizons))),
             Tile(
@@ -86,14 +86,19 @@ def horizons_report(
             ),
         ),
         sections=(
-            Section(key="answer", title="The answer", words=horizon_words(found), tables=(table,)),
+            Section(
+                key="answer",
+                title="The answer",
+                words=(*horizon_words(found), *_trunk_words(spec)),
+                tables=(table,),
+            ),
             Section(
                 key="metric", title=f"{sentence(metric)} by horizon", figures=("metric",), wide=True
             ),
             Section(
                 key="setting",
                 title="How the best setting moves",
-                figures=("seed_lr", "decay"),
+                figures=("decay",) if found.one_lr else ("seed_lr", "decay"),
                 wide=True,
             ),
             Section(key="cost", title="What it cost", tables=(cost,)),
@@ -105,16 +110,28 @@ def horizons_report(
 
 
 def horizon_words(found: Horizons) -> tuple[str, ...]:
-    """What to use at each horizon, and whether the best seed LR moves."""
+    """What to use at each horizon, whether the best seed LR moves, and which ends of the range
+    it reached."""
     used = "; ".join(
         f"{each.budget}: seed LR {learning_rate(each.seed_lr)}, explore "
         f"{percent(each.explore_fraction)}"
         for each in found.horizons
     )
-    return (sentence(f"{used}."), _moves(found))
+    return (sentence(f"{used}."), _moves(found), *_edges(found))
+
+
+def _edges(found: Horizons) -> Iterator[str]:
+    for edge in dict.fromkeys(each.edge for each in found.horizons if each.edge):
+        at = ", ".join(each.budget for each in found.horizons if each.edge == edge)
+        yield (
+            f"At {at} the best trial has the {edge.what} of the search space, so a better one may "
+            f"lie beyond: the same command with --set '{edge.setting}' and more trials looks there."
+        )
 
 
 def _moves(found: Horizons) -> str:
+    if found.one_lr:
+        return "One seed LR was searched, so whether the best one moves is not asked."
     if found.exponent is None:
         return f"Whether the best seed LR moves with the horizon is not told: {_no_exponent()}"
     shown = estimate(found.exponent, sign=True)
@@ -132,6 +149,16 @@ def _moves(found: Horizons) -> str:
     )
 
 
+def _trunk_words(spec: StudySpec) -> tuple[str, ...]:
+    if spec.trunk is None:
+        return ()
+    return (
+        f"Every run begins at step {spec.trunk.step:,} of {spec.trunk.path.name}, a trunk that was "
+        "trained elsewhere. Random seeds differ from there on: what the noise before it does is in "
+        "no interval.",
+    )
+
+
 def _no_exponent() -> str:
     return f"a power law needs {FEWEST} horizons and {FEWEST} random seeds (replicates) at least."
 
@@ -144,12 +171,9 @@ def horizon_figures(found: Horizons) -> dict[str, Figure]:
     """The metric, the best seed LR and the best decay share against the total steps."""
     each = found.horizons
     metric = sentence(in_words(found.metric))
-    return {
+    figures = {
         "metric": _against_steps(
-            each, [h.value for h in each], title=metric, colour=BLUE, log=True
-        ),
-        "seed_lr": _against_steps(
-            each, [h.best_lr for h in each], title="Best seed LR", colour=ACCENT, log=True
+            each, [h.value for h in each], title=metric, colour=BLUE, type="log"
         ),
         "decay": _against_steps(
             each,
@@ -160,6 +184,39 @@ def horizon_figures(found: Horizons) -> dict[str, Figure]:
             rangemode="tozero",
         ),
     }
+    if not found.one_lr:
+        lrs = sorted({lr for h in each for lr in h.best_lrs.values()})
+        figures["seed_lr"] = _against_steps(
+            each,
+            [h.best_lr for h in each],
+            title="Best seed LR",
+            colour=ACCENT,
+            further=_power_law(found),
+            type="log",
+            tickvals=lrs,
+            ticktext=[learning_rate(lr) for lr in lrs],
+        )
+    return figures
+
+
+def _power_law(found: Horizons) -> list[dict[str, Any]]:
+    """A dotted line up to twice the longest horizon, where the seeds agree on one."""
+    steps = [found.horizons[0].total_steps, 2 * found.horizons[-1].total_steps]
+    lrs = [found.lr_at(count) for count in steps]
+    if None in lrs:
+        return []
+    line = {"color": ACCENT, "width": 1.5, "dash": "dot"}
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": steps,
+            "y": lrs,
+            "line": line,
+            "hovertemplate": "power law<extra></extra>",
+            "showlegend": False,
+        }
+    ]
 
 
 def _against_steps(
@@ -168,13 +225,14 @@ def _against_steps(
     *,
     title: str,
     colour: str,
-    log: bool = False,
+    further: Sequence[dict[str, Any]] = (),
     **settings: Any,
 ) -> Figure:
+    steps = [each.total_steps for each in horizons]
     trace = {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": [each.total_steps for each in horizons],
+        "x": steps,
         "y": [each.value for each in values],
         "error_y": bars(values, colour=colour),
         "text": [each.budget for each in horizons],
@@ -183,11 +241,11 @@ def _against_steps(
         "line": {"color": colour, "width": 1.5},
         "showlegend": False,
     }
-    scale = {"type": "log"} if log else {}
+    shown = [f"{count:,}" for count in steps]
     return figure(
-        [trace],
-        x=axis("Total steps", type="log"),
-        y=axis(title, **scale, **settings),
+        [trace, *further],
+        x=axis("Total steps", type="log", tickvals=steps, ticktext=shown),
+        y=axis(title, **settings),
         title={"text": f"{title} by horizon"},
         height=360,
     )

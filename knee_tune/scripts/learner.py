@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from knee_tune.config.study import TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.scripts.state import (
@@ -22,6 +23,7 @@ from knee_tune.scripts.state import (
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
 from knee_tune.training.learner import Finished
 from knee_tune.training.optimizer import take_up, write_lrs
+from knee_tune.training.trunk_file import load_trunk
 from knee_tune.workers.group import Group
 
 
@@ -187,6 +189,15 @@ class ScriptLearner:
         if weights is not None and self._group.leads:
             take_weights(self._weights, weights)
             self._kept_file = self._weights
+
+    def go_on_from(self, file: TrunkFile) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        if self._own_state or len(self._optimizers) > 1:
+            raise UserError(
+                f"`trunk` {file.path}: this script trains more than a model and one optimizer, "
+                "which no such file has"
+            )
+        load_trunk(file, self.model, self._optimizers[0])
 
     def kept_weights(self) -> Path | None:
         """See :class:`~knee_tune.training.learner.Learner`."""

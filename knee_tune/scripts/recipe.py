@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -25,9 +25,6 @@ class ScriptRecipe(BaseRecipe):
     have the names under which the script reports them.
     """
 
-    budget_field: ClassVar[str] = "steps"
-    budget_unit: ClassVar[str] = "steps"
-
     script: Path = Field(description="the script's file")
     arguments: tuple[str, ...] = Field(default=(), description="what its command line gets")
     steps: int = Field(gt=0, description="training budget, in steps")
@@ -37,6 +34,16 @@ class ScriptRecipe(BaseRecipe):
     keep: Literal["best", "last"] = Field(
         default="last", description="which weights a trial is judged by and registered with"
     )
+
+    @property
+    def budget_field(self) -> str:
+        """See :class:`~knee_tune.config.recipe.BaseRecipe`."""
+        return "steps"
+
+    @property
+    def budget_unit(self) -> str:
+        """See :class:`~knee_tune.config.recipe.BaseRecipe`."""
+        return "steps"
 
     @property
     def subject(self) -> str:

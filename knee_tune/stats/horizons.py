@@ -12,6 +12,7 @@ from itertools import pairwise
 from pydantic import Field
 
 from knee_tune.config.recipe import Direction, Spec
+from knee_tune.config.study import Edge, edges
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.records.values import Estimate
 from knee_tune.stats.estimates import mean_estimate
@@ -35,6 +36,9 @@ class Horizon(Spec):
     lr_step: float = Field(
         description="ratio of neighbouring seed LRs of the search space, at most"
     )
+    edge: Edge | None = Field(
+        description="where the best seed LR is an end of the search space; a better may lie beyond"
+    )
     trained: int = Field(description="steps, over all attempts")
     independent: int = Field(description="steps of the same trials, each trained alone")
 
@@ -49,6 +53,11 @@ class Horizons(Spec):
         description="of the power law, best seed LR by total steps, over random seeds; None from "
         f"fewer than {FEWEST} horizons or seeds"
     )
+
+    @property
+    def one_lr(self) -> bool:
+        """Whether the search space has a single seed LR, so that nothing is asked of it."""
+        return all(each.lr_step == 1 for each in self.horizons)
 
     @property
     def resolved(self) -> bool:
@@ -67,10 +76,10 @@ class Horizons(Spec):
         return math.exp(lrs + self.exponent.value * (math.log(total_steps) - steps))
 
 
-def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horizons:
+def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horizons | None:
     """What the searches say together, each with its budget; those without a complete trial nothing.
 
-    ValueError if none of them has one.
+    None if none of them has one.
     """
     found = [
         _horizon(record, budget)
@@ -78,7 +87,7 @@ def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horiz
         if record.best is not None
     ]
     if not found:
-        raise ValueError("no trial is complete at any horizon")
+        return None
     return Horizons(
         metric=records[0].metric,
         direction=records[0].direction,
@@ -100,11 +109,21 @@ def _horizon(record: StudyRecord, budget: str) -> Horizon:
         total_steps=total,
         seed_lr=best.seed_lr,
         explore_fraction=best.explore_fraction,
-        value=mean_estimate(_values(best)),
+        value=mean_estimate(_values(best)).bounded(percent=record.in_percent(record.metric)),
         best_lr=_by_ratio([each.seed_lr for each in winners.values()]),
         best_decay=_share(mean_estimate(decays)),
         best_lrs={seed: each.seed_lr for seed, each in winners.items()},
         lr_step=max((right / left for left, right in pairwise(record.spec.seed_lrs)), default=1.0),
+        edge=next(
+            (
+                edge
+                for edge in edges(
+                    record.spec, seed_lr=best.seed_lr, explore_fraction=best.explore_fraction
+                )
+                if edge.what.endswith("seed LR")
+            ),
+            None,
+        ),
         trained=steps.trained,
         independent=steps.independent,
     )
@@ -154,7 +173,8 @@ def _exponent(horizons: Sequence[Horizon]) -> Estimate | None:
     half a step at both ends makes of the slope: a move by one step may be none.
     """
     seeds = set[int].intersection(*({*each.best_lrs} for each in horizons))
-    if len(horizons) < FEWEST or len(seeds) < FEWEST:
+    one_lr = all(each.lr_step == 1 for each in horizons)
+    if one_lr or len(horizons) < FEWEST or len(seeds) < FEWEST:
         return None
     steps = [math.log(each.total_steps) for each in horizons]
     slopes = [

@@ -77,6 +77,8 @@ class Search:
     """Whether the replicates of a trial train as one batched model."""
     target: float | None = None
     """A value of the study's metric that ends the search."""
+    stop_when_flat: bool = False
+    """Whether it ends when no point left is worth its cost."""
     allowance: Allowance | None = None
     """What all trials together may train; None: no matter how much."""
     batched: bool = False

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from knee_tune.config.recipe import averaged
+from knee_tune.config.study import TrunkFile
 from knee_tune.errors import first_line
 from knee_tune.plans.plan import Placement, TrainPlan
 from knee_tune.tasks.base import FusableTask, Task
@@ -188,6 +189,10 @@ class FusedModels:
                 kept = [self._row(*replicas[place]) for place in places]
                 self._mine += [replica for row in kept for replica in row.replicas]
                 self._add(kept, _moved(select(rows, places), self._group.device))
+
+    def go_on_from(self, file: TrunkFile) -> None:
+        """Refuse: who asks for such a trunk trains one by one."""
+        raise TypeError("a batched model begins with step 1")
 
     def kept_weights(self) -> Path | None:
         """Return None: the kept weights are a part of the state."""

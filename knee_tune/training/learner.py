@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import nn
 
+from knee_tune.config.study import TrunkFile
 from knee_tune.plans.plan import Placement
 from knee_tune.tasks.base import Split, Task
 from knee_tune.workers.group import Group
@@ -64,6 +65,10 @@ class Learner(Protocol):
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
         """Take over what :meth:`state` gave, and the kept weights of then."""
+        ...
+
+    def go_on_from(self, file: TrunkFile) -> None:
+        """Take over a trunk that was trained elsewhere; UserError if that cannot be."""
         ...
 
     def kept_weights(self) -> Path | None:

@@ -311,6 +311,9 @@ class TrainingRun:
         """Go to where the run starts, the same on every rank."""
         found = find_start(self.plan, self.trunk, self.group, self.channel.line)
         if found is None:
+            if self.plan.trunk_file is not None:
+                self.learner.go_on_from(self.plan.trunk_file)
+                self.step = self.plan.trunk_file.step
             return
         self.step, state = found.step, found.state
         total = self.plan.total_steps

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
+from knee_tune.config.study import TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.tasks.base import Task
@@ -23,6 +24,7 @@ from knee_tune.tasks.seeding import seed_step, stream_seed
 from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
 from knee_tune.training.learner import Finished, autocast, evaluate
 from knee_tune.training.optimizer import optimizer_of, write_lrs
+from knee_tune.training.trunk_file import load_trunk
 from knee_tune.workers.group import Group
 
 Backward = Callable[[Sequence[Any]], Tensor]
@@ -173,6 +175,15 @@ class SingleModel:
         if weights is not None and self._group.leads:
             take_weights(self._weights, weights)
             self._kept_file = self._weights
+
+    def go_on_from(self, file: TrunkFile) -> None:
+        """See :class:`~knee_tune.training.learner.Learner`."""
+        if self.others:
+            raise UserError(
+                f"`trunk` {file.path}: this task trains more than model and optimizer "
+                f"({', '.join(self.others)}), which no such file has"
+            )
+        load_trunk(file, self.model, self.optimizer)
 
     def kept_weights(self) -> Path | None:
         """See :class:`~knee_tune.training.learner.Learner`. Written now if they have changed."""

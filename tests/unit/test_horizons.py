@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from knee_tune.commands.horizons import resolve_horizons
+from knee_tune.commands.horizons import Budgets, read_budgets, resolve_horizons
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
@@ -54,7 +54,10 @@ def search(total_steps: int, best: Sequence[float]) -> StudyRecord:
 
 
 def found(best: Mapping[int, Sequence[float]]) -> Horizons:
-    return horizons_of([search(*each) for each in best.items()], [f"{steps}s" for steps in best])
+    searches = [search(*each) for each in best.items()]
+    together = horizons_of(searches, [f"{steps}s" for steps in best])
+    assert together is not None
+    return together
 
 
 MOVES = found(
@@ -80,6 +83,12 @@ def test_a_power_law_is_told_where_seeds_agree_beyond_the_grid() -> None:
     assert "power law of exponent -0.54" in horizon_words(MOVES)[1]
 
 
+def test_a_best_seed_lr_at_the_end_of_the_range_is_said_to_be_there() -> None:
+    *_, said = horizon_words(MOVES)
+    assert said.startswith("At 100s the best trial has the largest seed LR of the search space")
+    assert "--set 'space.seed_lr.values=[0.001, 0.0014," in said
+
+
 def test_one_step_of_the_grid_resolves_nothing() -> None:
     """Three seeds that all say one point, and its neighbour at the last horizon."""
     still = found({100: (0.004,) * 3, 200: (0.004,) * 3, 400: (0.0028,) * 3})
@@ -102,27 +111,90 @@ def test_the_page_draws_metric_lr_and_decay_against_the_steps() -> None:
     for figure in report.figures.values():
         assert figure["layout"]["xaxis"]["type"] == "log"
         assert figure["data"][0]["x"] == [100, 400, 1600]
+    _, power_law = report.figures["seed_lr"]["data"]
+    assert power_law["x"] == [100, 3200]
     assert "0.008 → 0.004 → 0.002" in as_html(report)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "in_steps"),
+    [
+        ("10,20,40", (10, 20, 40), False),
+        ("10, 20", (10, 20), False),
+        ("1000steps,2000steps", (1000, 2000), True),
+    ],
+)
+def test_budgets_are_what_the_recipe_counts_or_always_steps(
+    text: str, counts: tuple[int, ...], in_steps: bool
+) -> None:
+    assert read_budgets(text) == Budgets(counts, in_steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("10.5,20", "must be whole numbers"),
+        ("10ep,20ep", "must be whole numbers"),
+        ("-1,5", "must be whole numbers"),
+        ("", "must be whole numbers"),
+        ("5,1000steps", "some are steps and some are not"),
+        ("5", "give 2 or more"),
+        ("5,3", "must ascend, each budget once; type 3,5"),
+        ("0steps,5steps", "at least 1 step$"),
+        ("0,5", "at least 1 epoch"),
+        ("5,2000000", "at most 1,000,000 epochs"),
+    ],
+)
+def test_what_is_no_list_of_budgets(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve_horizons(task="digits", preset="quick", budgets=read_budgets(text))
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"budgets": [5]}, "give 2 or more"),
-        ({"budgets": [5, 3]}, "must ascend"),
-        ({"budgets": [2, 4], "settings": ("recipe.epochs=3",)}, "`budgets` names the epochs"),
-        ({"budgets": [2, 4], "settings": ("sampler=grid",)}, "horizons search with a model"),
-        ({"budgets": [2, 4], "settings": ("scale=0.5",)}, "`budgets` names what is trained"),
+        ("recipe.epochs=3", "`budgets` names the epochs"),
+        ("recipe.steps=3", "`budgets` names the steps"),
+        ("sampler=grid", "horizons search with a model"),
+        ("scale=0.5", "`budgets` names what is trained"),
     ],
 )
-def test_what_makes_no_horizons(asked: dict[str, Any], said: str) -> None:
+def test_what_makes_no_horizons(asked: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        resolve_horizons(task="digits", preset="quick", **asked)
+        resolve_horizons(
+            task="digits", preset="quick", budgets=Budgets((2, 4), False), settings=(asked,)
+        )
 
 
-def test_every_budget_is_a_study_with_a_name_of_its_own() -> None:
-    asked = resolve_horizons(task="gpt", preset="demo", budgets=[3, 6], trials=5)
-    assert [*asked.studies] == ["3ep", "6ep"]
+@pytest.mark.parametrize(
+    ("task", "text", "budgets"),
+    [
+        ("gpt", "3,6", ["3ep", "6ep"]),
+        ("gpt", "300steps,600steps", ["300steps", "600steps"]),
+        ("bert", "300,600", ["300steps", "600steps"]),  # an epoch is a step there
+    ],
+)
+def test_every_budget_is_a_study_with_a_name_of_its_own(
+    task: str, text: str, budgets: list[str]
+) -> None:
+    settings = ("recipe.phases=[]", "recipe.length=32") if task == "bert" else ()
+    asked = resolve_horizons(
+        task=task, preset="demo", budgets=read_budgets(text), trials=5, settings=settings
+    )
+    assert [*asked.studies] == budgets
     names = [each.name for each, _ in asked.studies.values()]
-    assert names == ["horizons-gpt-demo-3ep", "horizons-gpt-demo-6ep"]
+    assert names == [f"horizons-{task}-demo-{budget}" for budget in budgets]
     assert {each.trials for each, _ in asked.studies.values()} == {5}
+
+
+def test_a_budget_in_steps_is_measured_as_often_as_one_in_epochs() -> None:
+    """So its trunks are those of epochs, and its last step is measured too."""
+    both = [
+        recipe
+        for text in ("2,4", "150steps,300steps")
+        for _, recipe in resolve_horizons(
+            task="digits", preset="quick", budgets=read_budgets(text)
+        ).studies.values()
+    ]
+    assert [each.total_steps(56) for each in both] == [112, 224, 150, 300]
+    assert {each.steps_per_evaluation(56) for each in both} == {56}

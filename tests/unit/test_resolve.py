@@ -346,7 +346,7 @@ def test_mistakes_in_a_study_file(files: Files, before: str, after: str, message
         ),
         (
             {"total_runs": 8, "sampler": "grid"},
-            "`total_runs` 8: a grid trains every point, so there is nothing to race: leave",
+            "`total_runs` 8: a grid trains every point and races none: leave sampler=grid out",
         ),
         (
             {"total_steps": 800, "confirm": "3:5"},

@@ -39,7 +39,7 @@ class BertRecipe(Recipe):
     is guessed. Next-sentence prediction is trained on, but in no metric of an evaluation.
     """
 
-    budget_unit: ClassVar[str] = "steps"
+    own_unit: ClassVar[str] = "steps"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="loss", direction="minimize"),
         Metric(name="accuracy", direction="maximize", percent=True),
