@@ -66,7 +66,7 @@ def race(
         runs = [fresh_run(opened, each, seed) for each in racing]
         left = total - steps_trained(opened)
         going = affordable([runs[index] for index in order], partial(_cost, opened), left)
-        ended = "" if going else _why(len(order), left=left, total=total)
+        ended = "" if going else _why(len(order), of=len(racing), left=left, total=total)
         if any(each.runs for each in racing):
             verdict = judge(
                 racing, metric=record.metric, direction=record.direction, race_ended=ended
@@ -91,8 +91,10 @@ def race(
     raise AssertionError("seeds have no end")
 
 
-def _why(standing: int, *, left: int, total: int) -> str:
-    """What ends a race."""
+def _why(standing: int, *, of: int, left: int, total: int) -> str:
+    """What ends a race ``of`` so many candidates."""
+    if of < 2:
+        return "there is one point only"
     if standing < 2:
         return "the others are behind" if standing else "no point was trained to its end"
     return f"another seed for two points does not fit into the {left:,} of {total:,} steps left"
