@@ -7,7 +7,8 @@ random seed of the table, all others are fresh. Totals are in whole runs and cou
 trained: ours on shared trunks, plain Optuna's runs from scratch. Regret is the table's mean over
 all its seeds at the recommended point, minus the best of those means.
 
-- *today*: GP after a bracket, KneePruner, one seed, the best value recommended.
+- *today*: GP after a bracket, KneePruner, one seed, the best value recommended; *smoothed*: the
+  best of a Gaussian process through the values instead.
 - *race*: ``run --total-runs`` (``knee_tune/stats/race.py``), and the same with other numbers.
 - *plain*: TPE over a continuous LR (log) and fraction with a MedianPruner, the best value
   recommended; *again*: without a pruner for half of the total, then its best three again, as often
@@ -39,6 +40,7 @@ from benchmarks.whole import centre
 from knee_tune.pruners import KneePruner
 from knee_tune.schedules.schedule import fitted_knee
 from knee_tune.stats import race
+from knee_tune.stats.surface import Scores
 from knee_tune.study.samplers import make_sampler
 
 TOTALS = (8, 12, 16, 24, 40)
@@ -57,6 +59,8 @@ class Study:
     fresh: tuple[int, ...]
     """Random seeds that the search has not used."""
     default: Spot
+    ranked: dict[tuple[Spot, ...], list[Spot]]
+    """By surfaces that were fitted to the search before."""
     trunks: bool = True
     losses: dict[Spot, list[float]] = field(default_factory=dict)
     """Of the fresh seeds, by point."""
@@ -75,6 +79,28 @@ class Study:
     def observed(self, spots: Sequence[Spot]) -> list[Spot]:
         """The best value of the search first."""
         return sorted(spots, key=lambda spot: float(self.search.view.losses[spot]))
+
+    def smoothed(self, spots: Sequence[Spot]) -> list[Spot]:
+        """The best of the surface through the values first."""
+        if tuple(spots) in self.ranked:
+            return self.ranked[tuple(spots)]
+        rows, columns = (sorted(set(axis)) for axis in zip(*spots, strict=True))
+        at = {spot: (rows.index(spot[0]), columns.index(spot[1])) for spot in spots}
+        values = np.full((1, len(rows), len(columns)), np.nan)
+        for spot in spots:
+            values[0][at[spot]] = self.search.view.losses[spot]
+        gains = race.smoothed(
+            Scores(
+                metric="loss",
+                direction="minimize",
+                seeds=(0,),
+                seed_lrs=np.array(self.table.seed_lrs)[rows],
+                fractions=np.array(self.table.fractions)[columns],
+                values=values,
+            )
+        )
+        self.ranked[tuple(spots)] = sorted(spots, key=lambda spot: -float(gains[at[spot]]))
+        return self.ranked[tuple(spots)]
 
     def cost(self, spots: Sequence[Spot]) -> float:
         """Steps of one more seed for each of them."""
@@ -112,6 +138,11 @@ def best_observed(study: Study, steps: float) -> Spot:
     return study.observed(study.searched(steps, within=True))[0]
 
 
+def best_smoothed(study: Study, steps: float) -> Spot:
+    """All for the search; the best of the surface through its values."""
+    return study.smoothed(study.searched(steps, within=True))[0]
+
+
 def best_again(study: Study, steps: float) -> Spot:
     """Half for the search; its best three with as many fresh seeds as fit."""
     best = study.observed(study.searched(steps / 2, within=True))[:3]
@@ -128,13 +159,16 @@ class Race:
     share: float = race.SEARCH_SHARE
     candidates: int = race.CANDIDATES
     behind: float = race.BEHIND
+    smoothed: bool = True
     default: bool = True
 
     def __call__(self, study: Study, steps: float) -> Spot:
         """Who leads at the end."""
         race.BEHIND = self.behind  # which ``standing`` reads
-        spots = study.observed(study.searched(self.share * steps, within=False))
-        points = spots[: self.candidates]
+        spots = study.searched(self.share * steps, within=False)
+        points = (study.smoothed(spots) if self.smoothed else study.observed(spots))[
+            : self.candidates
+        ]
         if self.default and study.default not in points:
             points.append(study.default)
         study.losses = {point: [] for point in points}
@@ -160,9 +194,11 @@ class Race:
 TODAY, AGAIN, OURS = "today", "plain: TPE, its best 3 again", "race"
 RULES: Mapping[str, tuple[str, Rule]] = {
     TODAY: ("today", best_observed),
+    "  smoothed": ("today", best_smoothed),
     OURS: ("today", Race()),
-    "  .35 to search": ("today", Race(share=0.35)),
-    "  .65 to search": ("today", Race(share=0.65)),
+    "  .5 to search": ("today", Race(share=0.5)),
+    "  .75 to search": ("today", Race(share=0.75)),
+    "  by observed values": ("today", Race(smoothed=False)),
     "  2 candidates": ("today", Race(candidates=2)),
     "  5 candidates": ("today", Race(candidates=5)),
     "  2 standard errors": ("today", Race(behind=2)),
@@ -234,6 +270,7 @@ def regrets(table: CurveTable, metric: str, *, replays: int) -> dict[str, Floats
         order = np.random.default_rng([number, 1]).permutation(seeds).tolist()
         view = View(table=table, metric=metric, seeds=(order[0],))
         done = searches(view, number)
+        ranked: dict[str, dict[tuple[Spot, ...], list[Spot]]] = {kind: {} for kind in done}
         truth = view.true_losses
         worst = truth[np.isfinite(truth)].max()
         half = int(np.abs(np.array(table.fractions) - 0.5).argmin())
@@ -246,6 +283,7 @@ def regrets(table: CurveTable, metric: str, *, replays: int) -> dict[str, Floats
                     search=done[kind],
                     fresh=tuple(order[1:]),
                     default=default,
+                    ranked=ranked[kind],
                     trunks=kind not in PLAIN,
                 )
                 chosen = rule(study, total * view.budget)

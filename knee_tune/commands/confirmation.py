@@ -1,5 +1,7 @@
 """Fresh random seeds for the best points of a search: what ``--confirm K:S`` trains after it."""
 
+from collections.abc import Sequence
+
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION
@@ -53,10 +55,17 @@ def default_point(opened: OpenedStudy) -> Point:
 
 def chosen(record: StudyRecord, *, count: int, default: Point) -> list[Candidate]:
     """The ``count`` best points of the search, best first, and the default point, each once."""
+    best = list(dict.fromkeys(trial.point for trial in record.ranked))
+    return candidates_at(best[:count], record, default=default)
+
+
+def candidates_at(
+    points: Sequence[Point], record: StudyRecord, *, default: Point
+) -> list[Candidate]:
+    """A candidate at each of ``points`` and at the default, with its best trial if it has one."""
     best: dict[Point, TrialRecord] = {}
     for trial in record.ranked:
         best.setdefault(trial.point, trial)
-    points = list(dict.fromkeys([*list(best)[:count], default]))
     return [
         Candidate(
             seed_lr=point[0],
@@ -65,7 +74,7 @@ def chosen(record: StudyRecord, *, count: int, default: Point) -> list[Candidate
             trial=best[point].number if point in best else None,
             default=point == default,
         )
-        for point in points
+        for point in dict.fromkeys([*points, default])
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
-from knee_tune.commands.confirmation import chosen, default_point, fresh_run, keep, told_run
+from knee_tune.commands.confirmation import candidates_at, default_point, fresh_run, keep, told_run
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.study import FRESH_SEEDS
@@ -26,6 +26,7 @@ from knee_tune.stats.race import (
     SEARCH_SHARE,
     NextRun,
     affordable,
+    leaders,
     standing,
     steps_to_train,
 )
@@ -56,7 +57,8 @@ def race(
     if record.best is None:
         return True
     until = math.inf if timeout is None else time.monotonic() + timeout
-    racing = chosen(record, count=CANDIDATES, default=default_point(opened))
+    points = leaders(record)[:CANDIDATES]
+    racing = candidates_at(points, record, default=default_point(opened))
     default = next(index for index, each in enumerate(racing) if each.default)
     watcher.line(f"racing: {'; '.join(setting(*each.point) for each in racing)}")
     for seed in count(opened.workers.spec.seed + FRESH_SEEDS):
@@ -64,7 +66,7 @@ def race(
         runs = [fresh_run(opened, each, seed) for each in racing]
         left = total - steps_trained(opened)
         going = affordable([runs[index] for index in order], partial(_cost, opened), left)
-        ended = "" if going else _why(len(order), left=left, total=total)
+        ended = "" if going else _why(len(order), of=len(racing), left=left, total=total)
         if any(each.runs for each in racing):
             verdict = judge(
                 racing, metric=record.metric, direction=record.direction, race_ended=ended
@@ -89,8 +91,10 @@ def race(
     raise AssertionError("seeds have no end")
 
 
-def _why(standing: int, *, left: int, total: int) -> str:
-    """What ends a race."""
+def _why(standing: int, *, of: int, left: int, total: int) -> str:
+    """What ends a race ``of`` so many candidates."""
+    if of < 2:
+        return "there is one point only"
     if standing < 2:
         return "the others are behind" if standing else "no point was trained to its end"
     return f"another seed for two points does not fit into the {left:,} of {total:,} steps left"

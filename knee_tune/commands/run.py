@@ -211,7 +211,7 @@ def _drive(
 
 
 def _allowance(opened: OpenedStudy, total: int) -> Allowance:
-    """What the search may train of ``total`` steps, which other runs may have taken a part of."""
+    """What the search may train of ``total`` steps."""
     budget = budget_steps(opened.workers.recipe, opened.workers.facts)
     return Allowance(steps=steps_for_search(total), budget=budget)
 

@@ -306,18 +306,15 @@ class StudySpec(Spec):
     @field_validator("total_runs", "total_steps")
     @classmethod
     def _search_and_race(cls, total: int | None, info: ValidationInfo) -> int | None:
-        other = {
-            "sampler": ("grid", "a grid trains every point"),
-            "goal": ("ridge", "a ridge needs every seed LR"),
-        }
         asked = info.data
         if total is None:
             return None
         if asked.get("total_runs") is not None:
             raise ValueError("total_runs says the same in whole runs: leave one of them out")
-        for name, (value, why) in other.items():
-            if asked.get(name) == value:
-                raise ValueError(f"{why}, so there is nothing to race: leave {name}={value} out")
+        if asked.get("sampler") == "grid":
+            raise ValueError("a grid trains every point and races none: leave sampler=grid out")
+        if asked.get("goal") == "ridge":
+            raise ValueError("a ridge needs every seed LR and races none: leave goal=ridge out")
         if asked.get("confirm") is not None:
             raise ValueError("the race confirms the winner: leave confirm out")
         if asked.get("replicates", 1) > 1:

@@ -15,11 +15,14 @@ from typing import TypeVar
 import numpy as np
 
 from knee_tune.records.findings import FEWEST_PAIRS
+from knee_tune.records.study import StudyRecord
+from knee_tune.records.values import Point, point_of
 from knee_tune.stats.estimates import Floats
+from knee_tune.stats.surface import Scores, gp_smoother, scores_of, without_outliers
 
 T = TypeVar("T")
 
-SEARCH_SHARE = 0.5
+SEARCH_SHARE = 0.6
 """Of all steps, for the search."""
 
 CANDIDATES = 3
@@ -27,6 +30,41 @@ CANDIDATES = 3
 
 BEHIND = 1.0
 """Standard errors of the paired difference to the leader beyond which a candidate leaves."""
+
+
+def leaders(record: StudyRecord) -> list[Point]:
+    """The complete points of a search, the best first by a surface through all of them.
+
+    The best value owes part of its lead to luck, which neighbours even out.
+    """
+    gains: dict[Point, float] = {}
+    for decay in record.spec.space.decays or (None,):
+        scores = scores_of(record, decay=decay)
+        if scores is None:
+            continue
+        surface = smoothed(scores)
+        for row, column in np.argwhere(scores.tried):
+            lr, fraction = float(scores.seed_lrs[row]), float(scores.fractions[column])
+            gains[point_of(lr, fraction, decay)] = float(surface[row, column])
+    return sorted(gains, key=lambda point: -gains[point])
+
+
+def smoothed(scores: Scores) -> Floats:
+    """(seed LRs, fractions): the points' gains on a Gaussian process through them; NaN elsewhere.
+
+    Of too few points for one, the gains themselves.
+    """
+    scores = without_outliers(scores)
+    smoother = gp_smoother(scores)
+    if smoother is None:
+        return scores.means
+    rows, columns = np.nonzero(scores.tried)
+    gains = scores.means[scores.tried]
+    surface = smoother.weights @ (gains - gains.mean()) + gains.mean()
+    at = np.abs(smoother.fractions - scores.fractions[columns][:, None]).argmin(axis=1)
+    found = np.full_like(scores.means, np.nan)
+    found[rows, columns] = surface[rows, at]
+    return found
 
 
 def standing(losses: Sequence[Sequence[float]], *, default: int | None = None) -> list[int]:

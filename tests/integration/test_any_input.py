@@ -92,6 +92,8 @@ USUAL = {
     "--pruner": ["none", "knee"],
     "--goal": ["ridge"],
     "--confirm": ["3:5"],
+    "--total-runs": ["12"],
+    "--total-steps": ["9000"],
     "--schedule": ["step", "linear"],
     "--runner": ["torchrun"],
     "--launcher": ["srun torchrun", "env torchrun"],

@@ -1,7 +1,5 @@
 """``--total-runs`` in a whole ``run``: what is trained, what is kept, and how it goes on."""
 
-import pytest
-
 from knee_tune.study.attributes import all_extra_steps
 from knee_tune.study.storage import open_storage
 from knee_tune.study.study import load_study
@@ -61,21 +59,6 @@ def test_a_race_ends_with_its_total_and_a_larger_one_goes_on(bench: Bench) -> No
     assert len(confirmation_of(summary).seeds) > len(first.seeds)
     assert not {*ranks.fresh} & {*more.fresh}
     assert trained(bench) <= 16 * RUN
-
-
-def test_a_race_that_was_interrupted_comes_to_the_same_end(bench: Bench) -> None:
-    interrupted = Arithmetic(a_real_difference)
-    interrupted.interrupt_at = 5
-    with pytest.raises(KeyboardInterrupt):
-        bench.run(interrupted, total_runs=12)
-    rest = Arithmetic(a_real_difference)
-    found = confirmation_of(bench.run(rest, total_runs=12))
-    assert {each.seed_lr: len(each.runs) for each in found.candidates} == {
-        BETTER: 3,
-        DEFAULT: 3,
-        WORSE: 2,
-    }
-    assert {*rest.fresh} & {*interrupted.fresh} == {interrupted.fresh[-1]}
 
 
 def test_a_winner_that_is_sure_is_registered_as_champion(tracked: Bench) -> None:

@@ -339,6 +339,23 @@ def test_mistakes_in_a_study_file(files: Files, before: str, after: str, message
         ({"replicates": 0}, "`replicates` 0: must be greater than 0"),
         ({"confirm": "3"}, "`confirm` 3: must be CANDIDATES:SEEDS, as in 3:5"),
         ({"trials": 0}, "`trials` 0: must be greater than 0"),
+        ({"total_runs": 5}, "`total_runs` 5: must be greater than or equal to 6"),
+        (
+            {"total_runs": 8, "total_steps": 900},
+            "`total_steps` 900: total_runs says the same in whole runs: leave one of them out",
+        ),
+        (
+            {"total_runs": 8, "sampler": "grid"},
+            "`total_runs` 8: a grid trains every point and races none: leave sampler=grid out",
+        ),
+        (
+            {"total_steps": 800, "confirm": "3:5"},
+            "`total_steps` 800: the race confirms the winner: leave confirm out",
+        ),
+        (
+            {"total_runs": 8, "replicates": 3},
+            "`total_runs` 8: a race decides who gets more random seeds: leave replicates out",
+        ),
         ({"preset": "tin"}, "`preset` tin: task toy has no such preset; did you mean 'tiny'?"),
         (
             {"settings": ["recipe.objective=lost"]},

@@ -78,6 +78,19 @@ def test_a_log_says_what_each_trial_trains_and_what_it_need_not() -> None:
     ]
 
 
+def test_where_a_total_ends_the_search_the_bar_shows_its_steps() -> None:
+    start = replace(START, trials=None, finished=1, allowance=400, replicates=1)
+    log = console()
+    print_start(log, start)
+    assert "; 1 trials done" in printed(log)
+    watcher = LiveWatcher(console(), start)
+    watcher.trial_started(1, PLAN, explore_fraction=0.5, replicates=1)
+    watcher.trial_progressed(1, 100)
+    watcher.trial_finished(1, "complete", value=61.5, reason="")
+    assert "mine  2 trials" in shown(watcher)
+    assert "25 %" in shown(watcher)
+
+
 def shown(watcher: LiveWatcher) -> str:
     screen = console()
     screen.print(watcher.render())
