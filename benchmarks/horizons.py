@@ -192,11 +192,12 @@ def replayed(surfaces: Sequence[Surface], number: int) -> Iterator[tuple[str, Fo
             searches.append(found)
         return searches
 
-    for name, start, warm in (
+    ways: tuple[tuple[str, Start, bool], ...] = (
         ("six random trials first", "random", False),
         ("bracket", "bracket", False),
         ("bracket, warm start", "bracket", True),
-    ):
+    )
+    for name, start, warm in ways:
         searches = each(start, warm=warm)
         for shared in (False, True):
             found = accounted(surfaces, searches, replicate=replicate, shared=shared)
