@@ -1,8 +1,10 @@
 """Every benchmark that needs no GPU, in turn: ``python -m benchmarks``. An hour and more."""
 
 from benchmarks import (
+    asking,
     curve_tables,
     fairseq_trainer,
+    flat,
     fused,
     orchestration,
     pruners,
@@ -11,12 +13,14 @@ from benchmarks import (
     trunk_savings,
     trunks,
     vision,
+    warm_start,
     whole,
 )
 
 if __name__ == "__main__":
     for benchmark in (
         orchestration,
+        asking,
         restarts,
         fairseq_trainer,
         fused,
@@ -26,6 +30,8 @@ if __name__ == "__main__":
         pruners,
         ridge,
         vision,
+        warm_start,
+        flat,
         whole,
     ):
         benchmark.main()

@@ -97,13 +97,21 @@ def run(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    stop_when_flat: Annotated[
+        bool,
+        typer.Option(
+            "--stop-when-flat",
+            help="End the search once no point left is expected to be worth its cost (gp).",
+            rich_help_panel=SEARCH,
+        ),
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=LARGEST,
             metavar="SECONDS",
-            help="Start no trial, and confirm nothing, after so long.",
+            help="Start no trial and no other run after so long.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -117,6 +125,15 @@ def run(
             metavar="bracket|random",
             help="What gp and tpe begin with: seed LRs around the best one, or random points. "
             "(default: bracket)",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    from_study: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="An earlier study of the same task: begin at its best seed LR, and learn from it.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -145,6 +162,19 @@ def run(
             "random seeds; a winner that they confirm becomes the champion.",
             rich_help_panel=SEARCH,
         ),
+    ] = None,
+    total_runs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train N whole runs in all: a search, then a race of its best points and the "
+            "default on fresh random seeds. Instead of --trials and --confirm.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    total_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The same, in steps.", rich_help_panel=SEARCH),
     ] = None,
     seed: SeedOption = None,
     scale: ScaleOption = None,
@@ -271,14 +301,18 @@ def run(
         "name": study_name,
         "trials": trials,
         "target": target,
+        "stop_when_flat": stop_when_flat or None,
         "sampler": sampler,
         "start": start,
+        "from_study": from_study,
         "pruner": pruner,
         "goal": goal,
         "seed": seed,
         "replicates": replicates,
         "fuse": fuse,
         "confirm": confirm,
+        "total_runs": total_runs,
+        "total_steps": total_steps,
         "nproc": nproc,
         "scale": scale,
         "seed_lr": search_lr,

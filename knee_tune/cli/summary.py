@@ -98,14 +98,17 @@ HOW_TO_A_CHAMPION = {
 def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
     """Every candidate's mean and difference with their intervals, and the verdict in one line."""
     seeds, steps = confirmation.seeds, confirmation.steps
+    what = "confirmation" if confirmation.race is None else "race"
     console.print(
-        f"\nconfirmation with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), "
+        f"\n{what} with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), "
         f"{steps.trained:,} steps trained, {steps.reused:,} reused:",
         soft_wrap=True,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("seed LR", justify="right")
     table.add_column("explore", justify="right")
+    if confirmation.race is not None:
+        table.add_column("seeds", justify="right")
     table.add_column(f"{confirmation.metric}, mean and interval", justify="right")
     table.add_column("difference to the default", justify="right")
     for index, candidate in enumerate(confirmation.candidates):
@@ -113,6 +116,7 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
         table.add_row(
             learning_rate(candidate.seed_lr),
             explored(*candidate.point[1:]),
+            *([str(len(candidate.runs))] if confirmation.race is not None else []),
             _shown(candidate.mean),
             difference,
             style="bold" if index == confirmation.winner else "",
@@ -131,6 +135,9 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
     count = confirmation.comparisons
     together = "" if count < 2 else f"; the {count} differences hold together (Bonferroni)"
     console.print(f"(intervals of Student's t at 95 %{together})", soft_wrap=True)
+    if confirmation.race is not None:
+        ended = f" ({confirmation.race.ended})" if confirmation.race.ended else ""
+        console.print(f"{confirmation.race.words}{ended}", soft_wrap=True, markup=False)
     style = "bold green" if confirmation.confirmed else "yellow"
     console.print(confirmation.words, style=style, markup=False, soft_wrap=True)
 
@@ -174,6 +181,8 @@ def print_registered(console: Console, model: "RegisteredModel", places: "Places
 def _shown(estimate: "Estimate | None", sign: str = "") -> str:
     if estimate is None:
         return ""
+    if estimate.low is None or estimate.high is None:  # of one random seed
+        return f"{estimate.value:{sign}.4g}"
     return f"{estimate.value:{sign}.4g} [{estimate.low:{sign}.4g}, {estimate.high:{sign}.4g}]"
 
 
@@ -200,9 +209,10 @@ def print_start(console: Console, start: "StudyStart") -> None:
     unit = "run" if start.compares else "trial"
     slots = "" if start.slots == 1 else f", {start.slots} {unit}s at a time"
     times = f" x {start.replicates} replicates" if start.replicates > 1 else ""
+    of_trials = f"{start.finished}" + (f" of {start.trials}" if start.trials else "")
     console.print(
         f"{start.parameters:,} parameters, {start.total_steps:,} steps{times} per {unit}, {ranks} "
-        f"on {start.device}{slots}; {start.finished} of {start.trials} {unit}s done"
+        f"on {start.device}{slots}; {of_trials} {unit}s done"
     )
     if start.validated:
         console.print(f"validation metrics are over {start.validated}", soft_wrap=True)
@@ -273,6 +283,8 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
         f"\n{record.name}: {counts.complete} complete, {counts.pruned} pruned, "
         f"{counts.failed} failed, {counts.running} running"
     )
+    if record.earlier is not None:
+        console.print(record.earlier.words, soft_wrap=True)
     for line in record.steps.words:
         console.print(line, soft_wrap=True)
     for baseline in record.baselines:

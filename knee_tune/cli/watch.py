@@ -150,7 +150,7 @@ class LiveWatcher:
         self._rows: dict[int, _Row] = {}
         self._batch = frozenset[int]()
         self._began = time.monotonic()
-        self._wanted = start.trials - start.finished
+        self._wanted = None if start.trials is None else start.trials - start.finished
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -237,14 +237,25 @@ class LiveWatcher:
     def _update_bar(self) -> None:
         ended = [row for row in self._rows.values() if row.ended is not None]
         running = [row for row in self._rows.values() if row.ended is None]
-        here = len(ended) + sum(row.step / row.total_steps for row in running)
-        before = self._start.trials - self._wanted
+        before = self._start.finished
+        done = before + len(ended)
+        if self._start.trials is None:
+            share = self._trained / max(1, self._start.allowance)
+            count = f"{done} trials"
+        else:
+            here = len(ended) + sum(row.step / row.total_steps for row in running)
+            share = (before + here) / max(1, self._start.trials)
+            count = f"{done}/{self._start.trials} trials"
         self._progress.update(
             self._bar,
-            completed=min(1.0, (before + here) / max(1, self._start.trials)),
-            description=f"{self._start.name}  {before + len(ended)}/{self._start.trials} trials",
+            completed=min(1.0, share),
+            description=f"{self._start.name}  {count}",
             pace=self._pace(ended, running),
         )
+
+    @property
+    def _trained(self) -> int:
+        return sum(row.trained for row in self._rows.values())
 
     def _pace(self, ended: list[_Row], running: list[_Row]) -> str:
         """Steps per second, and the time that is left at that pace.
@@ -253,12 +264,16 @@ class LiveWatcher:
         others will too. rich's own pace would take steps that were reused for trained ones.
         """
         elapsed = time.monotonic() - self._began
-        trained = sum(row.trained for row in self._rows.values())
+        trained = self._trained
         if elapsed < PACE_SECONDS or trained == 0:
             return ""
         usual = fmean(row.trained for row in ended) if ended else running[0].total_steps
-        to_come = max(0, self._wanted - len(self._rows)) * usual
-        left = to_come + sum(row.total_steps - row.step for row in running)
+        under_way = sum(row.total_steps - row.step for row in running)
+        if self._wanted is None:
+            to_come = max(0.0, self._start.allowance - trained - under_way)
+        else:
+            to_come = max(0, self._wanted - len(self._rows)) * usual
+        left = to_come + under_way
         rate = trained / elapsed
         shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         return f"{shown} steps/s, about {_duration(left / rate)} left"

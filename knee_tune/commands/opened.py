@@ -14,8 +14,15 @@ from knee_tune.config.strict_yaml import read_files
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import Placement
-from knee_tune.plans.planner import budget_steps, check_warmup, distinct_fractions, twins_in_words
+from knee_tune.plans.planner import (
+    budget_steps,
+    check_warmup,
+    distinct_fractions,
+    total_steps,
+    twins_in_words,
+)
 from knee_tune.records.events import StudyFinished, StudyStarted, StudyState, final_name
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.patience import patience_with
 from knee_tune.study.pruners import make_pruner
 from knee_tune.study.recovery import stale_trial_callback
@@ -52,6 +59,11 @@ class OpenedStudy:
     def on_interrupt(self) -> Callable[[], None]:
         """To be called when Ctrl-C comes: nothing waits for the storage any more."""
         return patience_with(self.places.storage_url).interrupt
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many may be trained for the study, all in all; None if nobody has said."""
+        return total_steps(self.workers.spec, self.workers.recipe, self.workers.facts)
 
     @property
     def unfused(self) -> str:
@@ -107,12 +119,15 @@ def open_for_training(
             amp=placement.amp,
             beside=beside,
         )
+        earlier = known_earlier(study)
+        centre = spec.centre or (recipe.seed_lr if spec.tries_default else None)
         study.sampler = make_sampler(
             spec.sampler,
             seed=spec.seed,
             axes=axes,
             start=spec_of(study).start,
-            centre=spec.centre or (recipe.seed_lr if spec.tries_default else None),
+            centre=centre if earlier is None else earlier.seed_lr,
+            earlier=() if earlier is None else earlier.points,
         )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(
@@ -190,12 +205,13 @@ def _with_fractions(spec: StudySpec, fractions: Iterable[float]) -> StudySpec:
 def _without_twins(workers: Workers) -> Workers:
     """``workers`` with explore fractions that all differ in their schedule.
 
-    UserError where the warmup takes the whole budget.
+    UserError where the warmup takes the whole budget, or the study may train too little.
     """
     spec, recipe, facts = workers.spec, workers.recipe, workers.facts
     if spec.compare is not None:
         return workers
     check_warmup(recipe, facts)
+    total_steps(spec, recipe, facts)
     distinct = distinct_fractions(recipe, facts, spec.explore_fractions)
     if len(distinct) == len(spec.explore_fractions):
         return workers

@@ -157,6 +157,8 @@ def _environment(study: Study, record: StudyRecord) -> dict[str, str]:
         sampler, start = record.spec.sampler, record.spec.start
         begun = f", {start} start" if sampler in ("gp", "tpe") else ""
         facts["search"] = f"{sampler} sampler{begun}, {record.spec.acting_pruner} pruner"
+        if record.earlier is not None:
+            facts["search"] += f", {record.earlier.words}"
     codes = {code or "not noted": what for code, what in record.codes.items()}
     facts |= {f"code {code}": what for code, what in codes.items()}
     facts["data fingerprint"] = str(study.user_attrs.get("data_fingerprint", "unknown"))

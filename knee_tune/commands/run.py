@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.commands.comparison import compare_rows
+from knee_tune.commands.confirmation import confirm_winner
 from knee_tune.commands.extra_runs import EndedRun, ExtraRun, train_extra_runs
 from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.publish import LivePages, Published, publish, show_now
+from knee_tune.commands.race import race, steps_for_search, steps_trained
 from knee_tune.commands.winner import register_study
 from knee_tune.commands.workers import GroupOptions, Looked
 from knee_tune.config.recipe import (
-    DEFAULT_DECAY,
-    DEFAULT_EXPLORE_FRACTION,
     BaseRecipe,
     task_slug,
 )
@@ -23,119 +23,23 @@ from knee_tune.config.study import StudySpec
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
 from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
-from knee_tune.records.findings import Candidate, FreshRun, Ridge
-from knee_tune.records.shown import explored, setting
-from knee_tune.records.study import BaselineRecord, RunRecord, StudyRecord, TrialRecord
-from knee_tune.records.values import Point, StepCount, point_of
+from knee_tune.records.findings import Ridge
+from knee_tune.records.shown import setting
+from knee_tune.records.study import BaselineRecord, StudyRecord, TrialRecord
 from knee_tune.report.run_figures import curves_figure
-from knee_tune.report.wording import told
 from knee_tune.schedules import Decay, Knee, Phased
-from knee_tune.stats.estimates import judge
-from knee_tune.study.attributes import record_confirmation
 from knee_tune.study.driver import Driver
+from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
+from knee_tune.study.flat import flat_by
 from knee_tune.study.locks import asking_lock
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.pruners import raw_step_warning
 from knee_tune.study.recovery import requeue_failed
-from knee_tune.study.samplers import wanted
+from knee_tune.study.samplers import Allowance, wanted
 from knee_tune.study.study import record_baseline, study_record
 from knee_tune.study.trial import Search
 from knee_tune.tracking import unsent_notice
-
-
-def confirm_winner(opened: OpenedStudy, watcher: Watcher, *, timeout: float | None = None) -> bool:
-    """Train the candidates with the fresh seeds that the study asks for, judge, and keep it.
-
-    Numbers are of the validation split only. Runs that were trained before (an interrupted
-    confirmation, one with fewer seeds) are answered from their records. After ``timeout`` seconds
-    none is begun, and False is returned if any is left. There is nothing to do where the study
-    asks for no confirmation, or has no complete trial.
-    """
-    confirm, record = opened.workers.spec.confirm, study_record(opened.study)
-    if confirm is None or record.best is None:
-        return True
-    recipe = opened.workers.recipe
-    decay = DEFAULT_DECAY if opened.workers.spec.space.decays else None
-    default = point_of(recipe.seed_lr, DEFAULT_EXPLORE_FRACTION, decay)
-    candidates = chosen(record, count=confirm.candidates, default=default)
-    trained = _train(opened, watcher, candidates, timeout=timeout)
-    if trained is None:
-        return False
-    confirmation = told(judge(trained, metric=record.metric, direction=record.direction))
-    confirmation = confirmation.bounded(percent=record.in_percent(record.metric))
-    record_confirmation(opened.study, confirmation)
-    text = confirmation.model_dump_json(indent=2)
-    opened.tracker.record(Attached(name="confirmation.json", text=text))
-    watcher.line(confirmation.words)
-    return True
-
-
-def chosen(record: StudyRecord, *, count: int, default: Point) -> list[Candidate]:
-    """The ``count`` best points of the search, best first, and the default point, each once."""
-    best: dict[Point, TrialRecord] = {}
-    for trial in record.ranked:
-        best.setdefault(trial.point, trial)
-    points = list(dict.fromkeys([*list(best)[:count], default]))
-    return [
-        Candidate(
-            seed_lr=point[0],
-            explore_fraction=point[1],
-            decay=point[2] if len(point) == 3 else None,
-            trial=best[point].number if point in best else None,
-            default=point == default,
-        )
-        for point in points
-    ]
-
-
-def _train(
-    opened: OpenedStudy, watcher: Watcher, candidates: list[Candidate], *, timeout: float | None
-) -> list[Candidate] | None:
-    """The candidates with their runs, one for every fresh seed; None if there was no time."""
-    seeds = opened.workers.spec.confirmation_seeds
-    runs = [_fresh_run(opened, candidate, seed) for candidate in candidates for seed in seeds]
-    watcher.line(
-        f"confirming: {len(runs)} runs, {len(candidates)} x {len(seeds)} (points x fresh seeds)"
-    )
-    trained = train_extra_runs(opened, watcher, runs, timeout=timeout)
-    if len(trained) < len(runs):
-        return None
-    records = iter(ended.record for ended in trained)
-    return [
-        candidate.model_copy(update={"runs": tuple(_told(next(records), seed) for seed in seeds)})
-        for candidate in candidates
-    ]
-
-
-def _fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun:
-    seed_lr, fraction, decay = candidate.seed_lr, candidate.explore_fraction, candidate.decay
-    return ExtraRun(
-        key=f"confirm-{seed_lr:g}-{fraction:g}-{f'{decay}-' if decay else ''}{seed}",
-        name=f"confirm {seed_lr:g}, explore {explored(fraction, decay)}, seed {seed}",
-        schedule=knee_schedule(
-            opened.workers.recipe,
-            opened.workers.facts,
-            seed_lr=seed_lr,
-            explore_fraction=fraction,
-            decay=decay,
-        ),
-        seed=seed,
-        label="confirmation",
-        explore_fraction=fraction,
-        decay=decay,
-    )
-
-
-def _told(record: RunRecord, seed: int) -> FreshRun:
-    steps = StepCount(trained=record.steps_trained, reused=record.steps_reused)
-    return FreshRun(
-        seed=seed,
-        value=record.value,
-        reason=record.reason,
-        failed=record.state == "failed",
-        steps=steps,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +51,11 @@ class StudyStart:
     preset: str
     metric: str
     watched: str
-    trials: int
+    trials: int | None
+    """None: what the study may cost ends it."""
     finished: int
+    allowance: int = 0
+    """Steps that the search may still train, where there is no number of trials."""
     total_steps: int
     parameters: int
     device: str
@@ -224,9 +131,13 @@ def run_study(
                     compare_rows(opened, watcher, timeout=left(), on_change=pages.changed)
                     cut_off = ""
                 else:
-                    _drive(opened, watcher, timeout=left(), pages=pages)
-                    cut_off = _cut_off(opened, timeout) or _confirm(opened, watcher, left())
-                    if cut_off and spec.confirm is not None:
+                    total = opened.total_steps
+                    allowance = None if total is None else _allowance(opened, total)
+                    _drive(opened, watcher, timeout=left(), pages=pages, allowance=allowance)
+                    cut_off = _cut_off(opened, timeout, allowance) or _decide(
+                        opened, watcher, total=total, timeout=left()
+                    )
+                    if cut_off and (total or spec.confirm):
                         watcher.line(
                             f"not confirmed yet: {cut_off}; the same command again goes on"
                         )
@@ -243,7 +154,12 @@ def run_study(
 
 
 def _drive(
-    opened: OpenedStudy, watcher: Watcher, *, timeout: float | None, pages: LivePages
+    opened: OpenedStudy,
+    watcher: Watcher,
+    *,
+    timeout: float | None,
+    pages: LivePages,
+    allowance: Allowance | None,
 ) -> None:
     workers, study = opened.workers, opened.study
 
@@ -280,6 +196,8 @@ def _drive(
             parameters=workers.facts.parameters,
             fused=opened.fused,
             target=workers.spec.target,
+            stop_when_flat=workers.spec.stop_when_flat,
+            allowance=allowance,
             batched=opened.batched,
             asking=asking,
         ),
@@ -292,22 +210,36 @@ def _drive(
     ).run(trials=workers.spec.limit, timeout=timeout)
 
 
-def _cut_off(opened: OpenedStudy, timeout: float | None) -> str:
-    """Why the winner is not known yet; empty if it is."""
-    spec = opened.workers.spec
-    if wanted(opened.study, opened.axes, trials=spec.limit, target=spec.target):
+def _allowance(opened: OpenedStudy, total: int) -> Allowance:
+    """What the search may train of ``total`` steps, which other runs may have taken a part of."""
+    budget = budget_steps(opened.workers.recipe, opened.workers.facts)
+    return Allowance(steps=steps_for_search(total), budget=budget)
+
+
+def _cut_off(opened: OpenedStudy, timeout: float | None, allowance: Allowance | None) -> str:
+    """Why the search is not over yet; empty if it is."""
+    spec, study = opened.workers.spec, opened.study
+    flat = spec.stop_when_flat and flat_by(study, opened.axes)
+    if not flat and wanted(
+        study, opened.axes, trials=spec.limit, target=spec.target, allowance=allowance
+    ):
         by_us = timeout is not None
         what = "`timeout` ended the search" if by_us else "another driver gave a trial back"
         return f"{what} before its last trial"
-    if study_record(opened.study).counts.running:
+    if study_record(study).counts.running:
         return "another driver still trains trials of this study"
     return ""
 
 
-def _confirm(opened: OpenedStudy, watcher: Watcher, timeout: float | None) -> str:
-    """Confirm the winner, if that is asked for; why that was cut off, empty if it was not."""
-    done = confirm_winner(opened, watcher, timeout=timeout)
-    return "" if done else "`timeout` ended the confirmation before its last run"
+def _decide(
+    opened: OpenedStudy, watcher: Watcher, *, total: int | None, timeout: float | None
+) -> str:
+    """Race, or confirm the winner, if that is asked for; why that was cut off, empty if not."""
+    if total is not None:
+        what, done = "race", race(opened, watcher, total=total, timeout=timeout)
+    else:
+        what, done = "confirmation", confirm_winner(opened, watcher, timeout=timeout)
+    return "" if done else f"`timeout` ended the {what} before its last run"
 
 
 def _try_to_register(
@@ -356,7 +288,8 @@ def study_start(opened: OpenedStudy) -> StudyStart:
     record = study_record(opened.study)
     counts = record.counts
     finished = counts.complete + counts.pruned + counts.failed
-    trials = min(spec.trials, spec.size)
+    total = opened.total_steps
+    trials = None if total else min(spec.trials, spec.size)
     if spec.compare is not None:
         runs = record.run_counts
         finished = runs.complete + runs.pruned
@@ -370,6 +303,7 @@ def study_start(opened: OpenedStudy) -> StudyStart:
         watched=workers.recipe.watched_metric.name,
         trials=trials,
         finished=finished,
+        allowance=steps_for_search(total) - record.steps.trained if total else 0,
         total_steps=budget_steps(workers.recipe, workers.facts),
         parameters=workers.facts.parameters,
         device=placement.device,
@@ -391,12 +325,20 @@ def study_start(opened: OpenedStudy) -> StudyStart:
 def _remarks(opened: OpenedStudy) -> Iterator[str]:
     spec = opened.workers.spec
     yield from opened.workers.remarks
+    if earlier := known_earlier(opened.study):
+        yield earlier.words
     if others := study_record(opened.study).by_other_code(opened.workers.facts.code):
         yield f"{others}; the report says which is which"
     if spec.compare is not None:
         yield f"every row of {spec.compare.table} is trained; nothing is searched"
         return
-    if spec.trials >= spec.size:
+    if (total := opened.total_steps) is not None:
+        yield (
+            f"{total:,} steps in all, {steps_trained(opened):,} of them trained: "
+            f"{steps_for_search(total):,} to search, the rest to race the best points with fresh "
+            "random seeds"
+        )
+    elif spec.trials >= spec.size:
         yield f"{spec.size} trials are every point of the search space; the study ends with them"
     if spec.goal == "ridge":
         yield (

@@ -62,11 +62,18 @@ Pruner = Literal["knee", "median", "percentile", "hyperband", "none"]
 
 Goal = Literal["best", "ridge"]
 
-SEARCHING = ("trials", "target", "sampler", "start", "centre", "pruner", "goal", "confirm", "space")
+SEARCHING = (
+    *("trials", "target", "stop_when_flat", "sampler", "start", "centre"),
+    *("from_study", "pruner", "goal", "confirm", "total_runs", "total_steps", "space"),
+)
 """Settings of a search, which a study with ``compare`` does not make."""
 
 FRESH_SEEDS = 1_000_000
 """Distance from a study's seed to those that confirm its winner: never used in a search."""
+
+FEWEST_RUNS = 6
+"""Whole budgets that a search and a race need: a bracket of three, and one more seed for two of
+them, with room for a trial that is under way when the search ends."""
 
 StudyName = Annotated[
     str,
@@ -198,6 +205,11 @@ class StudySpec(Spec):
         exclude_if=lambda target: target is None,
         description="a value of the study's metric that ends the search",
     )
+    stop_when_flat: bool = Field(
+        default=False,
+        exclude_if=lambda stops: not stops,
+        description="end the search when no point left is expected to be worth its cost; gp only",
+    )
     sampler: Sampler = "gp"
     start: Start = Field(
         default="bracket",
@@ -208,6 +220,12 @@ class StudySpec(Spec):
         default=None,
         exclude_if=lambda centre: centre is None,
         description="seed LR that the bracket begins at; None: the recipe's own",
+    )
+    from_study: StudyName | None = Field(
+        default=None,
+        exclude_if=lambda study: study is None,
+        description="an earlier study of the task: the bracket begins at its best seed LR, and gp "
+        "learns from its trials",
     )
     goal: Goal = Field(
         default="best",
@@ -225,6 +243,21 @@ class StudySpec(Spec):
         default=None,
         exclude_if=lambda trunk: trunk is None,
         description="what every run begins with, instead of a fresh model",
+    )
+    total_runs: int | None = Field(
+        default=None,
+        ge=FEWEST_RUNS,
+        le=1_000_000,
+        exclude_if=lambda total: total is None,
+        description="whole budgets that are trained for the study, instead of ``trials``: to "
+        "search, then to race the best points on fresh random seeds",
+    )
+    total_steps: int | None = Field(
+        default=None,
+        gt=0,
+        le=10**15,
+        exclude_if=lambda total: total is None,
+        description="the same, in steps",
     )
     nproc: int = Field(default=1, gt=0, le=1_000_000, description="ranks that train one trial")
     scale: float = Field(
@@ -262,6 +295,45 @@ class StudySpec(Spec):
                 "or none"
             )
         return pruner
+
+    @field_validator("sampler")
+    @classmethod
+    def _only_a_process_sees_what_is_flat(cls, sampler: Sampler, info: ValidationInfo) -> Sampler:
+        if info.data.get("stop_when_flat") and sampler != "gp":
+            raise ValueError(f"{sampler} does not know when a search is flat: use gp")
+        return sampler
+
+    @field_validator("total_runs", "total_steps")
+    @classmethod
+    def _search_and_race(cls, total: int | None, info: ValidationInfo) -> int | None:
+        other = {
+            "sampler": ("grid", "a grid trains every point"),
+            "goal": ("ridge", "a ridge needs every seed LR"),
+        }
+        asked = info.data
+        if total is None:
+            return None
+        if asked.get("total_runs") is not None:
+            raise ValueError("total_runs says the same in whole runs: leave one of them out")
+        for name, (value, why) in other.items():
+            if asked.get(name) == value:
+                raise ValueError(f"{why}, so there is nothing to race: leave {name}={value} out")
+        if asked.get("confirm") is not None:
+            raise ValueError("the race confirms the winner: leave confirm out")
+        if asked.get("replicates", 1) > 1:
+            raise ValueError("a race decides who gets more random seeds: leave replicates out")
+        return total
+
+    @field_validator("from_study")
+    @classmethod
+    def _models_begin_with_a_bracket(cls, study: str | None, info: ValidationInfo) -> str | None:
+        sampler, start = info.data.get("sampler", "gp"), info.data.get("start", "bracket")
+        if study is not None and (sampler not in ("gp", "tpe") or start != "bracket"):
+            raise ValueError(
+                f"a search with sampler {sampler} and start {start} has no use for it: it is for "
+                "gp and tpe with start bracket"
+            )
+        return study
 
     @field_validator("compare")
     @classmethod
@@ -345,8 +417,18 @@ class StudySpec(Spec):
 
     @property
     def limit(self) -> int | None:
-        """Trials after which the search ends; None where it ends with the last point of a grid."""
-        return None if self.sampler == "grid" and self.trials >= self.size else self.trials
+        """Trials after which the search ends; None where something else ends it.
+
+        That is the last point of a grid, or what the whole study may cost.
+        """
+        if self.races or (self.sampler == "grid" and self.trials >= self.size):
+            return None
+        return self.trials
+
+    @property
+    def races(self) -> bool:
+        """Whether the search ends with a race of its best points."""
+        return self.total_runs is not None or self.total_steps is not None
 
 
 # Is a point on the edge of the search space, so that a better one may lie beyond?

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
 from knee_tune.config.recipe import DEFAULT_EXPLORE_FRACTION, BaseRecipe
-from knee_tune.config.study import ReferenceRow
+from knee_tune.config.study import FEWEST_RUNS, ReferenceRow, StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import shared_steps, trunk_key
 from knee_tune.plans.plan import Replica, Schedule, TaskFacts, TaskOrder, TrainPlan, TrunkPlan
@@ -33,6 +33,22 @@ BASELINES = ("step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"
 def budget_steps(recipe: BaseRecipe, facts: TaskFacts) -> int:
     """The training budget in steps."""
     return recipe.total_steps(facts.steps_per_epoch)
+
+
+def total_steps(spec: StudySpec, recipe: BaseRecipe, facts: TaskFacts) -> int | None:
+    """Steps that may be trained for the study, all in all; None if nobody has said.
+
+    UserError for fewer than a search and a race need.
+    """
+    budget = budget_steps(recipe, facts)
+    if spec.total_runs is not None:
+        return spec.total_runs * budget
+    if spec.total_steps is not None and spec.total_steps < FEWEST_RUNS * budget:
+        raise UserError(
+            f"`total_steps` {spec.total_steps}: a search and a race need {FEWEST_RUNS} runs of "
+            f"{budget:,} steps, so {FEWEST_RUNS * budget:,} or more"
+        )
+    return spec.total_steps
 
 
 def knee_schedule(

@@ -19,6 +19,10 @@ CLAIMING_SEEDS = 5
 """Seeds from which on a difference may be claimed (design rule; fewer are good for a look)."""
 
 
+FEWEST_PAIRS = 3
+"""In a race: below them nothing is said of a difference, as its interval would mean nothing."""
+
+
 class FreshRun(Spec):
     """One run of a candidate, with a random seed that the search did not use."""
 
@@ -56,6 +60,19 @@ class Candidate(Spec):
         return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
 
+class Race(Spec):
+    """How a race went, whose candidates leave once they are behind."""
+
+    runner_up: int | None = Field(
+        description="index of the next best candidate; None: there is none"
+    )
+    lead: Estimate | None = Field(
+        description="the winner's value minus the runner-up's, seed by seed; None: too few pairs"
+    )
+    ended: str = Field(description="why, in words; empty as long as it goes on")
+    words: str = Field(default="", description="who won, and by how much, in one line")
+
+
 class Confirmation(Spec):
     """The winner over fresh seeds, and whether it is better than the paper's default."""
 
@@ -68,11 +85,17 @@ class Confirmation(Spec):
     winner: int | None = Field(description="index of the best mean; None: no candidate has one")
     confirmed: bool
     words: str = Field(default="", description="the verdict in one line")
+    race: Race | None = Field(
+        default=None,
+        exclude_if=lambda race: race is None,
+        description="None: every candidate was trained with every seed",
+    )
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The random seeds that every candidate was trained with."""
-        return tuple(run.seed for run in self.candidates[0].runs)
+        """The random seeds that the winner was trained with; others may have left a race before."""
+        longest = max(self.candidates, key=lambda candidate: len(candidate.runs))
+        return tuple(run.seed for run in longest.runs)
 
     @property
     def steps(self) -> StepCount:
@@ -100,14 +123,14 @@ class Confirmation(Spec):
 
     @property
     def chosen(self) -> Candidate | None:
-        """The candidate that it has confirmed."""
-        return self.best if self.confirmed else None
+        """The candidate to use: the one that it has confirmed, and in any case who wins a race."""
+        return self.best if self.confirmed or self.race is not None else None
 
     def says(self, point: Point) -> Confirmed:
         """What it has found out about a point."""
         if all(candidate.point != point for candidate in self.candidates):
             return "not tried"
-        return "yes" if self.chosen and self.chosen.point == point else "no"
+        return "yes" if self.confirmed and self.best and self.best.point == point else "no"
 
 
 TOP = 3

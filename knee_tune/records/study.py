@@ -125,16 +125,16 @@ class TrialRecord(RunRecord):
 
 
 class Winner(Spec):
-    """The setting to use: the confirmed one if there is one, otherwise the best of the search."""
+    """The setting to use: what won a race or was confirmed, otherwise the best of the search."""
 
     seed_lr: float
     explore_fraction: float
     decay: SearchedDecay = None
     value: float | None = Field(
-        description="the study's metric: over the fresh seeds if confirmed, otherwise its trial's"
+        description="the study's metric: over the fresh seeds that decided, otherwise its trial's"
     )
     spread: float | None = Field(description="standard deviation of the values it is a mean of")
-    seeds: int | None = Field(description="fresh random seeds that confirmed it; None: not so")
+    seeds: int | None = Field(description="fresh random seeds that decided; None: none did")
     confirmed: Confirmed = Field(description="by fresh seeds")
     trial: TrialRecord | None = Field(
         description="complete, at this point; None: fresh seeds alone trained it to its end"
@@ -209,6 +209,27 @@ class Steps(Spec):
         return [line for line, holds in lines.items() if holds]
 
 
+class EarlierPoint(Spec):
+    """What is kept of one trial of an earlier study."""
+
+    params: dict[str, Any]
+    value: float = Field(description="pruned ones have that of the worst tenth")
+
+
+class EarlierStudy(Spec):
+    """What a search knew of an earlier study when it was made."""
+
+    study: str
+    seed_lr: float = Field(gt=0, description="of its best trial")
+    points: tuple[EarlierPoint, ...]
+
+    @property
+    def words(self) -> str:
+        """``starts from study digits-10: best seed LR 0.03, 12 points``."""
+        points = f"{len(self.points)} point{'s' if len(self.points) > 1 else ''}"
+        return f"starts from study {self.study}: best seed LR {self.seed_lr:g}, {points}"
+
+
 class StudyRecord(Spec):
     """A study and its trials. A trial that was taken up again appears once, as it is now."""
 
@@ -223,6 +244,7 @@ class StudyRecord(Spec):
         default=(), description="runs of the rows of ``spec.compare``, by row and seed"
     )
     confirmation: Confirmation | None = Field(default=None, description="the newest one")
+    earlier: EarlierStudy | None = Field(default=None, description="that its search starts from")
     audit: Audit = Field(default=Audit(), description="pruned trials trained to their end")
     percent: tuple[str, ...] = Field(
         default=(), description="metrics measured in percent, without their split"
@@ -303,14 +325,15 @@ class StudyRecord(Spec):
     def winner(self) -> Winner | None:
         """What every command, page and record names as the setting to use.
 
-        It is what fresh seeds have confirmed, otherwise the best trial of the search; None as long
-        as no trial is complete. A confirmation counts as long as it tried what is the best trial
-        now: a search that went on may have found another.
+        It is what has won a race or what fresh seeds have confirmed, otherwise the best trial of
+        the search; None as long as no trial is complete. A confirmation counts as long as it tried
+        what is the best trial now: a search that went on may have found another.
         """
         best, confirmation = self.best, self.confirmation
         if best is None:
             return None
-        if confirmation is None or self.confirmed(best) == "not tried" or not confirmation.chosen:
+        chosen = confirmation.chosen if confirmation else None
+        if confirmation is None or chosen is None or not self._counts(confirmation, best):
             return Winner(
                 seed_lr=best.seed_lr,
                 explore_fraction=best.explore_fraction,
@@ -321,17 +344,20 @@ class StudyRecord(Spec):
                 confirmed=self.confirmed(best),
                 trial=best,
             )
-        chosen = confirmation.chosen
         return Winner(
             seed_lr=chosen.seed_lr,
             explore_fraction=chosen.explore_fraction,
             decay=chosen.decay,
             value=fmean(chosen.values),
-            spread=stdev(chosen.values),
+            spread=stdev(chosen.values) if len(chosen.values) > 1 else None,
             seeds=len(chosen.values),
-            confirmed="yes",
+            confirmed=confirmation.says(chosen.point),
             trial=next((each for each in self.ranked if each.point == chosen.point), None),
         )
+
+    def _counts(self, confirmation: Confirmation, best: TrialRecord) -> bool:
+        """Whether it has tried what is the best trial now; a race chose among all there were."""
+        return confirmation.race is not None or confirmation.says(best.point) != "not tried"
 
     def confirmed(self, trial: TrialRecord) -> Confirmed:
         """Whether fresh seeds have confirmed a trial's point."""
@@ -430,6 +456,7 @@ class StudyRecord(Spec):
             "study": self.name,
             "counts": self.counts.model_dump(),
             **runs,
+            **({"from": self.earlier.model_dump()} if self.earlier else {}),
             "best": self.best_as_json(),
             "steps": self.steps.model_dump(),
             "audit": self.audit_report.model_dump() if self.audit_report else None,

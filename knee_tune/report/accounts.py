@@ -172,9 +172,10 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
         key="confirmation",
         title="With fresh random seeds",
         words=(
+            *([f"{sentence(race.words)}."] if (race := confirmation.race) else []),
             f"{sentence(confirmation.words)}.",
             "The best of a search owes part of its lead to luck. So the best points and the "
-            f"default were trained again with {len(confirmation.seeds)} random seeds that "
+            f"default were trained again with {_seeds(confirmation)} that "
             f"the search did not use. Intervals are Student's t at 95%.{together}",
             *failures,
         ),
@@ -183,7 +184,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
             Table(
                 caption=f"{sentence(in_words(confirmation.metric))} over fresh seeds",
                 columns=(
-                    *("seed LR", "explore", in_words(confirmation.metric)),
+                    *("seed LR", "explore", "seeds", in_words(confirmation.metric)),
                     *("difference to the default", "verdict"),
                 ),
                 rows=tuple(_candidate(each, confirmation) for each in confirmation.candidates),
@@ -367,11 +368,20 @@ def _shares(values: Mapping[str, float]) -> str:
     )
 
 
+def _seeds(confirmation: Confirmation) -> str:
+    """``5 random seeds``; of a race, up to so many."""
+    seeds = len(confirmation.seeds)
+    if confirmation.race is None:
+        return f"{seeds} random seeds"
+    return f"up to {seeds} random seeds, the same ones for all, until they were clearly behind,"
+
+
 def _candidate(candidate: Candidate, confirmation: Confirmation) -> tuple[str, ...]:
     difference = candidate.difference
     return (
         learning_rate(candidate.seed_lr),
         explored(*candidate.point[1:]),
+        str(len(candidate.runs)),
         estimate(candidate.mean),
         "the default itself"
         if candidate.default

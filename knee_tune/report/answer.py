@@ -235,7 +235,7 @@ def _caveats(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
                 "phase take all of the budget, so any longer explore fraction is the same schedule."
             )
     if record.confirmation is not None:
-        yield f"Fresh random seeds: {record.confirmation.words}."
+        yield from _fresh_words(record.confirmation)
     else:
         yield "No fresh random seeds have confirmed it (knee-tune run --confirm 3:5 does)."
     for edge in edges(
@@ -245,6 +245,12 @@ def _caveats(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
             f"It lies on the edge of the search space ({edge.what}), so a better one may lie "
             f"beyond: the run command with --set '{edge.setting}' and more trials looks there."
         )
+
+
+def _fresh_words(confirmation: Confirmation) -> Iterator[str]:
+    if confirmation.race is not None:
+        yield f"A race on fresh random seeds: {confirmation.race.words}."
+    yield f"Fresh random seeds: {confirmation.words}."
 
 
 def _search_note(record: StudyRecord, ridge: Ridge | None) -> Iterator[str]:
@@ -262,11 +268,13 @@ def _search_note(record: StudyRecord, ridge: Ridge | None) -> Iterator[str]:
             said += f", a difference of {off}"
         yield f"{said}."
     if record.confirmation is not None:
-        yield f"Fresh random seeds: {record.confirmation.words}."
+        yield from _fresh_words(record.confirmation)
     if ridge is not None:
         yield ridge_words(ridge)
         yield _optima(ridge.optimal, metric=in_words(record.metric))
     yield f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed trials"
+    if record.earlier is not None:
+        yield f"It {record.earlier.words}."
 
 
 def _optima(optimal: Sequence[Optimum], *, metric: str) -> str:

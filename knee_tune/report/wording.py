@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from knee_tune.config.recipe import Direction
 from knee_tune.records.findings import (
     CLAIMING_SEEDS,
+    FEWEST_PAIRS,
     Confirmation,
     Crossover,
     Optimum,
+    Race,
     Ridge,
 )
 from knee_tune.records.shown import (
@@ -163,8 +165,12 @@ def _too_little(optimal: Sequence[Optimum], *, seeds: int) -> str:
 
 
 def told(confirmation: Confirmation) -> Confirmation:
-    """It with its verdict in words."""
-    return confirmation.model_copy(update={"words": _confirmation_words(confirmation)})
+    """It with its verdict, and how a race went, in words."""
+    race = confirmation.race
+    if race is not None:
+        race = race.model_copy(update={"words": _race_words(confirmation, race)})
+    words = _confirmation_words(confirmation)
+    return confirmation.model_copy(update={"words": words, "race": race})
 
 
 def _confirmation_words(confirmation: Confirmation) -> str:
@@ -174,6 +180,8 @@ def _confirmation_words(confirmation: Confirmation) -> str:
     note = few if seeds < CLAIMING_SEEDS else ""
     if best is None:
         return "not confirmed: no candidate was trained to its end with every seed"
+    if confirmation.race is not None and seeds < FEWEST_PAIRS:
+        return f"not confirmed: an interval takes {FEWEST_PAIRS} fresh seeds, there are {seeds}"
     if best.default and not comparisons:
         return "confirmed: the search found nothing better than the default"
     if best.default:
@@ -185,3 +193,16 @@ def _confirmation_words(confirmation: Confirmation) -> str:
     if best.difference.low == best.difference.high != 0:
         return f"not confirmed: all differences to the default are the same by chance{note}"
     return f"not confirmed: the interval of the difference to the default includes zero{note}"
+
+
+def _race_words(confirmation: Confirmation, race: Race) -> str:
+    best = confirmation.best
+    if best is None:
+        return "no point was trained to its end with every fresh seed"
+    leads = f"{setting(*best.point)} {'wins' if race.ended else 'leads'}"
+    if race.runner_up is None:
+        return leads
+    second = setting(*confirmation.candidates[race.runner_up].point)
+    if race.lead is None:
+        return f"{leads}, {second} is second"
+    return f"{leads}, {difference_words(race.lead, confirmation.metric)} from the second, {second}"

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from knee_tune.config.recipe import Direction
-from knee_tune.records.findings import CLAIMING_SEEDS, Candidate, Confirmation
+from knee_tune.records.findings import (
+    CLAIMING_SEEDS,
+    FEWEST_PAIRS,
+    Candidate,
+    Confirmation,
+    Race,
+)
 from knee_tune.records.values import Estimate
 
 Floats = npt.NDArray[np.float64]
@@ -87,7 +93,13 @@ def left_out_estimate(values: Floats) -> Estimate:
     return plain.model_copy(update={"low": plain.value - margin, "high": plain.value + margin})
 
 
-def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction) -> Confirmation:
+def judge(
+    candidates: Sequence[Candidate],
+    *,
+    metric: str,
+    direction: Direction,
+    race_ended: str | None = None,
+) -> Confirmation:
     """Fill in means and differences over fresh seeds, and decide; without words.
 
     The winner has the best mean over the fresh seeds. It is confirmed if it is the paper's default
@@ -95,25 +107,43 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
     zero and, with few seeds, has a width: accuracies often differ by the same amount by chance.
     Every candidate that was trained counts as a comparison, those that failed as well: the
     winner is the best of them, so one alone would be believed too easily.
+
+    ``race_ended``: why a race is over, empty if it goes on, None if it is none. In a race
+    candidates leave before the last seed, and who wins has not. Below :data:`FEWEST_PAIRS` nothing
+    is said of differences, so nothing is confirmed.
     """
     comparisons = sum(not candidate.default for candidate in candidates)
     default = next((each for each in candidates if each.default and _complete(each)), None)
-    measured = tuple(_measured(each, default, comparisons) for each in candidates)
+    raced = race_ended is not None
+    fewest = FEWEST_PAIRS if raced else 1
+    measured = tuple(_measured(each, default, comparisons, fewest=fewest) for each in candidates)
     sign = 1 if direction == "minimize" else -1
-    ranked = sorted(
-        (sign * each.mean.value, index) for index, each in enumerate(measured) if each.mean
-    )
-    winner = ranked[0][1] if ranked else None
+    ranked = [
+        index
+        for *_, index in sorted(
+            (-len(each.runs), sign * each.mean.value, index)
+            for index, each in enumerate(measured)
+            if each.mean
+        )
+    ]
+    winner = ranked[0] if ranked else None
     best = None if winner is None else measured[winner]
-    seeds = len(candidates[0].runs)
+    seeds = 0 if best is None else len(best.runs)
     confirmed = best is not None and (
-        best.default
+        (best.default and seeds >= fewest)
         or (
             best.difference is not None
             and best.difference.is_better(direction)
             and (seeds >= CLAIMING_SEEDS or best.difference.low != best.difference.high)
         )
     )
+    race = None
+    if race_ended is not None:
+        second = ranked[1] if ranked[1:] else None
+        lead = None
+        if best is not None and second is not None:
+            lead = _difference(best, measured[second], comparisons, fewest=fewest)
+        race = Race(runner_up=second, lead=lead, ended=race_ended)
     return Confirmation(
         metric=metric,
         direction=direction,
@@ -121,19 +151,30 @@ def judge(candidates: Sequence[Candidate], *, metric: str, direction: Direction)
         comparisons=comparisons,
         winner=winner,
         confirmed=confirmed,
+        race=race,
     )
 
 
 def _complete(candidate: Candidate) -> bool:
-    return len(candidate.values) == len(candidate.runs)
+    return 0 < len(candidate.values) == len(candidate.runs)
 
 
-def _measured(candidate: Candidate, default: Candidate | None, comparisons: int) -> Candidate:
+def _measured(
+    candidate: Candidate, default: Candidate | None, comparisons: int, *, fewest: int
+) -> Candidate:
     if not _complete(candidate):
         return candidate
-    update = {"mean": mean_estimate(candidate.values)}
+    update: dict[str, Estimate | None] = {"mean": mean_estimate(candidate.values)}
     if default is not None and not candidate.default:
-        update["difference"] = paired_estimate(
-            candidate.values, default.values, comparisons=comparisons
-        )
+        update["difference"] = _difference(candidate, default, comparisons, fewest=fewest)
     return candidate.model_copy(update=update)
+
+
+def _difference(
+    candidate: Candidate, other: Candidate, comparisons: int, *, fewest: int
+) -> Estimate | None:
+    """Over the first seeds, those that both were trained with; None if they are too few."""
+    pairs = min(len(candidate.values), len(other.values))
+    if pairs < fewest:
+        return None
+    return paired_estimate(candidate.values[:pairs], other.values[:pairs], comparisons=comparisons)

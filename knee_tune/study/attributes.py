@@ -46,6 +46,12 @@ def extra_steps(study: Attributes, key: str) -> StepCount:
     return StepCount() if known is None else StepCount.model_validate(known)
 
 
+def all_extra_steps(study: Attributes) -> StepCount:
+    """Read what all runs outside the search have cost so far."""
+    kept = (value for name, value in study.user_attrs.items() if name.startswith(STEPS_PREFIX))
+    return sum(map(StepCount.model_validate, kept), StepCount())
+
+
 def note_extra_steps(study: Attributes, key: str, steps: StepCount) -> None:
     """Keep what an extra run has cost."""
     study.set_user_attr(f"{STEPS_PREFIX}{key}", steps.model_dump(mode="json"))

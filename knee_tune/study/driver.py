@@ -30,6 +30,7 @@ from knee_tune.study.events import (
     RefusedError,
     Watcher,
 )
+from knee_tune.study.flat import flat_by
 from knee_tune.study.locks import retaken
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import current, give_back, params_of, put_back, recover
@@ -86,8 +87,8 @@ class Driver:
     def run(self, *, trials: int | None, timeout: float | None = None) -> None:
         """Train until the study has ``trials`` trials, or every point of its search space if None.
 
-        It ends as well when no point is left or the search's target is reached, and starts no trial
-        after ``timeout`` seconds.
+        It ends as well when no point is left, the search's target is reached or, if that is asked
+        for, nothing left is worth its cost, and starts no trial after ``timeout`` seconds.
 
         Raises KeyboardInterrupt after every running trial was told and put back into the queue,
         UserError or MachineError when trial after trial fails, or when one does for a cause that
@@ -110,6 +111,8 @@ class Driver:
         target = self._search.target
         if target is not None and (by := reaching(self._study, self._study.trials, target)):
             self._watcher.line(f"target {target:g} reached: trial {by.number} has {by.value:.6g}")
+        elif self._search.stop_when_flat and (flat := flat_by(self._study, self._search.axes)):
+            self._watcher.line(flat.words)
         elif not wanted(self._study, self._search.axes, trials=None):
             failed = [each for each in current(self._study.trials) if each.state == TrialState.FAIL]
             but = f"; {len(failed)} of them failed" if failed else ""
@@ -119,8 +122,13 @@ class Driver:
         """Tell whether the study wants another trial."""
         search = self._search
         return wanted(
-            self._study, search.axes, trials=trials, target=search.target, besides=besides
-        )
+            self._study,
+            search.axes,
+            trials=trials,
+            target=search.target,
+            allowance=search.allowance,
+            besides=besides,
+        ) and not (search.stop_when_flat and flat_by(self._study, search.axes))
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
         """Train one trial after another in a slot until there is nothing left to do.

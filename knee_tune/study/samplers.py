@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,68 +19,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.config.study import Start, StudySpec
-from knee_tune.stats.surface import fence_of
+from knee_tune.records.study import EarlierPoint
 from knee_tune.study.bracket import BracketSampler
 from knee_tune.study.recovery import current, params_of, place_of
-
-BAD_TENTH = 0.1
-"""A pruned trial counts as worse than all complete ones but this share of them."""
-
-_TELLING = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-
-
-class PrunedAsBadGPSampler(GPSampler):
-    """Optuna's GPSampler, told of every pruned trial that its value is one of the worst.
-
-    By itself it learns from complete trials only, so it goes on proposing points beside those that
-    were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
-    LRs diverge, 15 trials diverged, against 8 this way. A pruned trial has no value, but it was
-    seen to be bad: it gets that of the worst tenth of the complete ones. A value that is far out,
-    though finite, is moved to where far out begins (:func:`fence_of`): it would flatten all others.
-    Nothing of this is stored.
-    """
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """GPSampler's proposal for the study as it is told."""
-        known = study.get_trials(deepcopy=False)
-        values = [other.values[0] for other in known if other.state == TrialState.COMPLETE]
-        if not values:
-            return {}
-        minimize = study.direction == StudyDirection.MINIMIZE
-        fence = fence_of(values, "minimize" if minimize else "maximize")
-
-        def near(value: float) -> float:
-            """``value``, or the fence's where it lies beyond."""
-            if fence is None:
-                return value
-            return min(value, fence) if minimize else max(value, fence)
-
-        near_values = [near(value) for value in values]
-        bad = float(np.quantile(near_values, 1 - BAD_TENTH if minimize else BAD_TENTH))
-
-        def as_told(other: FrozenTrial) -> FrozenTrial:
-            if other.state == TrialState.PRUNED:
-                return _complete(other, bad)
-            if other.state == TrialState.COMPLETE and near(other.values[0]) != other.values[0]:
-                return _complete(other, near(other.values[0]))
-            return other
-
-        told = optuna.create_study(direction=study.direction, sampler=self)
-        told.add_trials(
-            as_told(other)
-            for other in known
-            if other.state in _TELLING and other.number != trial.number
-        )
-        asked = told.ask()
-        return super().sample_relative(told, told.get_trials()[asked.number], search_space)
-
-
-def _complete(trial: FrozenTrial, value: float) -> FrozenTrial:
-    """The trial as a complete one with this value."""
-    return optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value)
-
+from knee_tune.study.told import STUDY, beside_earlier, told_of
 
 Point = tuple[Any, ...]
 """One value for each axis."""
@@ -169,9 +111,59 @@ class PointSampler(BaseSampler):
 
 def untried(trials: Iterable[FrozenTrial], axes: Axes) -> list[Point]:
     """The points of the grid, in its order, where no trial ran, runs, waits or failed."""
-    tried = {tuple(params_of(trial).get(name) for name in axes) for trial in trials}
+    tried = {tuple(map(params_of(trial).get, axes)) for trial in trials}
     grid = product(*(axis.points for axis in axes.values()))
     return [point for point in grid if point not in tried]
+
+
+class PrunedAsBadGPSampler(GPSampler):
+    """Optuna's GPSampler, told of every pruned trial that its value is one of the worst.
+
+    By itself it learns from complete trials only, so it goes on proposing points beside those that
+    were pruned or diverged: in simulated searches of 24 trials where the upper three of nine seed
+    LRs diverge, 15 trials diverged, against 8 this way. What else it is told, and of which trials,
+    is said by :func:`knee_tune.study.told.told_of`.
+
+    With trials of an ``earlier`` study it learns from those, too: a coordinate more tells the two
+    studies apart, so that the process finds out how alike they are, and proposals are the best
+    untried points of ``axes`` in this one.
+    """
+
+    def __init__(
+        self, *, axes: "Axes | None" = None, earlier: Sequence[EarlierPoint] = (), **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._axes, self._earlier = axes or {}, earlier
+        self._left: list[dict[str, Any]] = []
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """GPSampler's proposal for the study as it is told."""
+        others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
+        known = told_of(others, search_space, direction=study.direction)
+        if self._earlier and known:
+            known = beside_earlier(known, self._earlier, search_space, direction=study.direction)
+            search_space = search_space | {STUDY: FloatDistribution(0.0, 1.0)}
+            left = untried(others, self._axes) or untried((), self._axes)
+            self._left = [
+                dict(zip(self._axes, point, strict=True)) | {STUDY: 0.0} for point in left
+            ]
+        told = optuna.create_study(direction=study.direction, sampler=self)
+        told.add_trials(known)
+        asked = told.ask()
+        proposal = super().sample_relative(
+            told, told.get_trials(deepcopy=False)[asked.number], search_space
+        )
+        proposal.pop(STUDY, None)
+        return proposal
+
+    def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
+        """As Optuna does; beside an earlier study the best of the points that are left here."""
+        if not self._left:
+            return super()._optimize_acqf(acqf, best_params)
+        places = acqf.search_space.get_normalized_params(self._left, self._left)
+        return places[int(acqf.eval_acqf_no_grad(places).argmax())]
 
 
 def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
@@ -184,22 +176,44 @@ def longest_explored(trials: Iterable[FrozenTrial]) -> dict[float, float]:
     return longest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """Steps that a search may train: once they are used up it asks for no trial more."""
+
+    steps: int
+    budget: int
+    """Of one trial, which may train all of it as long as it runs."""
+
+    def used(self, trials: Iterable[FrozenTrial]) -> int:
+        """What ``trials`` have trained, over all attempts, or may."""
+        return sum(
+            max(
+                trial.user_attrs.get("steps_trained", 0),
+                self.budget if trial.state == TrialState.RUNNING else 0,
+            )
+            for trial in trials
+        )
+
+
 def wanted(
     study: optuna.Study,
     axes: Axes,
     *,
     trials: int | None,
     target: float | None = None,
+    allowance: Allowance | None = None,
     besides: int | None = None,
 ) -> bool:
     """Tell whether the study wants another trial: it has fewer than ``trials``, a point is left.
 
     Trials that any driver asked for count, and one that lives on under another number counts once.
-    None for ``trials`` means every point. None is wanted once a value is as good as the ``target``.
-    ``besides`` is the number of a trial to leave out.
+    None for ``trials`` means every point. None is wanted once a value is as good as the ``target``,
+    or the ``allowance`` is used up. ``besides`` is the number of a trial to leave out.
     """
     known = [trial for trial in study.get_trials(deepcopy=False) if trial.number != besides]
     if target is not None and reaching(study, known, target) is not None:
+        return False
+    if allowance is not None and allowance.used(current(known)) >= allowance.steps:
         return False
     states = [trial.state for trial in current(known)]
     queued = states.count(TrialState.WAITING)
@@ -275,19 +289,29 @@ MODELS = ("gp", "tpe")
 
 
 def make_sampler(
-    name: str, *, seed: int, axes: Axes, start: Start = "random", centre: float | None = None
+    name: str,
+    *,
+    seed: int,
+    axes: Axes,
+    start: Start = "random",
+    centre: float | None = None,
+    earlier: Sequence[EarlierPoint] = (),
 ) -> BaseSampler:
     """The sampler called ``name``, proposing points of ``axes`` only.
 
     ``start``: what a model begins with, random points or a bracket around the seed LR ``centre``
-    (None: the middle of the axis).
+    (None: the middle of the axis). ``earlier``: what ``gp`` knows of another study.
     """
     if name == "grid":
         return TrunkOrderedGridSampler(axes=axes)
     startup = STARTUP_TRIALS[start]
     samplers: dict[str, Callable[[int], BaseSampler]] = {
         "gp": lambda seed: PrunedAsBadGPSampler(
-            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+            axes=axes,
+            earlier=earlier,
+            seed=seed,
+            n_startup_trials=startup,
+            warn_independent_sampling=False,
         ),
         "tpe": lambda seed: TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
@@ -367,13 +391,10 @@ class GridSnappingSampler(PointSampler):
         others = [other for other in known if other.number != trial.number]
         trunks = longest_explored(others)
 
-        def distance(point: Point) -> float:
-            return math.hypot(
-                *(
-                    axis.distance(at, proposal[name])
-                    for (name, axis), at in zip(self._axes.items(), point, strict=True)
-                )
-            )
+        away = [
+            {at: axis.distance(at, proposal[name]) for at in axis.points}
+            for name, axis in self._axes.items()
+        ]
 
         def shared(point: Point) -> float:
             """Share of the budget that its trunk has already trained."""
@@ -381,7 +402,10 @@ class GridSnappingSampler(PointSampler):
             fraction: float = at["explore_fraction"]
             return min(fraction, trunks.get(at["seed_lr"], 0.0))
 
-        free = untried(others, self._axes) or self._grid
-        reach = REACH * min(map(distance, free))
-        near = [point for point in free if distance(point) <= reach]
-        return min(near, key=lambda point: (-shared(point), distance(point)))
+        distances = {
+            point: math.hypot(*(by[at] for by, at in zip(away, point, strict=True)))
+            for point in untried(others, self._axes) or self._grid
+        }
+        reach = REACH * min(distances.values())
+        near = [point for point, distance in distances.items() if distance <= reach]
+        return min(near, key=lambda point: (-shared(point), distances[point]))

@@ -25,7 +25,13 @@ from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records import study
 from knee_tune.records.findings import Importances
-from knee_tune.records.study import BaselineRecord, Evaluation, StudyRecord, TrialRecord
+from knee_tune.records.study import (
+    BaselineRecord,
+    EarlierStudy,
+    Evaluation,
+    StudyRecord,
+    TrialRecord,
+)
 from knee_tune.records.values import RunEnd
 from knee_tune.study.attributes import (
     FUSED,
@@ -35,6 +41,7 @@ from knee_tune.study.attributes import (
     replicates_of,
     runs_of,
 )
+from knee_tune.study.earlier import EARLIER, known_earlier, read_earlier
 from knee_tune.study.pruners import locate
 from knee_tune.study.recovery import KILLED, current, key_of
 from knee_tune.study.storage import quiet_optuna
@@ -93,8 +100,9 @@ def open_study(
     bf16. ``beside``: a study that is there keeps its search as it was asked for, see ``spec``.
 
     UserError if a study of that name was made with another of the fields of ``FIXED_FIELDS``, other
-    data or other arithmetic.
+    data or other arithmetic, or cannot start from what it is to start from.
     """
+    earlier = _earlier_of(storage, spec, recipe)
     with quiet_optuna():
         try:
             study = optuna.create_study(
@@ -113,6 +121,13 @@ def open_study(
             spec = spec.model_copy(
                 update={"start": study.user_attrs["spec"].get("start", "random")}
             )
+            began = study.user_attrs["spec"].get("from_study")
+            if spec.from_study not in (None, began):
+                raise UserError(
+                    f"study {spec.name}: it was made with from_study={json.dumps(began)}, not "
+                    f"{json.dumps(spec.from_study)}; choose another `study_name`"
+                )
+            spec = spec.model_copy(update={"from_study": began})
             # Its runs are in the experiment that was named when it was made.
             named = study.user_attrs["spec"].get("own_data")
             spec = spec.model_copy(update={"own_data": named})
@@ -122,10 +137,23 @@ def open_study(
             if beside:
                 return study
         else:
+            if earlier is not None:
+                study.set_user_attr(EARLIER, earlier.model_dump(mode="json"))
             _note_settings(study, spec, recipe, data_fingerprint)
         study.set_user_attr("amp", amp)
         study.set_user_attr("spec", spec.model_dump(mode="json", exclude=unknown))
         return study
+
+
+def _earlier_of(storage: BaseStorage, spec: StudySpec, recipe: BaseRecipe) -> EarlierStudy | None:
+    """What a study that is yet to be made starts from."""
+    known = study_names(storage)
+    if spec.from_study is None or (spec.name in known and spec.name != spec.from_study):
+        return None
+    if spec.name == spec.from_study:
+        raise UserError(f"`from_study` {spec.name}: that is this study; choose a `study_name`")
+    earlier = load_study(storage, spec.from_study)
+    return read_earlier(earlier, spec_of(earlier), spec=spec, recipe=recipe)
 
 
 def _note_settings(
@@ -221,6 +249,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
         ),
         compared=known_compared(study),
         confirmation=confirmation,
+        earlier=known_earlier(study),
         audit=known_audit(study),
         percent=percent,
         measures=attrs.get("measures", {}),

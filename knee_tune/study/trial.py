@@ -22,7 +22,7 @@ from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replic
 from knee_tune.study.events import Ending, Recorder, RunEvents
 from knee_tune.study.pruners import KneePruner
 from knee_tune.study.recovery import key_of
-from knee_tune.study.samplers import Axes
+from knee_tune.study.samplers import Allowance, Axes
 from knee_tune.study.study import CODE, reported_sign
 from knee_tune.workers.protocol import Done, Outcome, ReplicaDone, Report
 
@@ -77,6 +77,10 @@ class Search:
     """Whether the replicates of a trial train as one batched model."""
     target: float | None = None
     """A value of the study's metric that ends the search."""
+    stop_when_flat: bool = False
+    """Whether it ends when no point left is worth its cost."""
+    allowance: Allowance | None = None
+    """What all trials together may train; None: no matter how much."""
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)

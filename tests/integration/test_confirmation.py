@@ -136,7 +136,8 @@ class Bench:
         self,
         ranks: Arithmetic,
         *,
-        confirm: str | None,
+        confirm: str | None = None,
+        total_runs: int | None = None,
         tracked: bool = False,
         register: bool = True,
         slots: int = 1,
@@ -154,6 +155,7 @@ class Bench:
             pruner="none",
             trials=trials,
             confirm=confirm,
+            total_runs=total_runs,
             settings=(
                 "recipe.epochs=1",
                 f"recipe.seed_lr={DEFAULT}",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from knee_tune.commands.run import chosen
+from knee_tune.commands.confirmation import chosen
 from knee_tune.errors import UserError
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.report.tables import trials_table

@@ -27,6 +27,7 @@ from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.runs.locks import _described, process_id
 from knee_tune.runs.trainer import MACHINE_STARTS
 from knee_tune.study import driver as driving
+from knee_tune.study import flat
 from knee_tune.study import storage as storages
 from knee_tune.study.patience import StorageGoneError
 from knee_tune.study.recovery import requeue_failed
@@ -269,6 +270,14 @@ def test_a_search_ends_with_the_trial_that_reaches_its_target(tmp_path: Path) ->
     assert len(bench.drive(trials=5).plans) == 1
     assert bench.watching.lines[-1].startswith("target 1 reached: trial 0 has ")
     assert len(bench.drive(trials=9).plans) == 0
+
+
+def test_a_search_ends_once_it_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat, "WORTH", math.inf)  # whatever is left is not worth it
+    monkeypatch.setattr(flat, "FEWEST", 2)
+    bench = Workbench(tmp_path, sampler="gp", epochs=2, stop_when_flat=True)
+    assert len(bench.drive(trials=9).plans) < 9
+    assert bench.watching.lines[-1].startswith("flat: the most promising point left, seed LR ")
 
 
 def test_slots_train_at_the_same_time_and_not_more_than_wanted(bench: Workbench) -> None:

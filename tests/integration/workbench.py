@@ -142,6 +142,7 @@ class Workbench:
                 code=self.code,
                 fused=self.fused or self.batched,
                 target=self.spec.target,
+                stop_when_flat=self.spec.stop_when_flat,
                 batched=self.batched,
                 asking=asking_lock(self.storage_url, study="it"),
             ),
