@@ -1,8 +1,8 @@
 """What several horizons together save, and by which of two ways: searches replayed on digits.
 
-    python -m benchmarks.horizons [--replays 20]
+    python -m benchmarks.horizons [--replays 10]
 
-Four budgets, each twice the one before. The grid of each is trained once (a fused study), and
+Four budgets, each twice the one before. The grid of each is trained once, as one batched model, and
 searches of eight trials are replayed on it: real samplers, without a pruner, one random seed each.
 
 In a search of its own every budget begins where somebody would have begun: at the middle of the
@@ -20,30 +20,30 @@ import random
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.replays import interval
-from knee_tune.cli.watch import PlainWatcher
-from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import resolve_asked
-from knee_tune.commands.run import StudyStart, run_study
-from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.study import Start
-from knee_tune.records.study import StudyRecord
-from knee_tune.study.events import Watcher
+from knee_tune.jobs import run_job
+from knee_tune.plans.plan import Replica, TaskFacts, TaskOrder
+from knee_tune.plans.planner import knee_schedule, train_plan
 from knee_tune.study.samplers import Axes, axes_of, make_sampler
+from knee_tune.tasks.registry import task_entry
+from knee_tune.workers.group import Group
+from knee_tune.workers.protocol import Channel, Decision, Report
 
 BUDGETS = (4, 8, 16, 32)
 SETTINGS = ("recipe.batch_size=32", "space.seed_lr.high=0.4")
 """25 steps an epoch; seed LRs wide enough for the shortest budget."""
 
-SEEDS, TRIALS, SHIFT = 5, 8, 2
+SEEDS, TRIALS, SHIFT = 3, 8, 2
 
 NOISE = 1.0
 """Points of accuracy: about the standard error of one over the 900 validation examples."""
@@ -74,35 +74,61 @@ class Surface:
         return max(map(self.means, self.values))
 
 
-def silently(start: StudyStart) -> AbstractContextManager[Watcher]:
-    """Watch without a word."""
-    return nullcontext(PlainWatcher(Console(quiet=True), start))
+class Alone(Channel):
+    """Nobody's line."""
+
+    def report(self, report: Report) -> Decision:
+        """Go on."""
+        return Decision(stop=False)
+
+    def progress(self, step: int) -> None:
+        """Say nothing."""
+
+    def line(self, text: str) -> None:
+        """Say nothing."""
 
 
-def trained(epochs: int, home: Path) -> Surface:
-    """The surface of one budget, every point with :data:`SEEDS` random seeds."""
+def trained(epochs: int, place: Path) -> Surface:
+    """The surface of one budget: every point and random seed a replica of one batched model."""
     spec, recipe = resolve_asked(
-        task="digits",
-        sampler="grid",
-        pruner="none",
-        replicates=SEEDS,
-        name=f"grid-{epochs}",
-        settings=(*SETTINGS, f"recipe.epochs={epochs}"),
+        task="digits", sampler="grid", settings=(*SETTINGS, f"recipe.epochs={epochs}")
     )
-    places = Places.of(Home(home), storage=None, tracking_uri="none")
-    record: StudyRecord = run_study(
-        spec, recipe, places, GroupOptions(), timeout=None, register=False, watch=silently
-    ).record
+    order = TaskOrder(task="digits", recipe=spec.recipe, seed=1, data_dir=place, log_dir=place)
+    task = task_entry("digits").build(spec.recipe, data_dir=place, seed=1)
+    facts = TaskFacts(
+        steps_per_epoch=task.steps_per_epoch(Group()),
+        data_fingerprint="",
+        parameters=0,
+        examples={},
+    )
+    replicas = {
+        (lr, fraction): [
+            Replica(
+                seed=seed,
+                schedule=knee_schedule(recipe, facts, seed_lr=lr, explore_fraction=fraction),
+            )
+            for seed in range(1, SEEDS + 1)
+        ]
+        for lr in spec.seed_lrs
+        for fraction in spec.explore_fractions
+    }
+    every = [each for of_point in replicas.values() for each in of_point]
+    plan = train_plan(
+        order,
+        recipe,
+        facts,
+        schedule=every[0].schedule,
+        replicas=every,
+        checkpoint_dir=place / str(epochs),
+    )
+    plan.checkpoint_dir.mkdir()
+    ends = iter(run_job(plan, Group(), Alone()).replicas)
     return Surface(
         axes=axes_of(spec),
-        total_steps=record.trials[0].steps_budget // SEEDS,
-        values={
-            (trial.seed_lr, trial.explore_fraction): tuple(
-                0.0 if each.value is None else each.value for each in trial.replicates
-            )
-            if trial.replicates
-            else (0.0,) * SEEDS  # it diverged
-            for trial in record.trials
+        total_steps=plan.total_steps,
+        values={  # one that diverged has learned nothing
+            point: tuple(next(ends).metrics.get("valid_accuracy", 0.0) for _ in of_point)
+            for point, of_point in replicas.items()
         },
     )
 
@@ -192,11 +218,12 @@ def replayed(surfaces: Sequence[Surface], number: int) -> Iterator[tuple[str, Fo
             searches.append(found)
         return searches
 
-    for name, start, warm in (
+    ways: tuple[tuple[str, Start, bool], ...] = (
         ("six random trials first", "random", False),
         ("bracket", "bracket", False),
         ("bracket, warm start", "bracket", True),
-    ):
+    )
+    for name, start, warm in ways:
         searches = each(start, warm=warm)
         for shared in (False, True):
             found = accounted(surfaces, searches, replicate=replicate, shared=shared)
@@ -238,8 +265,9 @@ def ratio(own: Sequence[int], usual: Sequence[int]) -> str:
 def main() -> None:
     """Train the grids, replay, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replays", type=int, default=20)
+    parser.add_argument("--replays", type=int, default=10)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory() as place:
         surfaces = [trained(epochs, Path(place)) for epochs in BUDGETS]
@@ -247,7 +275,10 @@ def main() -> None:
     for epochs, surface in zip(BUDGETS, surfaces, strict=True):
         lr, fraction = max(surface.values, key=surface.means)
         console.print(f"{epochs} epochs: best mean {surface.best:.2f} at {lr:g}, {fraction:.0%}")
-    every = [dict(replayed(surfaces, number)) for number in range(options.replays)]
+    every: list[Mapping[str, Found]] = []
+    for number in range(options.replays):
+        every.append(dict(replayed(surfaces, number)))
+        console.print(f"{len(every)} of {options.replays} replays")
     for beside in ("six random trials first", "bracket"):
         console.print(f"\nseparate: {beside}")
         console.print(table_of(every, beside=beside))

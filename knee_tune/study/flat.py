@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WORTH = 0.1
 """Of the noise between random seeds: what a whole run has to be expected to improve."""
 
-FEWEST = 6
+FEWEST = 10
 """Complete trials before which nothing is known to be flat."""
 
 
