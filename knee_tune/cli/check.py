@@ -1,7 +1,6 @@
 """``knee-tune check``: is a training exactly resumable?"""
 
 import json as json_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,9 +15,10 @@ from knee_tune.cli.options import (
     PresetOption,
     Runner,
     RunnerOption,
+    ScriptArgument,
+    ScriptArguments,
     SettingsOption,
     TaskOption,
-    path_of,
 )
 from knee_tune.errors import UserError, printable
 
@@ -33,19 +33,8 @@ INEXACT = 1
 
 
 def check(
-    script: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[SCRIPT]",
-            parser=path_of,
-            show_default=False,
-            help="Your training script, which calls knee_tune.join; or name a task.",
-        ),
-    ] = None,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- ARGUMENTS]", show_default=False, help="The script's own."),
-    ] = None,
+    script: ScriptArgument = None,
+    arguments: ScriptArguments = None,
     steps: Annotated[
         int | None,
         typer.Option(
