@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def postgresql(request: pytest.FixtureRequest) -> str:
 def _ctrl_c_arrives() -> None:
     """Where tests run in the background a shell has Ctrl-C ignored, in every process they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _the_same_random_numbers() -> None:
+    """Tests are in any order, and models that they make begin alike in all of them."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(1)
 
 
 @pytest.fixture(autouse=True)

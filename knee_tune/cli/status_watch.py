@@ -51,10 +51,12 @@ def watch_status(
 ) -> None:
     """Show one record after the other in place, until somebody interrupts.
 
-    UserError where the console is no terminal, and for a study that compares.
+    UserError where the console is no terminal, or a dumb one, and for a study that compares.
     """
-    if not console.is_terminal:
-        raise UserError("`watch`: it needs a terminal; `status` without it prints once")
+    if not console.is_terminal or console.is_dumb_terminal:
+        raise UserError(
+            "`watch`: needs a terminal that can move its cursor; without it `status` prints once"
+        )
     pace = Pace()
     with Live(console=console, auto_refresh=False) as live:
         for record in records:

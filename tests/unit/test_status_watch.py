@@ -50,11 +50,17 @@ def test_it_shows_who_trains_what_how_far_and_what_waits() -> None:
     assert lines[-1] == "best: seed LR 0.1, explore 50%, valid_ppl 5"
 
 
-def test_it_goes_on_with_every_new_record_and_needs_a_terminal() -> None:
+def test_it_goes_on_with_every_new_record_and_needs_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     page = StringIO()
+    monkeypatch.setenv("TERM", "xterm")
     terminal = Console(file=page, force_terminal=True, width=100)
     watch_status(terminal, iter([study(running(0.2)), study(running(0.7))]), sleep=lambda _: None)
     assert "20%" in page.getvalue()
     assert "70%" in page.getvalue()
-    with pytest.raises(UserError, match="`watch`: it needs a terminal"):
+    with pytest.raises(UserError, match="`watch`: needs a terminal"):
         watch_status(Console(file=StringIO()), iter([study(running(0.2))]))
+    monkeypatch.setenv("TERM", "dumb")
+    with pytest.raises(UserError, match="`watch`: needs a terminal"):
+        watch_status(Console(force_terminal=True), iter([study(running(0.2))]))
