@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint docs benchmarks constraints clean
+.PHONY: help setup run test tests lint docs benchmarks constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile | expand -t 20
@@ -30,7 +30,9 @@ $(RUN_STAMP): pyproject.toml constraints.txt .ci/setup.sh
 run: $(RUN_STAMP) ## find seed LR and explore fraction of the embedded translation task, a few minutes
 	$(BIN)/knee-tune run --task iwslt --preset demo
 
-test: lint ## every check: lint, types, tests
+test: lint tests ## every check: style and types, then tests; with -j2 side by side
+
+tests: setup ## tests only
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 lint: setup ## style and types only
