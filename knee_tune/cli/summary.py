@@ -12,7 +12,7 @@ from knee_tune.cli.audit import audit_line
 from knee_tune.cli.console import PlainConsole
 from knee_tune.cli.flags import as_typed
 from knee_tune.errors import MachineError, one_line
-from knee_tune.records.shown import explored, learning_rate, setting
+from knee_tune.records.shown import explored, fresh_seeds, learning_rate, setting
 from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
     """Every candidate's mean and difference with their intervals, and the verdict in one line."""
     seeds, steps = confirmation.seeds, confirmation.steps
     what = "confirmation" if confirmation.race is None else "race"
+    which = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     console.print(
-        f"\n{what} with {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), "
+        f"\n{what} with {fresh_seeds(len(seeds))} ({which}), "
         f"{steps.trained:,} steps trained, {steps.reused:,} reused:",
         soft_wrap=True,
     )

@@ -64,6 +64,11 @@ NOTHING = "–"
 """What stands where there is no number."""
 
 
+def fresh_seeds(count: int) -> str:
+    """``1 fresh seed``, ``5 fresh seeds``."""
+    return f"{count} fresh seed{'s' if count > 1 else ''}"
+
+
 def number(value: float | None, *, sign: bool = False) -> str:
     """Four significant digits, also where the last ones are zeros: columns line up."""
     if value is None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from knee_tune.config.recipe import Direction, SearchedDecay, Spec
 from knee_tune.config.study import StudySpec
 from knee_tune.records.findings import Audit, AuditReport, Confirmation, Confirmed
-from knee_tune.records.shown import counted, setting
+from knee_tune.records.shown import counted, fresh_seeds, setting
 from knee_tune.records.values import Point, StepCount, point_of
 
 # The runs of a study that trains the rows of a table instead of searching.
@@ -154,7 +154,7 @@ class Winner(Spec):
     def evidence(self) -> str:
         """Where its value is from: ``over 5 fresh seeds, trial 3``."""
         trial = "no complete trial" if self.trial is None else f"trial {self.trial.number}"
-        return trial if self.seeds is None else f"over {self.seeds} fresh seeds, {trial}"
+        return trial if self.seeds is None else f"over {fresh_seeds(self.seeds)}, {trial}"
 
 
 class BaselineRecord(RunRecord):

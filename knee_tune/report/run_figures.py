@@ -9,7 +9,14 @@ from typing import Any
 from knee_tune.analysis.range_curve import RangeReading, smoothed
 from knee_tune.config.recipe import Direction, Phase
 from knee_tune.records.findings import Confirmation, Importances
-from knee_tune.records.shown import explored, in_words, learning_rate, percent, setting
+from knee_tune.records.shown import (
+    explored,
+    fresh_seeds,
+    in_words,
+    learning_rate,
+    percent,
+    setting,
+)
 from knee_tune.records.study import RunRecord, Steps, StudyRecord, TrialRecord
 from knee_tune.report.plotting import (
     ACCENT,
@@ -183,7 +190,7 @@ def confirmation_figure(confirmation: Confirmation) -> dict[str, Any] | None:
     }
     return figure(
         [trace],
-        x=axis(f"{in_words(confirmation.metric)}, {len(confirmation.seeds)} fresh seeds"),
+        x=axis(f"{in_words(confirmation.metric)}, {fresh_seeds(len(confirmation.seeds))}"),
         y=axis("", type="category", range=[-0.6, len(candidates) - 0.4]),
         height=130 + 48 * len(candidates),
         margin={"l": 60, "r": 24, "t": 16, "b": 56},
