@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, whoever is killed while they are written."""
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -65,3 +66,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

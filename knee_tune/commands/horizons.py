@@ -5,7 +5,6 @@ is the same at every budget, so longer ones go on from the trunks of shorter one
 begins where the one before it ended.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from knee_tune.commands.workers import GroupOptions, Looked, look_at
 from knee_tune.config.recipe import LONGEST_RUN, BaseRecipe
 from knee_tune.config.study import StudySpec, TrunkFile
 from knee_tune.errors import UserError
+from knee_tune.files import checksum
 from knee_tune.records.budget import check_budgets, check_no_budget
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.document import Command, ReportContext
@@ -66,8 +66,7 @@ def read_trunk(text: str) -> TrunkFile:
         raise UserError(f"`trunk` {text}: expected FILE@STEP, as in stable.safetensors@5000")
     path = Path(name).absolute()
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = checksum(path)
     except OSError as error:
         raise UserError(f"`trunk` {name}: cannot be read ({error.strerror})") from None
     return TrunkFile(path=path, step=int(step), sha256=digest)

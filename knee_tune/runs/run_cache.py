@@ -12,6 +12,7 @@ from typing import Any
 
 from knee_tune.config.recipe import Spec
 from knee_tune.errors import first_line
+from knee_tune.files import checksum
 from knee_tune.plans.identity import run_identity
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.runs.trunks import write_note
@@ -161,7 +162,5 @@ def _is_sound(weights: KeptWeights, folder: Path) -> bool:
 
 
 def _kept(path: Path, folder: Path) -> KeptWeights:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     name = path.relative_to(folder).as_posix()
-    return KeptWeights(name=name, size=path.stat().st_size, sha256=digest)
+    return KeptWeights(name=name, size=path.stat().st_size, sha256=checksum(path))

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from knee_tune.config.recipe import DATA_NAME, Spec
 from knee_tune.errors import UserError
+from knee_tune.files import checksum
 from knee_tune.leftovers import claimed, sweep
 
 MANIFEST = "manifest.json"
@@ -70,12 +71,6 @@ class PreparedSet(ABC):
     @abstractmethod
     def contents(self) -> str:
         """Sizes of the set, in a few words."""
-
-
-def checksum(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as stream:
-        return file_digest(stream, algorithm).hexdigest()
 
 
 def record_files(folder: Path) -> tuple[dict[str, FileRecord], str]:

@@ -24,7 +24,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from knee_tune.errors import FULL, UserError, first_line
-from knee_tune.files import drafts, link_or_copy, remove, whole
+from knee_tune.files import checksum, drafts, link_or_copy, remove, whole
 from knee_tune.plans.identity import digest_of, measured_alike, run_identity
 from knee_tune.plans.plan import (
     KEPT_WEIGHTS,
@@ -101,7 +101,7 @@ def save_checkpoint(
             draft.mkdir()
             checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
             if weights is not None:
-                checksums[WEIGHTS] = _sha256(link_or_copy(weights, draft / WEIGHTS))
+                checksums[WEIGHTS] = checksum(link_or_copy(weights, draft / WEIGHTS))
             (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and target.is_dir():
@@ -123,8 +123,8 @@ def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoin
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["run"] != run:
             raise ValueError("of another run")
-        for name, checksum in manifest["sha256"].items():
-            if verify and _sha256(folder / name) != checksum:
+        for name, noted in manifest["sha256"].items():
+            if verify and checksum(folder / name) != noted:
                 raise ValueError(f"{name} does not match its checksum")
         saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         if saved["step"] != checkpoint_step(folder):
@@ -203,11 +203,6 @@ class _Hashing(io.BufferedWriter):
     def write(self, data: Any) -> int:
         self.digest.update(data)
         return super().write(data)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 ABANDONED_SECONDS = 3600.0

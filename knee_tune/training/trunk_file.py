@@ -4,7 +4,6 @@ The file is safetensors, so that opening it runs nobody's code. The model's tens
 of its ``state_dict``; those of the optimizer are called ``optimizer/<parameter>/<key>``.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn, optim
 
 from knee_tune.config.study import TrunkFile
 from knee_tune.errors import UserError
-from knee_tune.files import whole
+from knee_tune.files import checksum, whole
 
 OPTIMIZER = "optimizer/"
 """What the names of an optimizer's tensors begin with."""
@@ -76,9 +75,8 @@ def _refused(file: TrunkFile, why: str) -> UserError:
 
 def _read(file: TrunkFile) -> tuple[dict[str, Tensor], str | None]:
     try:
-        with file.path.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                raise UserError(f"`trunk` {file.path}: has changed since the study began")
+        if checksum(file.path) != file.sha256:
+            raise UserError(f"`trunk` {file.path}: has changed since the study began")
         with safe_open(file.path, framework="pt") as found:
             tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
             return tensors, (found.metadata() or {}).get(KIND)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from knee_tune.errors import MachineError, UserError
-from knee_tune.tasks.prepared_folder import checksum
+from knee_tune.files import checksum
 from knee_tune.tasks.vision.cifar10_prepare import BATCHES, prepare
 from knee_tune.tasks.vision.images import map_images, read_manifest
 from tests.generated_images import generated_images, put_archive

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from knee_tune.errors import UserError
+from knee_tune.files import checksum
 from knee_tune.tasks.base import Split, Task, check_batch_size
 from knee_tune.tasks.bert.encoder import (
     CONFIG,
@@ -33,7 +34,6 @@ from knee_tune.tasks.bert.squad_recipe import SquadRecipe
 from knee_tune.tasks.bert.squad_text import Question, asked_of
 from knee_tune.tasks.bert.squad_windows import Batch, Span, Windows
 from knee_tune.tasks.bert.wordpiece import SETTINGS, TOKENIZER, VOCABULARY, read_tokenizer
-from knee_tune.tasks.prepared_folder import checksum
 from knee_tune.tasks.seeding import epochs_after, generator
 from knee_tune.workers.group import Group
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line, refused_outright
-from knee_tune.tasks.prepared_folder import checksum
+from knee_tune.files import checksum
 from knee_tune.tasks.translation.text import Progress, silent
 
 BLOCK = 1 << 18

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
+from knee_tune.files import checksum
 from knee_tune.tasks.archive import unpacked
-from knee_tune.tasks.prepared_folder import PreparedSet, checksum, new_folder, set_folder
+from knee_tune.tasks.prepared_folder import PreparedSet, new_folder, set_folder
 from knee_tune.tasks.translation.binarize import Text, copy_binarized, finished, write_text
 from knee_tune.tasks.translation.corpus import Corpus, Kind, find_corpus, read_split, split_off
 from knee_tune.tasks.translation.download import IWSLT14, Archive, download

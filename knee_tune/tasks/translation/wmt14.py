@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from knee_tune.errors import UserError
+from knee_tune.files import checksum
 from knee_tune.leftovers import scratch
 from knee_tune.tasks.archive import unpacked
-from knee_tune.tasks.prepared_folder import checksum, new_folder, set_folder
+from knee_tune.tasks.prepared_folder import new_folder, set_folder
 from knee_tune.tasks.translation.binarize import finished, write_text
 from knee_tune.tasks.translation.corpus import segment_text
 from knee_tune.tasks.translation.download import Archive, download
