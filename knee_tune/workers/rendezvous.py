@@ -12,7 +12,7 @@ import socket
 import time
 
 from knee_tune.errors import UserError, first_line
-from knee_tune.workers.protocol import Hello, Wire
+from knee_tune.workers.protocol import Hello, Wire, notice_a_dead_peer
 
 LOOPBACK = "127.0.0.1"
 
@@ -82,6 +82,7 @@ class Rendezvous:
         except OSError:  # it has left again, or this process may open no more files
             return
         line.setblocking(True)  # on macOS it inherits what the listener is
+        notice_a_dead_peer(line)
         wire = Wire(line)
         self._strangers[wire] = time.monotonic()
         self._selector.register(wire.socket, selectors.EVENT_READ, wire)

@@ -10,7 +10,7 @@ import socket
 import sys
 from types import FrameType
 
-from knee_tune.workers.protocol import Hello, Wire
+from knee_tune.workers.protocol import Hello, Wire, notice_a_dead_peer
 from knee_tune.workers.warm_process import fork_rank, tell_exit
 
 DRIVER = "KNEE_TUNE_DRIVER"  # environment: host:port of the driver
@@ -27,7 +27,7 @@ def main() -> None:
     host, _, port = os.environ.pop(DRIVER).rpartition(":")
     line = socket.create_connection((host, int(port)))
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    notice_a_dead_peer(line)
     local_rank = int(os.environ["LOCAL_RANK"])
     # The group's rank 0 is the first rank of one of the nodes.
     may_lead = os.environ.pop(NNODES) != "1" and local_rank == 0
