@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from knee_tune.schedules.schedule import LONGEST_RUN
+
 MOST, MOST_SEED = 1_000_000, 2**31 - 1
 """The highest count and the highest random seed that an option takes."""
 
@@ -33,10 +35,6 @@ def path_of(text: str | Path) -> Path:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise typer.BadParameter(f"{error.strerror}") from None
     return Path(text)
-
-
-LONGEST_RUN = 10**12
-"""Steps of a run that can be asked for."""
 
 
 class Runner(StrEnum):

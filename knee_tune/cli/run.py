@@ -14,7 +14,6 @@ from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     LARGEST,
-    LONGEST_RUN,
     MOST,
     OF_A_SCRIPT,
     PLACES,
@@ -48,6 +47,7 @@ from knee_tune.cli.options import (
     TrunkCacheOption,
 )
 from knee_tune.errors import UserError
+from knee_tune.schedules.schedule import LONGEST_RUN
 
 if TYPE_CHECKING:
     from knee_tune.commands.run import StudyStart
