@@ -161,6 +161,16 @@ def size_of_cache(text: str) -> int:
         ) from error
 
 
+def size_of_limit(text: str | None) -> int | None:
+    """The bytes of ``2TB``, None of nothing; UserError for anything else."""
+    try:
+        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+    except (ValidationError, OverflowError) as error:
+        raise UserError(
+            f"`shared_limit` {text}: not a size; write it as in 500GB or 2TB"
+        ) from error
+
+
 def _store(home: Home) -> TrunkStore:
     if not home.root.is_dir():
         raise UserError(f"`home` {home.root}: no such folder; name the one your studies are in")
