@@ -15,7 +15,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,7 +36,7 @@ _BUCKETS = ("s3", "s3a", "gs", "gcs")
 _STAMP = "%Y%m%dT%H%M%S"
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Of this process: not every file system looks and writes in one go."""
+"""Of this process: what is not asked over a network does not look and write in one go."""
 
 
 class StoreError(Exception):
@@ -321,7 +321,7 @@ class ObjectStore:
             finally:
                 draft.unlink()
             return
-        with _ONE_AT_A_TIME:
+        with nullcontext() if self._fs.async_impl else _ONE_AT_A_TIME:
             if self.exclusive:
                 self._fs.pipe_file(path, content, mode="create")
             elif self._fs.exists(path):
