@@ -283,6 +283,26 @@ TrunkCacheOption = Annotated[
     ),
 ]
 
+SharedOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="KNEE_TUNE_SHARED_URL",
+        help="Folder or bucket, as s3://bucket/folder, through which homes share trunk "
+        "checkpoints and finished runs.",
+        rich_help_panel=PLACES,
+    ),
+]
+
+SharedLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Room for trunk checkpoints in --shared, as in 2TB. (default: no limit)",
+        rich_help_panel=PLACES,
+    ),
+]
+
 HomeOption = Annotated[
     Path,
     typer.Option(

@@ -39,6 +39,8 @@ from knee_tune.cli.options import (
     ScriptArguments,
     SeedOption,
     SettingsOption,
+    SharedLimitOption,
+    SharedOption,
     SlotsOption,
     StorageOption,
     TaskOption,
@@ -266,6 +268,8 @@ def run(
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
+    shared: SharedOption = None,
+    shared_limit: SharedLimitOption = None,
     tracking_uri: TrackingOption = None,
     register: Annotated[
         bool,
@@ -288,7 +292,7 @@ def run(
     )
     from knee_tune.cli.watch import PlainWatcher, watching
     from knee_tune.commands.home import Home, Places
-    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.look import size_of_cache, size_of_limit
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.run import run_baseline, run_study
     from knee_tune.commands.script import look_at_script
@@ -349,6 +353,8 @@ def run(
         compile=compile_,
         stall_timeout=stall_timeout,
         trunk_cache=size_of_cache(trunk_cache),
+        shared=shared,
+        shared_limit=size_of_limit(shared_limit),
     )
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     console = PlainConsole()

@@ -28,6 +28,8 @@ def audit_study(
     seed: int = 1,
     slots: int = 1,
     trunk_cache: int = GroupOptions.trunk_cache,
+    shared: str | None = None,
+    shared_limit: int | None = None,
 ) -> StudyRecord:
     """Finish some pruned trials of a study and keep what they come to with it.
 
@@ -51,7 +53,13 @@ def audit_study(
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     # On the devices that a trial had: elsewhere its checkpoints are another run's.
     before = TrainPlan.model_validate(trial_attrs(study, numbers[0])["plan"]).placement
-    options = replace(GroupOptions.as_placed(before), slots=slots, trunk_cache=trunk_cache)
+    options = replace(
+        GroupOptions.as_placed(before),
+        slots=slots,
+        trunk_cache=trunk_cache,
+        shared=shared,
+        shared_limit=shared_limit,
+    )
     with open_for_training(spec, recipe, places, options) as opened:
         if others := record.by_other_code(opened.workers.facts.code):
             watcher.line(f"{others}: the audit compares with them")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,12 +37,16 @@ from knee_tune.plans.planner import (
     steps_per_evaluation,
     train_plan,
 )
+from knee_tune.runs.object_store import ObjectStore, open_store
+from knee_tune.runs.sharing import Sharing
 from knee_tune.runs.trainer import Trainer, run_job
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.schedules import Exploring
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
+from knee_tune.study.locks import take_claim
 from knee_tune.tasks.registry import TaskEntry, task_entry
+from knee_tune.tracking import EXIT_PATIENCE
 from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.workers.cores import usable_cores
 from knee_tune.workers.forkserver import ForkserverRunner
@@ -77,6 +82,10 @@ class GroupOptions:
     stall_timeout: float = 600.0
     trunk_cache: int = 20_000_000_000
     """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
+    shared: str | None = None
+    """URL of the store through which homes share trunk checkpoints and finished runs."""
+    shared_limit: int | None = None
+    """Bytes that trunk checkpoints may take in there; None: any."""
 
     @classmethod
     def as_placed(cls, placement: Placement) -> "GroupOptions":
@@ -109,6 +118,8 @@ class GroupOptions:
                 f"`address` {self.address}: the ranks of one machine need none; leave it out, or "
                 "add `nnodes`"
             )
+        if self.shared_limit is not None and self.shared is None:
+            raise UserError("`shared_limit`: nothing is shared; add `shared`, or leave it out")
         if self.runner == "forkserver":
             self._refuse_a_crowd()
         if self.nproc % self.nnodes:
@@ -215,6 +226,8 @@ class Workers:
     facts: TaskFacts = field(repr=False)
     rows: Sequence[Schedule] = ()
     """What a comparison trains: its table's rows in order; empty for a search."""
+    sharing: Sharing | None = field(default=None, repr=False)
+    """What runs get from other homes, and leave for them."""
     remarks: tuple[str, ...] = ()
     """What people should know of how the recipe was read."""
 
@@ -338,6 +351,8 @@ class Looked:
     held: HeldHome
     runner: GroupRunner = field(repr=False)
     facts: TaskFacts = field(repr=False)
+    store: ObjectStore | None = field(repr=False)
+    """What this home shares with others."""
     joined: Mapping[str, Any] | None
     """What a script said to ``join``; None: it is a task."""
 
@@ -356,9 +371,9 @@ def look_at(
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
     ``logs``: the study whose folder has the log. ``trunk_file``: a trunk that the task's model is
-    to go on from. UserError if it cannot, or the home cannot be made, the task's
-    data or libraries are missing, or there are too few devices; MachineError if it keeps ending the
-    group that looks. What becomes of the home then says :meth:`Home.held`.
+    to go on from. UserError if it cannot, or the home cannot be made, the task's data, libraries or
+    the store that is shared are missing, or there are too few devices; MachineError if it keeps
+    ending the group that looks. What becomes of the home then says :meth:`Home.held`.
     """
     options.check()
     entry = task_entry(task)
@@ -380,10 +395,12 @@ def look_at(
         log_dir=home.logs(logs) / "describe",
         trunk_file=trunk_file,
     )
-    with closing(runner), home.held(logs=plan.log_dir) as held:
-        home.sweep()  # while the runner warms up
-        facts, joined = _facts(runner, plan, entry, script)
-        yield Looked(held=held, runner=runner, facts=facts, joined=joined)
+    with closing(runner):
+        store = _open_store(options.shared, home)  # while the runner warms up
+        with home.held(logs=plan.log_dir) as held:
+            home.sweep()
+            facts, joined = _facts(runner, plan, entry, script)
+            yield Looked(held=held, runner=runner, facts=facts, store=store, joined=joined)
 
 
 @contextmanager
@@ -394,10 +411,12 @@ def open_workers(
     options: GroupOptions,
     *,
     looked: Looked | None = None,
+    storage_url: str | None = None,
 ) -> Iterator[Workers]:
     """The workers of a study, whose runner ends with them; ``looked``: those that are there.
 
-    Errors as of :func:`look_at`.
+    ``storage_url``: where drivers with other homes meet, so that one of them trains a trunk that
+    all share. Errors as of :func:`look_at`.
     """
     with ExitStack() as stack:
         if looked is None:
@@ -408,6 +427,7 @@ def open_workers(
         held, facts = looked.held, looked.facts
         home.logs(spec.name).mkdir(exist_ok=True)  # a script's study gets its name after the look
         limit = options.trunk_cache
+        sharing = stack.enter_context(_sharing(looked.store, options, storage_url))
         table = spec.compare.rows if spec.compare else ()
         budget, of_what = budget_steps(recipe, facts), "the budget"
         if table:  # before its scale, which a row has for its warmup too
@@ -426,11 +446,47 @@ def open_workers(
             trainer=Trainer(
                 looked.runner,
                 trunks=TrunkStore(home.trunks, limit=limit) if limit else None,
+                sharing=sharing,
                 on_life=held.raise_if_gone,
             ),
+            sharing=sharing,
             facts=facts,
             rows=[row_schedule(row, settled, facts, scale=spec.scale) for row in table],
         )
+
+
+def _open_store(url: str | None, home: Home) -> ObjectStore | None:
+    """The store at ``url``, which was tried out; UserError if it is none, or the home itself."""
+    if url is None:
+        return None
+    store = open_store(url)
+    if store.folder is not None and store.folder.resolve() == home.root.resolve():
+        raise UserError(f"`shared` {store.url}: is the home itself; name a folder of its own")
+    if not store.exclusive:
+        log.warning(
+            "%s: cannot create a file only where there is none; of two drivers that save the same "
+            "checkpoint at the same moment the later one counts",
+            store.url,
+        )
+    return store
+
+
+@contextmanager
+def _sharing(
+    store: ObjectStore | None, options: GroupOptions, storage_url: str | None
+) -> Iterator[Sharing | None]:
+    """What trainers share through ``store``; at its end everything is put there."""
+    if store is None:
+        yield None
+        return
+    claim = {} if storage_url is None else {"claim": partial(take_claim, storage_url)}
+    sharing = Sharing(store, limit=options.shared_limit, **claim)
+    try:
+        yield sharing
+    except BaseException:
+        sharing.close(EXIT_PATIENCE)
+        raise
+    sharing.close()
 
 
 def _facts(

@@ -49,6 +49,8 @@ ROOM_OF = {
     "transformers": ("hf.py", "tasks/bert"),
     "tokenizers": ("tasks/bert",),
     "accelerate": ("hf.py",),
+    "fsspec": ("runs/object_store.py",),
+    "s3fs": (),
 }
 """The only folders and files that may import this library."""
 
