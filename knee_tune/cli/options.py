@@ -42,6 +42,14 @@ class Runner(StrEnum):
 
     FORKSERVER = "forkserver"
     TORCHRUN = "torchrun"
+    RAY = "ray"
+
+
+class Strategy(StrEnum):
+    """How Ray places the ranks of a trial."""
+
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class Device(StrEnum):
@@ -210,7 +218,7 @@ RunnerOption = Annotated[
     Runner,
     typer.Option(
         metavar="NAME",
-        help="What starts worker groups: forkserver or torchrun.",
+        help="What starts worker groups: forkserver, torchrun or ray.",
         rich_help_panel=COMPUTE,
     ),
 ]
