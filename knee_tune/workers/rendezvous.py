@@ -12,7 +12,7 @@ import socket
 import time
 
 from knee_tune.errors import UserError, first_line
-from knee_tune.workers.protocol import Hello, Wire
+from knee_tune.workers.protocol import Hello, Wire, notice_a_dead_peer
 
 LOOPBACK = "127.0.0.1"
 
@@ -84,6 +84,7 @@ class Rendezvous:
         except OSError:  # it has left again, or this process may open no more files
             return
         line.setblocking(True)  # on macOS it inherits what the listener is
+        notice_a_dead_peer(line)
         wire = Wire(line)
         self._strangers[wire] = time.monotonic()
         self._selector.register(wire.socket, selectors.EVENT_READ, wire)
@@ -125,7 +126,7 @@ def call(endpoint: str) -> socket.socket:
     line = socket.create_connection((host, int(port)), timeout=_ANSWER)
     line.settimeout(None)
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    notice_a_dead_peer(line)
     return line
 
 

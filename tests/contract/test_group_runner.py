@@ -17,6 +17,7 @@ import pytest
 
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import DescribePlan, Placement
+from knee_tune.workers import supervisor
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import (
     Callbacks,
@@ -250,6 +251,16 @@ def test_a_hang_is_blamed_on_the_rank_that_hangs(
     if what == "hang":
         assert "after step 2" in outcome.message
         assert "time.sleep(600)" in outcome.traceback
+
+
+def test_a_process_that_is_stopped_is_told_from_one_that_takes_its_time(
+    forkserver: ForkserverRunner, plan: PlanFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the stall time-out, though every peer waits for it in a collective."""
+    monkeypatch.setattr(supervisor, "_BEATS", 7.0)
+    outcome = failure(run(forkserver, plan(what="freeze", rank=1, stall_timeout=600.0)))
+    assert (outcome.kind, outcome.rank) == ("lost", 1)
+    assert outcome.message.endswith(": it is stopped")
 
 
 def test_a_slow_driver_is_no_stall(forkserver: ForkserverRunner, plan: PlanFor) -> None:
