@@ -15,21 +15,24 @@ from benchmarks.orchestration import first_step, opened_for
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.workers import GroupOptions
 
-RUNNERS = ("forkserver", "ray")
+OPTIONS = {
+    "forkserver": GroupOptions(nproc=2),
+    "ray": GroupOptions(nproc=2, runner="ray"),
+}
 
 
 def ray(runs: int) -> dict[str, list[float]]:
     """Seconds to a first step by each runner; the first group of each warms up, uncounted."""
     quick = resolve_asked(task="digits", trials=1, nproc=2, settings=("recipe.epochs=1",))
-    seconds: dict[str, list[float]] = {runner: [] for runner in RUNNERS}
+    seconds: dict[str, list[float]] = {runner: [] for runner in OPTIONS}
     with ExitStack() as stack:
-        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in RUNNERS]
-        studies = [
-            stack.enter_context(opened_for(quick, folder, GroupOptions(nproc=2, runner=runner)))
-            for runner, folder in zip(RUNNERS, folders, strict=True)
-        ]
+        studies = {}
+        for runner, options in OPTIONS.items():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            study = stack.enter_context(opened_for(quick, folder, options))
+            studies[runner] = (study, folder)
         for run in range(runs + 1):
-            for runner, folder, study in zip(RUNNERS, folders, studies, strict=True):
+            for runner, (study, folder) in studies.items():
                 seconds[runner].append(first_step(study, folder, run))
                 time.sleep(0.2)  # what the group before leaves is gone
     return {runner: found[1:] for runner, found in seconds.items()}

@@ -316,7 +316,8 @@ class RayRunner(GroupRunner):
 
 def _connect(cluster: str | None) -> bool:
     """Join ``cluster``; False if this process had joined one before. UserError if it cannot."""
-    if (ray := sys.modules.get("ray")) and ray.is_initialized():
+    known = sys.modules.get("ray")
+    if known and known.is_initialized():
         return False
     _refuse_a_dead_end(cluster)
     before = list(sys.path)

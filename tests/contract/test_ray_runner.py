@@ -10,13 +10,19 @@ import secrets
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.workers.protocol import Decision, Outcome, Report
+from knee_tune.plans.plan import DescribePlan, Placement, TaskFacts, TaskOrder
+from knee_tune.plans.planner import knee_schedule, train_plan
+from knee_tune.tasks.registry import task_entry
+from knee_tune.training.checkpoint import WEIGHTS
+from knee_tune.workers.forkserver import ForkserverRunner
+from knee_tune.workers.protocol import Decision, GroupRunner, Outcome, Report
 from knee_tune.workers.ray_runner import RayRunner
 from tests.contract import test_group_runner as contract
 from tests.contract.test_group_runner import ENTRY, PlanFor, done, failure, plan_in, run
@@ -121,21 +127,46 @@ def test_a_killed_host_is_named_and_the_next_trial_runs(
     assert done(run(forkserver, plan())).state == "complete"
 
 
-def test_a_lost_node_is_named_and_the_next_trial_runs(
-    cluster: Any, second_node: Any, plan: PlanFor
+def test_two_nodes_give_the_bits_of_one_and_the_next_trial_runs_when_one_is_lost(
+    cluster: Any, second_node: Any, plan: PlanFor, tmp_path: Path
 ) -> None:
-    spread = RayRunner(ENTRY, strategy="spread", cluster=cluster.address)
-
     def lose_it(_: Report) -> Decision:
         cluster.remove_node(second_node, allow_graceful=False)
         return Decision(stop=False)
 
-    with contextlib.closing(spread):
-        assert done(run(spread, plan())).state == "complete"
+    with contextlib.closing(RayRunner(ENTRY, strategy="spread", cluster=cluster.address)) as spread:
+        with contextlib.closing(ForkserverRunner(ENTRY)) as here:
+            assert trained(spread, tmp_path / "spread") == trained(here, tmp_path / "here")
         outcome = failure(run(spread, plan(what="hang"), lose_it))
-        assert outcome.kind == "lost"
+        assert (outcome.kind, outcome.by_machine) == ("lost", True)
         assert "was lost with its node: the Ray node" in outcome.message
         assert done(run(spread, plan())).state == "complete"
+
+
+def trained(runner: GroupRunner, folder: Path) -> tuple[Any, bytes]:
+    """What a short run of two ranks reports, and the file of its weights."""
+    folder.mkdir()
+    recipe = task_entry("digits").recipe_type()(epochs=2, model={"hidden": [8]})
+    order = TaskOrder(
+        task="digits",
+        recipe=recipe.model_dump(),
+        seed=3,
+        data_dir=folder,
+        placement=Placement(world_size=2),
+        log_dir=folder / "logs",
+    )
+    facts = TaskFacts.model_validate(done(run(runner, DescribePlan(**dict(order)))).result)
+    schedule = knee_schedule(recipe, facts, seed_lr=0.2, explore_fraction=0.5)
+    checkpoints = folder / "checkpoints"
+    order_of_run = train_plan(order, recipe, facts, schedule=schedule, checkpoint_dir=checkpoints)
+    metrics: list[dict[str, float]] = []
+
+    def note(report: Report) -> Decision:
+        metrics.append(report.metrics)
+        return Decision(stop=False)
+
+    done(run(runner, order_of_run, note))
+    return metrics, (checkpoints / WEIGHTS).read_bytes()
 
 
 def test_a_group_waits_for_room_which_idle_ones_of_another_size_make(
