@@ -49,7 +49,7 @@ _CALL = 10.0  # seconds for a cluster to take a call
 
 _ANSWER = 5.0  # seconds for a host to answer, before its node is thought to be gone
 
-_QUIETLY = {
+_SETTINGS = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # the first of a group's tells enough
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster of ours would report to Ray's makers
 }
@@ -316,8 +316,12 @@ class RayRunner(GroupRunner):
 
 def _connect(cluster: str | None) -> bool:
     """Join ``cluster``; False if this process had joined one before. UserError if it cannot."""
+    known = sys.modules.get("ray")
+    if known and known.is_initialized():
+        return False
+    _refuse_a_dead_end(cluster)
     before = list(sys.path)
-    for name, value in _QUIETLY.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -328,9 +332,6 @@ def _connect(cluster: str | None) -> bool:
         ) from None
     finally:
         sys.path[:] = before  # it would put a psutil of its own before everybody's
-    if ray.is_initialized():
-        return False
-    _refuse_a_dead_end(cluster)
     try:
         with _signals_kept():
             ray.init(
