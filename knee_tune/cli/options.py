@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from knee_tune.schedules.schedule import LONGEST_RUN
+
 MOST, MOST_SEED = 1_000_000, 2**31 - 1
 """The highest count and the highest random seed that an option takes."""
 
@@ -35,15 +37,19 @@ def path_of(text: str | Path) -> Path:
     return Path(text)
 
 
-LONGEST_RUN = 10**12
-"""Steps of a run that can be asked for."""
-
-
 class Runner(StrEnum):
     """How worker groups are started."""
 
     FORKSERVER = "forkserver"
     TORCHRUN = "torchrun"
+    RAY = "ray"
+
+
+class Strategy(StrEnum):
+    """How Ray places the ranks of a trial."""
+
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class Device(StrEnum):
@@ -212,7 +218,7 @@ RunnerOption = Annotated[
     Runner,
     typer.Option(
         metavar="NAME",
-        help="What starts worker groups: forkserver or torchrun.",
+        help="What starts worker groups: forkserver, torchrun or ray.",
         rich_help_panel=COMPUTE,
     ),
 ]

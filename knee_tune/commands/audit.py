@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
+from knee_tune.commands.extra_runs import ExtraRun, Lines, run_at, train_extra_runs
 from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
-from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.events import StudyFinished
 from knee_tune.records.findings import AuditedTrial, choose
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -116,20 +115,13 @@ def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) 
 
 
 def _run(opened: OpenedStudy, trial: TrialRecord, seed: int) -> ExtraRun:
-    return ExtraRun(
+    return run_at(
+        opened.workers,
+        trial,
         key=f"audit-{trial.number}-{seed}",
         name=f"audit of trial {trial.number}, seed {seed}",
-        schedule=knee_schedule(
-            opened.workers.recipe,
-            opened.workers.facts,
-            seed_lr=trial.seed_lr,
-            explore_fraction=trial.explore_fraction,
-            decay=trial.decay,
-        ),
         seed=seed,
         label="audit",
-        explore_fraction=trial.explore_fraction,
-        decay=trial.decay,
     )
 
 

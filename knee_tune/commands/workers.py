@@ -51,6 +51,7 @@ from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.workers.cores import usable_cores
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import QUIET, Callbacks, Done, GroupRunner
+from knee_tune.workers.ray_runner import RayRunner
 from knee_tune.workers.rendezvous import own_address
 from knee_tune.workers.torchrun import TorchrunRunner
 
@@ -68,11 +69,17 @@ class GroupOptions:
     nproc_asked: bool = True
     """False: a preset's choice, which may move to the CPU where there are too few GPUs."""
     slots: int = 1
-    runner: Literal["forkserver", "torchrun"] = "forkserver"
+    runner: Literal["forkserver", "torchrun", "ray"] = "forkserver"
     nnodes: int = 1
     address: str | None = None
     """Of this machine, where the ranks of other machines reach it; None: its host name's."""
     launcher: Sequence[str] = ("torchrun",)
+    ray_address: str | None = None
+    """Of a Ray cluster; None: the one that Ray finds, or a new one on this machine."""
+    strategy: Literal["pack", "spread"] | None = None
+    """Of Ray: whether the ranks of a trial go to few nodes (None: so) or to many."""
+    cpus_per_rank: float | None = None
+    """What Ray sets aside for a rank; None: one."""
     device: Device = "auto"
     trials_per_gpu: int = 1
     """Slots that share a GPU: for models that do not fill one."""
@@ -111,12 +118,18 @@ class GroupOptions:
                 f"`nnodes` {self.nnodes}: nobody starts torchrun on the other machines; name who "
                 "does, as in `launcher` 'srun torchrun'"
             )
-        if self.nnodes > 1:
+        asked = (self.ray_address, self.strategy, self.cpus_per_rank)
+        if self.runner != "ray" and asked != (None, None, None):
+            raise UserError(
+                "`ray_address`, `strategy`, `cpus_per_rank`: only `runner` ray has a cluster to "
+                "place ranks in; add it"
+            )
+        if self.nnodes > 1 or (self.runner == "ray" and self.address is not None):
             own_address(self.address)
         elif self.address is not None:
             raise UserError(
                 f"`address` {self.address}: the ranks of one machine need none; leave it out, or "
-                "add `nnodes`"
+                "add `nnodes`, or `runner` ray"
             )
         if self.shared_limit is not None and self.shared is None:
             raise UserError("`shared_limit`: nothing is shared; add `shared`, or leave it out")
@@ -170,23 +183,25 @@ def has_gpu(device: Device) -> bool:
 def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
     """The devices of a slot; ``amp`` is what the recipe wants where there is a GPU.
 
-    UserError if this machine has fewer GPUs than were asked for, or none for what needs one.
+    Ray gives a group its devices when it has room for it: all that counts is whether the ranks that
+    looked had any. UserError if this machine has fewer GPUs than were asked for, or none for what
+    needs one.
     """
     device = options.device
     local, shared = options.nproc // options.nnodes, options.trials_per_gpu
     needed = local * math.ceil(options.slots / shared)
     if device == "auto":
-        enough = local <= facts.gpus
+        enough = local <= facts.gpus or options.runner == "ray"
         device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
     devices = None  # all that a rank sees; on other machines their names may differ
     if device == "cuda":
-        if needed > facts.gpus:
+        if options.runner != "ray" and needed > facts.gpus:
             raise UserError(
                 f"`nproc` {options.nproc} `slots` {options.slots}: needs {needed} GPUs on "
                 f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
                 "one with `trials_per_gpu`, or `device` cpu"
             )
-        if options.nnodes == 1 or options.slots > 1:
+        if options.runner != "ray" and (options.nnodes == 1 or options.slots > 1):
             named = os.environ.get("CUDA_VISIBLE_DEVICES")
             every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
             first = slot // shared * local
@@ -379,13 +394,7 @@ def look_at(
     entry = task_entry(task)
     script = Path(recipe["script"]) if task == SCRIPT else None
     modules = installed_imports(script) if script else entry.modules(recipe)
-    runner: GroupRunner
-    if options.runner == "torchrun":
-        runner = TorchrunRunner(
-            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
-        )
-    else:
-        runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], *modules))
+    runner = _runner(options, preload=(ENTRY.partition(":")[0], *modules))
     plan = DescribePlan(
         task=task,
         recipe=dict(recipe),
@@ -401,6 +410,26 @@ def look_at(
             home.sweep()
             facts, joined = _facts(runner, plan, entry, script)
             yield Looked(held=held, runner=runner, facts=facts, store=store, joined=joined)
+
+
+def _runner(options: GroupOptions, *, preload: Sequence[str]) -> GroupRunner:
+    if options.runner == "torchrun":
+        return TorchrunRunner(
+            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
+        )
+    if options.runner == "ray":
+        return RayRunner(
+            ENTRY,
+            preload,
+            cluster=options.ray_address,
+            address=options.address,
+            strategy=options.strategy or "pack",
+            device=options.device,
+            cpus=options.cpus_per_rank or 1.0,
+            gpus=1 / options.trials_per_gpu,
+            fewest_gpus=1 if options.nproc_asked else options.nproc,
+        )
+    return ForkserverRunner(ENTRY, preload=preload)
 
 
 @contextmanager
