@@ -29,7 +29,6 @@ from knee_tune.errors import MachineError, first_line
 from knee_tune.files import remove
 from knee_tune.plans.identity import shared_steps
 from knee_tune.plans.plan import (
-    CHECKPOINT_MANIFEST,
     TrainPlan,
     checkpoint_path,
     checkpoint_paths,
@@ -50,6 +49,9 @@ from knee_tune.schedules import Exploring
 
 TRUNKS, RUNS = "trunks", "runs"
 """Where entries are in the store: below the keys of trunks, and of runs."""
+
+CHECKPOINT_MANIFEST = "manifest.json"
+"""In a checkpoint's folder, with checksums. Its own module, which calls it so, imports torch."""
 
 _RUN = RECORD.removesuffix(".json")
 """What the one entry of a run is called."""

@@ -1,18 +1,19 @@
 """``knee-tune run --shared URL`` as people type it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 
 from benchmarks.s3 import S3Server
+from knee_tune.records.study import StudyRecord
+from knee_tune.study.storage import open_storage
+from knee_tune.study.study import load_study, study_record
 from tests.command_line import complains, knee_tune_here
 
 STUDY = (
     *("run", "--task", "digits", "--preset", "quick", "--sampler", "grid", "--pruner", "none"),
-    *("--set", "space.seed_lr={values: [0.02, 0.05]}"),
+    *("--set", "space.seed_lr={values: [0.05]}"),
     *("--set", "space.explore_fraction={values: [0.2, 0.4, 0.8]}"),
     *("--set", "recipe.epochs=5", "--set", "recipe.batch_size=100", "--no-fuse"),
     *("--study-name", "shared", "--tracking-uri", "none"),
@@ -23,63 +24,40 @@ def test_drivers_with_homes_of_their_own_come_to_the_values_of_one(
     tmp_path: Path, s3_server: S3Server
 ) -> None:
     knee_tune_here(*STUDY, "--home", tmp_path / "alone")
-    alone = values(tmp_path / "alone" / "optuna.db")
+    both = (*STUDY, "--storage", f"sqlite:///{tmp_path}/both.db", "--shared", s3_server.url)
+    for home, trials in (("one", "1"), ("other", "3")):
+        knee_tune_here(*both, "--home", tmp_path / home, "--trials", trials)
 
-    storage = tmp_path / "both.db"
-    both = (*STUDY, "--storage", f"sqlite:///{storage}", "--shared", f"{s3_server.url}/study")
-    knee_tune_here(*both, "--home", tmp_path / "one", "--trials", "2")
-    knee_tune_here(*both, "--home", tmp_path / "other")
-    assert values(storage) == alone
-    assert steps(tmp_path / "other", storage) == steps(tmp_path / "alone")
-
-    # Nothing is left to train for whoever has the store alone.
-    again = knee_tune_here(
-        *STUDY, "--home", tmp_path / "third", "--shared", f"{s3_server.url}/study"
-    )
-    assert values(tmp_path / "third" / "optuna.db") == alone
-    assert steps(tmp_path / "third")["trained"] == 0
-    assert "reused" in again.stdout
-    listed = knee_tune_here("trunks", "list", "--shared", f"{s3_server.url}/study").stdout
-    assert "2 trunks" in listed
+    alone, together = study(tmp_path / "alone" / "optuna.db"), study(tmp_path / "both.db")
+    assert values(together) == values(alone)
+    assert together.steps == alone.steps
+    assert [trial.steps_reused > 0 for trial in together.trials] == [False, True, True]
 
 
-def values(database: Path) -> dict[tuple[Any, ...], Any]:
+def study(database: Path) -> StudyRecord:
+    return study_record(load_study(open_storage(f"sqlite:///{database}"), "shared"))
+
+
+def values(study: StudyRecord) -> dict[tuple[Any, ...], Any]:
     """By point all that was measured, with every bit."""
-    study = optuna.load_study(study_name="shared", storage=f"sqlite:///{database}")
-    return {
-        tuple(trial.params.values()): (trial.value, trial.intermediate_values)
-        for trial in study.trials
-    }
-
-
-def steps(home: Path, storage: Path | None = None) -> dict[str, int]:
-    """How many were trained, and saved."""
-    where = () if storage is None else ("--storage", f"sqlite:///{storage}")
-    said = knee_tune_here("status", "shared", "--home", home, "--json", *where).stdout
-    return dict(json.loads(said)["steps"])
+    return {trial.point: (trial.value, trial.metrics, trial.curve) for trial in study.trials}
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("nowhere://store", ("--shared nowhere://store: Protocol not known: nowhere",)),
-        ("{tmp}/none/store", ("--shared {tmp}/none/store: no such bucket or folder",)),
-        (
-            "s3://key:secret@bucket",
-            ("--shared s3://key@bucket: a URL of a bucket has nothing but",),
-        ),
-        ("{tmp}/home", ("--shared {tmp}/home: is the home itself",)),
+        ("nowhere://store", "Protocol not known: nowhere; name a folder, or a URL"),
+        ("/none/store", "no such bucket or folder"),
+        ("s3://key:secret@bucket", "a URL of a bucket has nothing but bucket and folder"),
+        ("knee-runs", "is the home itself; name a folder of its own"),
     ],
 )
 def test_what_cannot_be_shared_is_said_before_anything_is_trained(
-    url: str, said: tuple[str, ...], tmp_path: Path
+    url: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = (text.replace("{tmp}", str(tmp_path)) for text in said)
-    line = complains(
-        *(*STUDY, "--home", tmp_path / "home", "--shared", url.replace("{tmp}", str(tmp_path))),
-        said=tuple(there),
-    )
-    assert "secret" not in line
+    monkeypatch.chdir(tmp_path)
+    assert "secret" not in complains(*STUDY, "--shared", url, said=("--shared ", said))
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "knee-runs"])
 
 
 def test_a_bucket_that_is_not_there(tmp_path: Path, s3_server: S3Server) -> None:

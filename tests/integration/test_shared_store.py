@@ -18,6 +18,7 @@ from knee_tune.runs.object_store import ObjectStore, StoreError, open_store
 from knee_tune.runs.sharing import Sharing, clear, shrink, stored_trunks
 from knee_tune.runs.trainer import Trainer
 from knee_tune.runs.trunks import TrunkStore
+from knee_tune.training.checkpoint import MANIFEST
 from tests import waiting
 from tests.fake_runner import at
 from tests.integration.test_trainer import Asker, done
@@ -31,9 +32,10 @@ class Ranks(PretendRanks):
 
     def _save(self, folder: Path, step: int) -> None:
         super()._save(folder, step)
+        assert sharing.CHECKPOINT_MANIFEST == MANIFEST
         path = folder / f"step-{step:08d}"
         sums = {"state.pt": sha256((path / "state.pt").read_bytes()).hexdigest()}
-        (path / "manifest.json").write_text(dumps({"run": folder.name, "sha256": sums}))
+        (path / MANIFEST).write_text(dumps({"run": folder.name, "sha256": sums}))
 
 
 class Home:
