@@ -7,7 +7,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from knee_tune.errors import HomeGoneError
@@ -79,7 +79,8 @@ class Supervisor:
     """Watches one group, given a wire per rank on which the order has been sent.
 
     ``local`` says that the ranks are processes of this machine and may be killed by pid; ranks of
-    other machines end themselves when their line does. ``saves``: the job is a run that can save
+    other machines end themselves when their line does, and are killed by ``signal_far``, given
+    their pids by rank, if there is who can. ``saves``: the job is a run that can save
     its state, which it does before an interrupt ends it.
     """
 
@@ -91,11 +92,13 @@ class Supervisor:
         callbacks: Callbacks,
         local: bool,
         saves: bool = False,
+        signal_far: Callable[[Mapping[int, int], signal.Signals], None] | None = None,
     ) -> None:
         self._ranks = [_Rank(number, wire) for number, wire in enumerate(wires)]
         self._stall_timeout = stall_timeout
         self._callbacks = callbacks
         self._local, self._saves = local, saves
+        self._signal_far = signal_far
         self._failures: list[Failure] = []  # in order of arrival
         self._clock = 0.0  # seconds spent waiting for ranks: callbacks and suspends do not count
         self._selector = selectors.DefaultSelector()
@@ -326,6 +329,8 @@ class Supervisor:
             self._selector.close()
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._signal_far:
+            self._signal_far({rank.number: rank.pid for rank in self._ranks if rank.pid}, number)
         for rank in self._ranks:
             if self._local and rank.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):

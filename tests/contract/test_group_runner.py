@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.plans.plan import DescribePlan, Placement
+from knee_tune.plans.plan import DescribePlan, Placement, Plan
 from knee_tune.workers import supervisor
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import (
@@ -115,7 +115,7 @@ def go_on(_: Report) -> Decision:
 
 def run(
     runner: GroupRunner,
-    plan: DescribePlan,
+    plan: Plan,
     on_report: Callable[[Report], Decision] = go_on,
     on_line: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
