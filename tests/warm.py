@@ -109,7 +109,9 @@ def run(
         try:
             code = process.wait(timeout)
         finally:
-            process.kill()
+            if process.returncode is None:  # with what it may have started
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         said = []
         for stream in (out, err):
             stream.seek(0)
@@ -278,6 +280,9 @@ def serve(listening: int) -> NoReturn:
             wish, fds, _, _ = socket.recv_fds(line, 1, 8)
             if wish == b"h":
                 holding.add(line)
+                continue
+            if not wish:  # it has died before it said what it wants
+                line.close()
                 continue
             with line.makefile("r") as text:
                 order = json.loads(text.readline())
