@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 venv=.venv
 case "${1:-}" in
 run) extras=build,translation ;;
-*) extras=build,dev,docs,hf,language,lightning,optimizers,postgresql,translation,vision ;;
+*) extras=build,dev,docs,hf,language,lightning,optimizers,postgresql,ray,s3,translation,vision ;;
 esac
 
 fail() {

@@ -31,6 +31,8 @@ OF_EXTRAS = {
     "hf": ["transformers", "accelerate"],
     "language": ["tokenizers", "timm.optim", "transformers.models.bert.modeling_bert"],
     "lightning": ["lightning.pytorch"],
+    "ray": ["ray.util.placement_group", "ray.util.scheduling_strategies"],
+    "s3": ["s3fs"],
 }
 
 warnings.simplefilter("ignore")

@@ -146,10 +146,10 @@ SPECS = (
         task="iwslt",
         preset="demo",
         metric="ppl",
-        seed_lrs=_seed_lrs(0.003, 1.8, 6),
+        seed_lrs=_seed_lrs(0.003, 2, 5),
         fractions=(0.1, 0.3, 0.5, 0.7, 0.9),
         first_seed=1,
-        seeds=10,
+        seeds=6,
     ),
     TableSpec(
         name="cifar10",

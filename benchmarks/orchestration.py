@@ -102,7 +102,7 @@ class Nobody(Channel):
 
 def bare_loop(asked: Asked, folder: Path) -> float:
     """Seconds of the training alone, in this process."""
-    with _opened(asked, folder, GroupOptions()) as opened:
+    with opened_for(asked, folder, GroupOptions()) as opened:
         plan = _plan(opened, folder)
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -126,20 +126,21 @@ def driven_trial(asked: Asked, folder: Path) -> float:
 
 def first_steps(asked: Asked, folder: Path, options: GroupOptions, runs: int) -> list[float]:
     """Seconds from asking for a group to its first step; the first group warms up, uncounted."""
-    seconds = []
-    with _opened(asked, folder, options) as opened:
-        for run in range(runs + 1):
-            plan = _plan(opened, folder / str(run))
-            steps: list[float] = []
-            began = time.perf_counter()
+    with opened_for(asked, folder, options) as opened:
+        return [first_step(opened, folder, run) for run in range(runs + 1)][1:]
 
-            def first(_: int, steps: list[float] = steps) -> None:
-                steps.append(time.perf_counter())
 
-            at_once = Callbacks(on_report=lambda report: Decision(stop=True), on_progress=first)
-            opened.workers.runner.run(plan, at_once)
-            seconds.append(steps[0] - began)
-    return seconds[1:]
+def first_step(opened: OpenedStudy, folder: Path, run: int) -> float:
+    """Seconds from asking for a group to its first step; ``run`` numbers the calls."""
+    plan = _plan(opened, folder / str(run))
+    steps: list[float] = []
+    began = time.perf_counter()
+    at_once = Callbacks(
+        on_report=lambda report: Decision(stop=True),
+        on_progress=lambda step: steps.append(time.perf_counter()),
+    )
+    opened.workers.runner.run(plan, at_once)
+    return steps[0] - began
 
 
 class Command(NamedTuple):
@@ -238,7 +239,8 @@ def study_places(folder: Path) -> Places:
 
 
 @contextmanager
-def _opened(asked: Asked, folder: Path, options: GroupOptions) -> Iterator[OpenedStudy]:
+def opened_for(asked: Asked, folder: Path, options: GroupOptions) -> Iterator[OpenedStudy]:
+    """A study in ``folder``, untracked, with its workers."""
     home = Home(folder)
     places = Places.of(home, storage=home.optuna_url, tracking_uri="none")
     with open_for_training(*asked, places, options) as opened:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import s3
 from benchmarks.postgresql import PostgresServer, private_server
 from knee_tune.runs import trainer
 from tests import waiting, warm
@@ -67,6 +68,16 @@ def postgresql(request: pytest.FixtureRequest) -> str:
     """A database in PostgreSQL: what ``KNEE_TUNE_TEST_POSTGRESQL`` names, or one of our own."""
     named = os.environ.get("KNEE_TUNE_TEST_POSTGRESQL")
     return named or request.getfixturevalue("postgres_server").url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3.S3Server]:
+    """An S3 server on this machine, with an empty bucket; skipped where moto or s3fs is missing."""
+    try:
+        with s3.private_server() as server:
+            yield server
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session", autouse=True)

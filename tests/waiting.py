@@ -20,15 +20,17 @@ COMMAND = 170.0
 """Seconds that a command may take: all that a test has (``--timeout``), but for time to tell."""
 
 
-def awaited(look: Callable[[], Found | None], *, seconds: float = SOON) -> Found:
-    """What ``look`` finds, as soon as that is something true.
+def awaited(
+    look: Callable[[], Found | None], *, seconds: float = SOON, pause: float = 0.01
+) -> Found:
+    """What ``look`` finds, as soon as that is something true; ``pause`` between two looks.
 
     AssertionError if it finds nothing in ``seconds``; what it raises propagates.
     """
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"nothing came in {seconds:g} s; last seen: {found!r}"
-        time.sleep(0.01)
+        time.sleep(pause)
     return found
 
 

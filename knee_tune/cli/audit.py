@@ -16,6 +16,8 @@ from knee_tune.cli.options import (
     MOST_SEED,
     HomeOption,
     JsonOption,
+    SharedLimitOption,
+    SharedOption,
     SlotsOption,
     StorageOption,
     StudyArgument,
@@ -51,6 +53,8 @@ def audit(
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
+    shared: SharedOption = None,
+    shared_limit: SharedLimitOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Train some pruned trials to their end: how often was pruning wrong?
@@ -61,7 +65,7 @@ def audit(
     """
     from knee_tune.commands.audit import audit_study
     from knee_tune.commands.home import Home, Places
-    from knee_tune.commands.look import find_search, size_of_cache
+    from knee_tune.commands.look import find_search, size_of_cache, size_of_limit
 
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     name = find_search(places, study).study_name
@@ -73,6 +77,8 @@ def audit(
         seed=seed,
         slots=slots,
         trunk_cache=size_of_cache(trunk_cache),
+        shared=shared,
+        shared_limit=size_of_limit(shared_limit),
     )
     if json:
         typer.echo(json_module.dumps(record.audit_as_json()))

@@ -25,6 +25,8 @@ from knee_tune.cli.options import (
     ReplicatesOption,
     SeedOption,
     SettingsOption,
+    SharedLimitOption,
+    SharedOption,
     SlotsOption,
     TaskOption,
     TrackingOption,
@@ -103,6 +105,8 @@ def budget(
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
+    shared: SharedOption = None,
+    shared_limit: SharedLimitOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Find the smallest budget that reaches a target, for knee and baselines.
@@ -113,7 +117,7 @@ def budget(
     """
     from knee_tune.commands.budget import SCHEDULES, resolve_budget, search_budget
     from knee_tune.commands.home import Home, Places
-    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.look import size_of_cache, size_of_limit
     from knee_tune.commands.workers import GroupOptions
     from knee_tune.config.recipe import task_slug
     from knee_tune.config.resolve import sets
@@ -149,6 +153,8 @@ def budget(
         amp=amp,
         compile=compile_,
         trunk_cache=size_of_cache(trunk_cache),
+        shared=shared,
+        shared_limit=size_of_limit(shared_limit),
     )
     places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)
     lines = ConsoleLines(PlainConsole(stderr=json))

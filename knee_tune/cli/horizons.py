@@ -33,6 +33,8 @@ from knee_tune.cli.options import (
     ScriptArguments,
     SeedOption,
     SettingsOption,
+    SharedLimitOption,
+    SharedOption,
     SlotsOption,
     StorageOption,
     TaskOption,
@@ -117,6 +119,8 @@ def horizons(
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
+    shared: SharedOption = None,
+    shared_limit: SharedLimitOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Find the best seed LR and explore fraction of several budgets, which share trunks.
@@ -135,7 +139,7 @@ def horizons(
         resolve_horizons,
         search_horizons,
     )
-    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.look import size_of_cache, size_of_limit
     from knee_tune.commands.workers import GroupOptions
     from knee_tune.config.resolve import sets
 
@@ -177,6 +181,8 @@ def horizons(
         amp=amp,
         compile=compile_,
         trunk_cache=size_of_cache(trunk_cache),
+        shared=shared,
+        shared_limit=size_of_limit(shared_limit),
     )
     progress = PlainConsole(stderr=json)
 

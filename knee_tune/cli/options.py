@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from knee_tune.schedules.schedule import LONGEST_RUN
+
 MOST, MOST_SEED = 1_000_000, 2**31 - 1
 """The highest count and the highest random seed that an option takes."""
 
@@ -35,15 +37,19 @@ def path_of(text: str | Path) -> Path:
     return Path(text)
 
 
-LONGEST_RUN = 10**12
-"""Steps of a run that can be asked for."""
-
-
 class Runner(StrEnum):
     """How worker groups are started."""
 
     FORKSERVER = "forkserver"
     TORCHRUN = "torchrun"
+    RAY = "ray"
+
+
+class Strategy(StrEnum):
+    """How Ray places the ranks of a trial."""
+
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class Device(StrEnum):
@@ -212,7 +218,7 @@ RunnerOption = Annotated[
     Runner,
     typer.Option(
         metavar="NAME",
-        help="What starts worker groups: forkserver or torchrun.",
+        help="What starts worker groups: forkserver, torchrun or ray.",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -282,6 +288,26 @@ TrunkCacheOption = Annotated[
         envvar="KNEE_TUNE_TRUNK_CACHE",
         help="Room for trunk checkpoints in HOME/trunks, as in 500MB; 0 shares no trunks.",
         rich_help_panel=COMPUTE,
+    ),
+]
+
+SharedOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="KNEE_TUNE_SHARED_URL",
+        help="Folder or bucket, as s3://bucket/folder, through which homes share trunk "
+        "checkpoints and finished runs.",
+        rich_help_panel=PLACES,
+    ),
+]
+
+SharedLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Room for trunk checkpoints in --shared, as in 2TB. (default: no limit)",
+        rich_help_panel=PLACES,
     ),
 ]
 

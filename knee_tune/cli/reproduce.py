@@ -27,6 +27,8 @@ from knee_tune.cli.options import (
     PresetOption,
     ScaleOption,
     SettingsOption,
+    SharedLimitOption,
+    SharedOption,
     StorageOption,
     TrackingOption,
     TrialsPerGpuOption,
@@ -123,6 +125,8 @@ def reproduce(
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
+    shared: SharedOption = None,
+    shared_limit: SharedLimitOption = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Repeat a table of the paper and report. The same command again continues."""
@@ -136,7 +140,7 @@ def reproduce(
 
     from knee_tune.cli.summary import print_start
     from knee_tune.cli.watch import watching
-    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.look import size_of_cache, size_of_limit
     from knee_tune.commands.reproduce import as_json, resolve_table
     from knee_tune.commands.run import run_study
     from knee_tune.commands.workers import GroupOptions
@@ -158,6 +162,8 @@ def reproduce(
             amp=amp,
             compile=compile_,
             trunk_cache=size_of_cache(trunk_cache),
+            shared=shared,
+            shared_limit=size_of_limit(shared_limit),
         ),
     )
     progress = PlainConsole(stderr=json)

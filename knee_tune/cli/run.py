@@ -14,7 +14,6 @@ from knee_tune.cli.options import (
     DEFAULT_HOME,
     DEFAULT_TRUNK_CACHE,
     LARGEST,
-    LONGEST_RUN,
     MOST,
     OF_A_SCRIPT,
     PLACES,
@@ -40,14 +39,18 @@ from knee_tune.cli.options import (
     ScriptArguments,
     SeedOption,
     SettingsOption,
+    SharedLimitOption,
+    SharedOption,
     SlotsOption,
     StorageOption,
+    Strategy,
     TaskOption,
     TrackingOption,
     TrialsPerGpuOption,
     TrunkCacheOption,
 )
 from knee_tune.errors import UserError
+from knee_tune.schedules.schedule import LONGEST_RUN
 
 if TYPE_CHECKING:
     from knee_tune.commands.run import StudyStart
@@ -240,8 +243,8 @@ def run(
         str | None,
         typer.Option(
             metavar="HOST",
-            help="With --nnodes: this machine's address for the other ones, where it listens. "
-            "(default: what its host name stands for)",
+            help="With --nnodes or ray: this machine's address for the other ones, where it "
+            "listens. (default: what its host name stands for)",
             rich_help_panel=COMPUTE,
         ),
     ] = None,
@@ -253,6 +256,33 @@ def run(
             rich_help_panel=COMPUTE,
         ),
     ] = "torchrun",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster of --runner ray: auto, HOST:PORT or ray://HOST:PORT. (default: the "
+            "one of RAY_ADDRESS or of this machine, else a new one)",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
+    strategy: Annotated[
+        Strategy | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where Ray puts the ranks of a trial: pack (few nodes) or spread. (default: pack)",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
+    cpus_per_rank: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=MOST,
+            metavar="N",
+            help="CPUs that Ray sets aside for a rank. (default: 1)",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
     stall_timeout: Annotated[
         float,
         typer.Option(
@@ -266,6 +296,8 @@ def run(
     trunk_cache: TrunkCacheOption = DEFAULT_TRUNK_CACHE,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
+    shared: SharedOption = None,
+    shared_limit: SharedLimitOption = None,
     tracking_uri: TrackingOption = None,
     register: Annotated[
         bool,
@@ -288,7 +320,7 @@ def run(
     )
     from knee_tune.cli.watch import PlainWatcher, watching
     from knee_tune.commands.home import Home, Places
-    from knee_tune.commands.look import size_of_cache
+    from knee_tune.commands.look import size_of_cache, size_of_limit
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.run import run_baseline, run_study
     from knee_tune.commands.script import look_at_script
@@ -343,12 +375,17 @@ def run(
         nnodes=nnodes,
         address=address,
         launcher=_words(launcher),
+        ray_address=ray_address,
+        strategy=strategy.value if strategy else None,
+        cpus_per_rank=cpus_per_rank,
         device=device.value,
         trials_per_gpu=trials_per_gpu,
         amp=amp,
         compile=compile_,
         stall_timeout=stall_timeout,
         trunk_cache=size_of_cache(trunk_cache),
+        shared=shared,
+        shared_limit=size_of_limit(shared_limit),
     )
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
     console = PlainConsole()

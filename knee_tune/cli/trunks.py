@@ -14,16 +14,26 @@ if TYPE_CHECKING:
     from knee_tune.commands.look import StoredTrunks
     from knee_tune.runs.trunks import TrunkEntry
 
+SharedTrunksOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Those that homes share there (run --shared) instead of a home's."
+    ),
+]
+"""Never from the environment: what is cleared is named."""
+
 trunks_app = typer.Typer(help="Trunks, which many runs start from.", no_args_is_help=True)
 
 
 @trunks_app.command(name="list")
-def list_command(json: JsonOption = False, home: HomeOption = DEFAULT_HOME) -> None:
+def list_command(
+    json: JsonOption = False, home: HomeOption = DEFAULT_HOME, shared: SharedTrunksOption = None
+) -> None:
     """The trunks that are kept, the one used last first."""
     from knee_tune.commands.home import Home
-    from knee_tune.commands.look import list_trunks
+    from knee_tune.commands.look import list_shared_trunks, list_trunks
 
-    stored = list_trunks(Home(home))
+    stored = list_trunks(Home(home)) if shared is None else list_shared_trunks(shared)
     if json:
         typer.echo(json_module.dumps(_as_json(stored)))
     else:
@@ -40,12 +50,16 @@ def clear_command(
         ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
+    shared: SharedTrunksOption = None,
 ) -> None:
     """Remove trunks. Nothing is lost but time: the next run trains what it misses."""
     from knee_tune.commands.home import Home
-    from knee_tune.commands.look import clear_trunks
+    from knee_tune.commands.look import clear_shared_trunks, clear_trunks
 
-    cleared = clear_trunks(Home(home), task=task, older_than_days=older_than)
+    if shared is None:
+        cleared = clear_trunks(Home(home), task=task, older_than_days=older_than)
+    else:
+        cleared = clear_shared_trunks(shared, task=task, older_than_days=older_than)
     size = _shown(sum(entry.size for entry in cleared.removed))
     typer.echo(f"{_count(len(cleared.removed), 'trunk')} removed, {size}")
     for entry in cleared.in_use:

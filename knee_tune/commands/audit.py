@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from knee_tune.commands.extra_runs import ExtraRun, Lines, train_extra_runs
+from knee_tune.commands.extra_runs import ExtraRun, Lines, run_at, train_extra_runs
 from knee_tune.commands.home import Places
 from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
-from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.events import StudyFinished
 from knee_tune.records.findings import AuditedTrial, choose
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -29,6 +28,8 @@ def audit_study(
     seed: int = 1,
     slots: int = 1,
     trunk_cache: int = GroupOptions.trunk_cache,
+    shared: str | None = None,
+    shared_limit: int | None = None,
 ) -> StudyRecord:
     """Finish some pruned trials of a study and keep what they come to with it.
 
@@ -52,7 +53,13 @@ def audit_study(
     recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     # On the devices that a trial had: elsewhere its checkpoints are another run's.
     before = TrainPlan.model_validate(trial_attrs(study, numbers[0])["plan"]).placement
-    options = replace(GroupOptions.as_placed(before), slots=slots, trunk_cache=trunk_cache)
+    options = replace(
+        GroupOptions.as_placed(before),
+        slots=slots,
+        trunk_cache=trunk_cache,
+        shared=shared,
+        shared_limit=shared_limit,
+    )
     with open_for_training(spec, recipe, places, options) as opened:
         if others := record.by_other_code(opened.workers.facts.code):
             watcher.line(f"{others}: the audit compares with them")
@@ -108,20 +115,13 @@ def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) 
 
 
 def _run(opened: OpenedStudy, trial: TrialRecord, seed: int) -> ExtraRun:
-    return ExtraRun(
+    return run_at(
+        opened.workers,
+        trial,
         key=f"audit-{trial.number}-{seed}",
         name=f"audit of trial {trial.number}, seed {seed}",
-        schedule=knee_schedule(
-            opened.workers.recipe,
-            opened.workers.facts,
-            seed_lr=trial.seed_lr,
-            explore_fraction=trial.explore_fraction,
-            decay=trial.decay,
-        ),
         seed=seed,
         label="audit",
-        explore_fraction=trial.explore_fraction,
-        decay=trial.decay,
     )
 
 

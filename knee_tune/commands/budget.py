@@ -272,7 +272,9 @@ def search_budget(
     UserError or MachineError if a run cannot be trained; KeyboardInterrupt is raised on after its
     end is recorded.
     """
-    with open_workers(places.home, search.spec, search.recipe, options) as workers:
+    with open_workers(
+        places.home, search.spec, search.recipe, options, storage_url=places.storage_url
+    ) as workers:
         check_warmup(workers.recipe, workers.facts)
         with continued_search(places.home, _untrained(search, workers)) as kept:
             for remark in workers.remarks:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
+from knee_tune.commands.extra_runs import ExtraRun, run_at, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION
-from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.events import Attached
 from knee_tune.records.findings import Candidate, Confirmation, FreshRun
 from knee_tune.records.shown import explored
@@ -102,20 +101,13 @@ def _train(
 def fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun:
     """The run of a candidate with a fresh seed."""
     seed_lr, fraction, decay = candidate.seed_lr, candidate.explore_fraction, candidate.decay
-    return ExtraRun(
+    return run_at(
+        opened.workers,
+        candidate,
         key=f"confirm-{seed_lr:g}-{fraction:g}-{f'{decay}-' if decay else ''}{seed}",
         name=f"confirm {seed_lr:g}, explore {explored(fraction, decay)}, seed {seed}",
-        schedule=knee_schedule(
-            opened.workers.recipe,
-            opened.workers.facts,
-            seed_lr=seed_lr,
-            explore_fraction=fraction,
-            decay=decay,
-        ),
         seed=seed,
         label="confirmation",
-        explore_fraction=fraction,
-        decay=decay,
     )
 
 

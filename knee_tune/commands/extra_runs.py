@@ -11,8 +11,10 @@ from typing import Protocol
 from knee_tune.commands.workers import Workers
 from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule
+from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.events import Attached
-from knee_tune.records.study import Evaluation, RunRecord
+from knee_tune.records.findings import Candidate
+from knee_tune.records.study import Evaluation, RunRecord, TrialRecord
 from knee_tune.records.values import RunEnd, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
@@ -42,6 +44,33 @@ class ExtraRun:
     explore_fraction: float | None = None
     decay: Decay | None = None
     """None: nothing but the recipe's is searched."""
+
+
+def run_at(
+    workers: Workers,
+    place: TrialRecord | Candidate,
+    *,
+    key: str,
+    name: str,
+    seed: int,
+    label: str,
+) -> ExtraRun:
+    """The run of the Knee schedule of one point of the search space."""
+    return ExtraRun(
+        key=key,
+        name=name,
+        schedule=knee_schedule(
+            workers.recipe,
+            workers.facts,
+            seed_lr=place.seed_lr,
+            explore_fraction=place.explore_fraction,
+            decay=place.decay,
+        ),
+        seed=seed,
+        label=label,
+        explore_fraction=place.explore_fraction,
+        decay=place.decay,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

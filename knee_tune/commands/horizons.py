@@ -19,7 +19,7 @@ from knee_tune.commands.report import usual_path, write_report
 from knee_tune.commands.run import Watch, run_study
 from knee_tune.commands.script import look_at_script, resolve_script
 from knee_tune.commands.workers import GroupOptions, Looked, look_at
-from knee_tune.config.recipe import LONGEST_RUN, BaseRecipe
+from knee_tune.config.recipe import BaseRecipe
 from knee_tune.config.study import StudySpec, TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.files import checksum
@@ -27,6 +27,7 @@ from knee_tune.records.budget import check_budgets, check_no_budget
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.document import Command, ReportContext
 from knee_tune.report.horizons import HorizonsReport, horizons_report
+from knee_tune.schedules.schedule import LONGEST_RUN
 from knee_tune.scripts.recipe import Joined
 from knee_tune.stats.horizons import Horizons, horizons_of
 

@@ -16,6 +16,8 @@ from knee_tune.config.resolve import read_space
 from knee_tune.config.strict_yaml import parse_value
 from knee_tune.errors import UserError
 from knee_tune.records.study import StudyRecord
+from knee_tune.runs.object_store import StoreError, open_store
+from knee_tune.runs.sharing import clear, stored_trunks
 from knee_tune.runs.trunks import Cleared, TrunkEntry, TrunkStore
 from knee_tune.study.dashboard import serve_dashboard
 from knee_tune.study.storage import open_storage, refuse_missing
@@ -150,6 +152,31 @@ def clear_trunks(home: Home, *, task: str | None, older_than_days: float | None)
         ) from error
 
 
+def list_shared_trunks(url: str) -> StoredTrunks:
+    """The trunks that homes share at ``url``, the one that got a checkpoint last first.
+
+    UserError if nothing can be read there.
+    """
+    store = open_store(url)
+    try:
+        return StoredTrunks(trunks=tuple(stored_trunks(store)), limit=None)
+    except StoreError as error:
+        raise UserError(f"`shared` {store.url}: {error}") from None
+
+
+def clear_shared_trunks(url: str, *, task: str | None, older_than_days: float | None) -> Cleared:
+    """Remove the trunks at ``url`` that got no checkpoint for so many days; of a task, if named.
+
+    UserError if nothing can be removed there.
+    """
+    store = open_store(url)
+    older_than = None if older_than_days is None else timedelta(days=older_than_days)
+    try:
+        return clear(store, task=task, older_than=older_than)
+    except StoreError as error:
+        raise UserError(f"`shared` {store.url}: {error}") from None
+
+
 def size_of_cache(text: str) -> int:
     """The bytes of ``20GB``, ``500MiB`` or ``0``; UserError for anything else."""
     try:
@@ -158,6 +185,16 @@ def size_of_cache(text: str) -> int:
         raise UserError(
             f"`trunk_cache` {text}: not a size; write it as in 20GB or 500MB, or 0 to share no "
             "trunks"
+        ) from error
+
+
+def size_of_limit(text: str | None) -> int | None:
+    """The bytes of ``2TB``, None of nothing; UserError for anything else."""
+    try:
+        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+    except (ValidationError, OverflowError) as error:
+        raise UserError(
+            f"`shared_limit` {text}: not a size; write it as in 500GB or 2TB"
         ) from error
 
 

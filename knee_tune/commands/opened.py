@@ -101,7 +101,9 @@ def open_for_training(
     """
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
-    with open_workers(places.home, spec, recipe, options, looked=looked) as workers:
+    with open_workers(
+        places.home, spec, recipe, options, looked=looked, storage_url=places.storage_url
+    ) as workers:
         workers = _without_twins(_beyond_trunk(workers))
         spec, recipe = workers.spec, workers.recipe
         preloading.join()

@@ -54,6 +54,11 @@ def register_study(
     refuse_damaged(places.tracking_uri)  # before the test split is looked at
     attrs = trial_attrs(study, trial.number)
     weights = places.home.weights(attrs["weights"])
+    if not weights.is_file() and workers is not None and workers.sharing is not None:
+        inside = weights.relative_to(places.home.checkpoints).parts  # a driver elsewhere trained it
+        workers.sharing.fetch_run(
+            places.home.checkpoints / inside[0], on_line=on_line, on_life=lambda: None
+        )
     if not weights.is_file():
         raise UserError(f"study {name}: the weights of trial {trial.number} are gone ({weights})")
     test, over = study.user_attrs.get(f"{TEST_PREFIX}{attrs['key']}"), ""

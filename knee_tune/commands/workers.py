@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,16 +37,21 @@ from knee_tune.plans.planner import (
     steps_per_evaluation,
     train_plan,
 )
+from knee_tune.runs.object_store import ObjectStore, open_store
+from knee_tune.runs.sharing import Sharing
 from knee_tune.runs.trainer import Trainer, run_job
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.schedules import Exploring
 from knee_tune.scripts.imports import installed_imports
 from knee_tune.scripts.recipe import JOINED
+from knee_tune.study.locks import take_claim
 from knee_tune.tasks.registry import TaskEntry, task_entry
+from knee_tune.tracking import EXIT_PATIENCE
 from knee_tune.training.fingerprint import TrainingCode
 from knee_tune.workers.cores import usable_cores
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import QUIET, Callbacks, Done, GroupRunner
+from knee_tune.workers.ray_runner import RayRunner
 from knee_tune.workers.rendezvous import own_address
 from knee_tune.workers.torchrun import TorchrunRunner
 
@@ -63,11 +69,17 @@ class GroupOptions:
     nproc_asked: bool = True
     """False: a preset's choice, which may move to the CPU where there are too few GPUs."""
     slots: int = 1
-    runner: Literal["forkserver", "torchrun"] = "forkserver"
+    runner: Literal["forkserver", "torchrun", "ray"] = "forkserver"
     nnodes: int = 1
     address: str | None = None
     """Of this machine, where the ranks of other machines reach it; None: its host name's."""
     launcher: Sequence[str] = ("torchrun",)
+    ray_address: str | None = None
+    """Of a Ray cluster; None: the one that Ray finds, or a new one on this machine."""
+    strategy: Literal["pack", "spread"] | None = None
+    """Of Ray: whether the ranks of a trial go to few nodes (None: so) or to many."""
+    cpus_per_rank: float | None = None
+    """What Ray sets aside for a rank; None: one."""
     device: Device = "auto"
     trials_per_gpu: int = 1
     """Slots that share a GPU: for models that do not fill one."""
@@ -77,6 +89,10 @@ class GroupOptions:
     stall_timeout: float = 600.0
     trunk_cache: int = 20_000_000_000
     """Bytes that trunk checkpoints may take; 0: none are kept, every run is trained alone."""
+    shared: str | None = None
+    """URL of the store through which homes share trunk checkpoints and finished runs."""
+    shared_limit: int | None = None
+    """Bytes that trunk checkpoints may take in there; None: any."""
 
     @classmethod
     def as_placed(cls, placement: Placement) -> "GroupOptions":
@@ -102,13 +118,21 @@ class GroupOptions:
                 f"`nnodes` {self.nnodes}: nobody starts torchrun on the other machines; name who "
                 "does, as in `launcher` 'srun torchrun'"
             )
-        if self.nnodes > 1:
+        asked = (self.ray_address, self.strategy, self.cpus_per_rank)
+        if self.runner != "ray" and asked != (None, None, None):
+            raise UserError(
+                "`ray_address`, `strategy`, `cpus_per_rank`: only `runner` ray has a cluster to "
+                "place ranks in; add it"
+            )
+        if self.nnodes > 1 or (self.runner == "ray" and self.address is not None):
             own_address(self.address)
         elif self.address is not None:
             raise UserError(
                 f"`address` {self.address}: the ranks of one machine need none; leave it out, or "
-                "add `nnodes`"
+                "add `nnodes`, or `runner` ray"
             )
+        if self.shared_limit is not None and self.shared is None:
+            raise UserError("`shared_limit`: nothing is shared; add `shared`, or leave it out")
         if self.runner == "forkserver":
             self._refuse_a_crowd()
         if self.nproc % self.nnodes:
@@ -159,23 +183,25 @@ def has_gpu(device: Device) -> bool:
 def placed(options: GroupOptions, facts: TaskFacts, slot: int, *, amp: bool) -> Placement:
     """The devices of a slot; ``amp`` is what the recipe wants where there is a GPU.
 
-    UserError if this machine has fewer GPUs than were asked for, or none for what needs one.
+    Ray gives a group its devices when it has room for it: all that counts is whether the ranks that
+    looked had any. UserError if this machine has fewer GPUs than were asked for, or none for what
+    needs one.
     """
     device = options.device
     local, shared = options.nproc // options.nnodes, options.trials_per_gpu
     needed = local * math.ceil(options.slots / shared)
     if device == "auto":
-        enough = local <= facts.gpus
+        enough = local <= facts.gpus or options.runner == "ray"
         device = "cuda" if facts.gpus and (enough or options.nproc_asked) else "cpu"
     devices = None  # all that a rank sees; on other machines their names may differ
     if device == "cuda":
-        if needed > facts.gpus:
+        if options.runner != "ray" and needed > facts.gpus:
             raise UserError(
                 f"`nproc` {options.nproc} `slots` {options.slots}: needs {needed} GPUs on "
                 f"this machine, which has {facts.gpus}; lower one of them, let small trials share "
                 "one with `trials_per_gpu`, or `device` cpu"
             )
-        if options.nnodes == 1 or options.slots > 1:
+        if options.runner != "ray" and (options.nnodes == 1 or options.slots > 1):
             named = os.environ.get("CUDA_VISIBLE_DEVICES")
             every = named.split(",") if named else [str(index) for index in range(facts.gpus)]
             first = slot // shared * local
@@ -215,6 +241,8 @@ class Workers:
     facts: TaskFacts = field(repr=False)
     rows: Sequence[Schedule] = ()
     """What a comparison trains: its table's rows in order; empty for a search."""
+    sharing: Sharing | None = field(default=None, repr=False)
+    """What runs get from other homes, and leave for them."""
     remarks: tuple[str, ...] = ()
     """What people should know of how the recipe was read."""
 
@@ -338,6 +366,8 @@ class Looked:
     held: HeldHome
     runner: GroupRunner = field(repr=False)
     facts: TaskFacts = field(repr=False)
+    store: ObjectStore | None = field(repr=False)
+    """What this home shares with others."""
     joined: Mapping[str, Any] | None
     """What a script said to ``join``; None: it is a task."""
 
@@ -356,21 +386,15 @@ def look_at(
     """Make the home if need be, start the runner, look at the task's data; end the runner at last.
 
     ``logs``: the study whose folder has the log. ``trunk_file``: a trunk that the task's model is
-    to go on from. UserError if it cannot, or the home cannot be made, the task's
-    data or libraries are missing, or there are too few devices; MachineError if it keeps ending the
-    group that looks. What becomes of the home then says :meth:`Home.held`.
+    to go on from. UserError if it cannot, or the home cannot be made, the task's data, libraries or
+    the store that is shared are missing, or there are too few devices; MachineError if it keeps
+    ending the group that looks. What becomes of the home then says :meth:`Home.held`.
     """
     options.check()
     entry = task_entry(task)
     script = Path(recipe["script"]) if task == SCRIPT else None
     modules = installed_imports(script) if script else entry.modules(recipe)
-    runner: GroupRunner
-    if options.runner == "torchrun":
-        runner = TorchrunRunner(
-            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
-        )
-    else:
-        runner = ForkserverRunner(ENTRY, preload=(ENTRY.partition(":")[0], *modules))
+    runner = _runner(options, preload=(ENTRY.partition(":")[0], *modules))
     plan = DescribePlan(
         task=task,
         recipe=dict(recipe),
@@ -380,10 +404,32 @@ def look_at(
         log_dir=home.logs(logs) / "describe",
         trunk_file=trunk_file,
     )
-    with closing(runner), home.held(logs=plan.log_dir) as held:
-        home.sweep()  # while the runner warms up
-        facts, joined = _facts(runner, plan, entry, script)
-        yield Looked(held=held, runner=runner, facts=facts, joined=joined)
+    with closing(runner):
+        store = _open_store(options.shared, home)  # while the runner warms up
+        with home.held(logs=plan.log_dir) as held:
+            home.sweep()
+            facts, joined = _facts(runner, plan, entry, script)
+            yield Looked(held=held, runner=runner, facts=facts, store=store, joined=joined)
+
+
+def _runner(options: GroupOptions, *, preload: Sequence[str]) -> GroupRunner:
+    if options.runner == "torchrun":
+        return TorchrunRunner(
+            ENTRY, options.launcher, nnodes=options.nnodes, address=options.address
+        )
+    if options.runner == "ray":
+        return RayRunner(
+            ENTRY,
+            preload,
+            cluster=options.ray_address,
+            address=options.address,
+            strategy=options.strategy or "pack",
+            device=options.device,
+            cpus=options.cpus_per_rank or 1.0,
+            gpus=1 / options.trials_per_gpu,
+            fewest_gpus=1 if options.nproc_asked else options.nproc,
+        )
+    return ForkserverRunner(ENTRY, preload=preload)
 
 
 @contextmanager
@@ -394,10 +440,12 @@ def open_workers(
     options: GroupOptions,
     *,
     looked: Looked | None = None,
+    storage_url: str | None = None,
 ) -> Iterator[Workers]:
     """The workers of a study, whose runner ends with them; ``looked``: those that are there.
 
-    Errors as of :func:`look_at`.
+    ``storage_url``: where drivers with other homes meet, so that one of them trains a trunk that
+    all share. Errors as of :func:`look_at`.
     """
     with ExitStack() as stack:
         if looked is None:
@@ -408,6 +456,7 @@ def open_workers(
         held, facts = looked.held, looked.facts
         home.logs(spec.name).mkdir(exist_ok=True)  # a script's study gets its name after the look
         limit = options.trunk_cache
+        sharing = stack.enter_context(_sharing(looked.store, options, storage_url))
         table = spec.compare.rows if spec.compare else ()
         budget, of_what = budget_steps(recipe, facts), "the budget"
         if table:  # before its scale, which a row has for its warmup too
@@ -426,11 +475,47 @@ def open_workers(
             trainer=Trainer(
                 looked.runner,
                 trunks=TrunkStore(home.trunks, limit=limit) if limit else None,
+                sharing=sharing,
                 on_life=held.raise_if_gone,
             ),
+            sharing=sharing,
             facts=facts,
             rows=[row_schedule(row, settled, facts, scale=spec.scale) for row in table],
         )
+
+
+def _open_store(url: str | None, home: Home) -> ObjectStore | None:
+    """The store at ``url``, which was tried out; UserError if it is none, or the home itself."""
+    if url is None:
+        return None
+    store = open_store(url)
+    if store.folder is not None and store.folder.resolve() == home.root.resolve():
+        raise UserError(f"`shared` {store.url}: is the home itself; name a folder of its own")
+    if not store.exclusive:
+        log.warning(
+            "%s: cannot create a file only where there is none; of two drivers that save the same "
+            "checkpoint at the same moment the later one counts",
+            store.url,
+        )
+    return store
+
+
+@contextmanager
+def _sharing(
+    store: ObjectStore | None, options: GroupOptions, storage_url: str | None
+) -> Iterator[Sharing | None]:
+    """What trainers share through ``store``; at its end everything is put there."""
+    if store is None:
+        yield None
+        return
+    claim = {} if storage_url is None else {"claim": partial(take_claim, storage_url)}
+    sharing = Sharing(store, limit=options.shared_limit, **claim)
+    try:
+        yield sharing
+    except BaseException:
+        sharing.close(EXIT_PATIENCE)
+        raise
+    sharing.close()
 
 
 def _facts(

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from knee_tune.schedules.decays import DECAYS, DEFAULT_POWER, Decay
-from knee_tune.schedules.schedule import warmup_steps_of
+from knee_tune.schedules.schedule import LONGEST_RUN, warmup_steps_of
 
 # The base of every value that crosses a boundary: frozen, typed, unknown keys refused.
 
@@ -238,9 +238,6 @@ Direction = Literal["minimize", "maximize"]
 
 MOST_EVALUATIONS = 1_000_000
 """Of a run, and so the most epochs: plans and records list every one of them."""
-
-LONGEST_RUN = 10**12
-"""Steps of a run that can be asked for."""
 
 Epochs = Annotated[int, Field(gt=0, le=MOST_EVALUATIONS, description="training budget, in epochs")]
 

@@ -192,6 +192,9 @@ Plan = Annotated[
 KEPT_WEIGHTS = "weights.safetensors"
 """The file in a run's checkpoint folder with the weights that the run keeps."""
 
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The file in a checkpoint's folder with whose state it is, and the checksums of the others."""
+
 
 def checkpoint_path(directory: Path, *, step: int) -> Path:
     """The folder of one checkpoint."""

@@ -1,6 +1,7 @@
 """Trains a run once: takes a cached result, shares its trunk, starts it again if it dies."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from knee_tune.plans.plan import (
 from knee_tune.plans.step_note import begin_note, end_note, read_note
 from knee_tune.records.values import StepCount
 from knee_tune.runs.locks import POLL_SECONDS, file_lock, held_once
-from knee_tune.runs.run_cache import read_record, write_record
+from knee_tune.runs.run_cache import RECORD, read_record, write_record
+from knee_tune.runs.sharing import Sharing
 from knee_tune.runs.trunks import TrunkStore
 from knee_tune.tasks.registry import task_entry
 from knee_tune.workers.protocol import (
@@ -176,7 +178,8 @@ class Trainer:
 
     A run's checkpoint folder is named after everything that decides its result
     (``plans/identity.py``), so one driver at a time works in it, and what it leaves there serves
-    the next. ``trunks``: None if none are kept. ``on_life`` is called at every sign of life of
+    the next. ``trunks``: None if none are kept. ``sharing``: what other homes left, and get; None:
+    nothing. ``on_life`` is called at every sign of life of
     every run, also of one that waits, and before anything is said of it; what it raises ends the
     run.
     """
@@ -186,9 +189,11 @@ class Trainer:
         runner: GroupRunner,
         *,
         trunks: TrunkStore | None,
+        sharing: Sharing | None = None,
         on_life: Callable[[], None] = lambda: None,
     ) -> None:
         self._runner, self._trunks, self._on_life = runner, trunks, on_life
+        self._sharing = sharing
 
     def train(
         self,
@@ -219,7 +224,13 @@ class Trainer:
         wait = _Wait(listener, step=steps().reached, why=why)
         with held_once(lock, unless=lambda: False, meanwhile=wait):
             before = _counted(plan, steps(), listener)
-            return _cached(plan, before, listener) or self._train(plan, before, listener)
+            if self._sharing is not None:
+                alive = partial(listener.on_progress, before.reached)
+                self._sharing.fetch_run(folder, on_line=listener.on_line, on_life=alive)
+            result = _cached(plan, before, listener) or self._train(plan, before, listener)
+            if self._sharing is not None and (folder / RECORD).is_file():
+                self._sharing.put_run(folder, on_line=callbacks.on_line)
+            return result
 
     def _alive(self, callback: Callable[[T], R]) -> Callable[[T], R]:
         """Wrap ``callback``: it is called as long as ``on_life`` raises nothing."""
@@ -321,6 +332,7 @@ class Trainer:
             yield lambda step: None
             return
         trunk, leaves = plan.trunk, plan.trunk.checkpoint_steps[-1]
+        sharing, put = self._sharing, 0
 
         def known() -> bool:
             own = checkpoint_paths(plan.checkpoint_dir)
@@ -329,8 +341,12 @@ class Trainer:
             )
 
         def passed(step: int) -> None:
+            nonlocal put
             if step > leaves:
                 leaving.close()
+            elif sharing is not None and (saved := bisect_left(trunk.checkpoint_steps, step)) > put:
+                put = saved  # a step that is over was written, if it was to be
+                sharing.put_trunk(plan, on_line=listener.on_line)
 
         why = f"{plan.log_dir.name}: waiting for another run that is training the same trunk"
         wait = _Wait(listener, step=steps.reached, why=why)
@@ -338,6 +354,16 @@ class Trainer:
         with ExitStack() as leaving:
             leaving.callback(self._shrink, listener)
             leaving.enter_context(held_once(lock, unless=known, meanwhile=wait))
+            if sharing is not None:
+                leaving.enter_context(
+                    sharing.trunk_alone(
+                        plan,
+                        unless=known,
+                        meanwhile=wait,
+                        on_line=listener.on_line,
+                        on_life=partial(listener.on_progress, steps.reached),
+                    )
+                )
             yield passed
 
     def _use_trunk(self, plan: TrainPlan, listener: _Listener) -> None:

@@ -19,6 +19,9 @@ from knee_tune.schedules.decays import (
     progress_at,
 )
 
+LONGEST_RUN = 10**12
+"""Steps of a run that can be asked for."""
+
 
 class Schedule(Protocol):
     """An LR for every step of a budget. Seed LR in the optimizer's units, budget in steps."""

@@ -60,7 +60,7 @@ def smoothed(scores: Scores) -> Floats:
         return scores.means
     rows, columns = np.nonzero(scores.tried)
     gains = scores.means[scores.tried]
-    surface = smoother.weights @ (gains - gains.mean()) + gains.mean()
+    surface = smoother.surface(gains - gains.mean()) + gains.mean()
     at = np.abs(smoother.fractions - scores.fractions[columns][:, None]).argmin(axis=1)
     found = np.full_like(scores.means, np.nan)
     found[rows, columns] = surface[rows, at]

@@ -174,7 +174,7 @@ GRID_STEP = 0.01
 LEAST_POINTS = 6
 """For a Gaussian process: it has four hyperparameters."""
 
-MOST_POINTS = 1000
+MOST_POINTS = 400
 """For a Gaussian process: its cost grows with their third power."""
 
 
@@ -184,18 +184,27 @@ class Smoother:
 
     fractions: Floats
     """(grid)."""
-    weights: Floats
-    """(seed LRs, grid, points): times the points' mean gains it is the surface, less an offset."""
+    basis: Floats
+    """(seed LRs, grid, k): times k numbers that the points' mean gains give it is the surface, less
+    an offset."""
+    reading: Floats
+    """(k, points): times the points' mean gains it is those numbers. Apart from the basis, for both
+    together have a number for every point at every place of the surface."""
     doubt: Floats
-    """(seed LRs, grid, k): times k standard normals, an error of the surface that seeds do not
+    """(seed LRs, grid, k'): times k' standard normals, an error of the surface that seeds do not
     show: what lies between the points, or what a polynomial cannot follow."""
+
+    def surface(self, means: Floats) -> Floats:
+        """(..., seed LRs, grid): the surface, from the points' means (..., points)."""
+        read = means @ self.reading.T
+        return np.asarray(np.einsum("lgk,...k->...lg", self.basis, read, optimize=True))
 
     def optima(self, means: Floats, *, doubts: Floats | None = None) -> Floats:
         """(..., seed LRs): the best fraction, from the points' means (..., points).
 
-        With ``doubts`` (..., seed LRs, k), standard normals, of a surface that could as well be.
+        With ``doubts`` (..., seed LRs, k'), standard normals, of a surface that could as well be.
         """
-        surface = np.einsum("lgp,...p->...lg", self.weights, means, optimize=True)
+        surface = self.surface(means)
         if doubts is not None:
             surface += np.einsum("lgk,...lk->...lg", self.doubt, doubts, optimize=True)
         return np.asarray(self.fractions[surface.argmax(axis=-1)])
@@ -239,14 +248,25 @@ def gp_smoother(scores: Scores) -> Smoother | None:
         noise, fitted = noise + fitted.k2.noise_level, fitted.k1
     grid = _grid(scores)
     inverse = np.linalg.inv(fitted(points) + np.diag(noise))
-    weights, doubt = [], []
+    basis, doubt = [], []
     for row in _rows(scores, grid):
         cross = fitted(row, points)
         weight = cross @ inverse
-        weights.append(np.zeros((len(row), scores.tried.sum())))
-        weights[-1][:, chosen] = weight
+        basis.append(weight)
         doubt.append(scale * _root(fitted(row) - cross @ weight.T - (weight * noise) @ weight.T))
-    return Smoother(fractions=grid, weights=np.array(weights), doubt=np.array(doubt))
+    return Smoother(
+        fractions=grid,
+        basis=np.array(basis),
+        reading=_selection(chosen, scores.tried.sum()),
+        doubt=np.array(doubt),
+    )
+
+
+def _selection(chosen: npt.NDArray[np.intp], count: int) -> Floats:
+    """(chosen, count): what picks those out of so many."""
+    selection = np.zeros((len(chosen), count))
+    selection[np.arange(len(chosen)), chosen] = 1.0
+    return selection
 
 
 def cubic_smoother(scores: Scores) -> Smoother | None:
@@ -265,10 +285,12 @@ def cubic_smoother(scores: Scores) -> Smoother | None:
     added = np.linalg.pinv(higher - design @ (inverse @ higher), rcond=1e-6) @ means
     grid = _grid(scores)
     rows = np.concatenate(_rows(scores, grid))
-    weights = _terms(rows, 0, 3) @ inverse
-    doubt = (_terms(rows, 4, 5) - weights @ higher) @ added
+    basis = _terms(rows, 0, 3)
+    doubt = (_terms(rows, 4, 5) - basis @ (inverse @ higher)) @ added
     shape = len(scores.seed_lrs), len(grid), -1
-    return Smoother(fractions=grid, weights=weights.reshape(shape), doubt=doubt.reshape(shape))
+    return Smoother(
+        fractions=grid, basis=basis.reshape(shape), reading=inverse, doubt=doubt.reshape(shape)
+    )
 
 
 def _terms(points: Floats, lowest: int, highest: int) -> Floats:

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 import zlib
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -14,12 +15,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from knee_tune.runs.locks import file_lock, try_lock
-from knee_tune.study.patience import patience_with
+from knee_tune.study.patience import Patience, patience_with
 from knee_tune.study.patient_storage import UPTIME
 from knee_tune.study.storage import engine_options
 from knee_tune.urls import sqlite_file
 
-_WAIT = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
+_TURN_SECONDS = 1.0
+"""Seconds that PostgreSQL waits for a turn before the driver looks whether Ctrl-C came."""
+
+_WAIT = f"""
+DO $$ BEGIN
+  PERFORM set_config('lock_timeout', '{_TURN_SECONDS:g}s', true), pg_advisory_xact_lock({{key}});
+EXCEPTION WHEN lock_not_available THEN NULL;
+END $$"""
+
+_HELD = sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)")
+"""True, too, where this very transaction has it."""
 
 _TRY = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
 
@@ -30,11 +41,12 @@ def asking_lock(url: str, *, study: str) -> AbstractContextManager[object]:
     So each driver counts the trials of the others and samples beside them: the number of trials is
     exact, and no point is tried twice. Optuna sees to neither, and SQLite ignores the
     SELECT ... FOR UPDATE by which it takes a queued trial. Drivers meet at a file beside an SQLite
-    database, and at an advisory lock in PostgreSQL; on any other server nobody waits.
+    database, and at an advisory lock in PostgreSQL; on any other server nobody waits. Ctrl-C ends
+    the wait in any thread (see :meth:`knee_tune.study.patience.Patience.interrupt`).
     """
     file = sqlite_file(url)
     if file is not None:
-        return FileLock(f"{file}.asking")
+        return _FileTurn(f"{file}.asking", patience_with(url))
     if make_url(url).get_backend_name() == "postgresql":
         return _AdvisoryLock(url, zlib.crc32(f"knee-tune asks {study}".encode()))
     return nullcontext()
@@ -46,6 +58,26 @@ def retaken(lock: AbstractContextManager[object]) -> bool:
     A PostgreSQL that restarts frees its locks: what was read under one may no longer be so.
     """
     return isinstance(lock, _AdvisoryLock) and lock.retaken()
+
+
+class _FileTurn:
+    """A lock on a file, waited for until Ctrl-C."""
+
+    def __init__(self, file: str, patience: Patience) -> None:
+        self._lock, self._patience = FileLock(file), patience
+
+    def __enter__(self) -> Self:
+        while not try_lock(self._lock):
+            self._patience.raise_if_interrupted()
+            time.sleep(_FILE_SECONDS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_FILE_SECONDS = 0.05
+"""Between two looks whether the lock on a file is free."""
 
 
 class _AdvisoryLock:
@@ -87,8 +119,12 @@ class _AdvisoryLock:
 
     def _acquire(self, connection: sqlalchemy.Connection) -> bool:
         """Wait for it; it is the transaction's, which a server that pools connections keeps."""
-        connection.execute(_WAIT, {"key": self._key})
-        return True
+        wait = _WAIT.format(key=self._key)
+        while True:
+            connection.exec_driver_sql(wait)
+            if connection.scalar(_HELD, {"key": self._key}):
+                return True
+            self._patience.raise_if_interrupted()
 
     def _answers(self) -> bool:
         """Tell whether its connection stands, and the lock with it."""

@@ -74,6 +74,13 @@ class Patience:
         """End all waiting, in any thread, on Ctrl-C. Takes no lock, for signal handlers."""
         self._interrupted = True
 
+    def raise_if_interrupted(self) -> None:
+        """End a wait for something else after Ctrl-C, as :meth:`outlast` ends its own."""
+        if self._interrupted:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            raise StorageGoneError("interrupted")
+
     def resume(self) -> None:
         """Begin a new command: what ended an earlier one of this process is over."""
         self._given_up = self._interrupted = False

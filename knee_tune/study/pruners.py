@@ -4,7 +4,6 @@ import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -92,6 +91,7 @@ class KneePruner(BasePruner):
         self._max_lr_fraction, self._min_progress = max_lr_fraction, min_progress
         self._max_seed_lr, self._param = max_seed_lr, param
         self._warned = False
+        self._finished: dict[int, _Finished] = {}
 
     @staticmethod
     def describe(
@@ -126,7 +126,7 @@ class KneePruner(BasePruner):
             )
             return False
         value = sign * trial.intermediate_values[at]
-        known = _known(study, described)
+        known = self._known(study, described)
         self._warn_of_other_steps(trial, described, known)
         if at >= described.replicates * described.total_steps:
             return False  # it is over anyway
@@ -136,15 +136,34 @@ class KneePruner(BasePruner):
             return False
         phase, after = described.locate(at)
         schedule = described.phases[phase]
-        peers = [_Peer(other.phases[phase], reports) for other, reports in known]
+        peers = [other.in_phase(phase, after) for other in known]
         recent = sorted(step for step in trial.intermediate_values if after < step <= at)
         return len(recent) >= self._patience and all(
             self._misses(trial, schedule, step, peers, after=after, sign=sign)
             for step in recent[: -self._patience - 1 : -1]
         )
 
+    def _known(self, study: optuna.Study, described: "_Described") -> "list[_Finished]":
+        """Complete trials of the same budget, phases and replicates.
+
+        Each is looked at once: a study may have ten thousand, and is asked for them at every report
+        of every trial. A trial that is complete stays the same object, where storages keep them.
+        """
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        before = self._finished
+        self._finished = {
+            id(trial): before.get(id(trial)) or _Finished(trial) for trial in complete
+        }
+        return [
+            other
+            for other in self._finished.values()
+            if other.described is not None
+            and other.steps == described.steps
+            and other.described.replicates == described.replicates
+        ]
+
     def _warn_of_other_steps(
-        self, trial: FrozenTrial, described: "_Described", known: "_Known"
+        self, trial: FrozenTrial, described: "_Described", known: "Sequence[_Finished]"
     ) -> None:
         """Warn, once, that reports and schedule count differently, in epochs and in steps say.
 
@@ -154,7 +173,7 @@ class KneePruner(BasePruner):
         total = described.replicates * described.total_steps
         reports: Mapping[int, float] = trial.intermediate_values
         if max(reports) <= total:
-            _, first = known[0] if known else (None, None)
+            first = known[0].trial.intermediate_values if known else None
             if not first or 2 * max(first) >= total:
                 return
             reports = first
@@ -184,11 +203,7 @@ class KneePruner(BasePruner):
         step = reported - after
         if not self._acts(trial, schedule, step, peers):
             return False
-        others = [
-            sign * other
-            for peer in peers
-            if (other := self._value_of(peer, schedule, step, after=after)) is not None
-        ]
+        others = [sign * other for other in self._values(peers, schedule, step)]
         value = sign * trial.intermediate_values[reported]
         return len(others) >= self._n_min_trials and is_outside(
             value, others, percentile=self._percentile
@@ -210,21 +225,27 @@ class KneePruner(BasePruner):
         )
         return schedule.lr(step) <= self._max_lr_fraction * highest
 
-    def _value_of(self, peer: "_Peer", schedule: Knee, step: int, *, after: int) -> float | None:
-        """A peer's value where it can be compared with this trial's; None if it never can."""
-        same: float | None
+    def _values(self, peers: Sequence["_Peer"], schedule: Knee, step: int) -> list[float]:
+        """Values of peers where they can be compared with this trial's; of those that have one."""
         if self._align == "step":
-            lr = schedule.lr(step)
-            at_least = peer.schedule.lr(step) >= lr or math.isclose(peer.schedule.lr(step), lr)
-            same = step if at_least else None
-        elif self._align == "progress":
+            lowest = schedule.lr(step)
+            found = [peer.at(step) for peer in peers]
+            return [
+                value
+                for lr, value in found
+                if value is not None and (lr >= lowest or math.isclose(lr, lowest))
+            ]
+        if self._align == "progress":
             progress = decay_progress(schedule, step)
-            same = step_at_progress(peer.schedule, progress)
+            places = [step_at_progress(peer.schedule, progress) for peer in peers]
         else:
-            same = step_at_lr(peer.schedule, schedule.lr(step))
-        if same is None:
-            return None
-        return value_at(peer.reports, same, after=after, steps=schedule.total_steps)
+            lr = schedule.lr(step)
+            places = [step_at_lr(peer.schedule, lr) for peer in peers]
+        values = [
+            None if place is None else peer.value_at(place)
+            for peer, place in zip(peers, places, strict=True)
+        ]
+        return [value for value in values if value is not None]
 
 
 class _Described(NamedTuple):
@@ -232,9 +253,9 @@ class _Described(NamedTuple):
     replicates: int
 
     @property
-    def steps(self) -> list[int]:
+    def steps(self) -> tuple[int, ...]:
         """Of each phase."""
-        return [each.total_steps for each in self.phases]
+        return tuple(each.total_steps for each in self.phases)
 
     @property
     def total_steps(self) -> int:
@@ -249,15 +270,44 @@ class _Described(NamedTuple):
         return phase, replicate * self.total_steps + (0, *ends)[phase]
 
 
-_Known = Sequence[tuple[_Described, Mapping[int, float]]]
-"""Complete trials of the same budget, phases and replicates, with what they reported."""
+class _Finished:
+    """A complete trial, with what is asked of it again and again."""
+
+    def __init__(self, trial: FrozenTrial) -> None:
+        self.trial = trial
+        self.described = _describe(trial)
+        self.steps = () if self.described is None else self.described.steps
+        self._phases: dict[tuple[int, int], _Peer] = {}
+
+    def in_phase(self, phase: int, after: int) -> "_Peer":
+        """Look at one of its phases, which in this replicate begins ``after`` that step."""
+        place = phase, after
+        if place not in self._phases:
+            assert self.described is not None
+            self._phases[place] = _Peer(
+                self.described.phases[phase], self.trial.intermediate_values, after
+            )
+        return self._phases[place]
 
 
-class _Peer(NamedTuple):
-    """One of them in the phase that is compared."""
+class _Peer:
+    """A complete trial in the phase that is compared."""
 
-    schedule: Knee
-    reports: Mapping[int, float]
+    def __init__(self, schedule: Knee, reports: Mapping[int, float], after: int) -> None:
+        self.schedule, self._reports, self._after = schedule, reports, after
+        self._at: dict[int, tuple[float, float | None]] = {}
+
+    def at(self, step: int) -> tuple[float, float | None]:
+        """LR and value at a step of the phase; no value if it has none there."""
+        found = self._at.get(step)
+        if found is None:
+            found = self._at[step] = self.schedule.lr(step), self.value_at(step)
+        return found
+
+    def value_at(self, step: float) -> float | None:
+        """See :func:`value_at`."""
+        steps = self.schedule.total_steps
+        return value_at(self._reports, step, after=self._after, steps=steps)
 
 
 def _describe(trial: FrozenTrial) -> _Described | None:
@@ -266,7 +316,7 @@ def _describe(trial: FrozenTrial) -> _Described | None:
     replicates = trial.user_attrs.get(REPLICATES, 1)
     try:
         each = fields.get("phases", [fields])
-        phases = tuple(_knee(*sorted(knee.items())) for knee in each)
+        phases = tuple(Knee(**knee) for knee in each)
     except (
         AttributeError,
         TypeError,
@@ -274,22 +324,6 @@ def _describe(trial: FrozenTrial) -> _Described | None:
     ):  # another schedule's, or somebody's own attribute
         return None
     return _Described(phases, replicates) if isinstance(replicates, int) else None
-
-
-@lru_cache(maxsize=4096)  # every trial of a study is looked at in every evaluation of another
-def _knee(*fields: tuple[str, Any]) -> Knee:
-    return Knee(**dict(fields))
-
-
-def _known(study: optuna.Study, described: _Described) -> _Known:
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [
-        (other, trial.intermediate_values)
-        for trial in complete
-        if (other := _describe(trial)) is not None
-        and other.steps == described.steps
-        and other.replicates == described.replicates
-    ]
 
 
 def _upper_bound(trial: FrozenTrial, param: str, seed_lr: float) -> float | None:

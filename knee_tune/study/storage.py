@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
@@ -56,10 +56,13 @@ def preload(*, sampler: str) -> threading.Thread:
     """
 
     def load() -> None:
-        for module in ("sqlalchemy.orm", "alembic.context", "optuna_dashboard"):
-            importlib.import_module(module)
-        if sampler == "gp":
-            importlib.import_module("torch").set_num_threads(1)
+        # What cannot be imported is said by whoever needs it; a command that ends meanwhile
+        # does not.
+        with suppress(Exception):
+            for module in ("sqlalchemy.orm", "alembic.context", "optuna_dashboard"):
+                importlib.import_module(module)
+            if sampler == "gp":
+                importlib.import_module("torch").set_num_threads(1)
 
     thread = threading.Thread(target=load, daemon=True, name="preload")
     thread.start()

@@ -8,10 +8,12 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pydantic import ValidationError
@@ -66,9 +68,45 @@ def module_of(task: str) -> str:
         raise UserError(f"{path}: {path.stem!r} can be no module's name; rename the file")
     while (folder / "__init__.py").is_file():
         parts, folder = [folder.name, *parts], folder.parent
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    if sys.path[0] != str(folder):  # another task's may have modules of the same names
+        sys.path[:] = [str(folder), *(each for each in sys.path if each != str(folder))]
     return f"{'.'.join(parts)}:{name}"
+
+
+@contextmanager
+def modules_of(folder: Path) -> Iterator[None]:
+    """Have modules of ``folder`` imported meanwhile, under names that other code may have too.
+
+    Another task in this process, or whoever uses it, may have a file or a helper of the same name:
+    it stays what it is, also afterwards. Python's own modules and installed ones come first.
+    """
+    mine = {path.name.removesuffix(".py") for path in folder.iterdir()}
+
+    def is_in_the_way(name: str) -> bool:
+        top = name.partition(".")[0]
+        place = _place(sys.modules.get(top)) if top in mine else None
+        return place is not None and place != folder and _is_own(f"{place}/{top}")
+
+    others = {name: sys.modules.pop(name) for name in [*sys.modules] if is_in_the_way(name)}
+    found_first = str(folder)
+    sys.path.insert(0, found_first)
+    try:
+        yield
+    finally:
+        sys.path.remove(found_first)
+        sys.modules.update(others)
+
+
+def _place(module: ModuleType | None) -> Path | None:
+    """The folder that a module or package is in; None if it is in none."""
+    for package in getattr(module, "__path__", ()):
+        return Path(package).resolve().parent
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve().parent if file else None
+
+
+_LOADED: dict[Path, ModuleType] = {}
+"""Modules of tasks by their files: another one may have the same name."""
 
 
 def load_class(task: str) -> Any:
@@ -79,15 +117,14 @@ def load_class(task: str) -> Any:
     module_name, _, name = module_of(task).partition(":")
     file = task.rpartition(":")[0]
     try:
-        module = import_module(module_name)
+        if file.endswith(".py"):
+            module = _load(Path(file).resolve(), module_name)
+        else:
+            module = import_module(module_name)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(_import_trouble(task, module_name, error)) from error
-    found_in = getattr(module, "__file__", None)
-    if file.endswith(".py") and (found_in is None or Path(found_in).resolve() != Path(file)):
-        raise UserError(
-            f"{file}: Python has another module {module_name}, {found_in or 'a built-in one'}; "
-            "rename the file"
-        )
     task_type = getattr(module, name, None)
     if task_type is None:
         known = [each for each, value in vars(module).items() if is_task(value)]
@@ -97,6 +134,20 @@ def load_class(task: str) -> Any:
         raise UserError(f"`task` {task}: there is no class {name}; {meant}{listed}")
     check_class(task_type, task)
     return task_type
+
+
+def _load(file: Path, name: str) -> ModuleType:
+    if file not in _LOADED:
+        with modules_of(Path(sys.path[0])):  # where module_of has put it
+            module = import_module(name)
+        found_in = getattr(module, "__file__", None)
+        if found_in is None or Path(found_in).resolve() != file:
+            raise UserError(
+                f"{file}: Python has another module {name}, {found_in or 'a built-in one'}; "
+                "rename the file"
+            )
+        _LOADED[file] = module
+    return _LOADED[file]
 
 
 def load_installed(point: EntryPoint) -> Any:
@@ -214,7 +265,9 @@ def space_of(task: str, task_type: Any) -> Document:
 
     Without either: a decade around the recipe's seed LR on both sides, and all explore fractions.
     """
-    file = Path(inspect.getfile(task_type)).with_suffix(".yaml")
+    place = task.rpartition(":")[0]
+    source = place if place.endswith(".py") else inspect.getfile(task_type)
+    file = Path(source).with_suffix(".yaml")
     description = (inspect.getdoc(task_type) or task_type.__name__).splitlines()[0]
     usual: dict[str, Any] = {
         "description": description,

@@ -29,7 +29,7 @@ from knee_tune.records.events import (
     TrialStarted,
 )
 from knee_tune.records.values import RunEnd
-from knee_tune.tracking.sender import DeletedError, RejectedError
+from knee_tune.tracking.sender import DeletedError, ForbiddenError, RejectedError
 from knee_tune.tracking.store import (
     MAX_PATIENCE,
     PATIENCE,
@@ -183,6 +183,11 @@ RUN_KEY = "knee.run_key"
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
+FORBIDDEN = 403
+
+_OF_NO_STUDY = (401, 408, 425, 429)
+"""Answers to whoever is unknown, or asks too often."""
+
 
 @dataclass
 class _StudyRuns:
@@ -213,7 +218,8 @@ class RunWriter:
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
         """Write ``events``, metrics in batches; RejectedError if MLflow refuses one for good.
 
-        DeletedError if the experiment, or the run of one, was deleted.
+        DeletedError if the experiment, or the run of one, was deleted; ForbiddenError if the study
+        is not ours to write.
         """
         with self._asking(study):
             self._apply(study, events)
@@ -231,7 +237,7 @@ class RunWriter:
 
     @contextmanager
     def _asking(self, study: StudyStarted) -> Iterator[None]:
-        """Have the runs of ``study`` known; RejectedError if MLflow then refuses."""
+        """Have the runs of ``study`` known; RejectedError or ForbiddenError if MLflow refuses."""
         try:
             # More patience after every failure: a slow server is late, not dead.
             with patience(min(PATIENCE * 2**self._failures, MAX_PATIENCE)):
@@ -243,6 +249,8 @@ class RunWriter:
             self._studies.clear()  # a call may have worked although its answer was lost
             if _refused(error):
                 raise RejectedError(str(error)) from error
+            if _forbidden(error):
+                raise ForbiddenError(str(error)) from error
             self._failures += 1
             raise
 
@@ -465,3 +473,13 @@ def _refused(error: Exception) -> bool:
     if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
         return False
     return isinstance(error, RestException) or "API request" not in str(error)
+
+
+def _forbidden(error: Exception) -> bool:
+    """Whether people must see to what MLflow said no to: a permission, a name that is taken."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = error.get_http_status_code()
+    if isinstance(error, RestException):
+        return 400 < status < 500 and status not in _OF_NO_STUDY
+    return status == FORBIDDEN  # which MLflow's own accounts say in plain text

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from knee_tune.errors import first_line
+from knee_tune.errors import first_line, one_line
 from knee_tune.records.events import (
     Event,
     Recorded,
@@ -53,12 +53,20 @@ class DeletedError(Exception):
     """
 
 
+class ForbiddenError(Exception):
+    """The server answered, and as things are takes nothing of this study; the text says why.
+
+    Its events wait until people have seen to it, and hold up no other study's.
+    """
+
+
 class Delivery(Protocol):
     """Where events belong. The same events may come twice and must count once."""
 
     def apply(self, study: StudyStarted, events: Sequence[Recorded]) -> None:
         """Deliver all of ``events``, or raise; :class:`RejectedError` if one is not acceptable,
-        :class:`DeletedError` if it is about what was deleted.
+        :class:`DeletedError` if it is about what was deleted, :class:`ForbiddenError` if the whole
+        study is refused.
 
         Outboxes of several drivers come in any order, so what is older than the newest start or
         end of its run neither opens nor ends that run.
@@ -80,7 +88,8 @@ class Sender:
 
     ``connect`` runs in the thread, so it may be slow. ``folders`` are searched once for
     outboxes to adopt. Those of the same study go first, since they tell what happened before;
-    those of other studies make room for ``outbox`` again and again. A ``local`` store is never
+    those of other studies make room for ``outbox`` again and again, and one that cannot be
+    delivered for the others: refused, it is left to the next command. A ``local`` store is never
     away, at most slow: its end has no deadline while events move. Once the home is ``gone``, and
     the outboxes with it, nothing is sent any more, which could make it anew.
     """
@@ -219,10 +228,21 @@ class Sender:
         while self._orphans:
             orphan = self._orphans[0]
             if self._outbox and orphan.path.parent != self._outbox.path.parent:
-                self._deliver(self._outbox)
-            self._deliver(orphan)
-            with suppress(DeletedError):  # what is deleted does not run
-                self._end_runs(orphan)
+                with suppress(ForbiddenError):  # is said after the others had their turn
+                    self._deliver(self._outbox)
+            try:
+                self._deliver(orphan)
+                with suppress(DeletedError):  # what is deleted does not run
+                    self._end_runs(orphan)
+            except ForbiddenError as error:
+                said = one_line(first_line(error), longest=200)
+                self._warn_once(
+                    f"tracking at {self._where} refuses study {orphan.study.name} ({said}); its "
+                    "events wait for the next command"
+                )
+            except Exception:
+                self._orphans = [*self._orphans[1:], orphan]  # another one is tried first then
+                raise
             self._orphans = self._orphans[1:]
             orphan.close()
         if self._outbox:

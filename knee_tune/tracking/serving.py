@@ -8,6 +8,7 @@ with one answer per input, or an array (n, ...) of them (class scores).
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from safetensors.torch import load_model
 
+from knee_tune.tasks.outside import modules_of
 from knee_tune.tasks.registry import task_entry
 
 ORDER, WEIGHTS, ASSETS = "order", "weights", "assets"
@@ -29,8 +31,10 @@ class ServedTask(PythonModel):
     """A trained task that answers raw inputs, on the CPU."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the task and its model from the artifacts."""
-        self.load({name: Path(path) for name, path in context.artifacts.items()})
+        """Build the task and its model from the artifacts, and the code that travels with them."""
+        code = Path(__file__).parent / "code"
+        with modules_of(code) if code.is_dir() else nullcontext():
+            self.load({name: Path(path) for name, path in context.artifacts.items()})
 
     def load(self, artifacts: dict[str, Path]) -> None:
         """Build the task from ``order``, ``weights`` and, if it needs any, ``assets``."""

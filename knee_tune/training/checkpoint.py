@@ -27,6 +27,7 @@ from knee_tune.errors import FULL, UserError, first_line
 from knee_tune.files import checksum, drafts, link_or_copy, remove, whole
 from knee_tune.plans.identity import digest_of, measured_alike, run_identity
 from knee_tune.plans.plan import (
+    CHECKPOINT_MANIFEST,
     KEPT_WEIGHTS,
     TrainPlan,
     TrunkPlan,
@@ -40,7 +41,7 @@ from knee_tune.workers.group import Group, ran_out_of_memory
 FORMAT = 3
 """Changes with what a state holds, so that no state of another version is loaded."""
 
-STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, "manifest.json"
+STATE, WEIGHTS, MANIFEST = "state.pt", KEPT_WEIGHTS, CHECKPOINT_MANIFEST
 
 _DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),

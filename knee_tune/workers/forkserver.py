@@ -50,16 +50,16 @@ class ForkserverRunner(GroupRunner):
     def __init__(self, entry: str, preload: Sequence[str] = ()) -> None:
         self._entry = entry
         self._preload = tuple(preload)
-        self._warm: _WarmProcess | None = None
+        self._warm: WarmProcess | None = None
         self._starting = threading.Lock()
         self.warm()
 
-    def warm(self) -> "_WarmProcess":
+    def warm(self) -> "WarmProcess":
         """Make sure that the warm process exists, without waiting for its imports."""
         with self._starting:
             if self._warm is None or not self._warm.alive:
                 self._close_warm()
-                self._warm = _WarmProcess(self._preload)
+                self._warm = WarmProcess(self._preload)
             return self._warm
 
     def run(self, plan: Plan, callbacks: Callbacks) -> Outcome:
@@ -94,7 +94,7 @@ class ForkserverRunner(GroupRunner):
             self._warm.close()
             self._warm = None
 
-    def _fork(self, process: "_WarmProcess", plan: Plan, *, rank: int, store: Path) -> Wire:
+    def _fork(self, process: "WarmProcess", plan: Plan, *, rank: int, store: Path) -> Wire:
         ours, theirs = socket.socketpair()
         wire = Wire(ours)
         with theirs, contextlib.suppress(OSError):  # a dead one: the supervisor finds out
@@ -103,8 +103,8 @@ class ForkserverRunner(GroupRunner):
         return wire
 
 
-class _WarmProcess:
-    """The driver's handle of the warm process."""
+class WarmProcess:
+    """The handle of the warm process, for who started it. ``stores``: its folder for FileStores."""
 
     def __init__(self, preload: Sequence[str]) -> None:
         sweep(Path(tempfile.gettempdir()).glob(f"{_STORES}*"))
@@ -147,9 +147,10 @@ class _WarmProcess:
             return False
         return False  # it never writes: this is the end of the line
 
-    def fork(self, line: socket.socket) -> None:
-        """Fork a rank that lives on ``line``."""
-        socket.send_fds(self._control, [b"r"], [line.fileno()])
+    def fork(self, line: socket.socket, *, store: socket.socket | None = None) -> None:
+        """Fork a rank that lives on ``line``; ``store``: where it is to serve its group's store."""
+        passed = [line.fileno()] if store is None else [line.fileno(), store.fileno()]
+        socket.send_fds(self._control, [b"r"], passed)
 
     def errors(self) -> str:
         """The last of what it wrote to stderr."""
@@ -159,6 +160,7 @@ class _WarmProcess:
         return self._errors.read().decode(errors="replace")[-4000:]
 
     def close(self) -> None:
+        """End it, and with it every rank that still runs."""
         self._control.close()
         try:
             self._process.wait(timeout=5)

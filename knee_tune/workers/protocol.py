@@ -247,6 +247,12 @@ class Ready(Spec):
     type: Literal["ready"] = "ready"
 
 
+class Alive(Spec):
+    """A heartbeat of a rank's process, whatever its job is doing."""
+
+    type: Literal["alive"] = "alive"
+
+
 class Position(Spec):
     """Where a rank is: the answer to an inquiry."""
 
@@ -263,13 +269,30 @@ class Exit(Spec):
     code: int = Field(description="exit code; minus the number of the signal that killed it")
 
 
-FromRank = Report | Progress | Line | Failure | Done | Hello | Started | Ready | Position | Exit
+FromRank = (
+    Report | Progress | Line | Failure | Done | Hello | Started | Ready | Alive | Position | Exit
+)
 
 _FROM_RANK: TypeAdapter[FromRank] = TypeAdapter(Annotated[FromRank, Field(discriminator="type")])
 
 _ANSWER: TypeAdapter[Decision | Inquiry] = TypeAdapter(Decision | Inquiry)
 
 _LONGEST_HELLO = 1024  # bytes
+
+_NOTICE_A_DEAD_PEER = {
+    "TCP_KEEPIDLE": 15,  # seconds
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 45_000,  # milliseconds
+}
+
+
+def notice_a_dead_peer(sock: socket.socket) -> None:
+    """Have the system ask after the other machine of a TCP line: it ends after 45 s of silence."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _NOTICE_A_DEAD_PEER.items():
+        if (option := getattr(socket, name, None)) is not None:  # which not every system has
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Wire:

@@ -26,6 +26,7 @@ from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import SCRIPT, Placement, Plan
 from knee_tune.workers.group import Group, ran_out_of_memory
 from knee_tune.workers.protocol import (
+    Alive,
     Channel,
     Decision,
     Done,
@@ -48,11 +49,17 @@ FAILED = 17
 
 _PROGRESS_INTERVAL = 1.0  # seconds
 
+_BEAT_INTERVAL = 5.0  # seconds
+
 _COLLECTIVES = ("/torch/distributed/", "/torch/autograd/", "/knee_tune/workers/group.py")
 
 
 class DriverLine(Channel):
-    """A rank's line to the driver. A thread reads it and ends the rank when the driver dies."""
+    """A rank's line to the driver. A thread reads it and ends the rank when the driver dies.
+
+    Another one beats: so a rank that is stopped, or whose machine is gone, is told from one that
+    takes its time.
+    """
 
     def __init__(self, wire: Wire, rank: int) -> None:
         self._wire = wire
@@ -62,6 +69,7 @@ class DriverLine(Channel):
         self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
         self._interrupted = threading.Event()
         threading.Thread(target=self._listen, daemon=True, name="driver-line").start()
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def report(self, report: Report) -> Decision:
         """Send metrics and wait for the decision."""
@@ -97,6 +105,12 @@ class DriverLine(Channel):
             else:
                 self._wire.send(self._position())
         os._exit(FAILED)  # no driver, no rank
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # the driver is gone, which the other thread sees to
+            while True:
+                self._wire.send(Alive())
+                time.sleep(_BEAT_INTERVAL)
 
     def _position(self) -> Position:
         frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)

@@ -12,11 +12,13 @@ import socket
 import time
 
 from knee_tune.errors import UserError, first_line
-from knee_tune.workers.protocol import Hello, Wire
+from knee_tune.workers.protocol import Hello, Wire, notice_a_dead_peer
 
 LOOPBACK = "127.0.0.1"
 
 _PATIENCE = 10.0  # seconds for a caller to say who it is
+
+_ANSWER = 60.0  # seconds for the driver's machine to take a call
 
 _MOST_STRANGERS = 256  # callers that have not said so, at a time
 
@@ -82,6 +84,7 @@ class Rendezvous:
         except OSError:  # it has left again, or this process may open no more files
             return
         line.setblocking(True)  # on macOS it inherits what the listener is
+        notice_a_dead_peer(line)
         wire = Wire(line)
         self._strangers[wire] = time.monotonic()
         self._selector.register(wire.socket, selectors.EVENT_READ, wire)
@@ -115,6 +118,21 @@ class Rendezvous:
         self._selector.unregister(wire.socket)
         del self._strangers[wire]
         wire.socket.close()
+
+
+def call(endpoint: str) -> socket.socket:
+    """A rank's line to the driver who listens at ``endpoint``; OSError if nobody does."""
+    host, _, port = endpoint.rpartition(":")
+    line = socket.create_connection((host, int(port)), timeout=_ANSWER)
+    line.settimeout(None)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    notice_a_dead_peer(line)
+    return line
+
+
+def listen_beside(line: socket.socket) -> socket.socket:
+    """A socket that listens at this machine's address on the driver's network, at a free port."""
+    return socket.create_server((line.getsockname()[0], 0), family=line.family)
 
 
 def own_address(name: str | None) -> str:

@@ -7,11 +7,12 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from knee_tune.errors import HomeGoneError
 from knee_tune.workers.protocol import (
+    Alive,
     Callbacks,
     Decision,
     Done,
@@ -34,6 +35,8 @@ _TICK = 0.5  # seconds between two looks at the clock
 _CAUSES = 0.2  # seconds in which other ranks may tell the root cause
 
 _ECHOES = 2.0  # the same, while all that is known are echoes of another rank's death
+
+_BEATS = 50.0  # seconds without a heartbeat after which a rank's process counts as gone
 
 _ANSWER = 1.0  # seconds for a silent rank to say what it is doing
 
@@ -62,6 +65,9 @@ class _Rank:
     ready: bool = False
     trains: bool = False
     heard: float = 0.0
+    """When its job last gave a sign of life."""
+    beaten: float | None = None
+    """When its process did; None before its first heartbeat."""
     failed: bool = False
     ended: bool = False
     done: Done | None = None
@@ -73,7 +79,8 @@ class Supervisor:
     """Watches one group, given a wire per rank on which the order has been sent.
 
     ``local`` says that the ranks are processes of this machine and may be killed by pid; ranks of
-    other machines end themselves when their line does. ``saves``: the job is a run that can save
+    other machines end themselves when their line does, and are killed by ``signal_far``, given
+    their pids by rank, if there is who can. ``saves``: the job is a run that can save
     its state, which it does before an interrupt ends it.
     """
 
@@ -85,11 +92,13 @@ class Supervisor:
         callbacks: Callbacks,
         local: bool,
         saves: bool = False,
+        signal_far: Callable[[Mapping[int, int], signal.Signals], None] | None = None,
     ) -> None:
         self._ranks = [_Rank(number, wire) for number, wire in enumerate(wires)]
         self._stall_timeout = stall_timeout
         self._callbacks = callbacks
         self._local, self._saves = local, saves
+        self._signal_far = signal_far
         self._failures: list[Failure] = []  # in order of arrival
         self._clock = 0.0  # seconds spent waiting for ranks: callbacks and suspends do not count
         self._selector = selectors.DefaultSelector()
@@ -117,14 +126,39 @@ class Supervisor:
                 return self._ranks[0].done
             if any(self._silence(rank) > self._patience(rank) for rank in self._ranks):
                 return self._stalled()
+            self._miss_beats()
         self._listen_until(lambda: False, _CAUSES)
-        self._listen_until(lambda: not all(map(_is_echo, self._failures)), _ECHOES)
+        self._listen_until(lambda: not all(map(_echoes, self._failures)), _ECHOES)
+        since = self._clock
+        self._listen_until(lambda: self._is_explained(since), _BEATS)
+        self._miss_beats()
         return self._cause()
 
     def _cause(self) -> Failure:
-        """The first failure that is not an echo of another one."""
-        cause = min(self._failures, key=_is_echo)
-        return cause.model_copy(update={"kind": "lost"}) if _is_echo(cause) else cause
+        """The first failure that is not an echo of another one; a rank that vanished is none."""
+        cause = min(self._failures, key=_echoes)
+        return cause.model_copy(update={"kind": "lost"}) if _echoes(cause) else cause
+
+    def _is_explained(self, since: float) -> bool:
+        """Whether more is known than echoes, or every other rank was seen to live ``since``."""
+        return min(map(_echoes, self._failures)) < _ONLY_AN_ECHO or all(
+            rank.failed or rank.done or rank.beaten is None or rank.beaten > since
+            for rank in self._ranks
+        )
+
+    def _miss_beats(self) -> None:
+        """Note every rank whose process is stopped, or whose machine is gone.
+
+        One of this machine that can be seen to run lives, whatever keeps its thread from beating.
+        """
+        for rank in self._ranks:
+            if rank.beaten is None or rank.done or rank.failed:
+                continue
+            silence = self._clock - rank.beaten
+            if silence > _BEATS and not (self._local and _runs(rank.pid)):
+                what = "is stopped" if self._local else "is stopped, or its machine is gone"
+                message = f"rank {rank.number} had no heartbeat for {silence:.0f} s: it {what}"
+                self._fail(rank, Failure(kind="lost", rank=rank.number, message=message))
 
     # Listening
 
@@ -135,12 +169,16 @@ class Supervisor:
         self._clock += min(time.monotonic() - before, timeout)
         for key, _ in ready:
             rank: _Rank = key.data
-            rank.heard = self._clock
             messages = rank.wire.receive()
             if messages is None:
                 self._end_of_line(rank)
-            else:
-                rank.unheard += messages
+                continue
+            for message in messages:
+                if isinstance(message, Alive):
+                    rank.beaten = self._clock
+                else:
+                    rank.heard = self._clock
+                    rank.unheard.append(message)
         self._hear_all()
 
     def _hear_all(self) -> None:
@@ -291,6 +329,8 @@ class Supervisor:
             self._selector.close()
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._signal_far:
+            self._signal_far({rank.number: rank.pid for rank in self._ranks if rank.pid}, number)
         for rank in self._ranks:
             if self._local and rank.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -312,8 +352,25 @@ def _signal_name(number: int) -> str:
         return "a signal"
 
 
-def _is_echo(failure: Failure) -> bool:
-    """Whether the failure only says that another rank is gone; in a script it is a user's error."""
-    if failure.kind in ("exception", "user_error"):
-        return _ECHO.search(failure.message) is not None
-    return failure.kind == "lost"
+_ONLY_AN_ECHO = 2
+
+
+def _echoes(failure: Failure) -> int:
+    """How little the failure says of its cause: 0 names it, 1 where it is, 2 is only an echo.
+
+    An exception of a lost connection says that another rank is gone; in a script it is a user's
+    error.
+    """
+    if failure.kind in ("exception", "user_error") and _ECHO.search(failure.message):
+        return _ONLY_AN_ECHO
+    return 1 if failure.kind == "lost" else 0
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine is there, and not stopped by a signal."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False

@@ -6,11 +6,11 @@ The rank is a child so that somebody is left to say how it ended; torchrun would
 import contextlib
 import os
 import signal
-import socket
 import sys
 from types import FrameType
 
 from knee_tune.workers.protocol import Hello, Wire
+from knee_tune.workers.rendezvous import call, listen_beside
 from knee_tune.workers.warm_process import fork_rank, tell_exit
 
 DRIVER = "KNEE_TUNE_DRIVER"  # environment: host:port of the driver
@@ -24,14 +24,11 @@ NODE = "KNEE_TUNE_NODE"  # environment: a name that the ranks of one node share
 
 def main() -> None:
     """Run one rank; exits like it."""
-    host, _, port = os.environ.pop(DRIVER).rpartition(":")
-    line = socket.create_connection((host, int(port)))
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    line = call(os.environ.pop(DRIVER))
     local_rank = int(os.environ["LOCAL_RANK"])
     # The group's rank 0 is the first rank of one of the nodes.
     may_lead = os.environ.pop(NNODES) != "1" and local_rank == 0
-    store = _beside(line) if may_lead else None
+    store = listen_beside(line) if may_lead else None
     Wire(line).send(
         Hello(
             token=os.environ.pop(TOKEN),
@@ -54,11 +51,6 @@ def main() -> None:
     _, status = os.waitpid(rank, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(tell_exit(line, status) != 0)
-
-
-def _beside(line: socket.socket) -> socket.socket:
-    """Listens at this machine's address on the driver's network, at whichever port is free."""
-    return socket.create_server((line.getsockname()[0], 0), family=line.family)
 
 
 if __name__ == "__main__":

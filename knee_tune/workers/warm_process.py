@@ -1,8 +1,9 @@
 """The warm process that ranks are forked from: everything imported, CUDA never touched.
 
-It reads one byte and one socket per rank from its control socket, forks, and says on the rank's
-socket how the rank ended (exit code or signal). When the driver closes the control socket, or dies,
-it ends at once, also amid its imports, and every rank with it.
+It reads one byte and one socket per rank from its control socket (two sockets, if the rank may have
+to serve the group's store), forks, and says on the rank's socket how it ended (exit code or
+signal). When the driver closes the control socket, or dies, it ends at once, also amid its imports,
+and every rank with it.
 """
 
 import contextlib
@@ -133,16 +134,20 @@ def _serve(control: socket.socket) -> None:
             wake.recv(4096)
             _reap(lines)
         if control in ready:
-            request, fds, _, _ = socket.recv_fds(control, 1, 1)
+            request, fds, _, _ = socket.recv_fds(control, 1, 2)
             if not request:
                 break
-            line = socket.socket(fileno=fds[0])
+            line, *stores = (socket.socket(fileno=each) for each in fds)
+            store = stores[0] if stores else None
             try:
-                pid = fork_rank(line, private=[control, wake, woken, *lines.values()])
+                private = [control, wake, woken, *lines.values()]
+                pid = fork_rank(line, private=private, store=store)
             except OSError:  # no memory or no process left: the driver sees the line end
                 line.close()
             else:
                 lines[pid] = line
+            if store is not None:
+                store.close()
     for pid in lines:
         for kill in (os.kill, os.killpg):  # a rank forked just now leads no process group yet
             with contextlib.suppress(ProcessLookupError):

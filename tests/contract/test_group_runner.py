@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from knee_tune.errors import UserError
-from knee_tune.plans.plan import DescribePlan, Placement
+from knee_tune.plans.plan import DescribePlan, Placement, Plan
+from knee_tune.workers import supervisor
 from knee_tune.workers.forkserver import ForkserverRunner
 from knee_tune.workers.protocol import (
     Callbacks,
@@ -122,7 +123,7 @@ def go_on(_: Report) -> Decision:
 
 def run(
     runner: GroupRunner,
-    plan: DescribePlan,
+    plan: Plan,
     on_report: Callable[[Report], Decision] = go_on,
     on_line: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -258,6 +259,16 @@ def test_a_hang_is_blamed_on_the_rank_that_hangs(
     if what == "hang":
         assert "after step 2" in outcome.message
         assert "time.sleep(600)" in outcome.traceback
+
+
+def test_a_process_that_is_stopped_is_told_from_one_that_takes_its_time(
+    forkserver: ForkserverRunner, plan: PlanFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the stall time-out, though every peer waits for it in a collective."""
+    monkeypatch.setattr(supervisor, "_BEATS", 7.0)
+    outcome = failure(run(forkserver, plan(what="freeze", rank=1, stall_timeout=600.0)))
+    assert (outcome.kind, outcome.rank) == ("lost", 1)
+    assert outcome.message.endswith(": it is stopped")
 
 
 def test_a_slow_driver_is_no_stall(forkserver: ForkserverRunner, plan: PlanFor) -> None:

@@ -20,6 +20,11 @@ SPANNING = ("--runner", "torchrun", "--nnodes", "2", "--launcher", "srun torchru
             (*QUICK, *SPANNING, "--address", "192.0.2.1"),
             ("--address 192.0.2.1", "no address of this machine"),
         ),
+        ((*QUICK, "--strategy", "spread"), ("--strategy", "--runner ray")),
+        (
+            (*QUICK, "--runner", "ray", "--ray-address", "127.0.0.1:1"),
+            ("--ray-address 127.0.0.1:1", "nobody answers there"),
+        ),
         (("run", "--task", "digits", "--preset", "quik"), ("quik", "did you mean 'quick'")),
         (
             (*QUICK, "--set", "recipe.epoch=2"),

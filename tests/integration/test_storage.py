@@ -1,8 +1,10 @@
 """Optuna's storage as several processes and a killed one need it."""
 
+import importlib
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from sqlalchemy import event
 
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.study.patient_storage import PatientStorage
-from knee_tune.study.storage import open_storage
+from knee_tune.study.storage import open_storage, preload
 from knee_tune.study.study import study_names
 
 
@@ -154,3 +156,18 @@ def test_a_heartbeat_that_is_not_written_ends_nothing(
 
     monkeypatch.setattr(RDBStorage, "record_heartbeat", full)
     storage.record_heartbeat(trial)
+
+
+def test_what_cannot_be_imported_ahead_is_left_to_who_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A command that ends with its one line, while this goes on, ends with no traceback."""
+
+    def broken(name: str) -> None:
+        raise RuntimeError("can't register atexit after shutdown")
+
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(importlib, "import_module", broken)
+    preload(sampler="gp").join()
+    assert not told

@@ -10,6 +10,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, PERMISSION_DENIED
 from sqlalchemy import create_engine
 
 from knee_tune import __version__
@@ -33,7 +35,8 @@ from knee_tune.tracking import (
     ui_command,
 )
 from knee_tune.tracking.outbox import Outbox, outbox_root
-from knee_tune.tracking.runs import RUN_KEY
+from knee_tune.tracking.runs import RUN_KEY, RunWriter
+from knee_tune.tracking.sender import ForbiddenError
 from knee_tune.tracking.store import connect, follow_home, local_store
 from tests.mlflow_stores import new_home
 from tests.waiting import awaited
@@ -459,6 +462,34 @@ def test_what_people_deleted_is_named_and_waits_until_they_restore_it(
     curve = client.get_metric_history(first.info.run_id, "loss")
     assert [point.step for point in curve] == [1, 2]
     assert not list((home / "outbox").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_of_the_study"),
+    [
+        # MLflow's own accounts answer in plain text.
+        (MlflowException("Permission denied", error_code=PERMISSION_DENIED), True),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), True),
+        (RestException({"error_code": "UNAUTHENTICATED", "message": "who?"}), False),
+        (RestException({"error_code": "INTERNAL_ERROR", "message": "oh"}), False),
+        (MlflowException("a proxy's page", error_code=ENDPOINT_NOT_FOUND), False),
+    ],
+)
+def test_a_study_that_is_refused_is_told_from_a_server_that_is_in_trouble(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: MlflowException,
+    is_of_the_study: bool,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise answer
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", refuse)
+    client = MlflowClient(tracking_uri="http://127.0.0.1:9")
+    writer = RunWriter(client, uri="http://127.0.0.1:9", home=tmp_path)
+    with pytest.raises((ForbiddenError, MlflowException)) as caught:
+        writer.apply(STUDY, [])
+    assert isinstance(caught.value, ForbiddenError) == is_of_the_study
 
 
 @pytest.mark.parametrize("name", ["a b%20c?d#e'{ü}", "%3F", "100%", "file:memory&x=1", "[bold]"])

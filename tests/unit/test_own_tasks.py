@@ -14,6 +14,7 @@ from knee_tune.config.recipe import task_slug
 from knee_tune.config.resolve import resolve_study
 from knee_tune.errors import UserError
 from knee_tune.tasks import registry
+from knee_tune.tasks.outside import modules_of
 from knee_tune.tasks.registry import TASKS, TaskEntry, installed_tasks, task_entry
 from knee_tune.training.fingerprint import TrainingCode
 
@@ -162,6 +163,38 @@ def test_an_error_of_the_file_is_told_with_its_place(source: str, said: str, wri
     with pytest.raises(UserError) as error:
         task_entry(f"{folder}/broken.py:MyTask").task_type()
     assert str(error.value).startswith(f"{folder}/{said}")
+
+
+def test_files_and_helpers_of_one_name_are_each_tasks_own(write: Write) -> None:
+    """Also their search spaces, and whatever the file imports that lies beside it."""
+    lrs = {"a": 0.1, "b": 0.2}
+    for name, lr in lrs.items():
+        folder = write(name, helper=f"CLASSES = {name!r}", my_task=f"{TASK}\nSEEN = CLASSES\n")
+        (folder / "my_task.yaml").write_text(
+            f"space:\n  seed_lr: {{values: [{lr}]}}\n  explore_fraction: {{values: [0.5]}}\n"
+        )
+    tasks = {name: f"{folder.parent / name}/my_task.py:MyTask" for name in lrs}
+    types = {name: task_entry(task).task_type() for name, task in tasks.items()}
+
+    for name, task in [*tasks.items()] * 2:
+        entry = task_entry(task)
+        assert entry.task_type() is types[name]
+        assert entry.task_type().loss.__globals__["SEEN"] == name
+        assert resolved(task)[0].space.seed_lr.values == (lrs[name],)
+        code = TrainingCode(entry.task.partition(":")[0])
+        assert {file.parent.name for file in code.files.values()} == {name}
+
+
+def test_code_that_travels_with_models_is_each_models_own(write: Write) -> None:
+    """Modules of the same name that whoever loads a model has stay what they are."""
+    sys.path.insert(0, str(write("mine")))
+    mine = importlib.import_module("my_task")
+    folders = [write(name, helper=f"CLASSES = {name!r}") for name in ("a", "b")]
+    for folder in folders * 2:
+        with modules_of(folder):
+            entry = task_entry("my_task:MyTask")
+            assert entry.task_type().loss.__globals__["CLASSES"] == folder.name
+    assert importlib.import_module("my_task") is mine
 
 
 def test_a_file_named_like_another_module_is_refused(write: Write) -> None:

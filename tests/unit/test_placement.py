@@ -103,6 +103,21 @@ def test_every_machine_of_a_trial_gives_out_its_own_gpus() -> None:
     assert devices(spanning, gpus=2) == [None]
 
 
+def test_ray_finds_the_gpus_itself() -> None:
+    """Those of this machine do not count: a group waits until the cluster has room for it."""
+    on_ray = GroupOptions(runner="ray", nproc=4, slots=8)
+    assert devices(on_ray, gpus=1) == [None] * 8
+    assert {each.device for each in placed(on_ray, gpus=1)} == {"cuda"}
+    assert {each.device for each in placed(on_ray, gpus=0)} == {"cpu"}
+
+
+def test_only_ray_is_told_where_to_place_ranks() -> None:
+    for options in ({"strategy": "spread"}, {"ray_address": "auto"}, {"cpus_per_rank": 2.0}):
+        with pytest.raises(UserError, match="only `runner` ray"):
+            GroupOptions(**options).check()
+        GroupOptions(runner="ray", **options).check()
+
+
 def test_ranks_of_one_trial_never_share_a_gpu() -> None:
     with pytest.raises(UserError, match="`trials_per_gpu` 2: only trials of one rank"):
         placed(GroupOptions(slots=2, nproc=2, trials_per_gpu=2), gpus=2)

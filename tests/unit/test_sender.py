@@ -20,7 +20,7 @@ from knee_tune.records.events import (
 from knee_tune.records.values import RunEnd
 from knee_tune.tracking import sender as sending_module
 from knee_tune.tracking.outbox import Outbox, study_folders
-from knee_tune.tracking.sender import DeletedError, RejectedError, Sender
+from knee_tune.tracking.sender import DeletedError, ForbiddenError, RejectedError, Sender
 
 STUDY = StudyStarted(uid="u", name="s", task="digits", experiment="e")
 
@@ -36,6 +36,8 @@ class Server:
         self.fail_next = 0
         self.refuse_step: int | None = None
         self.deleted: str | None = None
+        self.forbidden: set[str] = set()
+        self.broken: set[str] = set()
         self.seconds = 0.0
         self.hang = threading.Event()
         self.hang.set()
@@ -45,6 +47,10 @@ class Server:
         if self.fail_next:
             self.fail_next -= 1
             raise ConnectionError("nobody there")
+        if study.name in self.forbidden:
+            raise ForbiddenError("error code 403")
+        if study.name in self.broken:
+            raise ConnectionError("error code 500")
         time.sleep(self.seconds)
         for recorded in events:
             if getattr(recorded.event, "step", None) == self.refuse_step is not None:
@@ -225,6 +231,39 @@ def test_leftovers_of_other_studies_go_too_but_hold_up_nothing(tmp_path: Path) -
     assert sender(earlier, outbox, *study_folders(tmp_path)).close() == 0
     assert earlier.taken == [STUDY, StudyFinished(), STUDY, other, StudyFinished()]
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("trouble", ["forbidden", "broken"])
+def test_what_a_study_is_refused_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    server, names = Server(), ("a", "b", "c")
+    setattr(server, trouble, {"a"})
+    for name in names:
+        Outbox.create(tmp_path, STUDY.model_copy(update={"uid": name, "name": name})).close()
+    outbox = Outbox.create(tmp_path, STUDY)
+    remaining = sender(server, outbox, *study_folders(tmp_path)).close()
+    taken = {event.name for event in server.taken if isinstance(event, StudyStarted)}
+    assert taken == {"b", "c", STUDY.name}
+    assert [path.parent.name for path in tmp_path.rglob("*.jsonl")] == ["a"]
+
+    if trouble == "forbidden":  # what is lasting is said once
+        assert remaining == 0
+        assert caplog.text.count("refuses study a (error code 403)") == 1
+    allowed = Server()
+    assert sender(allowed, None, *study_folders(tmp_path)).close() == 0
+    assert allowed.taken[0].name == "a"
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_study_that_is_refused_lets_the_leftovers_of_others_go(tmp_path: Path) -> None:
+    server = Server()
+    server.forbidden = {STUDY.name}
+    Outbox.create(tmp_path, STUDY.model_copy(update={"uid": "o", "name": "other"})).close()
+    outbox = Outbox.create(tmp_path, STUDY)
+    assert sender(server, outbox, *study_folders(tmp_path)).close() == 1
+    assert {event.name for event in server.taken if isinstance(event, StudyStarted)} == {"other"}
+    assert outbox.path.exists()
 
 
 def test_what_a_dead_driver_left_open_is_closed(tmp_path: Path) -> None:

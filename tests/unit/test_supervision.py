@@ -12,6 +12,7 @@ from knee_tune.config.recipe import Spec
 from knee_tune.workers import supervisor
 from knee_tune.workers.protocol import (
     QUIET,
+    Alive,
     Callbacks,
     Decision,
     Done,
@@ -23,6 +24,7 @@ from knee_tune.workers.protocol import (
     Progress,
     Ready,
     Report,
+    Started,
     Wire,
 )
 from knee_tune.workers.supervisor import Supervisor
@@ -119,6 +121,52 @@ def test_a_lost_peer_is_an_echo_even_if_it_is_heard_first(
     outcome = ranks.supervise()
     assert isinstance(outcome, Failure)
     assert outcome.message == "rank 1 was killed by SIGSEGV (signal 11)"
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+def test_a_rank_that_vanished_is_named_and_not_who_noticed(ranks: Ranks, echo: str) -> None:
+    ranks.say(0, Failure(kind="exception", rank=0, message=echo))
+    ranks.say(1, Started(pid=1))
+    threading.Timer(0.1, ranks.wires[1].socket.close).start()
+    outcome = ranks.supervise()
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.message) == ("lost", "rank 1 vanished")
+
+
+@pytest.mark.parametrize("echo", [None, *ECHOES[:2]])
+def test_a_rank_without_a_heartbeat_is_named_though_its_peers_wait_or_fail(
+    ranks: Ranks, echo: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 beats and does nothing else: a long step, a compilation, a collective."""
+    monkeypatch.setattr(supervisor, "_BEATS", 1.0)
+    monkeypatch.setattr(supervisor, "_ECHOES", 0.0)
+    monkeypatch.setattr(supervisor, "_TICK", 0.05)
+    ranks.say(0, Ready())
+    ranks.say(1, Ready(), Alive())
+    if echo is not None:
+        ranks.say(0, Failure(kind="exception", rank=0, message=echo))
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            ranks.say(0, Alive())
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    outcome = ranks.supervise()
+    ended.set()
+    beating.join()
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.rank) == ("lost", 1)
+    assert outcome.message.startswith("rank 1 had no heartbeat for ")
+
+
+def test_heartbeats_are_no_sign_of_life_of_the_job(ranks: Ranks) -> None:
+    for rank in (0, 1):
+        ranks.say(rank, Ready(), Alive())
+    outcome = ranks.supervise(stall_timeout=0.3)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "stalled"
 
 
 def test_the_first_of_two_causes_counts(ranks: Ranks) -> None:
