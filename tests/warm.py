@@ -165,17 +165,17 @@ def warm_ranks() -> Iterator[None]:
         _begun.append(forked.pid)
         return forked
 
-    with mock.patch.object(forkserver._WarmProcess, "_start", start):
+    with mock.patch.object(forkserver.WarmProcess, "_start", start):
         yield
 
 
-_cold_start = forkserver._WarmProcess._start
+_cold_start = forkserver.WarmProcess._start
 
 
 @contextmanager
 def cold() -> Iterator[None]:
     """Drivers in this process start what their ranks are forked from, as they do outside tests."""
-    with mock.patch.object(forkserver._WarmProcess, "_start", _cold_start):
+    with mock.patch.object(forkserver.WarmProcess, "_start", _cold_start):
         yield
 
 
