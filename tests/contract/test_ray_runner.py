@@ -27,6 +27,7 @@ from knee_tune.workers.ray_runner import RayRunner
 from tests.contract import test_group_runner as contract
 from tests.contract.test_group_runner import ENTRY, PlanFor, done, failure, plan_in, run
 from tests.waiting import awaited
+from tests.warm import cold
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("ray"), reason="no Ray: pip install 'knee-tune[ray]'"
@@ -75,6 +76,13 @@ def second_node(cluster: Any) -> Iterator[Any]:
     yield node
     if node in cluster.list_all_nodes():
         cluster.remove_node(node)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cold() -> Iterator[None]:
+    """Runners start what their ranks are forked from as they do outside tests."""
+    with cold():
+        yield
 
 
 @pytest.fixture(autouse=True)
