@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import inspect
 import secrets
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,12 +51,21 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_agent_register_timeout_ms", "100000")
         from ray.cluster_utils import Cluster
 
         made = Cluster()
-        made.add_node(num_cpus=4, include_dashboard=False)
+        made.add_node(num_cpus=4, include_dashboard=False, **agents())
         yield made
         made.shutdown()
+
+
+def agents() -> dict[str, int]:
+    """Ports for what stands by a node, which otherwise must be up in 30 seconds to tell theirs."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server(("", 0))) for _ in range(3)]
+        names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+        return {name: each.getsockname()[1] for name, each in zip(names, found, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,7 @@ def forkserver(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def second_node(cluster: Any) -> Iterator[Any]:
     """A node that joins the cluster for one test, and may be lost in it."""
-    node = cluster.add_node(num_cpus=2)
+    node = cluster.add_node(num_cpus=2, **agents())
     yield node
     if node in cluster.list_all_nodes():
         cluster.remove_node(node)
