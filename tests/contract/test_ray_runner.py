@@ -62,10 +62,11 @@ def cluster() -> Iterator[Any]:
 
 def agents() -> dict[str, int]:
     """Ports for what stands by a node, which otherwise must be up in 30 seconds to tell theirs."""
+    names = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("", 0))) for _ in range(3)]
-        names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-        return {name: each.getsockname()[1] for name, each in zip(names, found, strict=True)}
+        found = [stack.enter_context(socket.create_server(("", 0))) for _ in names]
+        ports = [each.getsockname()[1] for each in found]
+    return {f"{name}_port": port for name, port in zip(names, ports, strict=True)}
 
 
 @pytest.fixture(scope="module")
