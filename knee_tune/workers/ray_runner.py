@@ -51,7 +51,6 @@ _ANSWER = 5.0  # seconds for a host to answer, before its node is thought to be 
 
 _SETTINGS = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # the first of a group's tells enough
-    "RAY_agent_register_timeout_ms": "100000",  # on a busy machine a cluster of ours needs that
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster of ours would report to Ray's makers
 }
 """What Ray reads when it is imported, unless people have set it."""

@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import inspect
 import secrets
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,22 +50,23 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_agent_register_timeout_ms", "100000")
         from ray.cluster_utils import Cluster
 
         made = Cluster()
-        made.add_node(num_cpus=4, include_dashboard=False, **agents())
+        add_node(made, num_cpus=4, include_dashboard=False)
         yield made
         made.shutdown()
 
 
-def agents() -> dict[str, int]:
-    """Ports for what stands by a node, which otherwise must be up in 30 seconds to tell theirs."""
-    names = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("", 0))) for _ in names]
-        ports = [each.getsockname()[1] for each in found]
-    return {f"{name}_port": port for name, port in zip(names, ports, strict=True)}
+def add_node(cluster: Any, **how: Any) -> Any:
+    """A new node; tried again, for on a busy machine Ray's own 15 seconds may be too few."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(**how)
+        except Exception:
+            if attempt == 2:
+                raise
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def forkserver(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def second_node(cluster: Any) -> Iterator[Any]:
     """A node that joins the cluster for one test, and may be lost in it."""
-    node = cluster.add_node(num_cpus=2, **agents())
+    node = add_node(cluster, num_cpus=2)
     yield node
     if node in cluster.list_all_nodes():
         cluster.remove_node(node)
