@@ -53,7 +53,9 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         made = Cluster()
-        add_node(made, num_cpus=4, include_dashboard=False)
+        add_node(
+            made, num_cpus=4, include_dashboard=False, include_log_monitor=False, no_monitor=True
+        )
         yield made
         made.shutdown()
 
