@@ -157,7 +157,7 @@ def list_shared_trunks(url: str) -> StoredTrunks:
 
     UserError if nothing can be read there.
     """
-    store = open_store(url)
+    store = open_store(url, make=False)
     try:
         return StoredTrunks(trunks=tuple(stored_trunks(store)), limit=None)
     except StoreError as error:
@@ -169,7 +169,7 @@ def clear_shared_trunks(url: str, *, task: str | None, older_than_days: float | 
 
     UserError if nothing can be removed there.
     """
-    store = open_store(url)
+    store = open_store(url, make=False)
     older_than = None if older_than_days is None else timedelta(days=older_than_days)
     try:
         return clear(store, task=task, older_than=older_than)

@@ -488,9 +488,7 @@ def _open_store(url: str | None, home: Home) -> ObjectStore | None:
     """The store at ``url``, which was tried out; UserError if it is none, or the home itself."""
     if url is None:
         return None
-    store = open_store(url)
-    if store.folder is not None and store.folder.resolve() == home.root.resolve():
-        raise UserError(f"`shared` {store.url}: is the home itself; name a folder of its own")
+    store = open_store(url, home=home.root)
     if not store.exclusive:
         log.warning(
             "%s: cannot create a file only where there is none; of two drivers that save the same "

@@ -79,13 +79,16 @@ class Manifest(Spec):
         return sum(file.size for file in self.files.values())
 
 
-def open_store(url: str) -> "ObjectStore":
+def open_store(url: str, *, make: bool = True, home: Path | None = None) -> "ObjectStore":
     """Open the store at ``url`` (a folder, ``file://``, ``s3://``, ``gs://`` ...) and try it out.
 
-    A folder is made if its parent is there. UserError, without secrets, where the package for
-    such a URL is missing, the bucket is, or nothing may be written there.
+    A folder is made if its parent is there and ``make`` says so; it may not be ``home``. UserError,
+    without secrets, where the package for such a URL is missing, the bucket is, or nothing may be
+    written there.
     """
-    shown = shown_url(url)
+    shown = one_line(shown_url(url), longest=200)
+    if not url:
+        raise UserError("`shared`: it is empty; name a folder, or a URL as in s3://bucket/folder")
     scheme, _, rest = url.partition("://")
     if scheme in _BUCKETS and ("@" in rest or "?" in rest):
         raise UserError(
@@ -106,7 +109,9 @@ def open_store(url: str) -> "ObjectStore":
         ) from None
     store = ObjectStore(fs, root, shown=shown, is_local=isinstance(fs, LocalFileSystem))
     try:
-        store.try_out()
+        if store.folder is not None and home is not None and store.folder == home.absolute():
+            raise UserError(f"`shared` {shown}: is the home itself; name a folder of its own")
+        store.try_out(make=make)
     except StoreError as error:
         raise UserError(
             f"`shared` {shown}: {error}; name a folder or a bucket that is there and that you may "
@@ -131,12 +136,15 @@ class ObjectStore:
         """Where it is, if it is a folder of this machine."""
         return Path(self._root) if self._is_local else None
 
-    def try_out(self) -> None:
-        """Write, create, read and delete a small object. StoreError if one of these fails."""
+    def try_out(self, *, make: bool) -> None:
+        """Write, create, read and delete a small object. StoreError if one of these fails.
+
+        ``make``: its folder, too, if it is one.
+        """
         path = f"{self._root}/.tried-{uuid.uuid4().hex}"
         try:
             with _asking():
-                if self._is_local:
+                if self._is_local and make:
                     Path(self._root).mkdir(exist_ok=True)
                 try:
                     self._create(path, b"1")
@@ -381,10 +389,14 @@ def _words(error: Exception) -> str:
         case PermissionError():
             return f"no permission ({first_line(error)})"
         case FileNotFoundError():
-            return f"no such bucket or folder ({error.strerror or one_line(str(error))})"
+            return (
+                f"no such bucket or folder ({one_line(error.strerror or str(error), longest=200)})"
+            )
         case TimeoutError():
             return "no answer in time"
-    return first_line(error)
+        case OSError() if error.strerror:
+            return one_line(error.strerror, longest=200)
+    return one_line(first_line(error), longest=200)
 
 
 def _age(attempt: str) -> timedelta:
