@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from knee_tune.cli import main
-from tests import waiting
+from tests import waiting, warm
 from tests.fake_runner import ranks_here
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,7 +33,21 @@ def environment(**extra: str) -> dict[str, str]:
 def knee_tune(
     *arguments: str | Path, expect: int = 0, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, in a process of its own."""
+    """Run a command to its end, in a process of its own that begins warm."""
+    done = warm.run(
+        "tests.warm:command",
+        *map(str, arguments),
+        env=environment(**extra),
+        timeout=waiting.COMMAND,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def knee_tune_cold(
+    *arguments: str | Path, expect: int = 0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a process that imports what it needs, as people do."""
     done = subprocess.run(
         [sys.executable, "-m", "knee_tune", *map(str, arguments)],
         cwd=REPOSITORY,

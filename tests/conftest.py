@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from benchmarks import s3
 from benchmarks.postgresql import PostgresServer, private_server
 from knee_tune.runs import trainer
-from tests import waiting
+from tests import waiting, warm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,6 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch or NumPy
     waiting.COMMAND = float(config.getoption("timeout") or config.getini("timeout")) - 10
+    stack = ExitStack()
+    stack.enter_context(warm.folder())
+    config.add_cleanup(stack.close)
 
 
 def pytest_terminal_summary(
@@ -80,6 +84,13 @@ def s3_server() -> Iterator[s3.S3Server]:
 def _ctrl_c_arrives() -> None:
     """Where tests run in the background a shell has Ctrl-C ignored, in every process they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_begin_warm() -> Iterator[None]:
+    """What ranks are forked from need not import torch anew in every test that has some."""
+    with warm.warm_ranks():
+        yield
 
 
 @pytest.fixture(autouse=True)

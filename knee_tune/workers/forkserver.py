@@ -113,25 +113,28 @@ class WarmProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    _PROGRAM,
-                    str(theirs.fileno()),
-                    str(self.stores),
-                    json.dumps([path or str(Path.cwd()) for path in sys.path]),
-                    *preload,
-                ],
-                # A module that asks at import whether there is a GPU must not initialise CUDA
-                # here: it would be of no use in any forked rank.
-                env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
-                pass_fds=[theirs.fileno(), claim],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                start_new_session=True,
-            )
+            self._process = self._start(theirs, preload)
+
+    def _start(self, control: socket.socket, preload: Sequence[str]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                _PROGRAM,
+                str(control.fileno()),
+                str(self.stores),
+                json.dumps([path or str(Path.cwd()) for path in sys.path]),
+                *preload,
+            ],
+            # A module that asks at import whether there is a GPU must not initialise CUDA
+            # here: it would be of no use in any forked rank.
+            env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+            pass_fds=[control.fileno(), self._claim],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            start_new_session=True,
+        )
 
     @property
     def alive(self) -> bool:

@@ -30,9 +30,17 @@ from knee_tune.workers.protocol import (
 )
 from knee_tune.workers.torchrun import TorchrunRunner
 from tests.waiting import awaited, main_thread_is_in
+from tests.warm import cold
 
 ENTRY = "tests.contract.jobs:job"
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cold() -> Iterator[None]:
+    """Runners start what their ranks are forked from as they do outside tests."""
+    with cold():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from knee_tune.workers.ray_runner import RayRunner
 from tests.contract import test_group_runner as contract
 from tests.contract.test_group_runner import ENTRY, PlanFor, done, failure, plan_in, run
 from tests.waiting import awaited
+from tests.warm import cold
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("ray"), reason="no Ray: pip install 'knee-tune[ray]'"
@@ -53,9 +54,22 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         made = Cluster()
-        made.add_node(num_cpus=4, include_dashboard=False)
+        add_node(
+            made, num_cpus=4, include_dashboard=False, include_log_monitor=False, no_monitor=True
+        )
         yield made
         made.shutdown()
+
+
+def add_node(cluster: Any, **how: Any) -> Any:
+    """A new node; tried again, for on a busy machine Ray's own 15 seconds may be too few."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(**how)
+        except Exception:
+            if attempt == 2:
+                raise
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +85,17 @@ def forkserver(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def second_node(cluster: Any) -> Iterator[Any]:
     """A node that joins the cluster for one test, and may be lost in it."""
-    node = cluster.add_node(num_cpus=2)
+    node = add_node(cluster, num_cpus=2)
     yield node
     if node in cluster.list_all_nodes():
         cluster.remove_node(node)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cold() -> Iterator[None]:
+    """Runners start what their ranks are forked from as they do outside tests."""
+    with cold():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,15 @@ import mlflow
 import pytest
 
 from knee_tune.urls import sqlite_url
-from tests.command_line import QUICK, TINY, complains, drive_here, knee_tune, knee_tune_here
+from tests.command_line import (
+    QUICK,
+    TINY,
+    complains,
+    drive_here,
+    knee_tune,
+    knee_tune_cold,
+    knee_tune_here,
+)
 from tests.mlflow_stores import new_home, tracking_in
 
 FINISHED = (
@@ -52,7 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     made = new_home(tmp_path_factory, tmp_path_factory.mktemp("finished"))
     home = made.rename(made.with_name("a b?d#e'{ü} [bold]"))
-    said = knee_tune(*FINISHED, "--trials", "4", "--home", home).stdout
+    said = knee_tune_cold(*FINISHED, "--trials", "4", "--home", home).stdout
     assert "0 of 4 trials done" in said
     assert said.count("%, 100 steps") == 4
     assert said.count("seed LR 0.05, explore 50%, 100 steps") == 1

@@ -7,6 +7,7 @@ import psutil
 from torch import Tensor, equal
 
 from knee_tune.workers.protocol import Channel, Decision, Done, Outcome, Report
+from tests import warm
 
 
 class Reports(list[Report], Channel):
@@ -41,5 +42,6 @@ def same(left: Any, right: Any) -> bool:
 
 def living_ranks() -> list[psutil.Process]:
     """The ranks of warm processes of ours, the newest last: those of before may not be gone yet."""
-    found = [rank for helper in psutil.Process().children() for rank in helper.children()]
+    helpers = [*psutil.Process().children(), *warm.helpers()]
+    found = [rank for helper in helpers for rank in helper.children()]
     return sorted(found, key=lambda rank: (rank.create_time(), rank.pid))  # pids start anew

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +10,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from tests import waiting
-from tests.command_line import REPOSITORY, knee_tune, knee_tune_here
+from tests import waiting, warm
+from tests.command_line import environment, knee_tune, knee_tune_here
 
 LRS, FRACTIONS = (0.01, 0.02, 0.05), (0.2, 0.4, 0.8)
 GRID = {(lr, fraction) for lr in LRS for fraction in FRACTIONS}
@@ -95,11 +93,13 @@ Workbench(home, sampler="gp", epochs=1).drive(FakeRunner(meet, meet), trials=5, 
 
 def test_the_number_of_trials_is_exact(tmp_path: Path) -> None:
     """Two drivers want the last trial at the same time."""
-    drivers = [
-        subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path, name], cwd=REPOSITORY)
-        for name in ("one", "other")
-    ]
-    assert [driver.wait(timeout=waiting.COMMAND) for driver in drivers] == [0, 0]
+
+    def driven(name: str) -> int:
+        entry = ("tests.warm:program", DRIVER, str(tmp_path), name)
+        return warm.run(*entry, env=environment(), timeout=waiting.COMMAND).returncode
+
+    with ThreadPoolExecutor() as pool:
+        assert [*pool.map(driven, ("one", "other"))] == [0, 0]
     trials = trials_of("it", tmp_path)
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert len(trials) == len(set(map(point, trials))) == 5
