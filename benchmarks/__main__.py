@@ -3,6 +3,7 @@
 from benchmarks import (
     asking,
     curve_tables,
+    drivers,
     fairseq_trainer,
     flat,
     fused,
@@ -11,6 +12,7 @@ from benchmarks import (
     race,
     restarts,
     ridge,
+    scale,
     shared,
     trunk_savings,
     trunks,
@@ -23,6 +25,8 @@ if __name__ == "__main__":
     for benchmark in (
         orchestration,
         asking,
+        scale,
+        drivers,
         restarts,
         fairseq_trainer,
         fused,

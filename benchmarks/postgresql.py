@@ -31,6 +31,8 @@ def binaries() -> Path | None:
 class PostgresServer:
     """A server in ``folder``, which it alone uses: on a socket in there, and on no port.
 
+    What an earlier one left there is served again.
+
     It forgets nothing when it is killed, but may when the machine is: nothing waits for a disk.
     """
 
@@ -41,6 +43,9 @@ class PostgresServer:
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
             os.chown(folder, pwd.getpwnam(self._user).pw_uid, -1)
+        if (folder / "data").is_dir():
+            self.start()
+            return
         self._run("initdb", "--pgdata=data", "--username=postgres", "--auth=trust", "--no-sync")
         self.start()
         with self._engine("postgres").connect() as connection:

@@ -195,8 +195,11 @@ class ObjectStore:
         OSError for a file that is gone. ValueError for one that does not match its
         SHA-256 in ``sums``.
         """
-        if self.manifest(place, name) is not None:
-            return False
+        try:
+            if self.manifest(place, name) is not None:
+                return False
+        except DamagedEntryError:
+            self.drop(place, name)
         attempt = f"{datetime.now(UTC).strftime(_STAMP)}-{uuid.uuid4().hex[:8]}"
         kept = {
             file: StoredFile(size=path.stat().st_size, sha256=checksum(path))

@@ -156,19 +156,20 @@ class Sharing:
         its trunk. On the way out the trunk's checkpoints are put, and then others may go on.
         """
         assert plan.trunk is not None
+        leaves = plan.trunk.checkpoint_steps[-1]
         fetch = partial(self._fetch_trunk, plan, on_line=on_line, on_life=on_life)
         looked = -math.inf
         with ExitStack() as claim:
             while not unless():
-                if time.monotonic() - looked >= LOOK_SECONDS:
-                    fetch()
-                    looked = time.monotonic()
-                    continue
                 taken = self._claim(f"trunk-{plan.trunk.key}")
                 if taken is not None:
                     claim.enter_context(taken)
-                    fetch()  # who had it may have put some just before
+                    fetch()
                     break
+                if time.monotonic() - looked >= LOOK_SECONDS:
+                    fetch(above=leaves - 1)  # nothing lower serves while another one trains it
+                    looked = time.monotonic()
+                    continue
                 meanwhile()
                 time.sleep(POLL_SECONDS)
             try:
@@ -216,8 +217,13 @@ class Sharing:
                 late,
             )
 
-    def _fetch_trunk(self, plan: TrainPlan, *, on_line: OnLine, on_life: OnLife) -> None:
-        """Fetch the highest state that the run may start from, if the home has none as high."""
+    def _fetch_trunk(
+        self, plan: TrainPlan, *, above: int = 0, on_line: OnLine, on_life: OnLife
+    ) -> None:
+        """Fetch the highest state ``above`` a step that the run may start from.
+
+        Not where the home has one as high.
+        """
         trunk, schedule = plan.trunk, plan.schedule
         assert trunk is not None
         assert isinstance(schedule, Exploring)
@@ -233,7 +239,7 @@ class Sharing:
                 schedule, stored | here, plan.evaluation_steps(), every=plan.steps_per_evaluation
             )
             own = map(checkpoint_step, checkpoint_paths(plan.checkpoint_dir))
-            have = max([0, *own, *here.intersection(steps)])
+            have = max([above, *own, *here.intersection(steps)])
             for step in sorted(stored.intersection(steps), reverse=True):
                 if step <= have:
                     return
@@ -384,7 +390,10 @@ def _move_run(draft: Path, folder: Path) -> None:
 
 def _blocks(folder: Path) -> int:
     """What the files of a folder take on the disk by now."""
-    return sum(path.stat().st_blocks for path in folder.rglob("*"))
+    try:
+        return sum(path.stat().st_blocks for path in folder.rglob("*"))
+    except OSError:
+        return 0  # one got another name just now
 
 
 def stored_trunks(store: ObjectStore) -> list[TrunkEntry]:

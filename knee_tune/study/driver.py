@@ -108,13 +108,14 @@ class Driver:
                 self._slots.run(lambda slot: self._drive(slot, trials, deadline))
             finally:
                 give_back(self._study, reason=INTERRUPTED)
+        known = self._study.get_trials(deepcopy=False)
         target = self._search.target
-        if target is not None and (by := reaching(self._study, self._study.trials, target)):
+        if target is not None and (by := reaching(self._study, known, target)):
             self._watcher.line(f"target {target:g} reached: trial {by.number} has {by.value:.6g}")
         elif self._search.stop_when_flat and (flat := flat_by(self._study, self._search.axes)):
             self._watcher.line(flat.words)
         elif not wanted(self._study, self._search.axes, trials=None):
-            failed = [each for each in current(self._study.trials) if each.state == TrialState.FAIL]
+            failed = [each for each in current(known) if each.state == TrialState.FAIL]
             but = f"; {len(failed)} of them failed" if failed else ""
             self._watcher.line(f"every point of the search space was tried{but}")
 

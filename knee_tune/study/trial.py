@@ -20,6 +20,7 @@ from knee_tune.runs.locks import process_id
 from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
 from knee_tune.study.events import Ending, Recorder, RunEvents
+from knee_tune.study.patient_storage import note_together
 from knee_tune.study.pruners import KneePruner
 from knee_tune.study.recovery import key_of
 from knee_tune.study.samplers import Allowance, Axes
@@ -309,8 +310,7 @@ class TrialRun:
 
     def note(self, **attributes: Any) -> None:
         """Keep facts with the trial, where every viewer of the study finds them."""
-        for name, value in attributes.items():
-            self.trial.set_user_attr(name, value)
+        note_together(self.trial, attributes)
 
     def _note_replicate(self, index: int, **changes: Any) -> None:
         """Keep a replicate, with its curve so far and what else is new about it."""

@@ -35,11 +35,12 @@ class Host:
     def alive(self) -> None:
         """Answer: whoever is gone cannot."""
 
-    def start(self, endpoint: str, token: str, rank: int, *, alone: bool) -> Store:
-        """Fork ``rank``, which calls the driver at ``endpoint``; where its group is to meet.
+    def start(self, endpoint: str, token: str, rank: int, *, alone: bool) -> tuple[Store, str]:
+        """Fork ``rank``, which calls the driver at ``endpoint``.
 
-        That is asked of rank 0: a file if the group is ``alone`` on this node. OSError if the
-        driver cannot be reached from here.
+        Returns where its group may meet, which is asked of rank 0 (a file if the group is ``alone``
+        on this node), and CUDA_VISIBLE_DEVICES of this actor: the GPUs that Ray gave it. OSError if
+        the driver cannot be reached from here.
         """
         if not self._warm.alive:
             self._warm.close()
@@ -57,16 +58,12 @@ class Host:
             # A node of its own each: they are heard in the order of ranks, whoever shares a node.
             Wire(line).send(Hello(token=token, node=f"{rank:06}", local_rank=0, store=None))
             self._warm.fork(line, store=listening)
-        return store
+        return store, os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def signal(self, pid: int, number: int) -> None:
         """Send a signal to the rank and to whatever it has started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, number)
-
-    def devices(self) -> str:
-        """CUDA_VISIBLE_DEVICES of this actor: the GPUs that Ray gave it."""
-        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def errors(self) -> str:
         """The last of what the warm process wrote to stderr."""

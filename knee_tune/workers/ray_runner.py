@@ -127,13 +127,13 @@ class RayRunner(GroupRunner):
         hosts = self._take(plan.placement.world_size, callbacks)
         try:
             with closing(self._rendezvous(hosts)) as rendezvous:
-                store = self._started(hosts, rendezvous, callbacks)
-                if isinstance(store, Failure):
-                    return store
+                started = self._started(hosts, rendezvous, callbacks)
+                if isinstance(started, Failure):
+                    return started
                 rendezvous.close()
                 for rank, wire in enumerate(rendezvous.wires):
                     with contextlib.suppress(OSError):  # gone: the supervisor finds out
-                        wire.send(self._order(plan, hosts, rank, store))
+                        wire.send(self._order(plan, hosts, rank, started))
                 outcome = Supervisor(
                     rendezvous.wires,
                     stall_timeout=plan.placement.stall_timeout,
@@ -257,8 +257,8 @@ class RayRunner(GroupRunner):
 
     def _started(
         self, hosts: _Hosts, rendezvous: Rendezvous, callbacks: Callbacks
-    ) -> Store | Failure:
-        """Where the ranks meet, once all of them have called; why they have not."""
+    ) -> list[tuple[Store, str]] | Failure:
+        """What every host said when its rank had called; why one has not."""
         import ray
 
         asked = [
@@ -287,22 +287,17 @@ class RayRunner(GroupRunner):
             if time.monotonic() > deadline:
                 return Failure(kind="launch", rank=0, message="a rank called, and was not heard")
             rendezvous.listen(_TICK)
-        store: Store = ray.get(asked[0])
-        return store
+        return list(ray.get(asked))
 
-    def _order(self, plan: Plan, hosts: _Hosts, rank: int, store: Store) -> Order:
+    def _order(
+        self, plan: Plan, hosts: _Hosts, rank: int, started: Sequence[tuple[Store, str]]
+    ) -> Order:
         """What ``rank`` is to do; it sees the GPUs of its group on its node, and no other."""
-        import ray
-
         if plan.placement.visible_devices is None:
-            peers = [
-                actor
-                for actor, node in zip(hosts.actors, hosts.nodes, strict=True)
-                if node == hosts.nodes[rank]
-            ]
-            devices = ray.get([peer.devices.remote() for peer in peers]) if self._gpus else []
+            beside = zip(hosts.nodes, started, strict=True)
+            devices = [seen for node, (_, seen) in beside if node == hosts.nodes[rank]]
             placement = plan.placement.model_copy(
-                update={"visible_devices": ",".join(dict.fromkeys(devices))}
+                update={"visible_devices": ",".join(dict.fromkeys(devices)) if self._gpus else ""}
             )
             plan = plan.model_copy(update={"placement": placement})
         return Order(
@@ -310,7 +305,7 @@ class RayRunner(GroupRunner):
             plan=plan,
             rank=rank,
             local_rank=hosts.local_ranks[rank],
-            store=store,
+            store=started[0][0],
         )
 
 
@@ -389,16 +384,16 @@ def _signal(hosts: _Hosts, pids: Mapping[int, int], number: signal.Signals) -> N
 # What died
 
 
-def _gone(hosts: _Hosts) -> dict[int, str]:
-    """The ranks whose hosts do not answer, with what Ray says of it."""
+def _gone(hosts: _Hosts) -> dict[int, str | None]:
+    """The ranks whose hosts do not answer, with what Ray says of it; None: nothing yet."""
     import ray
 
     asked = [actor.alive.remote() for actor in hosts.actors]
     _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER)
-    found = {}
+    found: dict[int, str | None] = {}
     for rank, ref in enumerate(asked):
         if ref in silent:
-            found[rank] = "it does not answer"
+            found[rank] = None
             continue
         try:
             ray.get(ref)
@@ -417,13 +412,15 @@ def _explained(failure: Failure, hosts: _Hosts) -> Failure:
     node, until = hosts.nodes[rank], time.monotonic() + _ANSWER
     while (lives := _lives(node)) and time.monotonic() < until:
         time.sleep(_TICK)  # a host is missed at once, its node a moment later
+    if lives and said is None:
+        return failure  # slow or stopped, not gone
     where = _where(node)
     message = (
         f"rank {rank} was lost: its host process on {where} has ended (killed, or out of memory)"
         if lives
         else f"rank {rank} was lost with its node: {where} is gone"
     )
-    return Failure(kind="lost", rank=rank, message=message, traceback=said)
+    return Failure(kind="lost", rank=rank, message=message, traceback=said or failure.traceback)
 
 
 def _not_started(error: Exception, rank: int, hosts: _Hosts, rendezvous: Rendezvous) -> Failure:

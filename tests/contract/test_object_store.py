@@ -145,8 +145,7 @@ def test_damage_is_named(store: ObjectStore, files: Mapping[str, Path], tmp_path
     store._fs.pipe_file(store._manifest(PLACE, NAME), b"{")
     with pytest.raises(DamagedEntryError, match=r"00000064\.json is no manifest"):
         store.get(PLACE, NAME, tmp_path)
-    store.drop(PLACE, NAME)
-    assert store.put(PLACE, NAME, files)
+    assert store.put(PLACE, NAME, files)  # in its place
 
 
 def test_an_answer_that_was_lost_is_looked_up(

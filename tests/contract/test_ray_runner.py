@@ -54,9 +54,22 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         made = Cluster()
-        made.add_node(num_cpus=4, include_dashboard=False)
+        add_node(
+            made, num_cpus=4, include_dashboard=False, include_log_monitor=False, no_monitor=True
+        )
         yield made
         made.shutdown()
+
+
+def add_node(cluster: Any, **how: Any) -> Any:
+    """A new node; tried again, for on a busy machine Ray's own 15 seconds may be too few."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(**how)
+        except Exception:
+            if attempt == 2:
+                raise
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +85,7 @@ def forkserver(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def second_node(cluster: Any) -> Iterator[Any]:
     """A node that joins the cluster for one test, and may be lost in it."""
-    node = cluster.add_node(num_cpus=2)
+    node = add_node(cluster, num_cpus=2)
     yield node
     if node in cluster.list_all_nodes():
         cluster.remove_node(node)

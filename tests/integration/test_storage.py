@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import event
 
 from knee_tune.errors import UserError, disk_trouble
-from knee_tune.study.patient_storage import PatientStorage
+from knee_tune.study.patient_storage import PatientStorage, note_together
 from knee_tune.study.storage import open_storage, preload
 from knee_tune.study.study import study_names
 
@@ -58,8 +58,24 @@ def test_a_whole_study_is_read_as_optuna_itself_reads_it(tmp_path: Path) -> None
     ours, optunas = found.get_all_trials(identity), same.get_all_trials(identity)
     assert [facts(trial) for trial in ours] == [facts(trial) for trial in optunas]
     assert len(ours) == 6
+    first, *_, last = (trial._trial_id for trial in ours)
+    for included, newer_than in (({first, last}, last - 2), (set[int](), first), ({first}, last)):
+        read = [
+            storage._get_trials(identity, None, included, newer_than) for storage in (found, same)
+        ]
+        assert [facts(trial) for trial in read[0]] == [facts(trial) for trial in read[1]]
     with pytest.raises(KeyError):
         found.get_all_trials(99)
+
+
+def test_notes_that_are_set_together_are_there_for_everybody(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    trials = [optuna.create_study(storage=storage).ask() for storage in (open_storage(url), None)]
+    for trial in trials:
+        note_together(trial, {"plan": {"steps": [1]}, "code": "a"})
+        note_together(trial, {"code": "b"})
+        assert trial.user_attrs == {"plan": {"steps": [1]}, "code": "b"}
+    assert RDBStorage(url).get_trial(trials[0]._trial_id).user_attrs == trials[0].user_attrs
 
 
 def test_processes_that_start_together_make_the_tables_once(tmp_path: Path) -> None:

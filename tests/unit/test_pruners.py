@@ -14,10 +14,11 @@ from optuna.pruners import (
     NopPruner,
     PercentilePruner,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.pruners import KneePruner
 from knee_tune.schedules import Knee
+from knee_tune.study import pruners
 from knee_tune.study.pruners import PruningBrackets, make_pruner, raw_step_warning
 from knee_tune.study.samplers import Axis, make_sampler
 from knee_tune.study.storage import quiet_optuna
@@ -124,6 +125,24 @@ def pruned_at(
         if trial.should_prune():
             return step
     return None
+
+
+def test_a_complete_trial_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study may have ten thousand, and asks at every report of every trial."""
+    looked = list[int]()
+    describe = pruners._describe
+
+    def look(trial: FrozenTrial) -> object:
+        looked.append(trial.number)
+        return describe(trial)
+
+    monkeypatch.setattr(pruners, "_describe", look)
+    study = new_study(KneePruner())
+    add_six(study)
+    for number in (6, 7):
+        assert pruned_at(study, knee(20), dict.fromkeys((10, 20, 30), 0.5)) is None
+        assert looked.count(number) == 3
+    assert [looked.count(number) for number in range(6)] == [1] * 6
 
 
 @pytest.mark.parametrize("explore", [0, 20, 50, 80, 90, 100])
