@@ -14,10 +14,10 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.storages import RDBStorage
@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 
 from benchmarks.postgresql import binaries, private_server
 from knee_tune.commands.opened import resolve_asked
-from knee_tune.plans.plan import Plan, TaskFacts, TaskOrder, TrainPlan
+from knee_tune.plans.plan import Plan, Replica, TaskFacts, TaskOrder, TrainPlan
 from knee_tune.plans.planner import knee_schedule, train_plan
 from knee_tune.runs.trainer import Trainer
 from knee_tune.study.driver import Driver
@@ -99,7 +99,9 @@ def of_ours(url: str, home: Path, trials: int) -> Callable[[], None]:
     study.sampler = make_sampler("random", seed=1, axes=axes)
     study.pruner = optuna.pruners.NopPruner()
 
-    def plan(schedule: Any, *, log_key: str, seed: int, slot: int) -> TrainPlan:
+    def plan(
+        schedule: Any, *, log_key: str, seed: int, slot: int, replicas: Sequence[Replica] = ()
+    ) -> TrainPlan:
         order = TaskOrder(
             task="digits",
             recipe=spec.recipe,
@@ -125,17 +127,17 @@ def of_ours(url: str, home: Path, trials: int) -> Callable[[], None]:
         trainer=Trainer(NothingTrained(), trunks=None),
         slots=1,
         tracker=tracker,
-        watcher=Silent(),
+        watcher=cast("Watcher", Silent()),
         after_trial=lambda _: None,
         on_interrupt=lambda: None,
     )
     return lambda: driver.run(trials=trials)
 
 
-class Silent(Watcher):
-    """Says nothing."""
+class Silent:
+    """A watcher that says nothing."""
 
-    def __getattribute__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
 
 

@@ -242,7 +242,9 @@ def measure(url: str) -> Iterator[tuple[str, Clock]]:
     reporting, pruning = [], []
     for step in range(1, EPOCHS):
         at = step * knee["total_steps"] // EPOCHS
-        reporting.append(timed(lambda at=at: trial.report(200.0, at)))  # it is good, and goes on
+        reporting.append(
+            timed(functools.partial(trial.report, 200.0, at))
+        )  # it is good, and goes on
         pruning.append(timed(trial.should_prune))
     yield "report", median(reporting)
     yield "should_prune, a driver's first", pruning[0]

@@ -280,7 +280,7 @@ def cubic_smoother(scores: Scores) -> Smoother | None:
     design = _terms(points, 0, 3)
     if np.linalg.matrix_rank(design) < design.shape[1]:
         return None
-    inverse = np.linalg.pinv(design)
+    inverse: Floats = np.asarray(np.linalg.pinv(design), dtype=np.float64)
     higher = _terms(points, 4, 5)
     added = np.linalg.pinv(higher - design @ (inverse @ higher), rcond=1e-6) @ means
     grid = _grid(scores)

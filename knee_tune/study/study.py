@@ -396,8 +396,8 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
 FEWEST_TRIALS = 4
 """A forest grown on fewer points says nothing."""
 
-MOST_TRIALS = 500
-"""A forest takes seconds for so many, and minutes for thousands; its shares hardly move by then."""
+MOST_TRIALS = 250
+"""A forest takes seconds for so many, and minutes for thousands: it grows with their square."""
 
 
 def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:

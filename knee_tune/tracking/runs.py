@@ -479,7 +479,7 @@ def _forbidden(error: Exception) -> bool:
     """Whether people must see to what MLflow said no to: a permission, a name that is taken."""
     if not isinstance(error, MlflowException):
         return False
-    status = error.get_http_status_code()
+    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
     if isinstance(error, RestException):
         return 400 < status < 500 and status not in _OF_NO_STUDY
     return status == FORBIDDEN  # which MLflow's own accounts say in plain text

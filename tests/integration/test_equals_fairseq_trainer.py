@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 pytest.importorskip("fairseq", reason="needs the translation extra")
 
@@ -22,6 +22,8 @@ from knee_tune.tasks.translation.recipe import TranslationRecipe
 from knee_tune.tasks.translation.task import TranslationTask
 from knee_tune.training import single
 from knee_tune.workers.group import Group
+from tests import waiting, warm
+from tests.command_line import environment
 
 STEPS = 50
 LR = 0.01
@@ -42,7 +44,13 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two ranks trained, ours and fairseq's: importing fairseq takes time."""
     folder = tmp_path_factory.mktemp("parameters")
     find_prepared(folder, "demo.de-en")
-    mp.spawn(_rank, (folder,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    done = warm.run(
+        "tests.integration.test_equals_fairseq_trainer:train",
+        str(folder),
+        env=environment(),
+        timeout=2 * waiting.COMMAND,  # within what the first test has
+    )
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -63,6 +71,13 @@ def _assert_equal_after_training(file: Path) -> None:
         assert torch.equal(parameter, fairseqs[name]), f"{name} differs"
     assert not torch.equal(
         start["encoder.embed_tokens.weight"], ours["encoder.embed_tokens.weight"]
+    )
+
+
+def train(folder: str) -> None:
+    """Train in two ranks, forked from this process, which has imported fairseq once for both."""
+    start_processes(  # type: ignore[no-untyped-call]
+        _rank, (Path(folder),), nprocs=2, start_method="fork"
     )
 
 

@@ -464,14 +464,18 @@ def test_what_people_deleted_is_named_and_waits_until_they_restore_it(
     assert not list((home / "outbox").rglob("*.jsonl"))
 
 
+def answered(said: dict[str, str]) -> MlflowException:
+    return RestException(said)  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize(
     ("answer", "is_of_the_study"),
     [
         # MLflow's own accounts answer in plain text.
         (MlflowException("Permission denied", error_code=PERMISSION_DENIED), True),
-        (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), True),
-        (RestException({"error_code": "UNAUTHENTICATED", "message": "who?"}), False),
-        (RestException({"error_code": "INTERNAL_ERROR", "message": "oh"}), False),
+        (answered({"error_code": "PERMISSION_DENIED", "message": "no"}), True),
+        (answered({"error_code": "UNAUTHENTICATED", "message": "who?"}), False),
+        (answered({"error_code": "INTERNAL_ERROR", "message": "oh"}), False),
         (MlflowException("a proxy's page", error_code=ENDPOINT_NOT_FOUND), False),
     ],
 )

@@ -544,6 +544,20 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert "Use seed LR 0.00015, explore 90%." in page.text
 
 
+def test_a_table_is_looked_at_once_and_not_for_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 100 x 100 points took minutes."""
+    looked = list[Table]()
+
+    def look(table: Table) -> tuple[bool, ...]:
+        looked.append(table)
+        return (True,) * len(table.columns)
+
+    monkeypatch.setattr(Table, "numeric", property(look))
+    found = report(on=ridge())
+    as_html(found)
+    assert len(looked) == sum(len(section.tables) for section in found.sections) > 0
+
+
 def test_the_page_holds_the_library_that_draws_once() -> None:
     page = as_html(report(on=ridge()))
     assert len(re.findall(r"\* plotly\.js \(cartesian - minified\) v\d", page)) == 1

@@ -252,7 +252,8 @@ def test_what_a_study_is_refused_holds_up_no_other(
         assert caplog.text.count("refuses study a (error code 403)") == 1
     allowed = Server()
     assert sender(allowed, None, *study_folders(tmp_path)).close() == 0
-    assert allowed.taken[0].name == "a"
+    assert isinstance(first := allowed.taken[0], StudyStarted)
+    assert first.name == "a"
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
