@@ -147,9 +147,13 @@ class RayRunner(GroupRunner):
             with self._lock:
                 self._idle.append(hosts)
 
-    def close(self) -> None:
-        """Give everything back that the cluster set aside, and leave it."""
+    def give_back(self) -> None:
+        """Give everything back that the cluster has set aside for groups that are idle."""
         self._give_up(self._idle_but(0))
+
+    def close(self) -> None:
+        """Give everything back, and leave the cluster."""
+        self.give_back()
         if self._connected:
             import ray
 

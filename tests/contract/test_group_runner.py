@@ -268,7 +268,7 @@ def test_a_process_that_is_stopped_is_told_from_one_that_takes_its_time(
     monkeypatch.setattr(supervisor, "_BEATS", 7.0)
     outcome = failure(run(forkserver, plan(what="freeze", rank=1, stall_timeout=600.0)))
     assert (outcome.kind, outcome.rank) == ("lost", 1)
-    assert outcome.message.endswith(": it is stopped")
+    assert ": it is stopped" in outcome.message  # of one far away it is not certain
 
 
 def test_a_slow_driver_is_no_stall(forkserver: ForkserverRunner, plan: PlanFor) -> None:

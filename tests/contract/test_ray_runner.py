@@ -191,9 +191,10 @@ def trained(runner: GroupRunner, folder: Path) -> tuple[Any, bytes]:
 
 
 def test_a_group_waits_for_room_which_idle_ones_of_another_size_make(
-    cluster: Any, plan: PlanFor
+    cluster: Any, forkserver: RayRunner, plan: PlanFor
 ) -> None:
     """Two ranks of two CPUs each take all there are, while they train and while they are idle."""
+    forkserver.give_back()  # another runner's room is not this one's to give up
     lines: list[str] = []
     waits = threading.Event()
     later: Future[Outcome]

@@ -21,12 +21,14 @@ from tests.integration.script_ranks import (
     check_killed_rank,
     check_pruned,
 )
+from tests.warm import cold
 
 
 @pytest.fixture(scope="module")
 def runner(repository: Path) -> Iterator[ForkserverRunner]:
     imports = installed_imports(repository / "examples" / "pytorch" / "train.py")
-    made = ForkserverRunner(ENTRY, preload=("knee_tune.jobs", *imports))
+    with cold():  # what a script imports is told apart from what was there
+        made = ForkserverRunner(ENTRY, preload=("knee_tune.jobs", *imports))
     yield made
     made.close()
 
