@@ -32,16 +32,17 @@ def test_an_array_of_drivers_shares_a_study_and_comes_again_after_its_time_limit
         submit = ("sbatch", "--parsable", "--array=0-1", "--output=%a.log")
         array = cluster(*submit, str(SCRIPT), *study, folder=tmp_path).strip()
         tasks = f"{array}_0", f"{array}_1"
-        awaited(lambda: log.exists() and "step" in log.read_text(), seconds=COMMAND, pause=0.5)
+        awaited(lambda: log.exists() and "step" in log.read_text(), seconds=COMMAND / 2, pause=0.5)
         # What Slurm does by itself a minute before the time limit.
         cluster("scancel", "--signal=USR1", "--batch", tasks[1])
         awaited(lambda: cluster.job(tasks[1])["Restarts"] == "1", pause=0.5)
         assert "interrupted; the same command continues" in log.read_text()
-        # A task that comes again waits for two minutes.
-        cluster("scontrol", "update", f"JobId={tasks[1]}", "StartTime=now")
+        # A task that comes again waits for two minutes. It must wait for one second: what let it
+        # run before is void up to then.
+        cluster("scontrol", "update", f"JobId={tasks[1]}", "StartTime=now+2")
         awaited(
             lambda: all(cluster.job(task)["JobState"] == "COMPLETED" for task in tasks),
-            seconds=COMMAND,
+            seconds=COMMAND / 2,
             pause=0.5,
         )
     found = optuna.load_study(study_name="slurm", storage=f"sqlite:///{tmp_path}/home/optuna.db")
