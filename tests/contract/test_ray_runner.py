@@ -139,7 +139,12 @@ def test_a_killed_host_is_named_and_the_next_trial_runs(
     forkserver: RayRunner, plan: PlanFor
 ) -> None:
     def kill_one(_: Report) -> Decision:
-        hosts()[0].kill()
+        warm = ranks()[0].parent()  # other groups' hosts may be idle beside them
+        assert warm is not None
+        host = warm.parent()
+        assert host is not None
+        assert _is_host(host)
+        host.kill()
         return Decision(stop=False)
 
     outcome = failure(run(forkserver, plan(what="hang", steps=4), kill_one))
