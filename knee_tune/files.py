@@ -17,7 +17,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     made anew. If the block fails, or ``path`` is a folder already (OSError), nothing is left of it.
     ``durable`` waits for the disk; what is not may be damaged by a crash of the machine.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+    draft = draft_of(path)
     try:
         yield draft
         if durable:
@@ -34,6 +34,11 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file, the whole of it or nothing; OSError if that is impossible."""
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def draft_of(path: Path) -> Path:
+    """A free name beside ``path`` for what is to become it: :func:`drafts` knows it by that."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
 
 
 def drafts(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -16,7 +17,7 @@ from knee_tune.config.resolve import read_space
 from knee_tune.config.strict_yaml import parse_value
 from knee_tune.errors import UserError
 from knee_tune.records.study import StudyRecord
-from knee_tune.runs.object_store import StoreError, open_store
+from knee_tune.runs.object_store import ObjectStore, StoreError, open_store
 from knee_tune.runs.sharing import clear, stored_trunks
 from knee_tune.runs.trunks import Cleared, TrunkEntry, TrunkStore
 from knee_tune.study.dashboard import serve_dashboard
@@ -157,11 +158,8 @@ def list_shared_trunks(url: str) -> StoredTrunks:
 
     UserError if nothing can be read there.
     """
-    store = open_store(url, make=False)
-    try:
+    with _shared_store(url) as store:
         return StoredTrunks(trunks=tuple(stored_trunks(store)), limit=None)
-    except StoreError as error:
-        raise UserError(f"`shared` {store.url}: {error}") from None
 
 
 def clear_shared_trunks(url: str, *, task: str | None, older_than_days: float | None) -> Cleared:
@@ -169,33 +167,36 @@ def clear_shared_trunks(url: str, *, task: str | None, older_than_days: float | 
 
     UserError if nothing can be removed there.
     """
-    store = open_store(url, make=False)
     older_than = None if older_than_days is None else timedelta(days=older_than_days)
-    try:
+    with _shared_store(url) as store:
         return clear(store, task=task, older_than=older_than)
+
+
+@contextmanager
+def _shared_store(url: str) -> Iterator[ObjectStore]:
+    """Open a store that is there already; what it does not do is an error of whoever named it."""
+    store = open_store(url, make=False)
+    try:
+        yield store
     except StoreError as error:
         raise UserError(f"`shared` {store.url}: {error}") from None
 
 
 def size_of_cache(text: str) -> int:
     """The bytes of ``20GB``, ``500MiB`` or ``0``; UserError for anything else."""
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except (ValidationError, OverflowError) as error:
-        raise UserError(
-            f"`trunk_cache` {text}: not a size; write it as in 20GB or 500MB, or 0 to share no "
-            "trunks"
-        ) from error
+    return _size(text, field="trunk_cache", example="20GB or 500MB, or 0 to share no trunks")
 
 
 def size_of_limit(text: str | None) -> int | None:
     """The bytes of ``2TB``, None of nothing; UserError for anything else."""
+    return None if text is None else _size(text, field="shared_limit", example="500GB or 2TB")
+
+
+def _size(text: str, *, field: str, example: str) -> int:
     try:
-        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+        return int(TypeAdapter(ByteSize).validate_python(text))
     except (ValidationError, OverflowError) as error:
-        raise UserError(
-            f"`shared_limit` {text}: not a size; write it as in 500GB or 2TB"
-        ) from error
+        raise UserError(f"`{field}` {text}: not a size; write it as in {example}") from error
 
 
 def _store(home: Home) -> TrunkStore:

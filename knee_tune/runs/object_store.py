@@ -24,7 +24,7 @@ from pydantic import ValidationError, field_validator
 
 from knee_tune.config.recipe import Spec
 from knee_tune.errors import UserError, first_line, one_line
-from knee_tune.files import checksum
+from knee_tune.files import checksum, draft_of
 from knee_tune.urls import shown_url
 
 ABANDONED = timedelta(days=1)
@@ -325,7 +325,7 @@ class ObjectStore:
         ``If-None-Match: *``, Google ``ifGenerationMatch: 0``, Azure a lease of its own.
         """
         if self._is_local:
-            draft = Path(f"{path}.{uuid.uuid4().hex}.draft")
+            draft = draft_of(Path(path))
             draft.write_bytes(content)
             try:
                 os.link(draft, path)

@@ -12,7 +12,6 @@ import math
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -26,7 +25,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from knee_tune.errors import MachineError, first_line
-from knee_tune.files import remove
+from knee_tune.files import draft_of, remove
 from knee_tune.plans.identity import shared_steps
 from knee_tune.plans.plan import (
     TrainPlan,
@@ -257,7 +256,7 @@ class Sharing:
         self, place: str, name: str, target: Path, *, on_line: OnLine, on_life: OnLife
     ) -> Iterator[Path | None]:
         """Yield a folder beside ``target`` with the entry's files; None if it cannot be had."""
-        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.draft")
+        draft = draft_of(target)
         draft.mkdir()
         try:
             there = self._fetch(place, name, draft, on_line=on_line, on_life=on_life)
