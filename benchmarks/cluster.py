@@ -71,7 +71,7 @@ def ray(folder: Path) -> StudyRecord:
     """One driver, whose trials span two nodes of a Ray cluster that have a processor each."""
     if not importlib.util.find_spec("ray"):
         raise MissingError("Ray is not installed")
-    with ray_cluster() as address:
+    with ray_cluster(1, 1) as address:
         where = ("--runner", "ray", "--ray-address", address, "--strategy", "spread")
         _end_of(_started(folder, *where))
     return _record(_database(folder))
@@ -157,8 +157,8 @@ def _weights(trial: TrialRecord) -> str:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[str]:
-    """The address of a cluster of two nodes on this machine, of a processor each, with a token."""
+def ray_cluster(*processors: int) -> Iterator[str]:
+    """The address of a cluster of ours on this machine: a node for each number of processors."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # Short: a socket's path has 107 bytes.
     with mock.patch.dict(os.environ, token), tempfile.TemporaryDirectory(prefix="ray-") as folder:
@@ -166,8 +166,8 @@ def ray_cluster() -> Iterator[str]:
 
         cluster = Cluster()
         try:
-            cluster.add_node(num_cpus=1, include_dashboard=False, temp_dir=folder)
-            cluster.add_node(num_cpus=1)
+            for count in processors:
+                cluster.add_node(num_cpus=count, include_dashboard=False, temp_dir=folder)
             yield cluster.address
         finally:
             cluster.shutdown()
@@ -199,19 +199,19 @@ def same_study(console: Console) -> bool:
 
 # What Ray costs
 
-OPTIONS = {
-    "forkserver": GroupOptions(nproc=2),
-    "ray": GroupOptions(nproc=2, runner="ray"),
-}
-
 
 def first_steps(runs: int) -> dict[str, list[float]]:
     """Seconds to a first step by each runner; the first group of each warms up, uncounted."""
     quick = resolve_asked(task="digits", trials=1, nproc=2, settings=("recipe.epochs=1",))
-    seconds: dict[str, list[float]] = {runner: [] for runner in OPTIONS}
     with ExitStack() as stack:
+        address = stack.enter_context(ray_cluster(2))
+        ways = {
+            "forkserver": GroupOptions(nproc=2),
+            "ray": GroupOptions(nproc=2, runner="ray", ray_address=address),
+        }
+        seconds: dict[str, list[float]] = {runner: [] for runner in ways}
         studies = {}
-        for runner, options in OPTIONS.items():
+        for runner, options in ways.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             study = stack.enter_context(opened_for(quick, folder, options))
             studies[runner] = (study, folder)

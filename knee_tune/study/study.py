@@ -14,6 +14,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
 from knee_tune.config.recipe import (
     DEFAULT_DECAY,
@@ -41,6 +42,7 @@ from knee_tune.study.attributes import (
     replicates_of,
     runs_of,
 )
+from knee_tune.study.collector import uncollected
 from knee_tune.study.earlier import EARLIER, known_earlier, read_earlier
 from knee_tune.study.pruners import locate
 from knee_tune.study.recovery import KILLED, current, key_of
@@ -223,6 +225,7 @@ def spec_of(study: optuna.Study) -> StudySpec:
     return StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
 
 
+@uncollected()
 def study_record(study: optuna.Study) -> StudyRecord:
     """The study and its trials as reports read them; a continued trial appears once."""
     spec, attrs = spec_of(study), study.user_attrs
@@ -336,9 +339,13 @@ def _curve(
             continue
         _, step = locate(reported, total_steps=total_steps) if total_steps else (0, reported)
         means[step] = sign * mean
-    return tuple(
-        Evaluation(step=step, metrics={watched: mean}) for step, mean in sorted(means.items())
+    # In one go: ten thousand trials have hundreds of thousands of evaluations.
+    return _CURVE.validate_python(
+        [{"step": step, "metrics": {watched: mean}} for step, mean in sorted(means.items())]
     )
+
+
+_CURVE = TypeAdapter(tuple[Evaluation, ...])
 
 
 def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
@@ -452,7 +459,14 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
 
 
 def _of(trials: Sequence[FrozenTrial], study: optuna.Study) -> optuna.Study:
-    """A study in memory of these trials alone."""
+    """A study in memory of these trials alone, without their notes: Optuna copies all of them."""
     part = optuna.create_study(direction=study.direction)
-    part.add_trials(trials)
+    part.add_trials(
+        [
+            optuna.create_trial(
+                params=trial.params, distributions=trial.distributions, value=trial.value
+            )
+            for trial in trials
+        ]
+    )
     return part
