@@ -1,23 +1,25 @@
 """Trials per second of many drivers on one PostgreSQL whose trials train nothing.
 
-    python -m benchmarks.drivers [--drivers 4 16] [--trials 20]
+    python -m benchmarks.drivers [--drivers 4 16 64] [--trials 5]
 
 So many drivers, each a process, share a study of so many trials each, with 20 reports in a trial.
 First Optuna alone (``study.optimize``, two parameters, reports and ``should_prune``, at any points
 and as many trials as come), then ours: points of a grid none of which is tried twice, an exact
 number of trials, and everything that is kept of a trial. None may be lost, none tried twice.
+Processor time is the drivers', without the server's.
 """
 
 import argparse
 import multiprocessing
 import os
+import resource
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import optuna
 from optuna.storages import RDBStorage
@@ -42,6 +44,9 @@ from knee_tune.workers.protocol import Callbacks, Done, GroupRunner, Outcome, Re
 
 REPORTS = 20
 
+READY_SECONDS = 300.0
+"""For all drivers to have begun; one that failed meanwhile is not waited for longer."""
+
 FACTS = TaskFacts(steps_per_epoch=10, data_fingerprint="", parameters=0, examples={})
 
 SETTINGS = (
@@ -58,9 +63,12 @@ class NothingTrained(GroupRunner):
         """See GroupRunner."""
         assert isinstance(plan, TrainPlan)
         metrics = {"valid_accuracy": 50.0, "valid_loss": 1.0}
+        beside = {"train_loss": 1.0, "lr": 0.1}
         for step in plan.evaluation_steps():
             callbacks.on_report(
-                Report(step=step, total_steps=plan.total_steps, metrics=metrics, seconds=0.0)
+                Report(
+                    step=step, total_steps=plan.total_steps, metrics=metrics | beside, seconds=0.0
+                )
             )
         return Done(state="complete", step=plan.total_steps, result={"metrics": metrics})
 
@@ -145,15 +153,26 @@ Make = Callable[[str, Path, int], Callable[[], None]]
 
 
 def _drive(make: Make, url: str, home: Path, trials: int, begin: Barrier) -> None:
-    drive = make(url, home, trials)
+    run = make(url, home, trials)
     begin.wait()
-    drive()
+    run()
 
 
-def seconds(make: Make, url: str, home: Path, *, drivers: int, trials: int) -> float:
-    """From when all drivers are ready until the last has ended; SystemExit if one of them fails."""
+class Took(NamedTuple):
+    """Seconds: on the clock, and of the processor, all drivers together."""
+
+    clock: float
+    processor: float
+
+
+def drive(make: Make, url: str, home: Path, *, drivers: int, trials: int) -> Took:
+    """From when all drivers are ready until the last has ended; SystemExit if one of them fails.
+
+    Their processor time has what they import, too.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     context = multiprocessing.get_context("fork")
-    begin = context.Barrier(drivers + 1)
+    begin = context.Barrier(drivers + 1, timeout=READY_SECONDS)
     arguments = (make, url, home, trials, begin)
     processes = [context.Process(target=_drive, args=arguments) for _ in range(drivers)]
     for process in processes:
@@ -164,14 +183,16 @@ def seconds(make: Make, url: str, home: Path, *, drivers: int, trials: int) -> f
         process.join()
     if any(process.exitcode for process in processes):
         raise SystemExit(f"a driver ended: {[process.exitcode for process in processes]}")
-    return time.perf_counter() - began
+    clock, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Took(clock=clock, processor=used)
 
 
 def main() -> None:
     """Measure and print, where PostgreSQL is installed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--drivers", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--trials", type=int, default=20, help="of each driver")
+    parser.add_argument("--drivers", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--trials", type=int, default=5, help="of each driver")
     chosen = parser.parse_args()
     if binaries() is None:
         print("drivers: left out, PostgreSQL is not installed (Debian, Ubuntu: postgresql)")
@@ -183,18 +204,19 @@ def main() -> None:
             home, trials = Path(folder), drivers * chosen.trials
             (home / "logs").mkdir()
             open_storage(server.url)  # Optuna's drivers that start together trip over its tables
-            pace = {}
+            pace, effort = {}, {}
             for make in (of_optuna, of_ours):
-                spent = seconds(make, server.url, home, drivers=drivers, trials=trials)
+                took = drive(make, server.url, home, drivers=drivers, trials=trials)
                 study = load_study(open_storage(server.url), make.__name__.removeprefix("of_"))
                 found = study.get_trials(deepcopy=False)
                 complete = sum(trial.state == TrialState.COMPLETE for trial in found)
-                pace[make] = complete / spent
+                pace[make], effort[make] = complete / took.clock, took.processor / complete
             record = study_record(study)
             points = {trial.point for trial in record.trials}
             print(
                 f"{drivers} drivers: {pace[of_ours]:.1f} trials/s, Optuna alone "
-                f"{pace[of_optuna]:.1f}, ratio {pace[of_ours] / pace[of_optuna]:.2f}; "
+                f"{pace[of_optuna]:.1f}, ratio {pace[of_ours] / pace[of_optuna]:.2f}; processor "
+                f"{effort[of_ours]:.2f} s a trial against {effort[of_optuna]:.2f} s; "
                 f"{complete} of {trials} trials complete, {len(found)} in all, at {len(points)} "
                 "points",
                 flush=True,

@@ -67,6 +67,7 @@ class PostgresServer:
             [
                 *(self._programs / "postgres", "-D", "data", "-k", self._folder),
                 *("-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off"),
+                *("-c", "max_connections=400"),  # a driver has a few, and there are dozens
             ],
             cwd=self._folder,
             user=self._user,
