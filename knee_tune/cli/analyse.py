@@ -215,14 +215,11 @@ def lr_range(
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.workers import GroupOptions
 
-    spec, recipe = resolve_asked(
-        task=task, preset=preset, settings=settings or (), seed=seed, nproc=nproc
-    )
+    spec = resolve_asked(task=task, preset=preset, settings=settings or (), seed=seed, nproc=nproc)
     lines = ConsoleLines(PlainConsole(stderr=json))
     test = lr_range_test(
         Home(home),
         spec,
-        recipe,
         low=low,
         high=high,
         steps=steps,
@@ -328,7 +325,7 @@ def _analyse(
     lines = ConsoleLines(PlainConsole(stderr=json))
     on_look = _Tenths(lines, f"{analysis.name}:", of=looks(analysis))
     if subject.weights is not None:
-        spec, recipe = resolve_asked(
+        spec = resolve_asked(
             task=subject.task,
             preset=subject.preset,
             settings=subject.settings or (),
@@ -339,7 +336,6 @@ def _analyse(
             analyse_weights(
                 places,
                 spec,
-                recipe,
                 subject.weights,
                 analysis,
                 options=options,

@@ -158,9 +158,10 @@ def budget(
     )
     places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)
     lines = ConsoleLines(PlainConsole(stderr=json))
+    spec = search.spec
     lines.line(
-        f"{search.name}: task {task_slug(search.spec.task)}, preset {search.spec.preset}, "
-        f"{search.metric} {search.target:g} or better; warming up ..."
+        f"{search.name}: task {task_slug(spec.task)}, preset {spec.preset}, "
+        f"{spec.typed_recipe.objective_metric.name} {search.target:g} or better; warming up ..."
     )
     record = search_budget(search, places, options, lines)
     if json:

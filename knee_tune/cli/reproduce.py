@@ -145,7 +145,7 @@ def reproduce(
     from knee_tune.commands.run import run_study
     from knee_tune.commands.workers import GroupOptions
 
-    spec, recipe, options = resolve_table(
+    spec, options = resolve_table(
         table,
         task=task,
         preset=preset,
@@ -173,7 +173,7 @@ def reproduce(
         print_start(progress, start)
         return watching(progress, start)
 
-    found = run_study(spec, recipe, places, options, timeout=None, register=False, watch=watch)
+    found = run_study(spec, places, options, timeout=None, register=False, watch=watch)
     record, ridge, report = found.record, found.ridge, found.report
     if json:
         typer.echo(json_module.dumps(as_json(table, record, ridge=ridge, report=report)))

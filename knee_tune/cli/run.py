@@ -327,6 +327,7 @@ def run(
     from knee_tune.commands.workers import GroupOptions, Looked
     from knee_tune.config.recipe import BaseRecipe, task_slug
     from knee_tune.config.resolve import sets
+    from knee_tune.config.study import ResolvedStudy
 
     search_lr, baseline_lr = _seed_lrs(seed_lr, baseline=schedule is not None)
     fields: dict[str, object] = {
@@ -355,20 +356,21 @@ def run(
         "maximize": maximize,
     }
     asked = tuple(settings or ())
+    spec: ResolvedStudy[BaseRecipe]
     if script is None:
         if (steps, evaluate_every, minimize, maximize) != (None, None, None, None):
             raise UserError(
                 "`steps`, `evaluate_every`, `minimize`, `maximize`: of scripts alone; a task has "
                 "--set recipe.epochs (or recipe.steps) and recipe.objective"
             )
-        resolved = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
+        spec = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
     elif (task, study, preset) != (None, None, None):
         raise UserError(
             "`task`, `study`, `preset`: of tasks alone; leave them out for a script, whose study "
             "gets a name with `study_name`"
         )
     options = GroupOptions(
-        nproc=nproc or 1 if script else resolved[0].nproc,
+        nproc=nproc or 1 if script else spec.nproc,
         nproc_asked=nproc is not None or sets(asked, "nproc"),
         slots=slots,
         runner=runner.value,
@@ -391,9 +393,7 @@ def run(
     console = PlainConsole()
     with ExitStack() as stack:
         looked: Looked | None = None
-        recipe: BaseRecipe
         if script is None:
-            spec, recipe = resolved
             what = f": task {task_slug(spec.task)}, preset {spec.preset}; warming up ..."
             console.print(Text.assemble((spec.name, "bold"), what))
         else:
@@ -402,7 +402,7 @@ def run(
             looking = look_at_script(
                 places.home, script, arguments or (), options, settings=asked, **fields
             )
-            spec, recipe, looked = stack.enter_context(looking)
+            spec, looked = stack.enter_context(looking)
             console.print(Text.assemble("study ", (spec.name, "bold")))
 
         def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
@@ -414,7 +414,6 @@ def run(
         if schedule is not None:
             record = run_baseline(
                 spec,
-                recipe,
                 places,
                 options,
                 schedule_name=schedule.value,
@@ -422,11 +421,12 @@ def run(
                 watch=watch,
                 looked=looked,
             )
-            print_baseline(console, record, study=spec.name, metric=recipe.objective_metric.name)
+            print_baseline(
+                console, record, study=spec.name, metric=spec.typed_recipe.objective_metric.name
+            )
             return
         summary = run_study(
             spec,
-            recipe,
             places,
             options,
             timeout=timeout,

@@ -19,7 +19,7 @@ from knee_tune.config.recipe import (
     BaseRecipe,
     task_slug,
 )
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
 from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
@@ -92,8 +92,7 @@ Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
 
 
 def run_study(
-    spec: StudySpec,
-    recipe: BaseRecipe,
+    spec: ResolvedStudy[BaseRecipe],
     places: Places,
     options: GroupOptions,
     *,
@@ -109,7 +108,7 @@ def run_study(
     running trial was told.
     """
     with (
-        open_for_training(spec, recipe, places, options, looked=looked) as opened,
+        open_for_training(spec, places, options, looked=looked) as opened,
         watch(study_start(opened)) as watcher,
     ):
         published = Published()
@@ -384,8 +383,7 @@ def _finished(
 
 
 def run_baseline(
-    spec: StudySpec,
-    recipe: BaseRecipe,
+    spec: ResolvedStudy[BaseRecipe],
     places: Places,
     options: GroupOptions,
     *,
@@ -399,7 +397,7 @@ def run_baseline(
     It is no trial: the search never sees it. UserError or MachineError if the training fails.
     """
     with (
-        open_for_training(spec, recipe, places, options, looked=looked, beside=True) as opened,
+        open_for_training(spec, places, options, looked=looked, beside=True) as opened,
         watch(study_start(opened)) as watcher,
         told_end(
             opened.tracker,
@@ -408,7 +406,7 @@ def run_baseline(
             on_line=watcher.line,
         ),
     ):
-        ended = _train_baseline(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
+        ended = _train_baseline(opened, watcher, schedule_name, seed_lr)
         record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
         record_baseline(opened.study, record)
     if ended.failure is not None:
@@ -417,9 +415,10 @@ def run_baseline(
 
 
 def _train_baseline(
-    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float
+    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float | None
 ) -> EndedRun:
     workers = opened.workers
+    seed_lr = seed_lr or workers.recipe.seed_lr
     run = ExtraRun(
         key=f"baseline-{schedule_name}-{seed_lr:g}",
         name=f"{schedule_name} {seed_lr:g}",

@@ -182,17 +182,17 @@ def test_every_budget_is_a_study_with_a_name_of_its_own(
         task=task, preset="demo", budgets=read_budgets(text), trials=5, settings=settings
     )
     assert [*asked.studies] == budgets
-    names = [each.name for each, _ in asked.studies.values()]
+    names = [each.name for each in asked.studies.values()]
     assert names == [f"horizons-{task}-demo-{budget}" for budget in budgets]
-    assert {each.trials for each, _ in asked.studies.values()} == {5}
+    assert {each.trials for each in asked.studies.values()} == {5}
 
 
 def test_a_budget_in_steps_is_measured_as_often_as_one_in_epochs() -> None:
     """So its trunks are those of epochs, and its last step is measured too."""
     both = [
-        recipe
+        each.typed_recipe
         for text in ("2,4", "150steps,300steps")
-        for _, recipe in resolve_horizons(
+        for each in resolve_horizons(
             task="digits", preset="quick", budgets=read_budgets(text)
         ).studies.values()
     ]

@@ -23,7 +23,7 @@ def asked(
 ) -> tuple[StudySpec, GroupOptions]:
     """What a request for a table becomes."""
     changes = {"task": "digits", **changes}
-    spec, _, options = resolve_table(table, options=GroupOptions(device=device), **changes)
+    spec, options = resolve_table(table, options=GroupOptions(device=device), **changes)
     return spec, options
 
 

@@ -37,8 +37,8 @@ OF_AN_OLD_VERSION = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
 
 
 def opened(storage: InMemoryStorage | None = None, **request: Any) -> optuna.Study:
-    spec, recipe = resolve_asked(task="digits", preset="quick", **request)
-    return open_study(storage or InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
+    spec = resolve_asked(task="digits", preset="quick", **request)
+    return open_study(storage or InMemoryStorage(), spec, data_fingerprint="data")
 
 
 def ask(study: optuna.Study, **attributes: Any) -> optuna.Trial:
@@ -59,8 +59,8 @@ def test_the_first_trial_of_a_study_is_the_papers_default() -> None:
 
 
 def test_a_study_says_how_its_metrics_are_measured() -> None:
-    spec, recipe = resolve_asked(task="gpt", preset="demo")
-    study = open_study(InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
+    spec = resolve_asked(task="gpt", preset="demo")
+    study = open_study(InMemoryStorage(), spec, data_fingerprint="data")
     assert "windows of 64" in study_record(study).measures["loss"]
     assert study_record(opened()).measures == {}  # an accuracy is an accuracy
 
@@ -119,45 +119,45 @@ def test_trials_that_could_not_be_compared_are_refused(change: dict[str, Any], l
 )
 def test_trials_in_other_arithmetic_are_refused(before: bool, line: str) -> None:
     storage = InMemoryStorage()
-    spec, recipe = resolve_asked(task="digits", name="s")
+    spec = resolve_asked(task="digits", name="s")
     for amp in (before, before):
-        open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=amp)
+        open_study(storage, spec, data_fingerprint="data", amp=amp)
     with pytest.raises(UserError, match=line):
-        open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=not before)
+        open_study(storage, spec, data_fingerprint="data", amp=not before)
 
 
 def test_what_is_trained_beside_the_search_does_not_change_what_was_asked_for() -> None:
     storage = InMemoryStorage()
     made = opened(storage, name="s", sampler="tpe", trials=30)
-    spec, recipe = resolve_asked(task="digits", preset="quick", name="s")
-    beside = open_study(storage, spec, recipe=recipe, data_fingerprint="data", beside=True)
+    spec = resolve_asked(task="digits", preset="quick", name="s")
+    beside = open_study(storage, spec, data_fingerprint="data", beside=True)
     assert spec_of(beside) == spec_of(made)
     assert spec_of(made).sampler == "tpe"
 
 
 def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
     storage = InMemoryStorage()
-    spec, recipe = resolve_asked(task="iwslt", name="s", settings=("recipe.data=mine",))
+    spec = resolve_asked(task="iwslt", name="s", settings=("recipe.data=mine",))
     assert spec.subject == "mine"
     before = spec.model_copy(update={"own_data": None})  # as before data named experiments
     for asked in (before, spec):
-        study = open_study(storage, asked, recipe=recipe, data_fingerprint="data")
+        study = open_study(storage, asked, data_fingerprint="data")
         assert spec_of(study).subject == "iwslt"
 
 
 def test_a_corpus_of_ones_own_names_study_and_model_but_the_demo_does_not() -> None:
-    spec, _ = resolve_asked(task="translation", settings=("recipe.data=news",))
+    spec = resolve_asked(task="translation", settings=("recipe.data=news",))
     assert (spec.name, spec.subject) == ("knee-news-30ep", "news")
-    spec, _ = resolve_asked(task="translation", preset="demo")
+    spec = resolve_asked(task="translation", preset="demo")
     assert (spec.name, spec.subject) == ("knee-translation-demo", "translation")
 
 
 def test_another_task_under_the_same_name_is_refused() -> None:
     storage = InMemoryStorage()
     opened(storage, name="mine")
-    spec, recipe = resolve_asked(task="iwslt", preset="demo", name="mine")
+    spec = resolve_asked(task="iwslt", preset="demo", name="mine")
     with pytest.raises(UserError, match='made with task="digits", not "iwslt"; choose another'):
-        open_study(storage, spec, recipe=recipe, data_fingerprint="data")
+        open_study(storage, spec, data_fingerprint="data")
 
 
 def test_an_unknown_study_names_the_known_ones() -> None:
@@ -414,7 +414,7 @@ def test_what_is_reported_improves_in_the_direction_of_the_objective(
 
 
 def opened_recipe(objective: str) -> Any:
-    return resolve_asked(task="digits", settings=(f"recipe.objective={objective}",))[1]
+    return resolve_asked(task="digits", settings=(f"recipe.objective={objective}",)).typed_recipe
 
 
 def test_a_baseline_is_kept_once_per_schedule_and_seed_lr() -> None:
