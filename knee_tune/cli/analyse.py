@@ -96,7 +96,7 @@ def sharpness(
     ] = 1000,
     examples: ExamplesOption = None,
     nproc: RanksOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -148,7 +148,7 @@ def fisher(
     ] = 1,
     examples: ExamplesOption = None,
     nproc: RanksOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -202,7 +202,7 @@ def lr_range(
         ),
     ] = None,
     nproc: RanksOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
@@ -224,7 +224,7 @@ def lr_range(
         high=high,
         steps=steps,
         out=out,
-        options=GroupOptions(nproc=nproc, device=device.value),
+        options=GroupOptions(nproc=nproc, device=device),
         lines=lines,
         on_step=_Tenths(lines, "step", of=steps),
     )
@@ -321,7 +321,7 @@ def _analyse(
 
     subject.check()
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    options = GroupOptions(nproc=nproc, device=device.value)
+    options = GroupOptions(nproc=nproc, device=device)
     lines = ConsoleLines(PlainConsole(stderr=json))
     on_look = _Tenths(lines, f"{analysis.name}:", of=looks(analysis))
     if subject.weights is not None:

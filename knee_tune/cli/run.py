@@ -3,7 +3,7 @@
 import math
 import shlex
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.text import Text
@@ -21,7 +21,6 @@ from knee_tune.cli.options import (
     SMALLEST,
     AmpOption,
     CompileOption,
-    Device,
     DeviceOption,
     EvaluateEveryOption,
     ExploreOption,
@@ -31,7 +30,6 @@ from knee_tune.cli.options import (
     NprocOption,
     PresetOption,
     ReplicatesOption,
-    Runner,
     RunnerOption,
     ScaleOption,
     Schedule,
@@ -186,7 +184,8 @@ def run(
         Schedule | None,
         typer.Option(
             metavar="NAME",
-            help=f"Train this baseline once, outside the search, and stop: {', '.join(Schedule)}.",
+            help="Train this baseline once, outside the search, and stop: "
+            f"{', '.join(get_args(Schedule))}.",
             rich_help_panel=BASELINE,
         ),
     ] = None,
@@ -215,7 +214,7 @@ def run(
     maximize: MaximizeOption = None,
     nproc: NprocOption = None,
     slots: SlotsOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     trials_per_gpu: TrialsPerGpuOption = 1,
     fuse: Annotated[
         bool | None,
@@ -228,7 +227,7 @@ def run(
     ] = None,
     amp: AmpOption = None,
     compile_: CompileOption = False,
-    runner: RunnerOption = Runner.FORKSERVER,
+    runner: RunnerOption = "forkserver",
     nnodes: Annotated[
         int,
         typer.Option(
@@ -373,14 +372,14 @@ def run(
         nproc=nproc or 1 if script else spec.nproc,
         nproc_asked=nproc is not None or sets(asked, "nproc"),
         slots=slots,
-        runner=runner.value,
+        runner=runner,
         nnodes=nnodes,
         address=address,
         launcher=_words(launcher),
         ray_address=ray_address,
-        strategy=strategy.value if strategy else None,
+        strategy=strategy,
         cpus_per_rank=cpus_per_rank,
-        device=device.value,
+        device=device,
         trials_per_gpu=trials_per_gpu,
         amp=amp,
         compile=compile_,
@@ -416,7 +415,7 @@ def run(
                 spec,
                 places,
                 options,
-                schedule_name=schedule.value,
+                schedule_name=schedule,
                 seed_lr=baseline_lr,
                 watch=watch,
                 looked=looked,
