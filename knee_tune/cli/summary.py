@@ -267,8 +267,8 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
             learning_rate(trial.seed_lr),
             explored(*trial.point[1:]),
             with_spread(trial.value, trial.spread),
-            f"{trial.steps_trained:,}",
-            f"{trial.steps_reused:,}",
+            f"{trial.steps.trained:,}",
+            f"{trial.steps.reused:,}",
             state,
             style=mark,
         )

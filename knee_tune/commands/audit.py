@@ -103,8 +103,8 @@ def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) 
             )
         finished = [each.record for each in ended]
         steps = StepCount(
-            trained=sum(record.steps_trained for record in finished),
-            reused=sum(record.steps_reused for record in finished),
+            trained=sum(record.steps.trained for record in finished),
+            reused=sum(record.steps.reused for record in finished),
         )
         values = tuple(record.value for record in finished)
         audited = AuditedTrial(number=trial.number, values=values, steps=steps)

@@ -367,7 +367,7 @@ def _ended(ended: EndedRun, epochs: int) -> BudgetRun:
         seed=run.seed,
         value=record.value,
         reason=record.reason,
-        steps_trained=record.steps_trained,
+        steps_trained=record.steps.trained,
         steps_budget=run.schedule.total_steps,
     )
 

@@ -407,7 +407,9 @@ def run_baseline(
         ),
     ):
         ended = _train_baseline(opened, watcher, schedule_name, seed_lr)
-        record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
+        record = BaselineRecord(
+            **dict(ended.record), schedule=schedule_name, seed_lr=ended.run.schedule.seed_lr
+        )
         record_baseline(opened.study, record)
     if ended.failure is not None:
         raise ended.error(f"`schedule` {schedule_name}: {record.reason}")

@@ -4,13 +4,13 @@ import hashlib
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from knee_tune.config.recipe import Direction, SearchedDecay, Spec
 from knee_tune.records.shown import setting
-from knee_tune.records.values import Estimate, Point, StepCount, point_of
+from knee_tune.records.values import Estimate, Point, RunRecord, StepCount, point_of
 
 Confirmed = Literal["yes", "no", "not tried"]
 """Whether fresh seeds have confirmed a point."""
@@ -23,14 +23,23 @@ FEWEST_PAIRS = 3
 """In a race: below them nothing is said of a difference, as its interval would mean nothing."""
 
 
-class FreshRun(Spec):
-    """One run of a candidate, with a random seed that the search did not use."""
+def _kept(run: RunRecord) -> dict[str, Any]:
+    kept = run.model_dump(mode="json", include={"seed", "value", "reason"})
+    steps = StepCount(trained=run.steps.trained, reused=run.steps.reused)
+    return kept | {"failed": run.state == "failed", "steps": steps.model_dump()}
 
-    seed: int
-    value: float | None = Field(description="the study's metric; None: failed or diverged")
-    reason: str = Field(default="", description="why there is no value")
-    failed: bool = Field(default=False, description="it has not diverged: it may be tried again")
-    steps: StepCount = StepCount()
+
+def _from_kept(run: Any) -> Any:
+    if not isinstance(run, dict) or "failed" not in run:
+        return run
+    ended = "pruned" if run.get("value") is None else "complete"
+    fields = {name: value for name, value in run.items() if name != "failed"}
+    return fields | {"state": "failed" if run["failed"] else ended}
+
+
+FreshRun = Annotated[RunRecord, BeforeValidator(_from_kept), PlainSerializer(_kept)]
+"""A run of a candidate, with a random seed that the search did not use. Of its state is kept
+whether it has failed, so that it may be tried again."""
 
 
 class Candidate(Spec):
@@ -106,7 +115,7 @@ class Confirmation(Spec):
     @property
     def failed(self) -> int:
         """Runs that failed."""
-        return sum(run.failed for candidate in self.candidates for run in candidate.runs)
+        return sum(run.state == "failed" for candidate in self.candidates for run in candidate.runs)
 
     @property
     def best(self) -> Candidate | None:

@@ -121,7 +121,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
             learning_rate(each.seed_lr),
             NOTHING,
             number(each.value) if each.value is not None else each.reason or each.state,
-            NOTHING if each.seed is None else str(each.seed),
+            str(each.seed),
         )
         for each in record.baselines
     ]
@@ -134,7 +134,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
                 learning_rate(best.seed_lr),
                 explored(*best.point[1:]),
                 number(first.value if first else best.value),
-                NOTHING if best.seed is None else str(best.seed),
+                str(best.seed),
             )
         )
     return Section(
@@ -262,8 +262,8 @@ def trials_section(record: StudyRecord) -> Section:
             explored(*trial.point[1:]),
             number(trial.value),
             NOTHING if trial.spread is None else f"{trial.spread:.2g}",
-            f"{trial.steps_trained:,}",
-            f"{trial.steps_reused:,}",
+            f"{trial.steps.trained:,}",
+            f"{trial.steps.reused:,}",
             trial.state if trial.state == "complete" else trial.reason or trial.state,
         )
         for trial in shown

@@ -130,7 +130,7 @@ def winner_knee(record: StudyRecord) -> Knee | Phased | None:
     None if no trial is complete, or if its steps are not known (of some earlier version's trials).
     """
     winner, best = record.winner, record.best
-    if winner is None or best is None or not best.steps_budget:
+    if winner is None or best is None or not best.budget:
         return None
     point = winner.model_dump(include={"seed_lr", "explore_fraction", "decay"})
     return knee_of(record, winner.trial or best.model_copy(update=point))
@@ -227,7 +227,7 @@ def _use(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
 def _caveats(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
     """How sure it is, and where a better setting may lie."""
     trial = record.winner.trial if record.winner else None
-    if trial is not None and trial.steps_budget:
+    if trial is not None and trial.budget:
         knee = knee_of(record, trial)
         if knee.knee_step == knee.total_steps:
             yield (

@@ -23,16 +23,14 @@ from knee_tune.config.recipe import (
 )
 from knee_tune.config.study import ResolvedStudy, StudySpec
 from knee_tune.errors import UserError
-from knee_tune.records import study
 from knee_tune.records.findings import Importances
 from knee_tune.records.study import (
     BaselineRecord,
     EarlierStudy,
-    Evaluation,
     StudyRecord,
     TrialRecord,
 )
-from knee_tune.records.values import RunEnd
+from knee_tune.records.values import Evaluation, RunEnd, RunState, StepCount
 from knee_tune.study.attributes import (
     FUSED,
     known_audit,
@@ -76,7 +74,7 @@ TOLD: Mapping[RunEnd, TrialState] = {
 }
 """Each end of a trial's last run as Optuna is told it."""
 
-_STATES: Mapping[TrialState, study.TrialState] = {
+_STATES: Mapping[TrialState, RunState] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
@@ -243,7 +241,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
         ),
         spec=spec,
         baselines=tuple(
-            BaselineRecord.model_validate(value)
+            BaselineRecord.model_validate({"seed": spec.seed} | value)
             for name, value in attrs.items()
             if name.startswith(BASELINE_PREFIX)
         ),
@@ -306,18 +304,17 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         metrics=attrs.get("metrics", {}),
         spread=attrs.get("spread"),
         curve=_curve(trial, study_attrs, total_steps),
-        steps_trained=attrs.get("steps_trained", 0),
-        steps_reused=attrs.get("steps_reused", 0),
+        steps=StepCount(trained=attrs.get("steps_trained", 0), reused=attrs.get("steps_reused", 0)),
         steps_recorded=attrs.get("steps_recorded", 0),
         steps_pruned=attrs.get("steps_pruned", 0),
-        steps_budget=runs_of(attrs) * total_steps,
+        budget=runs_of(attrs) * total_steps,
         reason=attrs.get("reason") or silent_death,
         started=started.timestamp() if started else None,
         seconds=(ended - started).total_seconds() if started and ended else None,
         run_id=attrs.get("mlflow_run_id"),
         run_url=attrs.get("mlflow_run_url"),
         checkpoint=attrs.get("checkpoint"),
-        seed=plan["seed"] if plan else None,
+        seed=plan["seed"] if plan else study_attrs["spec"]["seed"],
         replicates=replicates,
     )
 

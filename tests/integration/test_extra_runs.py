@@ -64,4 +64,4 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
         assert extra_steps(opened.study, run.key) == StepCount(trained=total, reached=total)
         (record,) = first.result()
         for each in (record, second):
-            assert (each.record.steps_trained, each.record.steps_reused) == (total, 0)
+            assert (each.record.steps.trained, each.record.steps.reused) == (total, 0)

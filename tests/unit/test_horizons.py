@@ -8,7 +8,8 @@ import pytest
 from knee_tune.commands.horizons import Budgets, read_budgets, resolve_horizons
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
-from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import RunRecord, StepCount
 from knee_tune.report.document import ReportContext, as_html
 from knee_tune.report.horizons import horizon_words, horizons_report
 from knee_tune.stats.horizons import Horizons, horizons_of
@@ -36,11 +37,12 @@ def search(total_steps: int, best: Sequence[float]) -> StudyRecord:
             state="complete",
             value=sum(losses.values()) / len(losses),
             replicates=tuple(
-                ReplicateRecord(seed=seed, state="complete", value=float(loss))
+                RunRecord(seed=seed, state="complete", value=float(loss))
                 for seed, loss in losses.items()
             ),
-            steps_trained=total_steps,
-            steps_budget=total_steps * len(losses),
+            seed=0,
+            steps=StepCount(trained=total_steps),
+            budget=total_steps * len(losses),
         )
 
     return StudyRecord(

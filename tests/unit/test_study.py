@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.errors import UserError
 from knee_tune.records.events import TrialFinished
-from knee_tune.records.study import BaselineRecord, Evaluation, ReplicateRecord
-from knee_tune.records.values import RunEnd, StepCount
+from knee_tune.records.study import BaselineRecord
+from knee_tune.records.values import Evaluation, RunEnd, RunRecord, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.study.attributes import fused_attr, replicate_attr, run_of
 from knee_tune.study.recovery import LEFT, current, give_back, key_of, put_back, recover, requeue
@@ -328,7 +328,7 @@ def test_a_trial_as_reports_read_it() -> None:
         Evaluation(step=150, metrics={"valid_accuracy": 60.0}),
         Evaluation(step=300, metrics={"valid_accuracy": 70.0}),
     )
-    assert (record.steps_trained, record.steps_budget, record.seed) == (350, 300, 1)
+    assert (record.steps.trained, record.budget, record.seed) == (350, 300, 1)
     assert (record.run_id, record.run_url) == ("abc", "http://x/abc")
     assert record.checkpoint == "/checkpoints/trial-0000"
     assert record.seconds is not None
@@ -337,8 +337,8 @@ def test_a_trial_as_reports_read_it() -> None:
 def test_the_curve_of_a_trial_is_the_mean_of_the_replicates_that_have_a_step() -> None:
     study = opened(replicates=2)
     replicates = [
-        ReplicateRecord(seed=1, state="complete", value=70.0, steps=StepCount(trained=300)),
-        ReplicateRecord(seed=2, state="running", steps=StepCount(reused=150, reached=150)),
+        RunRecord(seed=1, state="complete", value=70.0, steps=StepCount(trained=300)),
+        RunRecord(seed=2, state="running", steps=StepCount(reused=150, reached=150)),
     ]
     noted = {replicate_attr(r): record.model_dump() for r, record in enumerate(replicates)}
     trial = ask(study, plan=plan(300), replicates=2, steps_reused=150, **noted)
@@ -350,22 +350,22 @@ def test_the_curve_of_a_trial_is_the_mean_of_the_replicates_that_have_a_step() -
         (300, 70.0),
     ]
     assert record.replicates == tuple(replicates)
-    assert (record.steps_budget, record.steps_reused) == (600, 150)
+    assert (record.budget, record.steps.reused) == (600, 150)
 
 
 def test_replicates_of_a_fused_trial_share_an_attribute() -> None:
     study = opened(replicates=2)
     curve = tuple(Evaluation(step=step, metrics={"valid_accuracy": 60.5}) for step in (150, 300))
     replicates = (
-        ReplicateRecord(seed=1, state="complete", value=70.0, curve=curve),
-        ReplicateRecord(seed=2, state="pruned", steps=StepCount(trained=150), curve=curve[:1]),
+        RunRecord(seed=1, state="complete", value=70.0, curve=curve),
+        RunRecord(seed=2, state="pruned", steps=StepCount(trained=150), curve=curve[:1]),
     )
     run = StepCount(trained=300, reached=300)
     noted = fused_attr(replicates, watched="valid_accuracy", run=run)
     trial = ask(study, plan=plan(300), replicates=1, fused=noted)
     (record,) = study_record(study).trials
     assert record.replicates == replicates
-    assert record.steps_budget == 2 * 300
+    assert record.budget == 2 * 300
     assert run_of(trial.user_attrs) == run
 
 
@@ -421,7 +421,8 @@ def test_a_baseline_is_kept_once_per_schedule_and_seed_lr() -> None:
     study = opened()
     for value in (60.0, 61.0):
         record_baseline(
-            study, BaselineRecord(schedule="cosine", seed_lr=0.05, state="complete", value=value)
+            study,
+            BaselineRecord(schedule="cosine", seed=1, seed_lr=0.05, state="complete", value=value),
         )
     (baseline,) = study_record(study).baselines
     assert baseline.value == 61.0
