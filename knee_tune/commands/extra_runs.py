@@ -13,8 +13,7 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.events import Attached
-from knee_tune.records.findings import Candidate
-from knee_tune.records.study import TrialRecord
+from knee_tune.records.findings import AtPoint
 from knee_tune.records.values import Evaluation, RunEnd, RunRecord, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
@@ -48,7 +47,7 @@ class ExtraRun:
 
 def run_at(
     workers: Workers,
-    place: TrialRecord | Candidate,
+    place: AtPoint,
     *,
     key: str,
     name: str,
@@ -59,13 +58,7 @@ def run_at(
     return ExtraRun(
         key=key,
         name=name,
-        schedule=knee_schedule(
-            workers.recipe,
-            workers.facts,
-            seed_lr=place.seed_lr,
-            explore_fraction=place.explore_fraction,
-            decay=place.decay,
-        ),
+        schedule=knee_schedule(workers.recipe, workers.facts, **place.coordinates),
         seed=seed,
         label=label,
         explore_fraction=place.explore_fraction,

@@ -17,7 +17,6 @@ from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.study import FRESH_SEEDS
 from knee_tune.plans.planner import in_order, trunk_of
 from knee_tune.records.findings import Candidate
-from knee_tune.records.shown import setting
 from knee_tune.records.study import StudyRecord
 from knee_tune.records.values import RunRecord
 from knee_tune.schedules import Exploring
@@ -61,7 +60,7 @@ def race(
     points = leaders(record)[:CANDIDATES]
     racing = candidates_at(points, record, default=default_point(opened))
     default = next(index for index, each in enumerate(racing) if each.default)
-    watcher.line(f"racing: {'; '.join(setting(*each.point) for each in racing)}")
+    watcher.line(f"racing: {'; '.join(each.setting for each in racing)}")
     for seed in count(opened.workers.spec.seed + FRESH_SEEDS):
         order = standing([_losses(each, record) for each in racing], default=default)
         runs = [fresh_run(opened, each, seed) for each in racing]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from knee_tune.commands.comparison import compare_rows
@@ -17,17 +18,14 @@ from knee_tune.commands.winner import register_study
 from knee_tune.commands.workers import GroupOptions, Looked
 from knee_tune.config.recipe import (
     BaseRecipe,
-    task_slug,
 )
 from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
 from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
 from knee_tune.records.findings import Ridge
-from knee_tune.records.shown import setting
 from knee_tune.records.study import BaselineRecord, StudyRecord, TrialRecord
 from knee_tune.report.run_figures import curves_figure
-from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.driver import Driver
 from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
@@ -47,8 +45,6 @@ class StudyStart:
     """What is known when the first trial is about to begin."""
 
     name: str
-    task: str
-    preset: str
     metric: str
     watched: str
     trials: int | None
@@ -162,20 +158,11 @@ def _drive(
 ) -> None:
     workers, study = opened.workers, opened.study
 
-    def schedule(
-        seed_lr: float, explore_fraction: float, decay: Decay | None = None
-    ) -> Knee | Phased:
-        return knee_schedule(
-            workers.recipe,
-            workers.facts,
-            seed_lr=seed_lr,
-            explore_fraction=explore_fraction,
-            decay=decay,
-        )
+    schedule = partial(knee_schedule, workers.recipe, workers.facts)
 
     def after_trial(trial: TrialRecord) -> None:
-        knee = schedule(*trial.point)
-        title = f"Trial {trial.number}: {setting(*trial.point)}"
+        knee = schedule(**trial.coordinates)
+        title = f"Trial {trial.number}: {trial.setting}"
         figure = curves_figure(trial, title=title, schedule=knee)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
         pages.changed()
@@ -296,8 +283,6 @@ def study_start(opened: OpenedStudy) -> StudyStart:
     placement = workers.placement()
     return StudyStart(
         name=workers.spec.name,
-        task=task_slug(workers.spec.task),
-        preset=workers.spec.preset,
         metric=workers.recipe.objective_metric.name,
         watched=workers.recipe.watched_metric.name,
         trials=trials,

@@ -23,6 +23,29 @@ FEWEST_PAIRS = 3
 """In a race: below them nothing is said of a difference, as its interval would mean nothing."""
 
 
+class AtPoint(Spec):
+    """A point of the search space; its subclasses say what there is at it."""
+
+    seed_lr: float
+    explore_fraction: float
+    decay: SearchedDecay = None
+
+    @property
+    def point(self) -> Point:
+        """Its place in the search space."""
+        return point_of(self.seed_lr, self.explore_fraction, self.decay)
+
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """The point's values by their names."""
+        return {name: getattr(self, name) for name in AtPoint.model_fields}
+
+    @property
+    def setting(self) -> str:
+        """``seed LR 0.05, explore 50%``."""
+        return setting(*self.point)
+
+
 def _kept(run: RunRecord) -> dict[str, Any]:
     kept = run.model_dump(mode="json", include={"seed", "value", "reason"})
     steps = StepCount(trained=run.steps.trained, reused=run.steps.reused)
@@ -42,12 +65,9 @@ FreshRun = Annotated[RunRecord, BeforeValidator(_from_kept), PlainSerializer(_ke
 whether it has failed, so that it may be tried again."""
 
 
-class Candidate(Spec):
+class Candidate(AtPoint):
     """A point that was trained again."""
 
-    seed_lr: float
-    explore_fraction: float
-    decay: SearchedDecay = None
     trial: int | None = Field(description="its complete trial in the search; None: it has none")
     default: bool = Field(description="whether it is the paper's default")
     runs: tuple[FreshRun, ...] = ()
@@ -62,11 +82,6 @@ class Candidate(Spec):
     def values(self) -> tuple[float, ...]:
         """The values there are, in the order of the seeds."""
         return tuple(run.value for run in self.runs if run.value is not None)
-
-    @property
-    def point(self) -> Point:
-        """Its place in the search space."""
-        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Race(Spec):
@@ -361,12 +376,9 @@ class Crossover(Spec):
         return self.low_lrs.side < 0 or self.high_lrs.side > 0
 
 
-class Recommendation(Spec):
+class Recommendation(AtPoint):
     """The setting to use. Its numbers are means of ``metric``, over random seeds to come."""
 
-    seed_lr: float
-    explore_fraction: float
-    decay: SearchedDecay = None
     metric: str = Field(description="with its split, as in valid_accuracy")
     expected: Estimate = Field(
         description="over fresh seeds, or leave-one-seed-out: not the best mean itself"
@@ -379,11 +391,6 @@ class Recommendation(Spec):
     )
     confirmed: Confirmed = Field(default="not tried", description="by fresh seeds")
     evidence: str = Field(default="", description="where the numbers come from, in words")
-
-    @property
-    def setting(self) -> str:
-        """``seed LR 0.05, explore 50%``."""
-        return setting(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Ridge(Spec):

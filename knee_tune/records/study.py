@@ -6,17 +6,17 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from knee_tune.config.recipe import Direction, SearchedDecay, Spec
+from knee_tune.config.recipe import Direction, Spec
 from knee_tune.config.study import StudySpec
-from knee_tune.records.findings import Audit, AuditReport, Confirmation, Confirmed
-from knee_tune.records.shown import counted, fresh_seeds, setting
-from knee_tune.records.values import Point, RunRecord, point_of
+from knee_tune.records.findings import AtPoint, Audit, AuditReport, Confirmation, Confirmed
+from knee_tune.records.shown import counted, fresh_seeds
+from knee_tune.records.values import Point, RunRecord
 
 MANY_MORE = 5
 """Rows that a table is not cut short for: a sentence would take their place."""
 
 
-class TrialRecord(RunRecord):
+class TrialRecord(RunRecord, AtPoint):
     """One trial: a point of the search space.
 
     ``value``, ``metrics`` and ``curve`` are means over its replicates (at a step, over those that
@@ -27,9 +27,6 @@ class TrialRecord(RunRecord):
     key: str = Field(
         default="", description="names its checkpoints and its MLflow run, also after a retry"
     )
-    seed_lr: float
-    explore_fraction: float
-    decay: SearchedDecay = None
     driver: str = Field(default="", description="host and process that drives it, or last did")
     progress: float = Field(default=0, ge=0, description="share of its budget that it reported of")
     spread: float | None = Field(
@@ -52,18 +49,10 @@ class TrialRecord(RunRecord):
         """Of the run whose weights are kept, the first replicate's."""
         return self.replicates[0].metrics if self.replicates else self.metrics
 
-    @property
-    def point(self) -> Point:
-        """Its place in the search space."""
-        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
-
-class Winner(Spec):
+class Winner(AtPoint):
     """The setting to use: what won a race or was confirmed, otherwise the best of the search."""
 
-    seed_lr: float
-    explore_fraction: float
-    decay: SearchedDecay = None
     value: float | None = Field(
         description="the study's metric: over the fresh seeds that decided, otherwise its trial's"
     )
@@ -73,16 +62,6 @@ class Winner(Spec):
     trial: TrialRecord | None = Field(
         description="complete, at this point; None: fresh seeds alone trained it to its end"
     )
-
-    @property
-    def point(self) -> Point:
-        """Its place in the search space."""
-        return point_of(self.seed_lr, self.explore_fraction, self.decay)
-
-    @property
-    def setting(self) -> str:
-        """``seed LR 0.05, explore 50%``."""
-        return setting(*self.point)
 
     @property
     def evidence(self) -> str:
@@ -302,9 +281,7 @@ class StudyRecord(Spec):
         chosen = confirmation.chosen if confirmation else None
         if confirmation is None or chosen is None or not self._counts(confirmation, best):
             return Winner(
-                seed_lr=best.seed_lr,
-                explore_fraction=best.explore_fraction,
-                decay=best.decay,
+                **best.coordinates,
                 value=best.value,
                 spread=best.spread,
                 seeds=None,
@@ -312,9 +289,7 @@ class StudyRecord(Spec):
                 trial=best,
             )
         return Winner(
-            seed_lr=chosen.seed_lr,
-            explore_fraction=chosen.explore_fraction,
-            decay=chosen.decay,
+            **chosen.coordinates,
             value=fmean(chosen.values),
             spread=stdev(chosen.values) if len(chosen.values) > 1 else None,
             seeds=len(chosen.values),

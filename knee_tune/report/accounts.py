@@ -15,7 +15,6 @@ from knee_tune.records.shown import (
     of_split,
     percent,
     sentence,
-    setting,
 )
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.document import Command, ReportContext, Section, Table
@@ -162,8 +161,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
     count = confirmation.comparisons
     together = f" The {count} differences hold together (Bonferroni)." if count > 1 else ""
     failures = tuple(
-        f"{sentence(setting(*each.point))} is out: "
-        f"{run.reason or 'no value'} (random seed {run.seed})."
+        f"{sentence(each.setting)} is out: {run.reason or 'no value'} (random seed {run.seed})."
         for each in confirmation.candidates
         for run in each.runs
         if run.value is None

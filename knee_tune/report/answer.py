@@ -95,9 +95,7 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Recommendation | None
     found = ridge.recommended if ridge else None
     assert winner.value is not None, "a complete trial has a value"
     return Recommendation(
-        seed_lr=winner.seed_lr,
-        explore_fraction=winner.explore_fraction,
-        decay=winner.decay,
+        **winner.coordinates,
         metric=record.metric,
         expected=found.expected if found else Estimate(value=winner.value),
         default=found.default if found else None,
@@ -112,9 +110,7 @@ def _answer_of_fresh_seeds(
 ) -> Recommendation:
     default = next((each.mean for each in confirmation.candidates if each.default), None)
     return Recommendation(
-        seed_lr=fresh.seed_lr,
-        explore_fraction=fresh.explore_fraction,
-        decay=fresh.decay,
+        **fresh.coordinates,
         metric=confirmation.metric,
         expected=mean,
         default=default,
@@ -132,8 +128,7 @@ def winner_knee(record: StudyRecord) -> Knee | Phased | None:
     winner, best = record.winner, record.best
     if winner is None or best is None or not best.budget:
         return None
-    point = winner.model_dump(include={"seed_lr", "explore_fraction", "decay"})
-    return knee_of(record, winner.trial or best.model_copy(update=point))
+    return knee_of(record, winner.trial or best.model_copy(update=winner.coordinates))
 
 
 def winner_setting(record: StudyRecord, knee: Knee | Phased, form: Format) -> Setting:

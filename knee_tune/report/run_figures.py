@@ -15,7 +15,6 @@ from knee_tune.records.shown import (
     in_words,
     learning_rate,
     percent,
-    setting,
 )
 from knee_tune.records.study import Steps, StudyRecord, TrialRecord
 from knee_tune.records.values import RunRecord
@@ -207,7 +206,7 @@ def _curve(
     lr_steps = sorted({1, *_turns(knee)})
     pruned = trial.state == "pruned"
     shared = {"legendgroup": str(trial.number), "type": "scatter"}
-    hover = setting(*trial.point)
+    hover = trial.setting
     return [
         {
             **shared,
