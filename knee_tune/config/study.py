@@ -2,13 +2,14 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from knee_tune.config.recipe import (
     DATA_NAME,
     DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
     Epochs,
     PositiveLR,
     SearchSpace,
@@ -176,10 +177,10 @@ class Confirm(Spec):
 
 
 class StudySpec(Spec):
-    """One study, resolved: presets, study file and what was asked for are already merged.
+    """One study as it is kept: presets, study file and what was asked for are already merged.
 
-    ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
-    typed recipe travels beside this value (see :func:`knee_tune.config.resolve.resolve_study`).
+    ``recipe`` is the task's full recipe, validated and dumped, so that a study can be read where
+    its task is not.
     """
 
     name: StudyName
@@ -426,6 +427,20 @@ class StudySpec(Spec):
     def races(self) -> bool:
         """Whether the search ends with a race of its best points."""
         return self.total_runs is not None or self.total_steps is not None
+
+
+R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
+
+
+class ResolvedStudy(StudySpec, Generic[R_co]):
+    """A study that can be trained: its recipe is of the task's own class as well."""
+
+    typed_recipe: R_co = Field(exclude=True, repr=False)
+
+    def with_recipe(self, recipe: BaseRecipe) -> Self:
+        """Return this study with another recipe."""
+        changes = {"typed_recipe": recipe, "recipe": recipe.model_dump(mode="json")}
+        return self.model_copy(update=changes)
 
 
 # Is a point on the edge of the search space, so that a better one may lie beyond?
