@@ -82,6 +82,11 @@ class Run:
         return sum(each.numel() for each in self._learner.model.parameters())
 
     @property
+    def mesh(self) -> tuple[int, ...]:
+        """The shape of the mesh that the model is sharded over; empty if it is not."""
+        return self._learner.mesh
+
+    @property
     def lr(self) -> float:
         """The LR of this step, before any group's ``lr_scale`` and ``decay_scale``."""
         return self._engine.plan.schedule.lr(max(1, self.step))
