@@ -22,7 +22,7 @@ images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
 digits = TensorDataset(images[:1200], labels[:1200])
 
 model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Dropout(0.1), nn.Linear(48, 10))
-sampler = None
+sampler: DistributedSampler[tuple[torch.Tensor, ...]] | None = None
 if world_size > 1:
     dist.init_process_group("gloo")
     sampler = DistributedSampler(digits)

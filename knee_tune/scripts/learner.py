@@ -1,5 +1,6 @@
 """A script's model and optimizers, as the engine sees them. The script itself makes the updates."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,24 @@ def bare(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def check_sharding(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """UserError for a model that is sharded in a way that is not supported, or too late."""
+    model = bare(model)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FullyShardedDataParallel):
+                raise UserError(
+                    "join: FullyShardedDataParallel does not tell ranks what they have of a "
+                    "tensor; shard with torch.distributed.fsdp.fully_shard, which takes its place"
+                )
+    if mesh_of(model):
+        own = {id(each) for each in model.parameters()}
+        trained = [p for each in optimizers for group in each.param_groups for p in group["params"]]
+        if not any(id(each) in own for each in trained):
+            raise UserError(
+                "join: the optimizer has none of the model's parameters, which fully_shard has "
+                "replaced; make the optimizer after it"
+            )

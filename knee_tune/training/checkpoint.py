@@ -162,7 +162,7 @@ def _take_shard(shard: _Shard, file: Path, *, rank: int) -> str:
     draft, noted, trouble = shard
     if trouble is not None:
         code, said = trouble
-        raise OSError(code, f"{said} (rank {rank})" if rank else said)
+        raise OSError(code, f"{said} (rank {rank})" if rank else said, str(draft.parent))
     try:
         draft.rename(file)
     except FileNotFoundError:

@@ -62,7 +62,7 @@ class Row:
 class FusedModels:
     """See :class:`~knee_tune.training.learner.Learner`."""
 
-    mesh = ()
+    mesh: tuple[int, ...] = ()
 
     def __init__(self, task: FusableTask[Any], plan: TrainPlan, group: Group) -> None:
         self._task, self._plan, self._group = task, plan, group

@@ -65,9 +65,10 @@ def _shape(mesh: tuple[int, ...]) -> str:
 def reshard(model: nn.Module) -> None:
     """Have the parameters be shards again: a forward pass without a backward leaves them whole."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    for module in model.modules() if fsdp is not None else ():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
+    if fsdp is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
 
 
 def local_part(value: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def together(state: Any, model: nn.Module) -> Any:
 
 def _apart(value: "DTensor") -> dict[str, Any]:
     return {
-        SHARD: value.detach().to_local(),
+        SHARD: value.to_local().detach(),
         "mesh": _name(value.device_mesh),
         "placements": [_placed(each) for each in value.placements],
         "shape": list(value.shape),
@@ -215,7 +216,7 @@ def load_model_weights(path: Path, model: nn.Module, group: Group) -> None:
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    weights = load_file(path) if group.leads else {}
+    weights: dict[str, Any] = load_file(path) if group.leads else {}
     if group.leads:
         weights |= {name: weights[kept] for name, kept in _tied(model).items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
