@@ -42,7 +42,7 @@ def sharded_by(task: Task[Any], model: nn.Module, group: Group) -> nn.Module:
     task.shard(model, init_device_mesh(group.device.type, (group.world_size,)))
     if not mesh_of(model):
         raise UserError(
-            f"{type(task).__name__}.shard: no parameter is sharded by it; call "
+            f"{type(getattr(task, 'simple', task)).__name__}.shard: no parameter is sharded by it; call "
             "torch.distributed.fsdp.fully_shard(model, mesh=mesh) in it, or remove it"
         )
     return model
