@@ -176,11 +176,11 @@ class ScriptLearner:
             "buffers": {} if self._group.leads else dict(self.model.named_buffers()),
         }
         if self.mesh:  # every rank saves what is its own, beside what it has of the rest
-            return self._whole({self._group.rank: pack(apart(mine))})
+            return self._state_beside({self._group.rank: pack(apart(mine))})
         ranks = self._group.collect([{"packed": pack(mine)}])
-        return self._whole([each["packed"] for each in ranks]) if self._group.leads else {}
+        return self._state_beside([each["packed"] for each in ranks]) if self._group.leads else {}
 
-    def _whole(self, ranks: Any) -> dict[str, Any]:
+    def _state_beside(self, ranks: Any) -> dict[str, Any]:
         """``ranks``: what is theirs, by rank."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
