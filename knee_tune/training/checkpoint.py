@@ -205,13 +205,15 @@ def _owner(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _has_shard(folder: Path, rank: int) -> bool:
-    """Whether a checkpoint, which may be no good, has a state of this rank's own."""
+def _looks_at(folder: Path, rank: int) -> bool:
+    """Whether a rank looks at checksums of a checkpoint: rank 0, and who has a state of its own."""
+    if rank == 0:
+        return True
     try:
         noted = json.loads((folder / MANIFEST).read_text())["sha256"]
     except _DAMAGE:
         return False
-    return rank > 0 and state_file(rank) in noted
+    return state_file(rank) in noted
 
 
 def _kind_of(error: Exception) -> type[DamagedError]:
@@ -366,20 +368,20 @@ def find_start(
             found = load_checkpoint(folder, run=run, rank=group.rank)
         except DamagedError as error:
             problem, readable = str(error), not isinstance(error, UnreadableError)
-        own = found is None and _has_shard(folder, group.rank)
-        problems = [each for each in group.gather((problem, readable, own)) if each[0]]
+        looked = found is None and _looks_at(folder, group.rank)
+        problems = [each for each in group.gather((problem, readable, looked)) if each[0]]
         if not problems:
             return found
         # Asked now that every rank has looked: another driver may have dropped it in between.
         there = group.agree(not problem and folder.is_dir())
-        if there and not all(own for *_, own in problems):
+        if there and not all(looked for *_, looked in problems):
             raise UserError(
                 f"{folder}: not every rank finds this checkpoint; "
                 "put it on a file system that all their machines share"
             )
         if group.leads:
             say(f"{folder}: no good, starting from an earlier checkpoint: {problems[0][0]}")
-            if all(readable for _, readable, _ in problems):
+            if all(readable for _, readable, looked in problems if looked):
                 shutil.rmtree(folder, ignore_errors=True)
     return None
 

@@ -41,8 +41,9 @@ def sharded_by(task: Task[Any], model: nn.Module, group: Group) -> nn.Module:
     model.to(group.device)
     task.shard(model, init_device_mesh(group.device.type, (group.world_size,)))
     if not mesh_of(model):
+        own = getattr(task, "simple", task)  # as its author calls it
         raise UserError(
-            f"{type(getattr(task, 'simple', task)).__name__}.shard: no parameter is sharded by it; call "
+            f"{type(own).__name__}.shard: no parameter is sharded by it; call "
             "torch.distributed.fsdp.fully_shard(model, mesh=mesh) in it, or remove it"
         )
     return model
