@@ -13,6 +13,7 @@ import torch
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import trunk_key
 from knee_tune.plans.plan import TaskFacts, checkpoint_paths
+from knee_tune.schedules import Knee
 from knee_tune.training import checkpoint
 from knee_tune.training.checkpoint import (
     find_start,
@@ -157,9 +158,8 @@ def test_a_mesh_tells_runs_and_trunks_apart(tmp_path: Path) -> None:
     facts = TaskFacts(steps_per_epoch=5, data_fingerprint="d", parameters=1, examples={})
     meshes = [facts.model_copy(update={"mesh": mesh}) for mesh in ((), (4,), (2, 2))]
     assert len({run_fingerprint(plan.model_copy(update={"facts": each})) for each in meshes}) == 3
-    keys = {
-        trunk_key(plan, each, schedule=plan.schedule, steps_per_evaluation=5) for each in meshes
-    }
+    knee = Knee(seed_lr=0.1, total_steps=100, explore_steps=50)
+    keys = {trunk_key(plan, each, schedule=knee, steps_per_evaluation=5) for each in meshes}
     assert len(keys) == 3
     assert "mesh" not in facts.model_dump(), "what is not sharded is written as it always was"
     with pytest.raises(UserError, match="sharded over a mesh of 4, and was over 2x2"):
