@@ -117,10 +117,11 @@ def open_study(
             if "fuse" not in study.user_attrs["spec"]:
                 unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
             # It goes on as it began.
+            before = spec_of(study)
             spec = spec.model_copy(
-                update={"start": study.user_attrs["spec"].get("start", "random")}
+                update={"start": before.start, "pruner": spec.pruner or before.pruner}
             )
-            began = study.user_attrs["spec"].get("from_study")
+            began = before.from_study
             if spec.from_study not in (None, began):
                 raise UserError(
                     f"study {spec.name}: it was made with from_study={json.dumps(began)}, not "
@@ -128,14 +129,14 @@ def open_study(
                 )
             spec = spec.model_copy(update={"from_study": began})
             # Its runs are in the experiment that was named when it was made.
-            named = study.user_attrs["spec"].get("own_data")
-            spec = spec.model_copy(update={"own_data": named})
-            _refuse_changes(spec_of(study), spec)
+            spec = spec.model_copy(update={"own_data": before.own_data})
+            _refuse_changes(before, spec)
             _refuse_other_data(study, data_fingerprint)
             _refuse_other_arithmetic(study, amp=amp)
             if beside:
                 return study
         else:
+            spec = spec.model_copy(update={"pruner": spec.acting_pruner})
             if earlier is not None:
                 study.set_user_attr(EARLIER, earlier.model_dump(mode="json"))
             _note_settings(study, spec, data_fingerprint)
@@ -215,12 +216,16 @@ def study_names(storage: BaseStorage) -> list[str]:
 def spec_of(study: optuna.Study) -> StudySpec:
     """The specification the study was last run with; UserError for a study not made by us.
 
-    One that was made before replicates could be fused goes on without, and one that was made before
-    there was a bracket began with random points.
+    One that was made before replicates could be fused goes on without, one that was made before
+    there was a bracket began with random points, and one that notes no pruner had ``knee`` unless
+    its goal was the ridge.
     """
     if "spec" not in study.user_attrs:
         raise UserError(f"study {study.study_name}: it was not made by knee-tune")
-    return StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
+    spec = StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
+    if spec.pruner is None and spec.compare is None and spec.goal != "ridge":
+        return spec.model_copy(update={"pruner": "knee"})
+    return spec
 
 
 @uncollected()
