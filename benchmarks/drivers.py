@@ -97,12 +97,13 @@ def of_optuna(url: str, home: Path, trials: int) -> Callable[[], None]:
 
 def of_ours(url: str, home: Path, trials: int) -> Callable[[], None]:
     """A driver of knee-tune's, with worker groups that train nothing."""
-    spec, recipe = resolve_asked(
+    spec = resolve_asked(
         task="digits", name="ours", settings=SETTINGS, sampler="random", pruner="none"
     )
+    recipe = spec.typed_recipe
     tracker = NullTracker()
     storage = open_storage(url, on_stale=stale_trial_callback(tracker))
-    study = open_study(storage, spec, recipe=recipe, data_fingerprint="")
+    study = open_study(storage, spec, data_fingerprint="")
     axes = axes_of(spec)
     study.sampler = make_sampler("random", seed=1, axes=axes)
     study.pruner = optuna.pruners.NopPruner()

@@ -366,9 +366,9 @@ def account(home: Path) -> Account:
         not_noted += short
     for trial in recorded(home).trials:
         steps = sum((each.steps for each in trial.replicates), StepCount())
-        if trial.steps_trained != steps.trained or trial.steps_reused != steps.reused:
+        if trial.steps.trained != steps.trained or trial.steps.reused != steps.reused:
             wrong.append(f"trial {trial.number}: its steps are not those of its replicates")
-        if steps.reached + trial.steps_pruned != trial.steps_budget:
+        if steps.reached + trial.steps_pruned != trial.budget:
             wrong.append(f"trial {trial.number}: {steps} and {trial.steps_pruned} pruned steps")
     return Account(trained=sum(map(len, seen.values())), not_noted=not_noted, wrong=wrong)
 

@@ -90,9 +90,10 @@ class Alone(Channel):
 
 def trained(epochs: int, place: Path) -> Surface:
     """The surface of one budget: every point and random seed a replica of one batched model."""
-    spec, recipe = resolve_asked(
+    spec = resolve_asked(
         task="digits", sampler="grid", settings=(*SETTINGS, f"recipe.epochs={epochs}")
     )
+    recipe = spec.typed_recipe
     order = TaskOrder(task="digits", recipe=spec.recipe, seed=1, data_dir=place, log_dir=place)
     task = task_entry("digits").build(spec.recipe, data_dir=place, seed=1)
     facts = TaskFacts(

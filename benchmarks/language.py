@@ -141,7 +141,7 @@ def main() -> None:
     if chosen.evaluations < 2:
         parser.error("--evaluations: what comes before the first does not count, so 2 or more")
 
-    spec, recipe = resolve_asked(
+    spec = resolve_asked(
         task=TASK,
         preset=chosen.preset,
         settings=(
@@ -170,7 +170,7 @@ def main() -> None:
 
         def measured(options: GroupOptions) -> Callable[[int], float]:
             def one_round(number: int) -> float:
-                with open_workers(home, spec, recipe, options) as workers:
+                with open_workers(home, spec, options) as workers:
                     return steps_per_second(train_in_slots(workers, seed=number)[0])
 
             return one_round

@@ -34,7 +34,7 @@ from knee_tune.commands.opened import OpenedStudy, open_for_training, resolve_as
 from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.config.recipe import Recipe
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.jobs import run_job
 from knee_tune.plans.plan import TrainPlan
 from knee_tune.plans.planner import knee_schedule
@@ -44,7 +44,7 @@ from knee_tune.study.events import End, Origin, Watcher
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Callbacks, Channel, Decision, Report
 
-Asked = tuple[StudySpec, Recipe]
+Asked = ResolvedStudy[Recipe]
 
 WHOLE = ("run", "--task", "digits", "--preset", "quick")
 
@@ -119,7 +119,7 @@ def driven_trial(asked: Asked, folder: Path) -> float:
         yield nobody
 
     run_study(
-        *asked, study_places(folder), GroupOptions(), timeout=None, register=False, watch=watch
+        asked, study_places(folder), GroupOptions(), timeout=None, register=False, watch=watch
     )
     return nobody.ended - nobody.started
 
@@ -243,7 +243,7 @@ def opened_for(asked: Asked, folder: Path, options: GroupOptions) -> Iterator[Op
     """A study in ``folder``, untracked, with its workers."""
     home = Home(folder)
     places = Places.of(home, storage=home.optuna_url, tracking_uri="none")
-    with open_for_training(*asked, places, options) as opened:
+    with open_for_training(asked, places, options) as opened:
         yield opened
 
 

@@ -64,8 +64,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the prepared set, if it is no demo")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    _, recipe = resolve_asked(task="iwslt", preset=asked.preset)
-    settings = recipe.model_dump(mode="json")
+    settings = resolve_asked(task="iwslt", preset=asked.preset).recipe
     print(f"{'seed':>4}  {'family':8}{'parameters':>12}{'valid ppl':>11}{'BLEU':>7}{'ms/step':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(asked.first, asked.first + asked.seeds):

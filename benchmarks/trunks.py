@@ -55,7 +55,7 @@ class Workload:
 
     def runs(self, folder: Path) -> "Runs":
         """What is trained, in ``folder``."""
-        spec, recipe = resolve_asked(task=self.task, preset=self.preset)
+        spec = resolve_asked(task=self.task, preset=self.preset)
         order = TaskOrder(
             task=self.task,
             recipe=spec.recipe,
@@ -64,7 +64,8 @@ class Workload:
             log_dir=folder,
         )
         done = run_job(DescribePlan(**dict(order)), Group(), Nobody())
-        return Runs(order=order, recipe=recipe, facts=TaskFacts.model_validate(done.result))
+        facts = TaskFacts.model_validate(done.result)
+        return Runs(order=order, recipe=spec.typed_recipe, facts=facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ def drive(design: Design, *, epochs: int) -> Steps:
 
     with tempfile.TemporaryDirectory() as folder:
         return run_study(
-            *asked,
+            asked,
             study_places(Path(folder)),
             GroupOptions(),
             timeout=None,

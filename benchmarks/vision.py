@@ -33,7 +33,7 @@ from knee_tune.commands.home import Home
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
 from knee_tune.config.recipe import Recipe
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.tasks.registry import task_entry
 
 
@@ -93,7 +93,7 @@ def ways(chosen: argparse.Namespace) -> dict[str, GroupOptions]:
 
 
 def compare_accuracy(
-    asked: tuple[StudySpec, Recipe],
+    asked: ResolvedStudy[Recipe],
     home: Home,
     run: PlainRun,
     data: tuple[Split, Split],
@@ -103,7 +103,7 @@ def compare_accuracy(
     together = seeds if run.device == "cuda" else 1
     options: dict[str, Any] = {"device": run.device, "trunk_cache": 0}
     options |= {"slots": together, "trials_per_gpu": together}
-    with open_workers(home, *asked, GroupOptions(**options)) as workers:
+    with open_workers(home, asked, GroupOptions(**options)) as workers:
         found = [
             each.accuracy for seed in range(0, seeds, together) for each in ours(workers, seed=seed)
         ]
@@ -133,10 +133,11 @@ def main() -> None:
             "the first epoch does not count: --epochs and --accuracy-epochs want 2 or more"
         )
 
-    def asked(epochs: int) -> tuple[StudySpec, Recipe]:
+    def asked(epochs: int) -> ResolvedStudy[Recipe]:
         return resolve_asked(task=TASK, preset=chosen.preset, settings=(f"recipe.epochs={epochs}",))
 
-    spec, recipe = asked(chosen.epochs)
+    spec = asked(chosen.epochs)
+    recipe = spec.typed_recipe
     with tempfile.TemporaryDirectory() as folder:
         if chosen.data is None:
             write_noise(Path(folder) / "data")
@@ -166,7 +167,7 @@ def main() -> None:
 
         def measured(options: GroupOptions) -> Callable[[int], float]:
             def one_round(number: int) -> float:
-                with open_workers(home, spec, recipe, options) as workers:
+                with open_workers(home, spec, options) as workers:
                     return sum(each.rate for each in ours(workers, seed=number))
 
             return one_round

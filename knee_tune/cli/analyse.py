@@ -96,7 +96,7 @@ def sharpness(
     ] = 1000,
     examples: ExamplesOption = None,
     nproc: RanksOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -148,7 +148,7 @@ def fisher(
     ] = 1,
     examples: ExamplesOption = None,
     nproc: RanksOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
     storage: StorageOption = None,
@@ -202,7 +202,7 @@ def lr_range(
         ),
     ] = None,
     nproc: RanksOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
@@ -215,19 +215,16 @@ def lr_range(
     from knee_tune.commands.opened import resolve_asked
     from knee_tune.commands.workers import GroupOptions
 
-    spec, recipe = resolve_asked(
-        task=task, preset=preset, settings=settings or (), seed=seed, nproc=nproc
-    )
+    spec = resolve_asked(task=task, preset=preset, settings=settings or (), seed=seed, nproc=nproc)
     lines = ConsoleLines(PlainConsole(stderr=json))
     test = lr_range_test(
         Home(home),
         spec,
-        recipe,
         low=low,
         high=high,
         steps=steps,
         out=out,
-        options=GroupOptions(nproc=nproc, device=device.value),
+        options=GroupOptions(nproc=nproc, device=device),
         lines=lines,
         on_step=_Tenths(lines, "step", of=steps),
     )
@@ -324,11 +321,11 @@ def _analyse(
 
     subject.check()
     places = Places.of(Home(home), storage=storage, tracking_uri=tracking_uri)
-    options = GroupOptions(nproc=nproc, device=device.value)
+    options = GroupOptions(nproc=nproc, device=device)
     lines = ConsoleLines(PlainConsole(stderr=json))
     on_look = _Tenths(lines, f"{analysis.name}:", of=looks(analysis))
     if subject.weights is not None:
-        spec, recipe = resolve_asked(
+        spec = resolve_asked(
             task=subject.task,
             preset=subject.preset,
             settings=subject.settings or (),
@@ -339,7 +336,6 @@ def _analyse(
             analyse_weights(
                 places,
                 spec,
-                recipe,
                 subject.weights,
                 analysis,
                 options=options,

@@ -16,7 +16,6 @@ from knee_tune.cli.options import (
     SEARCH,
     AmpOption,
     CompileOption,
-    Device,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -98,7 +97,7 @@ def budget(
     settings: SettingsOption = None,
     nproc: NprocOption = None,
     slots: SlotsOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     trials_per_gpu: TrialsPerGpuOption = 1,
     amp: AmpOption = None,
     compile_: CompileOption = False,
@@ -148,7 +147,7 @@ def budget(
         nproc=search.spec.nproc,
         nproc_asked=nproc is not None or sets(settings or (), "nproc"),
         slots=slots,
-        device=device.value,
+        device=device,
         trials_per_gpu=trials_per_gpu,
         amp=amp,
         compile=compile_,
@@ -158,9 +157,10 @@ def budget(
     )
     places = Places.of(Home(home), storage=None, tracking_uri=tracking_uri)
     lines = ConsoleLines(PlainConsole(stderr=json))
+    spec = search.spec
     lines.line(
-        f"{search.name}: task {task_slug(search.spec.task)}, preset {search.spec.preset}, "
-        f"{search.metric} {search.target:g} or better; warming up ..."
+        f"{search.name}: task {task_slug(spec.task)}, preset {spec.preset}, "
+        f"{spec.typed_recipe.objective_metric.name} {search.target:g} or better; warming up ..."
     )
     record = search_budget(search, places, options, lines)
     if json:

@@ -7,13 +7,11 @@ import typer
 
 from knee_tune.cli.options import (
     DEFAULT_HOME,
-    Device,
     DeviceOption,
     HomeOption,
     JsonOption,
     NprocOption,
     PresetOption,
-    Runner,
     RunnerOption,
     ScriptArgument,
     ScriptArguments,
@@ -58,8 +56,8 @@ def check(
     preset: PresetOption = None,
     settings: SettingsOption = None,
     nproc: NprocOption = None,
-    device: DeviceOption = Device.AUTO,
-    runner: RunnerOption = Runner.FORKSERVER,
+    device: DeviceOption = "auto",
+    runner: RunnerOption = "forkserver",
     home: HomeOption = DEFAULT_HOME,
     json: JsonOption = False,
 ) -> None:
@@ -76,7 +74,7 @@ def check(
     from knee_tune.commands.home import Home
     from knee_tune.commands.workers import GroupOptions
 
-    options = GroupOptions(nproc=nproc or 1, device=device.value, runner=runner.value)
+    options = GroupOptions(nproc=nproc or 1, device=device, runner=runner)
     data = Home(home).data
     checked = check_training(
         script,

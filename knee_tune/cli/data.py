@@ -94,7 +94,7 @@ def prepare(
         "name": name,
         "source": source,
         "target": target,
-        "kind": kind and kind.value,
+        "kind": kind,
         "train_prefix": train_prefix,
         "valid_prefix": valid_prefix,
         "test_prefix": test_prefix,

@@ -2,9 +2,8 @@
 
 import json as json_module
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -68,17 +67,8 @@ def status(
         print_status(PlainConsole(), record, every=every)
 
 
-class Setting(StrEnum):
-    """What the winner's schedule is written for."""
-
-    TORCH = "torch"
-    HF = "hf"
-    TORCHTITAN = "torchtitan"
-    MEGATRON = "megatron"
-    NANOTRON = "nanotron"
-    LIGHTNING = "lightning"
-    YAML = "yaml"
-    JSON = "json"
+Setting = Literal["torch", "hf", "torchtitan", "megatron", "nanotron", "lightning", "yaml", "json"]
+"""What the winner's schedule is written for."""
 
 
 def best(
@@ -135,7 +125,7 @@ def best(
     if as_ is not None:
         from knee_tune.commands.report import setting_to_use
 
-        setting = setting_to_use(record, as_.value)
+        setting = setting_to_use(record, as_)
         typer.echo(setting.text)
         typer.echo(setting.note, err=True)
     elif json:
@@ -147,20 +137,12 @@ def best(
         )
 
 
-class Format(StrEnum):
-    """What a report is written as."""
-
-    HTML = "html"
-    MD = "md"
-    JSON = "json"
-
-
 def report(
     study: StudyArgument = None,
     form: Annotated[
-        Format,
+        Literal["html", "md", "json"],
         typer.Option("--format", help="html: one file with figures. md: text. json: all numbers."),
-    ] = Format.HTML,
+    ] = "html",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -187,9 +169,9 @@ def report(
     places = Places.of(Home(home), storage=storage, tracking_uri=None)
     found = study_report(places, study)
     if printed:
-        typer.echo(text_of(found, form.value), nl=False)
+        typer.echo(text_of(found, form), nl=False)
         return
-    path = write_report(found, out or usual_path(places, found.study, form.value), form.value)
+    path = write_report(found, out or usual_path(places, found.study, form), form)
     typer.echo(printable(f"report: {path}"))
     if show:
         open_in_browser(path)

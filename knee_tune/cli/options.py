@@ -5,9 +5,8 @@ An option's parameter is called as the field of the library is that it sets.
 
 import errno
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,54 +36,19 @@ def path_of(text: str | Path) -> Path:
     return Path(text)
 
 
-class Runner(StrEnum):
-    """How worker groups are started."""
+# What people may choose; each list is that of the field that it sets, which the types check.
 
-    FORKSERVER = "forkserver"
-    TORCHRUN = "torchrun"
-    RAY = "ray"
+Runner = Literal["forkserver", "torchrun", "ray"]
 
+Strategy = Literal["pack", "spread"]
 
-class Strategy(StrEnum):
-    """How Ray places the ranks of a trial."""
+Device = Literal["auto", "cpu", "cuda"]
 
-    PACK = "pack"
-    SPREAD = "spread"
+Schedule = Literal["step", "linear", "cosine", "one_cycle", "inverse_sqrt", "constant"]
 
+Alias = Literal["champion", "candidate"]
 
-class Device(StrEnum):
-    """What trains."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Schedule(StrEnum):
-    """The paper's baselines."""
-
-    STEP = "step"
-    LINEAR = "linear"
-    COSINE = "cosine"
-    ONE_CYCLE = "one_cycle"
-    INVERSE_SQRT = "inverse_sqrt"
-    CONSTANT = "constant"
-
-
-class Alias(StrEnum):
-    """What a model is called in the registry."""
-
-    CHAMPION = "champion"
-    CANDIDATE = "candidate"
-
-
-class TextKind(StrEnum):
-    """How far a corpus is prepared already."""
-
-    RAW = "raw"
-    TOK = "tok"
-    BPE = "bpe"
-
+TextKind = Literal["raw", "tok", "bpe"]
 
 SEARCH, OF_A_SCRIPT, COMPUTE, PLACES = "Search", "Of a script", "Compute", "Places"
 """Panels of ``--help``."""

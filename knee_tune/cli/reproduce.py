@@ -19,7 +19,6 @@ from knee_tune.cli.options import (
     SEARCH,
     AmpOption,
     CompileOption,
-    Device,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -118,7 +117,7 @@ def reproduce(
             rich_help_panel=COMPUTE,
         ),
     ] = True,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     trials_per_gpu: TrialsPerGpuOption = 1,
     amp: AmpOption = None,
     compile_: CompileOption = False,
@@ -145,7 +144,7 @@ def reproduce(
     from knee_tune.commands.run import run_study
     from knee_tune.commands.workers import GroupOptions
 
-    spec, recipe, options = resolve_table(
+    spec, options = resolve_table(
         table,
         task=task,
         preset=preset,
@@ -157,7 +156,7 @@ def reproduce(
         nproc=nproc,
         slots=slots,
         options=GroupOptions(
-            device=device.value,
+            device=device,
             trials_per_gpu=trials_per_gpu,
             amp=amp,
             compile=compile_,
@@ -173,7 +172,7 @@ def reproduce(
         print_start(progress, start)
         return watching(progress, start)
 
-    found = run_study(spec, recipe, places, options, timeout=None, register=False, watch=watch)
+    found = run_study(spec, places, options, timeout=None, register=False, watch=watch)
     record, ridge, report = found.record, found.ridge, found.report
     if json:
         typer.echo(json_module.dumps(as_json(table, record, ridge=ridge, report=report)))

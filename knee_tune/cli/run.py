@@ -3,7 +3,7 @@
 import math
 import shlex
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.text import Text
@@ -21,7 +21,6 @@ from knee_tune.cli.options import (
     SMALLEST,
     AmpOption,
     CompileOption,
-    Device,
     DeviceOption,
     EvaluateEveryOption,
     ExploreOption,
@@ -31,7 +30,6 @@ from knee_tune.cli.options import (
     NprocOption,
     PresetOption,
     ReplicatesOption,
-    Runner,
     RunnerOption,
     ScaleOption,
     Schedule,
@@ -144,7 +142,7 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="knee, median, percentile, hyperband or none.",
+            help="knee, median, percentile, hyperband or none. (default: none with gp, else knee)",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -186,7 +184,8 @@ def run(
         Schedule | None,
         typer.Option(
             metavar="NAME",
-            help=f"Train this baseline once, outside the search, and stop: {', '.join(Schedule)}.",
+            help="Train this baseline once, outside the search, and stop: "
+            f"{', '.join(get_args(Schedule))}.",
             rich_help_panel=BASELINE,
         ),
     ] = None,
@@ -215,7 +214,7 @@ def run(
     maximize: MaximizeOption = None,
     nproc: NprocOption = None,
     slots: SlotsOption = 1,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     trials_per_gpu: TrialsPerGpuOption = 1,
     fuse: Annotated[
         bool | None,
@@ -228,7 +227,7 @@ def run(
     ] = None,
     amp: AmpOption = None,
     compile_: CompileOption = False,
-    runner: RunnerOption = Runner.FORKSERVER,
+    runner: RunnerOption = "forkserver",
     nnodes: Annotated[
         int,
         typer.Option(
@@ -327,6 +326,7 @@ def run(
     from knee_tune.commands.workers import GroupOptions, Looked
     from knee_tune.config.recipe import BaseRecipe, task_slug
     from knee_tune.config.resolve import sets
+    from knee_tune.config.study import ResolvedStudy
 
     search_lr, baseline_lr = _seed_lrs(seed_lr, baseline=schedule is not None)
     fields: dict[str, object] = {
@@ -355,30 +355,31 @@ def run(
         "maximize": maximize,
     }
     asked = tuple(settings or ())
+    spec: ResolvedStudy[BaseRecipe]
     if script is None:
         if (steps, evaluate_every, minimize, maximize) != (None, None, None, None):
             raise UserError(
                 "`steps`, `evaluate_every`, `minimize`, `maximize`: of scripts alone; a task has "
                 "--set recipe.epochs (or recipe.steps) and recipe.objective"
             )
-        resolved = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
+        spec = resolve_asked(task=task, study=study, preset=preset, settings=asked, **fields)
     elif (task, study, preset) != (None, None, None):
         raise UserError(
             "`task`, `study`, `preset`: of tasks alone; leave them out for a script, whose study "
             "gets a name with `study_name`"
         )
     options = GroupOptions(
-        nproc=nproc or 1 if script else resolved[0].nproc,
+        nproc=nproc or 1 if script else spec.nproc,
         nproc_asked=nproc is not None or sets(asked, "nproc"),
         slots=slots,
-        runner=runner.value,
+        runner=runner,
         nnodes=nnodes,
         address=address,
         launcher=_words(launcher),
         ray_address=ray_address,
-        strategy=strategy.value if strategy else None,
+        strategy=strategy,
         cpus_per_rank=cpus_per_rank,
-        device=device.value,
+        device=device,
         trials_per_gpu=trials_per_gpu,
         amp=amp,
         compile=compile_,
@@ -391,9 +392,7 @@ def run(
     console = PlainConsole()
     with ExitStack() as stack:
         looked: Looked | None = None
-        recipe: BaseRecipe
         if script is None:
-            spec, recipe = resolved
             what = f": task {task_slug(spec.task)}, preset {spec.preset}; warming up ..."
             console.print(Text.assemble((spec.name, "bold"), what))
         else:
@@ -402,7 +401,7 @@ def run(
             looking = look_at_script(
                 places.home, script, arguments or (), options, settings=asked, **fields
             )
-            spec, recipe, looked = stack.enter_context(looking)
+            spec, looked = stack.enter_context(looking)
             console.print(Text.assemble("study ", (spec.name, "bold")))
 
         def watch(start: "StudyStart") -> AbstractContextManager["Watcher"]:
@@ -414,19 +413,19 @@ def run(
         if schedule is not None:
             record = run_baseline(
                 spec,
-                recipe,
                 places,
                 options,
-                schedule_name=schedule.value,
+                schedule_name=schedule,
                 seed_lr=baseline_lr,
                 watch=watch,
                 looked=looked,
             )
-            print_baseline(console, record, study=spec.name, metric=recipe.objective_metric.name)
+            print_baseline(
+                console, record, study=spec.name, metric=spec.typed_recipe.objective_metric.name
+            )
             return
         summary = run_study(
             spec,
-            recipe,
             places,
             options,
             timeout=timeout,

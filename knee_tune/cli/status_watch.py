@@ -30,7 +30,7 @@ class Pace:
     def note(self, trial: TrialRecord, *, now: float) -> None:
         """Note how far a running trial is; ``now`` in seconds."""
         reports = self._seen.get(trial.number, [])
-        steps = trial.progress * trial.steps_budget
+        steps = trial.progress * trial.budget
         if steps and (not reports or steps > reports[-1][1]):
             self._seen[trial.number] = [*reports[:1], (now, steps)]
 

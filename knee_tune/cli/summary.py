@@ -12,7 +12,7 @@ from knee_tune.cli.audit import audit_line
 from knee_tune.cli.console import PlainConsole
 from knee_tune.cli.flags import as_typed
 from knee_tune.errors import MachineError, one_line
-from knee_tune.records.shown import explored, fresh_seeds, learning_rate, setting
+from knee_tune.records.shown import explored, fresh_seeds, learning_rate
 from knee_tune.urls import shown_url
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def print_confirmation(console: Console, confirmation: "Confirmation") -> None:
         for run in candidate.runs:
             if run.value is None:
                 console.print(
-                    f"{setting(*candidate.point)} is out: "
+                    f"{candidate.setting} is out: "
                     f"{as_typed(run.reason) or 'no value'} (seed {run.seed})",
                     style="yellow",
                     markup=False,
@@ -267,8 +267,8 @@ def print_status(console: Console, record: "StudyRecord", *, every: bool = False
             learning_rate(trial.seed_lr),
             explored(*trial.point[1:]),
             with_spread(trial.value, trial.spread),
-            f"{trial.steps_trained:,}",
-            f"{trial.steps_reused:,}",
+            f"{trial.steps.trained:,}",
+            f"{trial.steps.reused:,}",
             state,
             style=mark,
         )

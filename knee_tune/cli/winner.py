@@ -48,7 +48,7 @@ def register(
         places,
         find_search(places, study).study_name,
         number=trial,
-        alias=alias.value if alias else None,
+        alias=alias,
         untried="champion",  # who types this has decided
         on_line=ConsoleLines(PlainConsole()).line,
     )

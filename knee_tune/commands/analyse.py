@@ -12,8 +12,8 @@ from knee_tune.commands.home import Home, Places
 from knee_tune.commands.opened import interruptible, reopen_workers
 from knee_tune.commands.winner import complete_trial
 from knee_tune.commands.workers import GroupOptions, Workers, open_workers
-from knee_tune.config.recipe import Recipe, task_slug
-from knee_tune.config.study import Analysis, Sharpness, StudySpec
+from knee_tune.config.recipe import BaseRecipe, task_slug
+from knee_tune.config.study import Analysis, ResolvedStudy, Sharpness, StudySpec
 from knee_tune.errors import UserError, disk_trouble, first_line
 from knee_tune.plans.plan import KEPT_WEIGHTS, AnalysePlan, LRRangePlan
 from knee_tune.records.events import RunLink
@@ -89,8 +89,7 @@ def analyse_study(
 
 def analyse_weights(
     places: Places,
-    spec: StudySpec,
-    recipe: Recipe,
+    spec: ResolvedStudy[BaseRecipe],
     weights: Path,
     analysis: Analysis,
     *,
@@ -105,7 +104,7 @@ def analyse_weights(
     if not weights.is_file():
         raise UserError(f"`weights` {weights}: no such file; name a weights.safetensors")
     subject = Subject(name=str(weights), weights=weights.absolute(), seed=spec.seed)
-    with open_workers(places.home, spec, recipe, options) as workers, interruptible():
+    with open_workers(places.home, spec, options) as workers, interruptible():
         return _analyse(workers, subject, analysis, lines, on_look)
 
 
@@ -216,8 +215,7 @@ class RangeTest:
 
 def lr_range_test(
     home: Home,
-    spec: StudySpec,
-    recipe: Recipe,
+    spec: ResolvedStudy[BaseRecipe],
     *,
     low: float,
     high: float,
@@ -240,7 +238,7 @@ def lr_range_test(
     page = out or home.root / f"lr-range-{task_slug(spec.task)}-{spec.preset}.html"
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"`out` {out}: its folder does not exist; make it or name another")
-    with open_workers(home, spec, recipe, options) as workers, interruptible():
+    with open_workers(home, spec, options) as workers, interruptible():
         order = dict(workers.order("lr-range"))
         plan = LRRangePlan(**order, low=low, high=high, steps=steps)
         lines.line(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from knee_tune.commands.extra_runs import ExtraRun, Lines, run_at, train_extra_runs
 from knee_tune.commands.home import Places
-from knee_tune.commands.opened import OpenedStudy, open_for_training, told_end
+from knee_tune.commands.opened import OpenedStudy, open_for_training, resolved, told_end
 from knee_tune.commands.workers import GroupOptions
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import TrainPlan
@@ -16,7 +16,6 @@ from knee_tune.records.values import StepCount
 from knee_tune.study.attributes import record_audit
 from knee_tune.study.storage import open_storage, refuse_missing
 from knee_tune.study.study import load_study, spec_of, study_record, trial_attrs
-from knee_tune.tasks.registry import task_entry
 
 
 def audit_study(
@@ -49,8 +48,6 @@ def audit_study(
     if not numbers:
         watcher.line(f"{name}: {len(record.audit.trials)} pruned trials were audited before")
         return record
-    spec = spec_of(study)
-    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
     # On the devices that a trial had: elsewhere its checkpoints are another run's.
     before = TrainPlan.model_validate(trial_attrs(study, numbers[0])["plan"]).placement
     options = replace(
@@ -60,7 +57,7 @@ def audit_study(
         shared=shared,
         shared_limit=shared_limit,
     )
-    with open_for_training(spec, recipe, places, options) as opened:
+    with open_for_training(resolved(spec_of(study)), places, options) as opened:
         if others := record.by_other_code(opened.workers.facts.code):
             watcher.line(f"{others}: the audit compares with them")
         with told_end(
@@ -106,8 +103,8 @@ def _finish(opened: OpenedStudy, watcher: Lines, trials: Sequence[TrialRecord]) 
             )
         finished = [each.record for each in ended]
         steps = StepCount(
-            trained=sum(record.steps_trained for record in finished),
-            reused=sum(record.steps_reused for record in finished),
+            trained=sum(record.steps.trained for record in finished),
+            reused=sum(record.steps.reused for record in finished),
         )
         values = tuple(record.value for record in finished)
         audited = AuditedTrial(number=trial.number, values=values, steps=steps)

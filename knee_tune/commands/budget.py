@@ -25,7 +25,7 @@ from knee_tune.config.recipe import (
     task_slug,
 )
 from knee_tune.config.strict_yaml import nearest
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import UserError, disk_trouble
 from knee_tune.files import write_whole
 from knee_tune.plans.planner import (
@@ -67,22 +67,12 @@ class BudgetSearch:
     schedules: tuple[str, ...]
     seed_lrs: tuple[float, ...]
     explore_fractions: tuple[float, ...]
-    budgets: dict[int, tuple[StudySpec, Recipe]]
+    budgets: dict[int, ResolvedStudy[Recipe]]
 
     @property
-    def spec(self) -> StudySpec:
+    def spec(self) -> ResolvedStudy[Recipe]:
         """Of the smallest budget; they differ in their epochs only."""
-        return next(iter(self.budgets.values()))[0]
-
-    @property
-    def recipe(self) -> Recipe:
-        """Of the smallest budget."""
-        return next(iter(self.budgets.values()))[1]
-
-    @property
-    def metric(self) -> str:
-        """What the target is of, with its split."""
-        return self.recipe.objective_metric.name
+        return next(iter(self.budgets.values()))
 
     def at(self, workers: Workers, epochs: int) -> Workers:
         """``workers`` at that budget: same worker groups, same data, same trunks.
@@ -90,15 +80,15 @@ class BudgetSearch:
         Its explore fractions are those at which any run of the search leaves a trunk, so that the
         trunk is kept there, whichever run trains it.
         """
-        spec, recipe = self.budgets[epochs]
+        spec = self.budgets[epochs]
         # A warmup that is a share was made steps for the smallest budget: they share trunks.
         warmup = {"warmup": None, "warmup_steps": workers.recipe.warmup_steps}
-        recipe = recipe.model_copy(update=warmup)
+        recipe = spec.typed_recipe.model_copy(update=warmup)
         shares = {f * other / epochs for f in self.explore_fractions for other in self.budgets}
         knees = ExploreFractionSpace(values=tuple(sorted(share for share in shares if share < 1)))
         space = spec.space.model_copy(update={"explore_fraction": knees})
-        changes = {"space": space, "recipe": recipe.model_dump(mode="json")}
-        return replace(workers, spec=spec.model_copy(update=changes), recipe=recipe)
+        spec = spec.with_recipe(recipe).model_copy(update={"space": space})
+        return replace(workers, spec=spec)
 
 
 def resolve_budget(
@@ -119,15 +109,15 @@ def resolve_budget(
     :func:`resolve_asked` is asked.
     """
 
-    def at(epochs: int, name: str | None) -> tuple[StudySpec, Recipe]:
+    def at(epochs: int, name: str | None) -> ResolvedStudy[Recipe]:
         overrides = (*settings, f"recipe.epochs={epochs}")
-        spec, recipe = resolve_asked(name=name, settings=overrides, **asked)
-        if recipe.epochs != epochs:
+        spec = resolve_asked(name=name, settings=overrides, **asked)
+        if spec.typed_recipe.epochs != epochs:
             raise UserError(
                 f"`settings` scale={spec.scale:g}: `budgets` names the epochs that are trained; "
                 "leave the scale out"
             )
-        return spec, recipe
+        return spec
 
     check_budgets(budgets)
     check_distinct("`schedules`", schedules)
@@ -140,7 +130,8 @@ def resolve_budget(
     if explore_fractions and KNEE not in schedules:
         raise UserError("`explore_fractions`: only knee explores; add it to `schedules`")
     check_no_budget(settings)
-    spec, recipe = at(budgets[0], name)
+    spec = at(budgets[0], name)
+    recipe = spec.typed_recipe
     value = read_target(target, recipe.metric(recipe.objective))
     shown = f"{value:g}".replace("+", "")
     named = name or f"budget-{spec.subject}-{spec.preset}-{shown}"
@@ -272,9 +263,7 @@ def search_budget(
     UserError or MachineError if a run cannot be trained; KeyboardInterrupt is raised on after its
     end is recorded.
     """
-    with open_workers(
-        places.home, search.spec, search.recipe, options, storage_url=places.storage_url
-    ) as workers:
+    with open_workers(places.home, search.spec, options, storage_url=places.storage_url) as workers:
         check_warmup(workers.recipe, workers.facts)
         with continued_search(places.home, _untrained(search, workers)) as kept:
             for remark in workers.remarks:
@@ -298,7 +287,7 @@ def search_budget(
 
 def _untrained(search: BudgetSearch, workers: Workers) -> BudgetRecord:
     """The record of a search that has trained nothing yet."""
-    spec, metric = search.spec, search.recipe.metric(search.recipe.objective)
+    spec, metric = search.spec, search.spec.typed_recipe.objective_metric
     return BudgetRecord(
         name=search.name,
         key="",
@@ -307,7 +296,7 @@ def _untrained(search: BudgetSearch, workers: Workers) -> BudgetRecord:
         recipe={k: value for k, value in workers.spec.recipe.items() if k != "epochs"},
         nproc=workers.placement().world_size,
         data_fingerprint=workers.facts.data_fingerprint,
-        metric=search.metric,
+        metric=metric.name,
         direction=metric.direction,
         target=search.target,
         budgets=tuple(search.budgets),
@@ -378,7 +367,7 @@ def _ended(ended: EndedRun, epochs: int) -> BudgetRun:
         seed=run.seed,
         value=record.value,
         reason=record.reason,
-        steps_trained=record.steps_trained,
+        steps_trained=record.steps.trained,
         steps_budget=run.schedule.total_steps,
     )
 

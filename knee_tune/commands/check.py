@@ -12,7 +12,7 @@ from knee_tune.commands.opened import interruptible, resolve_asked
 from knee_tune.commands.script import look_at_script
 from knee_tune.commands.workers import GroupOptions, Looked, look_at, placed
 from knee_tune.config.recipe import BaseRecipe, Spec
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import MachineError, UserError
 from knee_tune.leftovers import scratch
 from knee_tune.plans.plan import SCRIPT, TaskOrder, TrainPlan, TrunkPlan
@@ -79,7 +79,7 @@ def check(
     """
     with interruptible(), scratch(FOLDER) as (folder, _):
         home = Home(folder / "home", prepared=data)
-        looking: AbstractContextManager[tuple[StudySpec, BaseRecipe, Looked]]
+        looking: AbstractContextManager[tuple[ResolvedStudy[BaseRecipe], Looked]]
         if script is not None:
             looking = look_at_script(
                 home, script, arguments, options, steps=steps or STEPS, nproc=options.nproc
@@ -87,7 +87,7 @@ def check(
         else:
             looking = _look_at_task(home, options, task=task, preset=preset, settings=settings)
         try:
-            with looking as (spec, recipe, looked):
+            with looking as (spec, looked):
                 total, every, cut = _sizes(looked.joined, steps=steps, cut=cut)
                 sizes = {"steps": total, "evaluate_every": every} if looked.joined else {}
                 order = TaskOrder(
@@ -98,7 +98,9 @@ def check(
                     placement=placed(options, looked.facts, 0, amp=False),
                     log_dir=folder,
                 )
-                runs = _Runs(looked.runner, order, recipe, total=total, every=every, cut=cut)
+                runs = _Runs(
+                    looked.runner, order, spec.typed_recipe, total=total, every=every, cut=cut
+                )
                 comparisons = []
                 for comparison in runs.comparisons():
                     comparisons.append(comparison)
@@ -119,12 +121,12 @@ def check(
 @contextmanager
 def _look_at_task(
     home: Home, options: GroupOptions, **asked: Any
-) -> Iterator[tuple[StudySpec, BaseRecipe, Looked]]:
+) -> Iterator[tuple[ResolvedStudy[BaseRecipe], Looked]]:
     """A task's study and what it is trained with; its workers have looked at it."""
-    spec, recipe = resolve_asked(**asked)
+    spec = resolve_asked(**asked)
     with look_at(home, spec.task, spec.recipe, options, logs=spec.name) as looked:
-        recipe = recipe.with_warmup_of(budget_steps(recipe, looked.facts))
-        yield spec, recipe, looked
+        recipe = spec.typed_recipe
+        yield spec.with_recipe(recipe.with_warmup_of(budget_steps(recipe, looked.facts))), looked
 
 
 def _sizes(

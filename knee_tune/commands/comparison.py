@@ -191,24 +191,15 @@ class _Comparison:
         record = ended.record
         row, seed = self._points[ended.run.key]
         known = self._known.get((row, seed))
-        same = known is not None and ended.cached and known.checkpoint == record.checkpoint
+        same = known is not None and record.answered and known.checkpoint == record.checkpoint
         before = known.metrics if known and same else {}
         curve = record.curve[-1].metrics if record.curve else {}
         last = {"train_loss": curve["train_loss"]} if "train_loss" in curve else {}
-        return ComparedRun(
-            row=row,
-            seed=seed,
-            state=record.state,
-            reason=record.reason,
-            metrics={**before, **last, **record.metrics},
-            steps=ended.steps,
-            budget=record.steps_budget,
-            answered=ended.cached and (known is None or known.answered),
-            started=known.started if known else record.started,
-            seconds=known.seconds if known else record.seconds or 0.0,
-            checkpoint=record.checkpoint,
-            code=record.code,
-        )
+        fields = dict(record) | {"metrics": {**before, **last, **record.metrics}}
+        if known:
+            fields |= {"started": known.started, "seconds": known.seconds}
+            fields["answered"] = record.answered and known.answered
+        return ComparedRun(row=row, **fields)
 
     def _kept(self, run: ComparedRun) -> ComparedRun:
         """``run``, kept with the study at once."""

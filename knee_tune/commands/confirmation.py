@@ -6,10 +6,10 @@ from knee_tune.commands.extra_runs import ExtraRun, run_at, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.recipe import DEFAULT_DECAY, DEFAULT_EXPLORE_FRACTION
 from knee_tune.records.events import Attached
-from knee_tune.records.findings import Candidate, Confirmation, FreshRun
+from knee_tune.records.findings import Candidate, Confirmation
 from knee_tune.records.shown import explored
-from knee_tune.records.study import RunRecord, StudyRecord, TrialRecord
-from knee_tune.records.values import Point, StepCount, point_of
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import Point, point_of
 from knee_tune.report.wording import told
 from knee_tune.stats.estimates import judge
 from knee_tune.study.attributes import record_confirmation
@@ -91,9 +91,7 @@ def _train(
         return None
     records = iter(ended.record for ended in trained)
     return [
-        candidate.model_copy(
-            update={"runs": tuple(told_run(next(records), seed) for seed in seeds)}
-        )
+        candidate.model_copy(update={"runs": tuple(next(records) for _ in seeds)})
         for candidate in candidates
     ]
 
@@ -108,16 +106,4 @@ def fresh_run(opened: OpenedStudy, candidate: Candidate, seed: int) -> ExtraRun:
         name=f"confirm {seed_lr:g}, explore {explored(fraction, decay)}, seed {seed}",
         seed=seed,
         label="confirmation",
-    )
-
-
-def told_run(record: RunRecord, seed: int) -> FreshRun:
-    """How that ended, as a confirmation tells it."""
-    steps = StepCount(trained=record.steps_trained, reused=record.steps_reused)
-    return FreshRun(
-        seed=seed,
-        value=record.value,
-        reason=record.reason,
-        failed=record.state == "failed",
-        steps=steps,
     )

@@ -13,12 +13,11 @@ from knee_tune.errors import MachineError, UserError
 from knee_tune.plans.plan import Schedule
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.events import Attached
-from knee_tune.records.findings import Candidate
-from knee_tune.records.study import Evaluation, RunRecord, TrialRecord
-from knee_tune.records.values import RunEnd, StepCount
+from knee_tune.records.findings import AtPoint
+from knee_tune.records.values import Evaluation, RunEnd, RunRecord, StepCount
 from knee_tune.report.run_figures import curves_figure
 from knee_tune.runs.slots import Slots
-from knee_tune.runs.trainer import error_of
+from knee_tune.runs.trainer import RunResult, error_of
 from knee_tune.schedules import Decay
 from knee_tune.study.attributes import Attributes, extra_steps, note_extra_steps
 from knee_tune.study.events import Ending, Recorder, RunEvents
@@ -48,7 +47,7 @@ class ExtraRun:
 
 def run_at(
     workers: Workers,
-    place: TrialRecord | Candidate,
+    place: AtPoint,
     *,
     key: str,
     name: str,
@@ -59,13 +58,7 @@ def run_at(
     return ExtraRun(
         key=key,
         name=name,
-        schedule=knee_schedule(
-            workers.recipe,
-            workers.facts,
-            seed_lr=place.seed_lr,
-            explore_fraction=place.explore_fraction,
-            decay=place.decay,
-        ),
+        schedule=knee_schedule(workers.recipe, workers.facts, **place.coordinates),
         seed=seed,
         label=label,
         explore_fraction=place.explore_fraction,
@@ -79,9 +72,6 @@ class EndedRun:
 
     run: ExtraRun
     record: RunRecord
-    steps: StepCount
-    cached: bool
-    """From the run cache: nothing was trained."""
     weights: Path | None
     """None: it is not complete."""
     slot: int
@@ -238,14 +228,12 @@ class _ExtraTraining(RunTraining):
         try:
             result = self.train()
             ending = Ending.of(result.outcome)
-            record = self._record(ending, result.steps, started=started)
+            record = self._record(ending, result, started=started)
             self._attach_curves(record)
-            self._show_end(record, cached=result.cached)
+            self._show_end(record)
             ended = EndedRun(
                 run=run,
                 record=record,
-                steps=result.steps,
-                cached=result.cached,
                 weights=_weights(result.outcome) if ending.end is RunEnd.COMPLETE else None,
                 slot=self._slot,
                 task=plan.task,
@@ -265,22 +253,21 @@ class _ExtraTraining(RunTraining):
     def _count(self, steps: StepCount) -> None:
         note_extra_steps(self._opened.study, self._run.key, steps)
 
-    def _record(self, ending: Ending, steps: StepCount, *, started: float) -> RunRecord:
+    def _record(self, ending: Ending, result: RunResult, *, started: float) -> RunRecord:
         plan = self.plan
         return RunRecord(
-            seed_lr=plan.schedule.seed_lr,
+            seed=plan.seed,
             state=ending.state,
             value=ending.metrics.get(self._metric),
             metrics=dict(ending.metrics),
             curve=tuple(evaluation for _, evaluation in sorted(self._curve.items())),
-            steps_trained=steps.trained,
-            steps_reused=steps.reused,
-            steps_budget=plan.total_steps,
+            steps=result.steps,
+            budget=plan.total_steps,
+            answered=result.cached,
             reason=ending.reason,
             started=started,
             seconds=time.time() - started,
             checkpoint=str(plan.checkpoint_dir),
-            seed=plan.seed,
             code=plan.facts.code if plan.facts else "",
         )
 
@@ -299,16 +286,16 @@ class _ExtraTraining(RunTraining):
     def _attach_curves(self, record: RunRecord) -> None:
         figure = curves_figure(
             record,
-            title=f"{self._run.name}: seed LR {record.seed_lr:g}",
+            title=f"{self._run.name}: seed LR {self._run.schedule.seed_lr:g}",
             schedule=self._run.schedule,
         )
         attached = Attached(key=self._run.key, name="plots/curves.html", figure=figure)
         self._opened.tracker.record(attached)
 
-    def _show_end(self, record: RunRecord, *, cached: bool) -> None:
+    def _show_end(self, record: RunRecord) -> None:
         value = "" if record.value is None else f", {self._metric} {record.value:.4g}"
         reason = f": {record.reason}" if record.reason else ""
-        before = " (trained before)" if cached else ""
+        before = " (trained before)" if record.answered else ""
         state = "failed" if record.state == "failed" else "done"
         self._on_line(f"{self._shown}: {state}{value}{reason}{before}")
 

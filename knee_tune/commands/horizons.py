@@ -20,7 +20,7 @@ from knee_tune.commands.run import Watch, run_study
 from knee_tune.commands.script import look_at_script, resolve_script
 from knee_tune.commands.workers import GroupOptions, Looked, look_at
 from knee_tune.config.recipe import BaseRecipe
-from knee_tune.config.study import StudySpec, TrunkFile
+from knee_tune.config.study import ResolvedStudy, StudySpec, TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.files import checksum
 from knee_tune.records.budget import check_budgets, check_no_budget
@@ -78,14 +78,14 @@ class HorizonsSearch:
     """The studies to be driven, by budget, ascending."""
 
     name: str
-    studies: Mapping[str, tuple[StudySpec, BaseRecipe]]
+    studies: Mapping[str, ResolvedStudy[BaseRecipe]]
     looked: Looked | None = None
     """Worker groups that have looked at a script; None: it is a task."""
 
     @property
-    def spec(self) -> StudySpec:
+    def spec(self) -> ResolvedStudy[BaseRecipe]:
         """Of the smallest budget; they differ in budget and name."""
-        return next(iter(self.studies.values()))[0]
+        return next(iter(self.studies.values()))
 
 
 def resolve_horizons(
@@ -105,8 +105,8 @@ def resolve_horizons(
     _check(budgets, settings)
     if trunk is not None:
         settings = (*settings, *_of_trunk(asked.get("seed_lr")))
-    plain, recipe = resolve_asked(name=name, settings=settings, **asked)
-    field, unit = recipe.budget_field, recipe.budget_unit
+    plain = resolve_asked(name=name, settings=settings, **asked)
+    field, unit = plain.typed_recipe.budget_field, plain.typed_recipe.budget_unit
     if budgets.in_steps and unit != "steps":
         field = unit = "steps"
         check_budgets(budgets.counts, unit="step", most=LONGEST_RUN)
@@ -116,12 +116,12 @@ def resolve_horizons(
     named = name or f"horizons-{plain.subject}-{plain.preset}"
     studies = {}
     for budget in budgets.counts:
-        spec, at = resolve_asked(
+        spec = resolve_asked(
             name=f"{named}-{budget}{unit}",
             settings=(*settings, f"recipe.{field}={budget}"),
             **asked,
         )
-        studies[at.budget_name] = (spec.model_copy(update={"trunk": trunk}), at)
+        studies[spec.typed_recipe.budget_name] = spec.model_copy(update={"trunk": trunk})
     return HorizonsSearch(name=named, studies=studies)
 
 
@@ -151,14 +151,15 @@ def look_at_horizons(
     look = look_at_script(
         home, script, arguments, options, settings=settings, name=name, steps=shortest, **asked
     )
-    with look as (plain, recipe, looked):
+    with look as (plain, looked):
+        recipe = plain.typed_recipe
         _check_search(plain, trunk)
         named = name or f"horizons-{plain.subject}"
         said: dict[str, object] = {"script": str(recipe.script), "arguments": [*recipe.arguments]}
         asked["evaluate_every"] = recipe.evaluate_every
         studies = {}
         for budget in budgets.counts:
-            spec, at = resolve_script(
+            spec = resolve_script(
                 said,
                 Joined.model_validate(looked.joined),
                 settings=settings,
@@ -166,7 +167,7 @@ def look_at_horizons(
                 steps=budget,
                 **asked,
             )
-            studies[at.budget_name] = (spec.model_copy(update={"trunk": trunk}), at)
+            studies[spec.typed_recipe.budget_name] = spec.model_copy(update={"trunk": trunk})
         yield HorizonsSearch(name=named, studies=studies, looked=looked)
 
 
@@ -248,14 +249,14 @@ def search_horizons(
                 trunk_file=spec.trunk,
             )
             looked = stack.enter_context(looking)
-        for spec, recipe in search.studies.values():
+        for spec in search.studies.values():
+            recipe = spec.typed_recipe
             if recipe.warmup is not None and warmup is not None:
-                recipe = recipe.model_copy(update={"warmup": None, "warmup_steps": warmup})
-                spec = spec.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+                shared = {"warmup": None, "warmup_steps": warmup}
+                spec = spec.with_recipe(recipe.model_copy(update=shared))
             spec = spec.model_copy(update={"centre": centre})
             record = run_study(
                 spec,
-                recipe,
                 places,
                 options,
                 timeout=None,

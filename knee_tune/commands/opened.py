@@ -11,7 +11,7 @@ from knee_tune.commands.workers import GroupOptions, Looked, Workers, open_worke
 from knee_tune.config.recipe import BaseRecipe, ExploreFractionSpace, Recipe, task_slug
 from knee_tune.config.resolve import resolve_study
 from knee_tune.config.strict_yaml import read_files
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy, StudySpec
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import Placement
 from knee_tune.plans.planner import (
@@ -79,13 +79,13 @@ class OpenedStudy:
     def batched(self) -> bool:
         """Whether all trials that are left do: a grid in which nothing is pruned."""
         spec = self.workers.spec
-        return spec.sampler == "grid" and spec.acting_pruner == "none" and not self.unfused
+        unpruned = spec_of(self.study).acting_pruner == "none"
+        return spec.sampler == "grid" and unpruned and not self.unfused
 
 
 @contextmanager
 def open_for_training(
-    spec: StudySpec,
-    recipe: BaseRecipe,
+    spec: ResolvedStudy[BaseRecipe],
     places: Places,
     options: GroupOptions,
     *,
@@ -102,7 +102,7 @@ def open_for_training(
     check_storage_url(places.storage_url)
     preloading = preload(sampler=spec.sampler)
     with open_workers(
-        places.home, spec, recipe, options, looked=looked, storage_url=places.storage_url
+        places.home, spec, options, looked=looked, storage_url=places.storage_url
     ) as workers:
         workers = _without_twins(_beyond_trunk(workers))
         spec, recipe = workers.spec, workers.recipe
@@ -116,7 +116,6 @@ def open_for_training(
         study = open_study(
             storage,
             spec,
-            recipe=recipe,
             data_fingerprint=workers.facts.data_fingerprint,
             amp=placement.amp,
             beside=beside,
@@ -133,7 +132,7 @@ def open_for_training(
         )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(
-            spec.acting_pruner,
+            spec_of(study).acting_pruner,
             total_steps=total_steps,
             replicates=spec.replicates if _unfused(study, workers) else 1,
         )
@@ -157,11 +156,10 @@ def reopen_workers(
     ``amp``: bf16 autocast where there is a GPU; as the recipe says if None. UserError if the data
     has changed since: every number would be another one.
     """
-    spec = spec_of(study)
-    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+    spec = resolved(spec_of(study))
     if amp is not None:
-        recipe = recipe.model_copy(update={"amp": amp})
-    with open_workers(home, spec, recipe, options) as workers:
+        spec = spec.with_recipe(spec.typed_recipe.model_copy(update={"amp": amp}))
+    with open_workers(home, spec, options) as workers:
         if workers.facts.data_fingerprint != study.user_attrs["data_fingerprint"]:
             raise UserError(
                 f"study {spec.name}: its data has changed since, so its numbers do not come again; "
@@ -186,22 +184,17 @@ def _beyond_trunk(workers: Workers) -> Workers:
         )
     shortest = (trunk.step - recipe.warmup_steps) / total
     fractions = {shortest, *(each for each in spec.explore_fractions if each > shortest)}
-    return replace(
-        workers,
-        spec=_with_fractions(spec, fractions),
-        remarks=(
-            *workers.remarks,
-            f"every run begins at step {trunk.step} of {trunk.path}; random seeds differ from "
-            "there on",
-        ),
+    remark = (
+        f"every run begins at step {trunk.step} of {trunk.path}; random seeds differ from there on"
     )
+    return _with_fractions(workers, fractions, remark)
 
 
-def _with_fractions(spec: StudySpec, fractions: Iterable[float]) -> StudySpec:
-    space = ExploreFractionSpace(values=tuple(sorted(fractions)))
-    return spec.model_copy(
-        update={"space": spec.space.model_copy(update={"explore_fraction": space})}
-    )
+def _with_fractions(workers: Workers, fractions: Iterable[float], *remarks: str) -> Workers:
+    values = ExploreFractionSpace(values=tuple(sorted(fractions)))
+    space = workers.spec.space.model_copy(update={"explore_fraction": values})
+    spec = workers.spec.model_copy(update={"space": space})
+    return replace(workers, spec=spec, remarks=(*workers.remarks, *remarks))
 
 
 def _without_twins(workers: Workers) -> Workers:
@@ -217,13 +210,8 @@ def _without_twins(workers: Workers) -> Workers:
     distinct = distinct_fractions(recipe, facts, spec.explore_fractions)
     if len(distinct) == len(spec.explore_fractions):
         return workers
-    return replace(
-        workers,
-        spec=_with_fractions(spec, distinct),
-        remarks=(
-            *workers.remarks,
-            *twins_in_words(recipe, facts, spec.explore_fractions),
-        ),
+    return _with_fractions(
+        workers, distinct, *twins_in_words(recipe, facts, spec.explore_fractions)
     )
 
 
@@ -268,8 +256,8 @@ def resolve_asked(
     study: str | None = None,
     settings: Sequence[str] = (),
     **fields: object,
-) -> tuple[StudySpec, Recipe]:
-    """The validated study that files and options describe, and its typed recipe; creates nothing.
+) -> ResolvedStudy[Recipe]:
+    """The validated study that files and options describe; creates nothing.
 
     ``study``: a file from ``studies/`` by name, or a path. ``settings`` and ``fields`` as
     :func:`resolve_study` reads them. UserError for the first thing that is wrong.
@@ -284,6 +272,12 @@ def resolve_asked(
         settings=settings,
         **fields,
     )
+
+
+def resolved(spec: StudySpec) -> ResolvedStudy[BaseRecipe]:
+    """A study that was kept, to be trained further; UserError if its task is not here."""
+    recipe = task_entry(spec.task).recipe_type().model_validate(spec.recipe)
+    return ResolvedStudy(**dict(spec), typed_recipe=recipe)
 
 
 @contextmanager

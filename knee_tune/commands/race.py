@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
-from knee_tune.commands.confirmation import candidates_at, default_point, fresh_run, keep, told_run
+from knee_tune.commands.confirmation import candidates_at, default_point, fresh_run, keep
 from knee_tune.commands.extra_runs import ExtraRun, train_extra_runs
 from knee_tune.commands.opened import OpenedStudy
 from knee_tune.config.study import FRESH_SEEDS
 from knee_tune.plans.planner import in_order, trunk_of
-from knee_tune.records.findings import Candidate, FreshRun
-from knee_tune.records.shown import setting
+from knee_tune.records.findings import Candidate
 from knee_tune.records.study import StudyRecord
+from knee_tune.records.values import RunRecord
 from knee_tune.schedules import Exploring
 from knee_tune.stats.estimates import judge
 from knee_tune.stats.race import (
@@ -60,7 +60,7 @@ def race(
     points = leaders(record)[:CANDIDATES]
     racing = candidates_at(points, record, default=default_point(opened))
     default = next(index for index, each in enumerate(racing) if each.default)
-    watcher.line(f"racing: {'; '.join(setting(*each.point) for each in racing)}")
+    watcher.line(f"racing: {'; '.join(each.setting for each in racing)}")
     for seed in count(opened.workers.spec.seed + FRESH_SEEDS):
         order = standing([_losses(each, record) for each in racing], default=default)
         runs = [fresh_run(opened, each, seed) for each in racing]
@@ -79,7 +79,7 @@ def race(
         if ended:
             watcher.line(f"the race is over: {ended}")
             return True
-        told = _train(opened, watcher, going, seed, until)
+        told = _train(opened, watcher, going, until)
         if told is None:
             return False
         racing = [
@@ -101,15 +101,15 @@ def _why(standing: int, *, of: int, left: int, total: int) -> str:
 
 
 def _train(
-    opened: OpenedStudy, watcher: Watcher, runs: list[ExtraRun], seed: int, until: float
-) -> dict[str, FreshRun] | None:
+    opened: OpenedStudy, watcher: Watcher, runs: list[ExtraRun], until: float
+) -> dict[str, RunRecord] | None:
     """How the runs of a seed ended, by their keys; None if there was no time for all of them."""
     runs = in_order(runs, slots=opened.workers.options.slots)
     timeout = None if until == math.inf else until - time.monotonic()
     ends = train_extra_runs(opened, watcher, runs, timeout=timeout)
     if len(ends) < len(runs):
         return None
-    return {ended.run.key: told_run(ended.record, seed) for ended in ends}
+    return {ended.run.key: ended.record for ended in ends}
 
 
 def _losses(candidate: Candidate, record: StudyRecord) -> list[float]:

@@ -13,7 +13,7 @@ from knee_tune.commands.workers import GroupOptions, has_gpu
 from knee_tune.config.recipe import Recipe
 from knee_tune.config.resolve import scaled_name
 from knee_tune.config.strict_yaml import available, find, read_document
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy, StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records.findings import Ridge
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -107,7 +107,7 @@ def resolve_table(
     nproc: int | None = None,
     slots: int | None = None,
     options: GroupOptions,
-) -> tuple[StudySpec, Recipe, GroupOptions]:
+) -> tuple[ResolvedStudy[Recipe], GroupOptions]:
     """The study that repeats a table, and how it is trained; UserError for what there is not.
 
     None leaves the choice to the study file, or (``nproc``, and ``slots``: runs at a time) to the
@@ -117,7 +117,7 @@ def resolve_table(
     without fusing, has a name of its own.
     """
     design = find_design(table, task=task, preset=preset)
-    plain, _ = resolve_asked(task=task, study=design.study)
+    plain = resolve_asked(task=task, study=design.study)
     fused = fuse and task_entry(task).fuses and plain.compare is None
     named = nproc or design.nproc
     replicates = seeds or plain.replicates
@@ -133,7 +133,7 @@ def resolve_table(
         f"{replicates}-seeds" if replicates != plain.replicates else "",
         "one-by-one" if plain.compare is None and not fuse else "",
     ]
-    spec, recipe = resolve_asked(
+    spec = resolve_asked(
         task=task,
         study=design.study,
         settings=settings,
@@ -143,7 +143,7 @@ def resolve_table(
         nproc=ranks,
         scale=scale,
     )
-    if recipe.steps is not None:
+    if spec.typed_recipe.steps is not None:
         raise UserError("`settings` recipe.steps: a table's budgets are epochs; use recipe.epochs")
     placed = replace(
         options,
@@ -151,7 +151,7 @@ def resolve_table(
         nproc_asked=nproc is not None,
         slots=slots or (1 if fused else cores),
     )
-    return spec, recipe, placed
+    return spec, placed
 
 
 @dataclass(frozen=True, kw_only=True)

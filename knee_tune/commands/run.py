@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from knee_tune.commands.comparison import compare_rows
@@ -17,17 +18,14 @@ from knee_tune.commands.winner import register_study
 from knee_tune.commands.workers import GroupOptions, Looked
 from knee_tune.config.recipe import (
     BaseRecipe,
-    task_slug,
 )
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import MachineError, UserError, disk_trouble, first_line
 from knee_tune.plans.planner import baseline_schedule, budget_steps, knee_schedule
 from knee_tune.records.events import Attached, RegisteredModel, StudyFinished, StudyState
 from knee_tune.records.findings import Ridge
-from knee_tune.records.shown import setting
 from knee_tune.records.study import BaselineRecord, StudyRecord, TrialRecord
 from knee_tune.report.run_figures import curves_figure
-from knee_tune.schedules import Decay, Knee, Phased
 from knee_tune.study.driver import Driver
 from knee_tune.study.earlier import known_earlier
 from knee_tune.study.events import Watcher
@@ -47,8 +45,6 @@ class StudyStart:
     """What is known when the first trial is about to begin."""
 
     name: str
-    task: str
-    preset: str
     metric: str
     watched: str
     trials: int | None
@@ -92,8 +88,7 @@ Watch = Callable[[StudyStart], AbstractContextManager[Watcher]]
 
 
 def run_study(
-    spec: StudySpec,
-    recipe: BaseRecipe,
+    spec: ResolvedStudy[BaseRecipe],
     places: Places,
     options: GroupOptions,
     *,
@@ -109,7 +104,7 @@ def run_study(
     running trial was told.
     """
     with (
-        open_for_training(spec, recipe, places, options, looked=looked) as opened,
+        open_for_training(spec, places, options, looked=looked) as opened,
         watch(study_start(opened)) as watcher,
     ):
         published = Published()
@@ -163,20 +158,11 @@ def _drive(
 ) -> None:
     workers, study = opened.workers, opened.study
 
-    def schedule(
-        seed_lr: float, explore_fraction: float, decay: Decay | None = None
-    ) -> Knee | Phased:
-        return knee_schedule(
-            workers.recipe,
-            workers.facts,
-            seed_lr=seed_lr,
-            explore_fraction=explore_fraction,
-            decay=decay,
-        )
+    schedule = partial(knee_schedule, workers.recipe, workers.facts)
 
     def after_trial(trial: TrialRecord) -> None:
-        knee = schedule(*trial.point)
-        title = f"Trial {trial.number}: {setting(*trial.point)}"
+        knee = schedule(**trial.coordinates)
+        title = f"Trial {trial.number}: {trial.setting}"
         figure = curves_figure(trial, title=title, schedule=knee)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
         pages.changed()
@@ -297,8 +283,6 @@ def study_start(opened: OpenedStudy) -> StudyStart:
     placement = workers.placement()
     return StudyStart(
         name=workers.spec.name,
-        task=task_slug(workers.spec.task),
-        preset=workers.spec.preset,
         metric=workers.recipe.objective_metric.name,
         watched=workers.recipe.watched_metric.name,
         trials=trials,
@@ -384,8 +368,7 @@ def _finished(
 
 
 def run_baseline(
-    spec: StudySpec,
-    recipe: BaseRecipe,
+    spec: ResolvedStudy[BaseRecipe],
     places: Places,
     options: GroupOptions,
     *,
@@ -399,7 +382,7 @@ def run_baseline(
     It is no trial: the search never sees it. UserError or MachineError if the training fails.
     """
     with (
-        open_for_training(spec, recipe, places, options, looked=looked, beside=True) as opened,
+        open_for_training(spec, places, options, looked=looked, beside=True) as opened,
         watch(study_start(opened)) as watcher,
         told_end(
             opened.tracker,
@@ -408,8 +391,10 @@ def run_baseline(
             on_line=watcher.line,
         ),
     ):
-        ended = _train_baseline(opened, watcher, schedule_name, seed_lr or recipe.seed_lr)
-        record = BaselineRecord(**dict(ended.record), schedule=schedule_name)
+        ended = _train_baseline(opened, watcher, schedule_name, seed_lr)
+        record = BaselineRecord(
+            **dict(ended.record), schedule=schedule_name, seed_lr=ended.run.schedule.seed_lr
+        )
         record_baseline(opened.study, record)
     if ended.failure is not None:
         raise ended.error(f"`schedule` {schedule_name}: {record.reason}")
@@ -417,9 +402,10 @@ def run_baseline(
 
 
 def _train_baseline(
-    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float
+    opened: OpenedStudy, watcher: Watcher, schedule_name: str, seed_lr: float | None
 ) -> EndedRun:
     workers = opened.workers
+    seed_lr = seed_lr or workers.recipe.seed_lr
     run = ExtraRun(
         key=f"baseline-{schedule_name}-{seed_lr:g}",
         name=f"{schedule_name} {seed_lr:g}",

@@ -9,7 +9,7 @@ from knee_tune.commands.home import Home
 from knee_tune.commands.workers import GroupOptions, Looked, look_at
 from knee_tune.config.resolve import layer_of, overrides_of, resolve_study
 from knee_tune.config.strict_yaml import Document
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import SCRIPT
 from knee_tune.scripts.recipe import Joined, ScriptRecipe, subject_of
@@ -27,7 +27,7 @@ def look_at_script(
     *,
     settings: Sequence[str] = (),
     **fields: Any,
-) -> Iterator[tuple[StudySpec, ScriptRecipe, Looked]]:
+) -> Iterator[tuple[ResolvedStudy[ScriptRecipe], Looked]]:
     """Run the script up to ``join``, for its study and what that is trained with.
 
     ``settings`` and ``fields`` as :func:`~knee_tune.config.resolve.resolve_study` reads them; they
@@ -45,17 +45,17 @@ def look_at_script(
     with look_at(
         home, SCRIPT, {**said, **asked}, options, logs=f"knee-{subject_of(script)}"
     ) as looked:
-        spec, recipe = resolve_script(
+        spec = resolve_script(
             said, Joined.model_validate(looked.joined), settings=settings, **fields
         )
         if spec.nproc != options.nproc:
             raise UserError("`settings` nproc: of a script name it with `nproc`")
-        yield spec, recipe, looked
+        yield spec, looked
 
 
 def resolve_script(
     said: dict[str, object], joined: Joined, *, settings: Sequence[str] = (), **fields: Any
-) -> tuple[StudySpec, ScriptRecipe]:
+) -> ResolvedStudy[ScriptRecipe]:
     """The study of a script: ``said`` of its file and arguments, and what it said to ``join``."""
     asked = layer_of(overrides_of(settings, fields)).get("recipe", {})
     lr = float(asked.get("seed_lr", joined.seed_lr))

@@ -94,9 +94,7 @@ def register_study(
             weights=weights,
             key=attrs["key"],
             number=trial.number,
-            seed_lr=trial.seed_lr,
-            explore_fraction=trial.explore_fraction,
-            decay=trial.decay,
+            **trial.coordinates,
             data_fingerprint=study.user_attrs["data_fingerprint"],
             metrics={
                 "valid": _bare(trial.kept_metrics, "valid"),

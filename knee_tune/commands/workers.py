@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from knee_tune.commands.home import HeldHome, Home
 from knee_tune.config.recipe import BaseRecipe
-from knee_tune.config.study import Analysis, StudySpec, TrunkFile
+from knee_tune.config.study import Analysis, ResolvedStudy, StudySpec, TrunkFile
 from knee_tune.errors import UserError
 from knee_tune.plans.identity import run_key
 from knee_tune.plans.plan import (
@@ -233,8 +233,7 @@ class Workers:
     """A task with its recipe and its worker groups: what a plan needs besides its schedule."""
 
     held: HeldHome
-    spec: StudySpec
-    recipe: BaseRecipe
+    spec: ResolvedStudy[BaseRecipe]
     options: GroupOptions
     runner: GroupRunner
     trainer: Trainer
@@ -250,6 +249,11 @@ class Workers:
     def home(self) -> Home:
         """Where everything is kept."""
         return self.held.home
+
+    @property
+    def recipe(self) -> BaseRecipe:
+        """The study's recipe."""
+        return self.spec.typed_recipe
 
     def placement(self, slot: int = 0) -> Placement:
         """The devices of a slot."""
@@ -435,8 +439,7 @@ def _runner(options: GroupOptions, *, preload: Sequence[str]) -> GroupRunner:
 @contextmanager
 def open_workers(
     home: Home,
-    spec: StudySpec,
-    recipe: BaseRecipe,
+    spec: ResolvedStudy[BaseRecipe],
     options: GroupOptions,
     *,
     looked: Looked | None = None,
@@ -458,6 +461,7 @@ def open_workers(
         limit = options.trunk_cache
         sharing = stack.enter_context(_sharing(looked.store, options, storage_url))
         table = spec.compare.rows if spec.compare else ()
+        recipe = spec.typed_recipe
         budget, of_what = budget_steps(recipe, facts), "the budget"
         if table:  # before its scale, which a row has for its warmup too
             budget = min(row.epochs for row in table) * facts.steps_per_epoch
@@ -467,8 +471,7 @@ def open_workers(
         remark = f"warmup: {recipe.warmup} of {of_what} ({budget:,} steps): {steps} steps"
         yield Workers(
             held=held,
-            spec=spec.model_copy(update={"recipe": settled.model_dump(mode="json")}),
-            recipe=settled,
+            spec=spec.with_recipe(settled),
             remarks=(remark,) if recipe.warmup else (),
             options=options,
             runner=looked.runner,

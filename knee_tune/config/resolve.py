@@ -24,27 +24,26 @@ from knee_tune.config.strict_yaml import (
     parse_value,
     refuse,
 )
-from knee_tune.config.study import SEARCHING, StudySpec
+from knee_tune.config.study import SEARCHING, ResolvedStudy, StudySpec
 from knee_tune.errors import UserError
 
 R = TypeVar("R", bound=BaseRecipe)
 
 
-def scaled(study: StudySpec, recipe: R, *, name: str) -> tuple[StudySpec, R]:
+def scaled(study: ResolvedStudy[R], *, name: str) -> ResolvedStudy[R]:
     """A study that was just read, called ``name``, with the budget that it trains.
 
     A search: epochs and warmup times the study's ``scale``. A comparison: the longest row times
     it; its rows, and its warmup with them, are scaled when they are planned
     (:func:`knee_tune.plans.planner.row_schedule`), so that its table stays the published one.
     """
-    table, scale = study.compare, study.scale
+    table, scale, recipe = study.compare, study.scale, study.typed_recipe
     budget = recipe.budget if table is None else max(row.epochs for row in table.rows)
     recipe = recipe.with_budget(max(1, round(budget * scale)))
     if table is None:
         warmup = round(recipe.warmup_steps * scale)
         recipe = recipe.model_copy(update={"warmup_steps": warmup})
-    changes = {"name": name, "recipe": recipe.model_dump(mode="json")}
-    return study.model_copy(update=changes), recipe
+    return study.with_recipe(recipe).model_copy(update={"name": name})
 
 
 def scaled_name(name: str, scale: float) -> str:
@@ -231,8 +230,8 @@ def resolve_study(
     recipe_type: Callable[[str], type[R]],
     settings: Sequence[str] = (),
     **fields: object,
-) -> tuple[StudySpec, R]:
-    """The study that files and options describe, and its typed recipe.
+) -> ResolvedStudy[R]:
+    """The study that files and options describe.
 
     ``recipe_type`` maps a task's name to its recipe class; ``settings`` set any field
     (``recipe.epochs=4``); ``fields`` are the study's own (``trials=20``) or those of
@@ -258,14 +257,14 @@ def resolve_study(
     described = merge(base, written)
     if study_file is not None:
         _validated(described, recipes, space, in_study)
-    study, recipe = _validated(merge(described, asked), recipes, space, in_options)
+    study = _validated(merge(described, asked), recipes, space, in_options)
     if study.compare is not None:
         refuse_searching(written, in_study, recipe=("steps",))
         refuse_searching(asked, in_options, recipe=("epochs", "steps"))
     elif study.sampler == "grid" and "trials" not in {**written, **asked}:
         study = study.model_copy(update={"trials": study.size})
     named = "name" in asked or study.scale == described.get("scale", 1.0)
-    return scaled(study, recipe, name=study.name if named else scaled_name(study.name, study.scale))
+    return scaled(study, name=study.name if named else scaled_name(study.name, study.scale))
 
 
 def read_space(file: Document, recipe_type: Callable[[str], type[R]]) -> SpaceFile:
@@ -338,7 +337,7 @@ def _validated(
     space: SpaceFile,
     place: Callable[[FieldPath], Place],
     prefix: FieldPath = (),
-) -> tuple[StudySpec, R]:
+) -> ResolvedStudy[R]:
     """The study of these settings; UserError with ``prefix`` before the field otherwise."""
     recipe, problems = check(recipe_type, settings["recipe"], (*prefix, "recipe"))
     label = _budget_name(settings["preset"], recipe, recipe_type, space) if recipe else "unnamed"
@@ -356,7 +355,7 @@ def _validated(
     ]
     if unsearchable:
         refuse(unsearchable, place)
-    return study, recipe
+    return ResolvedStudy(**dict(study), typed_recipe=recipe)
 
 
 def _budget_name(

@@ -2,13 +2,14 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from knee_tune.config.recipe import (
     DATA_NAME,
     DEFAULT_EXPLORE_FRACTION,
+    BaseRecipe,
     Epochs,
     PositiveLR,
     SearchSpace,
@@ -176,10 +177,10 @@ class Confirm(Spec):
 
 
 class StudySpec(Spec):
-    """One study, resolved: presets, study file and what was asked for are already merged.
+    """One study as it is kept: presets, study file and what was asked for are already merged.
 
-    ``recipe`` is the task's full recipe, validated and dumped; specs cannot import tasks, so the
-    typed recipe travels beside this value (see :func:`knee_tune.config.resolve.resolve_study`).
+    ``recipe`` is the task's full recipe, validated and dumped, so that a study can be read where
+    its task is not.
     """
 
     name: StudyName
@@ -231,7 +232,10 @@ class StudySpec(Spec):
         default="best",
         description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
     )
-    pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
+    pruner: Pruner | None = Field(
+        default=None,
+        description="None: none with gp, which gains nothing by it, and with goal ridge; else knee",
+    )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
     replicates: int = Field(default=1, gt=0, le=1000, description="random seeds of every trial")
     fuse: bool = Field(
@@ -360,10 +364,14 @@ class StudySpec(Spec):
 
     @property
     def acting_pruner(self) -> Pruner:
-        """The pruner that was chosen, or the goal's own; a comparison prunes nothing."""
+        """The pruner that was chosen, or what wins without; a comparison prunes nothing.
+
+        At equal steps pruning does not help ``gp`` (``docs/benchmarks.md``, the whole).
+        """
         if self.compare is not None:
             return "none"
-        return self.pruner or ("none" if self.goal == "ridge" else "knee")
+        unpruned = self.goal == "ridge" or self.sampler == "gp"
+        return self.pruner or ("none" if unpruned else "knee")
 
     @property
     def replicate_seeds(self) -> tuple[int, ...]:
@@ -426,6 +434,20 @@ class StudySpec(Spec):
     def races(self) -> bool:
         """Whether the search ends with a race of its best points."""
         return self.total_runs is not None or self.total_steps is not None
+
+
+R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
+
+
+class ResolvedStudy(StudySpec, Generic[R_co]):
+    """A study that can be trained: its recipe is of the task's own class as well."""
+
+    typed_recipe: R_co = Field(exclude=True, repr=False)
+
+    def with_recipe(self, recipe: BaseRecipe) -> Self:
+        """Return this study with another recipe."""
+        changes = {"typed_recipe": recipe, "recipe": recipe.model_dump(mode="json")}
+        return self.model_copy(update=changes)
 
 
 # Is a point on the edge of the search space, so that a better one may lie beyond?

@@ -4,13 +4,13 @@ import hashlib
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from knee_tune.config.recipe import Direction, SearchedDecay, Spec
 from knee_tune.records.shown import setting
-from knee_tune.records.values import Estimate, Point, StepCount, point_of
+from knee_tune.records.values import Estimate, Point, RunRecord, StepCount, point_of
 
 Confirmed = Literal["yes", "no", "not tried"]
 """Whether fresh seeds have confirmed a point."""
@@ -23,22 +23,51 @@ FEWEST_PAIRS = 3
 """In a race: below them nothing is said of a difference, as its interval would mean nothing."""
 
 
-class FreshRun(Spec):
-    """One run of a candidate, with a random seed that the search did not use."""
-
-    seed: int
-    value: float | None = Field(description="the study's metric; None: failed or diverged")
-    reason: str = Field(default="", description="why there is no value")
-    failed: bool = Field(default=False, description="it has not diverged: it may be tried again")
-    steps: StepCount = StepCount()
-
-
-class Candidate(Spec):
-    """A point that was trained again."""
+class AtPoint(Spec):
+    """A point of the search space; its subclasses say what there is at it."""
 
     seed_lr: float
     explore_fraction: float
     decay: SearchedDecay = None
+
+    @property
+    def point(self) -> Point:
+        """Its place in the search space."""
+        return point_of(self.seed_lr, self.explore_fraction, self.decay)
+
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """The point's values by their names."""
+        return {name: getattr(self, name) for name in AtPoint.model_fields}
+
+    @property
+    def setting(self) -> str:
+        """``seed LR 0.05, explore 50%``."""
+        return setting(*self.point)
+
+
+def _kept(run: RunRecord) -> dict[str, Any]:
+    kept = run.model_dump(mode="json", include={"seed", "value", "reason"})
+    steps = StepCount(trained=run.steps.trained, reused=run.steps.reused)
+    return kept | {"failed": run.state == "failed", "steps": steps.model_dump()}
+
+
+def _from_kept(run: Any) -> Any:
+    if not isinstance(run, dict) or "failed" not in run:
+        return run
+    ended = "pruned" if run.get("value") is None else "complete"
+    fields = {name: value for name, value in run.items() if name != "failed"}
+    return fields | {"state": "failed" if run["failed"] else ended}
+
+
+FreshRun = Annotated[RunRecord, BeforeValidator(_from_kept), PlainSerializer(_kept)]
+"""A run of a candidate, with a random seed that the search did not use. Of its state is kept
+whether it has failed, so that it may be tried again."""
+
+
+class Candidate(AtPoint):
+    """A point that was trained again."""
+
     trial: int | None = Field(description="its complete trial in the search; None: it has none")
     default: bool = Field(description="whether it is the paper's default")
     runs: tuple[FreshRun, ...] = ()
@@ -53,11 +82,6 @@ class Candidate(Spec):
     def values(self) -> tuple[float, ...]:
         """The values there are, in the order of the seeds."""
         return tuple(run.value for run in self.runs if run.value is not None)
-
-    @property
-    def point(self) -> Point:
-        """Its place in the search space."""
-        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Race(Spec):
@@ -106,7 +130,7 @@ class Confirmation(Spec):
     @property
     def failed(self) -> int:
         """Runs that failed."""
-        return sum(run.failed for candidate in self.candidates for run in candidate.runs)
+        return sum(run.state == "failed" for candidate in self.candidates for run in candidate.runs)
 
     @property
     def best(self) -> Candidate | None:
@@ -352,12 +376,9 @@ class Crossover(Spec):
         return self.low_lrs.side < 0 or self.high_lrs.side > 0
 
 
-class Recommendation(Spec):
+class Recommendation(AtPoint):
     """The setting to use. Its numbers are means of ``metric``, over random seeds to come."""
 
-    seed_lr: float
-    explore_fraction: float
-    decay: SearchedDecay = None
     metric: str = Field(description="with its split, as in valid_accuracy")
     expected: Estimate = Field(
         description="over fresh seeds, or leave-one-seed-out: not the best mean itself"
@@ -370,11 +391,6 @@ class Recommendation(Spec):
     )
     confirmed: Confirmed = Field(default="not tried", description="by fresh seeds")
     evidence: str = Field(default="", description="where the numbers come from, in words")
-
-    @property
-    def setting(self) -> str:
-        """``seed LR 0.05, explore 50%``."""
-        return setting(self.seed_lr, self.explore_fraction, self.decay)
 
 
 class Ridge(Spec):

@@ -2,114 +2,45 @@
 
 from collections import Counter, defaultdict
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from knee_tune.config.recipe import Direction, SearchedDecay, Spec
+from knee_tune.config.recipe import Direction, Spec
 from knee_tune.config.study import StudySpec
-from knee_tune.records.findings import Audit, AuditReport, Confirmation, Confirmed
-from knee_tune.records.shown import counted, fresh_seeds, setting
-from knee_tune.records.values import Point, StepCount, point_of
-
-# The runs of a study that trains the rows of a table instead of searching.
-
-
-class ComparedRun(Spec):
-    """One row of the table, trained with one random seed."""
-
-    row: int = Field(ge=0, description="its place in the study's ``compare.rows``")
-    seed: int
-    state: str = Field(description="complete, pruned (it diverged) or failed")
-    reason: str = Field(default="", description="why it is not complete, one line")
-    metrics: dict[str, float] = Field(
-        default_factory=dict,
-        description="by name and split: valid_accuracy, test_accuracy, train_loss; and what "
-        "analyses found: sharpness, fisher",
-    )
-    steps: StepCount = StepCount()
-    budget: int = Field(default=0, ge=0, description="steps of its schedule")
-    answered: bool = Field(default=False, description="by the record of the same run")
-    started: float | None = Field(default=None, description="seconds since 1970, UTC")
-    seconds: float = Field(default=0.0, ge=0, description="of training")
-    checkpoint: str | None = None
-    code: str = Field(default="", description="fingerprint of what trained it; empty: not noted")
-
-
-TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
+from knee_tune.records.findings import AtPoint, Audit, AuditReport, Confirmation, Confirmed
+from knee_tune.records.shown import counted, fresh_seeds
+from knee_tune.records.values import Point, RunRecord
 
 MANY_MORE = 5
 """Rows that a table is not cut short for: a sentence would take their place."""
 
 
-class Evaluation(Spec):
-    """The metrics on the validation split after one step."""
-
-    step: int = Field(ge=0)
-    metrics: dict[str, float]
-
-
-class RunRecord(Spec):
-    """One training run and what became of it."""
-
-    seed_lr: float
-    state: TrialState
-    value: float | None = Field(default=None, description="the study's metric, if complete")
-    metrics: dict[str, float] = Field(
-        default_factory=dict, description="of the final evaluation, named as in valid_ppl"
-    )
-    curve: tuple[Evaluation, ...] = Field(default=(), description="ascending in the step")
-    steps_trained: int = Field(default=0, ge=0, description="over all attempts")
-    steps_reused: int = Field(default=0, ge=0, description="from trunks or records, not trained")
-    steps_recorded: int = Field(
-        default=0, ge=0, description="of those reused: answered by the record of the same run"
-    )
-    steps_pruned: int = Field(
-        default=0, ge=0, description="of the budget, never reached: pruned or diverged"
-    )
-    steps_budget: int = Field(default=0, ge=0, description="total steps of the plan; 0: unknown")
-    reason: str = Field(default="", description="why it was pruned or failed, one line")
-    started: float | None = Field(default=None, description="seconds since 1970, UTC")
-    seconds: float | None = Field(default=None, ge=0, description="from start to end")
-    run_id: str | None = Field(default=None, description="MLflow run")
-    run_url: str | None = None
-    checkpoint: str | None = None
-    seed: int | None = Field(default=None, description="random seed of the training run")
-    code: str = Field(default="", description="fingerprint of what trained it; empty: not noted")
-
-
-class ReplicateRecord(Spec):
-    """One training run of a trial, with a random seed of its own."""
-
-    seed: int
-    state: TrialState = "waiting"
-    value: float | None = Field(default=None, description="the study's metric, if complete")
-    metrics: dict[str, float] = Field(default_factory=dict, description="of the final evaluation")
-    curve: tuple[Evaluation, ...] = Field(default=(), description="ascending in the step")
-    steps: StepCount = StepCount()
-    answered: bool = Field(default=False, description="by the record of the same run")
-    checkpoint: str | None = None
-
-
-class TrialRecord(RunRecord):
+class TrialRecord(RunRecord, AtPoint):
     """One trial: a point of the search space.
 
     ``value``, ``metrics`` and ``curve`` are means over its replicates (at a step, over those that
-    have reached it); steps are counted over all of them.
+    have reached it); steps are counted over all of them. ``seed`` is that of the first.
     """
 
     number: int = Field(ge=0)
     key: str = Field(
         default="", description="names its checkpoints and its MLflow run, also after a retry"
     )
-    explore_fraction: float
-    decay: SearchedDecay = None
     driver: str = Field(default="", description="host and process that drives it, or last did")
     progress: float = Field(default=0, ge=0, description="share of its budget that it reported of")
     spread: float | None = Field(
         default=None, description="sample standard deviation of the replicates' values"
     )
-    replicates: tuple[ReplicateRecord, ...] = Field(
+    steps_recorded: int = Field(
+        default=0, ge=0, description="of those reused: answered by the record of the same run"
+    )
+    steps_pruned: int = Field(
+        default=0, ge=0, description="of the budget, never reached: pruned or diverged"
+    )
+    run_id: str | None = Field(default=None, description="MLflow run")
+    run_url: str | None = None
+    replicates: tuple[RunRecord, ...] = Field(
         default=(), description="those that were begun, in order; the first has the study's seed"
     )
 
@@ -118,18 +49,10 @@ class TrialRecord(RunRecord):
         """Of the run whose weights are kept, the first replicate's."""
         return self.replicates[0].metrics if self.replicates else self.metrics
 
-    @property
-    def point(self) -> Point:
-        """Its place in the search space."""
-        return point_of(self.seed_lr, self.explore_fraction, self.decay)
 
-
-class Winner(Spec):
+class Winner(AtPoint):
     """The setting to use: what won a race or was confirmed, otherwise the best of the search."""
 
-    seed_lr: float
-    explore_fraction: float
-    decay: SearchedDecay = None
     value: float | None = Field(
         description="the study's metric: over the fresh seeds that decided, otherwise its trial's"
     )
@@ -141,16 +64,6 @@ class Winner(Spec):
     )
 
     @property
-    def point(self) -> Point:
-        """Its place in the search space."""
-        return point_of(self.seed_lr, self.explore_fraction, self.decay)
-
-    @property
-    def setting(self) -> str:
-        """``seed LR 0.05, explore 50%``."""
-        return setting(*self.point)
-
-    @property
     def evidence(self) -> str:
         """Where its value is from: ``over 5 fresh seeds, trial 3``."""
         trial = "no complete trial" if self.trial is None else f"trial {self.trial.number}"
@@ -158,9 +71,42 @@ class Winner(Spec):
 
 
 class BaselineRecord(RunRecord):
-    """A schedule other than Knee, trained outside the search to compare with."""
+    """A schedule other than Knee, trained outside the search to compare with.
+
+    It is kept, and reported, with the names that a trial's steps have.
+    """
 
     schedule: str
+    seed_lr: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_kept(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "steps" in given:
+            return given
+        count = {name: given.get(f"steps_{name}", 0) for name in ("trained", "reused")}
+        fields = {n: value for n, value in given.items() if not n.startswith(("steps_", "run_"))}
+        return fields | {"steps": count, "budget": given.get("steps_budget", 0)}
+
+    @model_serializer(mode="wrap")
+    def _as_kept(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        del fields["steps"], fields["budget"], fields["answered"]
+        return fields | {
+            "steps_trained": self.steps.trained,
+            "steps_reused": self.steps.reused,
+            "steps_recorded": 0,
+            "steps_pruned": 0,
+            "steps_budget": self.budget,
+            "run_id": None,
+            "run_url": None,
+        }
+
+
+class ComparedRun(RunRecord):
+    """One row of a table that is trained instead of a search, with one random seed."""
+
+    row: int = Field(ge=0, description="its place in the study's ``compare.rows``")
 
 
 class Counts(Spec):
@@ -266,7 +212,7 @@ class StudyRecord(Spec):
     @property
     def run_counts(self) -> Counts:
         """Runs of a comparison by state; those that diverged are counted as pruned."""
-        counter = Counter(run.state for run in self.compared)
+        counter = Counter[str](run.state for run in self.compared)
         return Counts(**{state: counter[state] for state in Counts.model_fields})
 
     @property
@@ -339,9 +285,7 @@ class StudyRecord(Spec):
         chosen = confirmation.chosen if confirmation else None
         if confirmation is None or chosen is None or not self._counts(confirmation, best):
             return Winner(
-                seed_lr=best.seed_lr,
-                explore_fraction=best.explore_fraction,
-                decay=best.decay,
+                **best.coordinates,
                 value=best.value,
                 spread=best.spread,
                 seeds=None,
@@ -349,9 +293,7 @@ class StudyRecord(Spec):
                 trial=best,
             )
         return Winner(
-            seed_lr=chosen.seed_lr,
-            explore_fraction=chosen.explore_fraction,
-            decay=chosen.decay,
+            **chosen.coordinates,
             value=fmean(chosen.values),
             spread=stdev(chosen.values) if len(chosen.values) > 1 else None,
             seeds=len(chosen.values),
@@ -370,18 +312,15 @@ class StudyRecord(Spec):
     @property
     def steps(self) -> Steps:
         """Steps trained, and steps that independent unpruned trials would have taken."""
-        finished = [trial for trial in self.trials if trial.state in ("complete", "pruned")]
+        trials = [trial for trial in self.trials if trial.state in ("complete", "pruned")]
         rows = [run for run in self.compared if run.state != "failed"]
         return Steps(
-            trained=sum(trial.steps_trained for trial in self.trials)
-            + sum(run.steps.trained for run in self.compared),
-            independent=sum(trial.steps_budget for trial in finished)
-            + sum(run.budget for run in rows),
-            reused=sum(trial.steps_reused for trial in finished)
-            + sum(run.steps.reused for run in rows),
-            pruned=sum(trial.steps_pruned for trial in finished)
+            trained=sum(run.steps.trained for run in (*self.trials, *self.compared)),
+            independent=sum(run.budget for run in (*trials, *rows)),
+            reused=sum(run.steps.reused for run in (*trials, *rows)),
+            pruned=sum(trial.steps_pruned for trial in trials)
             + sum(run.budget - run.steps.reached for run in rows),
-            recorded=sum(trial.steps_recorded for trial in finished)
+            recorded=sum(trial.steps_recorded for trial in trials)
             + sum(run.steps.reused for run in rows if run.answered),
         )
 
@@ -391,10 +330,9 @@ class StudyRecord(Spec):
 
         In a comparison, its runs.
         """
-        runs: list[TrialRecord | ComparedRun] = [*self.trials, *self.compared]
         spans = (
             (run.started, run.started + run.seconds)
-            for run in runs
+            for run in (*self.trials, *self.compared)
             if run.started is not None and run.seconds is not None
         )
         total, reached = 0.0, float("-inf")

@@ -1,7 +1,7 @@
-"""What findings are made of: an estimate over random seeds, what runs cost, how they ended."""
+"""What findings are made of: an estimate over random seeds; runs, their ends and their cost."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import AliasChoices, Field
 
@@ -109,3 +109,36 @@ class StepCount(Spec):
                 "reached": self.reached + other.reached,
             }
         )
+
+
+RunState = Literal["complete", "pruned", "failed", "running", "waiting"]
+
+
+class Evaluation(Spec):
+    """The metrics on the validation split after one step."""
+
+    step: int = Field(ge=0)
+    metrics: dict[str, float]
+
+
+class RunRecord(Spec):
+    """One training run with one random seed, whatever it was for, and what became of it.
+
+    It is a replicate of a trial, or lies outside the search; each kind is kept in its own form.
+    """
+
+    seed: int
+    state: RunState = "waiting"
+    reason: str = Field(default="", description="why it was pruned or failed, one line")
+    value: float | None = Field(default=None, description="the study's metric, if complete")
+    metrics: dict[str, float] = Field(
+        default_factory=dict, description="of the final evaluation, named as in valid_ppl"
+    )
+    curve: tuple[Evaluation, ...] = Field(default=(), description="ascending in the step")
+    steps: StepCount = StepCount()
+    budget: int = Field(default=0, ge=0, description="steps of its schedule; 0: unknown")
+    answered: bool = Field(default=False, description="by the record of the same run")
+    started: float | None = Field(default=None, description="seconds since 1970, UTC")
+    seconds: float | None = Field(default=None, ge=0, description="from start to end")
+    checkpoint: str | None = None
+    code: str = Field(default="", description="fingerprint of what trained it; empty: not noted")

@@ -15,7 +15,6 @@ from knee_tune.records.shown import (
     of_split,
     percent,
     sentence,
-    setting,
 )
 from knee_tune.records.study import StudyRecord
 from knee_tune.report.document import Command, ReportContext, Section, Table
@@ -121,7 +120,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
             learning_rate(each.seed_lr),
             NOTHING,
             number(each.value) if each.value is not None else each.reason or each.state,
-            NOTHING if each.seed is None else str(each.seed),
+            str(each.seed),
         )
         for each in record.baselines
     ]
@@ -134,7 +133,7 @@ def baselines_section(record: StudyRecord) -> Section | None:
                 learning_rate(best.seed_lr),
                 explored(*best.point[1:]),
                 number(first.value if first else best.value),
-                NOTHING if best.seed is None else str(best.seed),
+                str(best.seed),
             )
         )
     return Section(
@@ -162,8 +161,7 @@ def confirmation_section(confirmation: Confirmation | None) -> Section | None:
     count = confirmation.comparisons
     together = f" The {count} differences hold together (Bonferroni)." if count > 1 else ""
     failures = tuple(
-        f"{sentence(setting(*each.point))} is out: "
-        f"{run.reason or 'no value'} (random seed {run.seed})."
+        f"{sentence(each.setting)} is out: {run.reason or 'no value'} (random seed {run.seed})."
         for each in confirmation.candidates
         for run in each.runs
         if run.value is None
@@ -262,8 +260,8 @@ def trials_section(record: StudyRecord) -> Section:
             explored(*trial.point[1:]),
             number(trial.value),
             NOTHING if trial.spread is None else f"{trial.spread:.2g}",
-            f"{trial.steps_trained:,}",
-            f"{trial.steps_reused:,}",
+            f"{trial.steps.trained:,}",
+            f"{trial.steps.reused:,}",
             trial.state if trial.state == "complete" else trial.reason or trial.state,
         )
         for trial in shown

@@ -95,9 +95,7 @@ def answer_of(record: StudyRecord, ridge: Ridge | None) -> Recommendation | None
     found = ridge.recommended if ridge else None
     assert winner.value is not None, "a complete trial has a value"
     return Recommendation(
-        seed_lr=winner.seed_lr,
-        explore_fraction=winner.explore_fraction,
-        decay=winner.decay,
+        **winner.coordinates,
         metric=record.metric,
         expected=found.expected if found else Estimate(value=winner.value),
         default=found.default if found else None,
@@ -112,9 +110,7 @@ def _answer_of_fresh_seeds(
 ) -> Recommendation:
     default = next((each.mean for each in confirmation.candidates if each.default), None)
     return Recommendation(
-        seed_lr=fresh.seed_lr,
-        explore_fraction=fresh.explore_fraction,
-        decay=fresh.decay,
+        **fresh.coordinates,
         metric=confirmation.metric,
         expected=mean,
         default=default,
@@ -130,10 +126,9 @@ def winner_knee(record: StudyRecord) -> Knee | Phased | None:
     None if no trial is complete, or if its steps are not known (of some earlier version's trials).
     """
     winner, best = record.winner, record.best
-    if winner is None or best is None or not best.steps_budget:
+    if winner is None or best is None or not best.budget:
         return None
-    point = winner.model_dump(include={"seed_lr", "explore_fraction", "decay"})
-    return knee_of(record, winner.trial or best.model_copy(update=point))
+    return knee_of(record, winner.trial or best.model_copy(update=winner.coordinates))
 
 
 def winner_setting(record: StudyRecord, knee: Knee | Phased, form: Format) -> Setting:
@@ -227,7 +222,7 @@ def _use(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
 def _caveats(answer: Recommendation, record: StudyRecord) -> Iterator[str]:
     """How sure it is, and where a better setting may lie."""
     trial = record.winner.trial if record.winner else None
-    if trial is not None and trial.steps_budget:
+    if trial is not None and trial.budget:
         knee = knee_of(record, trial)
         if knee.knee_step == knee.total_steps:
             yield (

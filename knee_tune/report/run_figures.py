@@ -15,9 +15,9 @@ from knee_tune.records.shown import (
     in_words,
     learning_rate,
     percent,
-    setting,
 )
-from knee_tune.records.study import RunRecord, Steps, StudyRecord, TrialRecord
+from knee_tune.records.study import Steps, StudyRecord, TrialRecord
+from knee_tune.records.values import RunRecord
 from knee_tune.report.plotting import (
     ACCENT,
     BLUE,
@@ -80,7 +80,7 @@ def curves_shown(record: StudyRecord) -> list[TrialRecord]:
     drawn = [
         trial
         for trial in record.trials
-        if trial.state in ("complete", "pruned") and len(trial.curve) > 1 and trial.steps_budget
+        if trial.state in ("complete", "pruned") and len(trial.curve) > 1 and trial.budget
     ]
     winner = record.winner
     if winner is None:
@@ -206,7 +206,7 @@ def _curve(
     lr_steps = sorted({1, *_turns(knee)})
     pruned = trial.state == "pruned"
     shared = {"legendgroup": str(trial.number), "type": "scatter"}
-    hover = setting(*trial.point)
+    hover = trial.setting
     return [
         {
             **shared,
@@ -243,7 +243,7 @@ def _curve(
 
 def knee_of(record: StudyRecord, trial: TrialRecord) -> Knee | Phased:
     """The trial's schedule, from its point and its budget."""
-    total, recipe = trial.steps_budget // record.spec.replicates, record.spec.recipe
+    total, recipe = trial.budget // record.spec.replicates, record.spec.recipe
     return fitted_schedule(
         seed_lr=trial.seed_lr,
         total_steps=total,

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
 from knee_tune.records.findings import Optimum, Ridge, Surface
 from knee_tune.records.study import StudyRecord
@@ -12,6 +13,13 @@ TRIAL_COLUMNS = (
     *("number", "seed_lr", "explore_fraction", "state", "value", "spread", "steps_trained"),
     *("steps_reused", "steps_pruned", "steps_budget", "seconds", "reason", "checkpoint", "run_url"),
 )
+
+FIELDS = {
+    "steps_trained": "steps.trained",
+    "steps_reused": "steps.reused",
+    "steps_budget": "budget",
+}
+"""Of a trial, where its column has another name."""
 
 WAYS = ("raw", "gp", "cubic")
 """How an optimum is found."""
@@ -35,8 +43,8 @@ def study_tables(
 def trials_table(record: StudyRecord) -> str:
     """A row per trial; ``value`` is the mean of the study's metric over its replicates."""
     columns = (*TRIAL_COLUMNS, *_decay_column(record))
-    rows = ([getattr(trial, name) for name in columns] for trial in record.trials)
-    return _csv(columns, rows)
+    values = attrgetter(*(FIELDS.get(name, name) for name in columns))
+    return _csv(columns, map(values, record.trials))
 
 
 def replicates_table(record: StudyRecord) -> str:

@@ -199,10 +199,10 @@ def _race_words(confirmation: Confirmation, race: Race) -> str:
     best = confirmation.best
     if best is None:
         return "no point was trained to its end with every fresh seed"
-    leads = f"{setting(*best.point)} {'wins' if race.ended else 'leads'}"
+    leads = f"{best.setting} {'wins' if race.ended else 'leads'}"
     if race.runner_up is None:
         return leads
-    second = setting(*confirmation.candidates[race.runner_up].point)
+    second = confirmation.candidates[race.runner_up].setting
     if race.lead is None:
         return f"{leads}, {second} is second"
     return f"{leads}, {difference_words(race.lead, confirmation.metric)} from the second, {second}"

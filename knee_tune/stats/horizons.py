@@ -99,7 +99,7 @@ def horizons_of(records: Sequence[StudyRecord], budgets: Sequence[str]) -> Horiz
 def _horizon(record: StudyRecord, budget: str) -> Horizon:
     best, steps = record.best, record.steps
     assert best is not None, "the caller has looked"
-    total = best.steps_budget // max(1, len(best.replicates))
+    total = best.budget // max(1, len(best.replicates))
     warmup = record.spec.recipe["warmup_steps"] / total
     winners = _best_of_seeds(record)
     decays = [max(0.0, 1 - each.explore_fraction - warmup) for each in winners.values()]

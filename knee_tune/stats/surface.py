@@ -67,7 +67,7 @@ def scores_of(record: StudyRecord, *, decay: Decay | None = None) -> Scores | No
     points: dict[tuple[float, float], dict[int, float]] = {}
     for trial in record.trials:
         counts = trial.state == "complete" and trial.decay == decay
-        runs = _runs(trial, record.spec.seed) if counts else {}
+        runs = _runs(trial) if counts else {}
         if runs:
             points.setdefault((trial.seed_lr, trial.explore_fraction), runs)
     if not points:
@@ -114,7 +114,7 @@ def surface_of(scores: Scores) -> Surface:
     )
 
 
-def _runs(trial: TrialRecord, first_seed: int) -> dict[int, float]:
+def _runs(trial: TrialRecord) -> dict[int, float]:
     """Value by random seed."""
     if trial.replicates:
         return {
@@ -122,8 +122,7 @@ def _runs(trial: TrialRecord, first_seed: int) -> dict[int, float]:
             for each in trial.replicates
             if each.state == "complete" and each.value is not None
         }
-    seed = first_seed if trial.seed is None else trial.seed
-    return {} if trial.value is None else {seed: trial.value}
+    return {} if trial.value is None else {trial.seed: trial.value}
 
 
 def _table(array: Floats) -> tuple[tuple[float | None, ...], ...]:

@@ -8,8 +8,8 @@ import optuna
 from pydantic import TypeAdapter
 
 from knee_tune.records.findings import Audit, AuditedTrial, Confirmation
-from knee_tune.records.study import ComparedRun, ReplicateRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.study import ComparedRun
+from knee_tune.records.values import RunRecord, StepCount
 
 CONFIRMATION = "confirmation"
 """Study attribute with the newest confirmation."""
@@ -85,7 +85,8 @@ def known_audit(study: optuna.Study) -> Audit:
 
 def record_compared(study: Attributes, run: ComparedRun) -> None:
     """Keep what is known of a row trained with a random seed; it replaces what was known before."""
-    study.set_user_attr(f"{COMPARED_PREFIX}{run.row}:{run.seed}", run.model_dump(mode="json"))
+    kept = run.model_dump(mode="json", exclude={"value", "curve"})
+    study.set_user_attr(f"{COMPARED_PREFIX}{run.row}:{run.seed}", kept)
 
 
 def known_compared(study: Attributes) -> tuple[ComparedRun, ...]:
@@ -108,7 +109,10 @@ REPLICATE_PREFIX = "replicate:"
 FUSED = "fused"
 """Trial attribute that holds all replicates of a fused trial."""
 
-_RECORDS = TypeAdapter(tuple[ReplicateRecord, ...])
+SAID_OF_TRIAL = {"reason", "budget", "started", "seconds", "code"}
+"""What is kept of a trial once, and not of each of its replicates."""
+
+_RECORDS = TypeAdapter(tuple[RunRecord, ...])
 
 
 def replicate_attr(index: int) -> str:
@@ -116,12 +120,12 @@ def replicate_attr(index: int) -> str:
     return f"{REPLICATE_PREFIX}{index}"
 
 
-def replicates_of(attrs: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
+def replicates_of(attrs: Mapping[str, Any]) -> tuple[RunRecord, ...]:
     """The replicates among a trial's attributes that were begun, in their order."""
     if FUSED in attrs:
         return _unpacked(attrs[FUSED])
     noted = takewhile(lambda name: name in attrs, map(replicate_attr, count()))
-    return tuple(ReplicateRecord.model_validate(attrs[name]) for name in noted)
+    return tuple(RunRecord.model_validate(attrs[name]) for name in noted)
 
 
 def runs_of(attrs: Mapping[str, Any]) -> int:
@@ -132,9 +136,7 @@ def runs_of(attrs: Mapping[str, Any]) -> int:
     return runs
 
 
-def fused_attr(
-    replicates: Sequence[ReplicateRecord], *, watched: str, run: StepCount
-) -> dict[str, Any]:
+def fused_attr(replicates: Sequence[RunRecord], *, watched: str, run: StepCount) -> dict[str, Any]:
     """The value of :data:`FUSED`; ``run`` is what their one run has cost so far."""
     curves = [
         {evaluation.step: evaluation.metrics[watched] for evaluation in replicate.curve}
@@ -159,7 +161,7 @@ def run_of(attrs: Mapping[str, Any]) -> StepCount:
     return StepCount() if noted is None else StepCount.model_validate(noted["run"])
 
 
-def _unpacked(noted: Mapping[str, Any]) -> tuple[ReplicateRecord, ...]:
+def _unpacked(noted: Mapping[str, Any]) -> tuple[RunRecord, ...]:
     """Validate as a whole: a study may have tens of thousands of evaluations."""
     watched, steps = noted["watched"], noted["steps"]
     return _RECORDS.validate_python(

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.config.recipe import DEFAULT_DECAY, BaseRecipe, task_slug
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy, StudySpec
 from knee_tune.errors import UserError
 from knee_tune.records.study import EarlierPoint, EarlierStudy
 from knee_tune.study.samplers import axes_of
@@ -24,12 +24,13 @@ MOST_EARLIER = 50
 
 
 def read_earlier(
-    study: optuna.Study, before: StudySpec, *, spec: StudySpec, recipe: BaseRecipe
+    study: optuna.Study, before: StudySpec, *, spec: ResolvedStudy[BaseRecipe]
 ) -> EarlierStudy:
     """What ``study``, made as ``before`` says, knows of the search space of ``spec``.
 
     UserError where that is nothing, or of another matter.
     """
+    objective = spec.typed_recipe.objective_metric
     refused = f"`from_study` {study.study_name}: "
     if before.compare is not None:
         raise UserError(f"{refused}it compares schedules and searches nothing")
@@ -38,10 +39,8 @@ def read_earlier(
             f"{refused}it is of {_script(before) or task_slug(before.task)}, this one of "
             f"{_script(spec) or task_slug(spec.task)}"
         )
-    if (metric := study.user_attrs["metric"]) != recipe.objective_metric.name:
-        raise UserError(
-            f"{refused}its metric is {metric}, this one's {recipe.objective_metric.name}"
-        )
+    if (metric := study.user_attrs["metric"]) != objective.name:
+        raise UserError(f"{refused}its metric is {metric}, this one's {objective.name}")
     trials = study.get_trials(deepcopy=False)
     if not any(each.state == TrialState.COMPLETE for each in trials):
         raise UserError(f"{refused}it has no complete trial yet")
@@ -55,7 +54,7 @@ def read_earlier(
     complete = [each for each in within if each.state == TrialState.COMPLETE]
     if not complete:
         raise UserError(f"{refused}none of its complete trials lies in this search space")
-    minimize = recipe.objective_metric.direction == "minimize"
+    minimize = objective.direction == "minimize"
     best = (min if minimize else max)(complete, key=lambda each: each.values[0])
     return EarlierStudy(
         study=study.study_name,

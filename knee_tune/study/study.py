@@ -22,18 +22,16 @@ from knee_tune.config.recipe import (
     BaseRecipe,
     task_slug,
 )
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy, StudySpec
 from knee_tune.errors import UserError
-from knee_tune.records import study
 from knee_tune.records.findings import Importances
 from knee_tune.records.study import (
     BaselineRecord,
     EarlierStudy,
-    Evaluation,
     StudyRecord,
     TrialRecord,
 )
-from knee_tune.records.values import RunEnd
+from knee_tune.records.values import Evaluation, RunEnd, RunState, StepCount
 from knee_tune.study.attributes import (
     FUSED,
     known_audit,
@@ -78,7 +76,7 @@ TOLD: Mapping[RunEnd, TrialState] = {
 }
 """Each end of a trial's last run as Optuna is told it."""
 
-_STATES: Mapping[TrialState, study.TrialState] = {
+_STATES: Mapping[TrialState, RunState] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
@@ -89,9 +87,8 @@ _STATES: Mapping[TrialState, study.TrialState] = {
 
 def open_study(
     storage: BaseStorage,
-    spec: StudySpec,
+    spec: ResolvedStudy[BaseRecipe],
     *,
-    recipe: BaseRecipe,
     data_fingerprint: str,
     amp: bool = False,
     beside: bool = False,
@@ -104,13 +101,13 @@ def open_study(
     UserError if a study of that name was made with another of the fields of ``FIXED_FIELDS``, other
     data or other arithmetic, or cannot start from what it is to start from.
     """
-    earlier = _earlier_of(storage, spec, recipe)
+    earlier = _earlier_of(storage, spec)
     with quiet_optuna():
         try:
             study = optuna.create_study(
                 storage=storage,
                 study_name=spec.name,
-                direction=recipe.objective_metric.direction,
+                direction=spec.typed_recipe.objective_metric.direction,
             )
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=spec.name, storage=storage)
@@ -120,10 +117,11 @@ def open_study(
             if "fuse" not in study.user_attrs["spec"]:
                 unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
             # It goes on as it began.
+            before = spec_of(study)
             spec = spec.model_copy(
-                update={"start": study.user_attrs["spec"].get("start", "random")}
+                update={"start": before.start, "pruner": spec.pruner or before.pruner}
             )
-            began = study.user_attrs["spec"].get("from_study")
+            began = before.from_study
             if spec.from_study not in (None, began):
                 raise UserError(
                     f"study {spec.name}: it was made with from_study={json.dumps(began)}, not "
@@ -131,23 +129,23 @@ def open_study(
                 )
             spec = spec.model_copy(update={"from_study": began})
             # Its runs are in the experiment that was named when it was made.
-            named = study.user_attrs["spec"].get("own_data")
-            spec = spec.model_copy(update={"own_data": named})
-            _refuse_changes(spec_of(study), spec)
+            spec = spec.model_copy(update={"own_data": before.own_data})
+            _refuse_changes(before, spec)
             _refuse_other_data(study, data_fingerprint)
             _refuse_other_arithmetic(study, amp=amp)
             if beside:
                 return study
         else:
+            spec = spec.model_copy(update={"pruner": spec.acting_pruner})
             if earlier is not None:
                 study.set_user_attr(EARLIER, earlier.model_dump(mode="json"))
-            _note_settings(study, spec, recipe, data_fingerprint)
+            _note_settings(study, spec, data_fingerprint)
         study.set_user_attr("amp", amp)
         study.set_user_attr("spec", spec.model_dump(mode="json", exclude=unknown))
         return study
 
 
-def _earlier_of(storage: BaseStorage, spec: StudySpec, recipe: BaseRecipe) -> EarlierStudy | None:
+def _earlier_of(storage: BaseStorage, spec: ResolvedStudy[BaseRecipe]) -> EarlierStudy | None:
     """What a study that is yet to be made starts from."""
     known = study_names(storage)
     if spec.from_study is None or (spec.name in known and spec.name != spec.from_study):
@@ -155,12 +153,13 @@ def _earlier_of(storage: BaseStorage, spec: StudySpec, recipe: BaseRecipe) -> Ea
     if spec.name == spec.from_study:
         raise UserError(f"`from_study` {spec.name}: that is this study; choose a `study_name`")
     earlier = load_study(storage, spec.from_study)
-    return read_earlier(earlier, spec_of(earlier), spec=spec, recipe=recipe)
+    return read_earlier(earlier, spec_of(earlier), spec=spec)
 
 
 def _note_settings(
-    study: optuna.Study, spec: StudySpec, recipe: BaseRecipe, data_fingerprint: str
+    study: optuna.Study, spec: ResolvedStudy[BaseRecipe], data_fingerprint: str
 ) -> None:
+    recipe = spec.typed_recipe
     study.set_user_attr("key", uuid.uuid4().hex[:8])
     study.set_user_attr("data_fingerprint", data_fingerprint)
     study.set_user_attr("metric", recipe.objective_metric.name)
@@ -217,12 +216,16 @@ def study_names(storage: BaseStorage) -> list[str]:
 def spec_of(study: optuna.Study) -> StudySpec:
     """The specification the study was last run with; UserError for a study not made by us.
 
-    One that was made before replicates could be fused goes on without, and one that was made before
-    there was a bracket began with random points.
+    One that was made before replicates could be fused goes on without, one that was made before
+    there was a bracket began with random points, and one that notes no pruner had ``knee`` unless
+    its goal was the ridge.
     """
     if "spec" not in study.user_attrs:
         raise UserError(f"study {study.study_name}: it was not made by knee-tune")
-    return StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
+    spec = StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
+    if spec.pruner is None and spec.compare is None and spec.goal != "ridge":
+        return spec.model_copy(update={"pruner": "knee"})
+    return spec
 
 
 @uncollected()
@@ -246,7 +249,7 @@ def study_record(study: optuna.Study) -> StudyRecord:
         ),
         spec=spec,
         baselines=tuple(
-            BaselineRecord.model_validate(value)
+            BaselineRecord.model_validate({"seed": spec.seed} | value)
             for name, value in attrs.items()
             if name.startswith(BASELINE_PREFIX)
         ),
@@ -309,18 +312,17 @@ def _trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any]) -> TrialRe
         metrics=attrs.get("metrics", {}),
         spread=attrs.get("spread"),
         curve=_curve(trial, study_attrs, total_steps),
-        steps_trained=attrs.get("steps_trained", 0),
-        steps_reused=attrs.get("steps_reused", 0),
+        steps=StepCount(trained=attrs.get("steps_trained", 0), reused=attrs.get("steps_reused", 0)),
         steps_recorded=attrs.get("steps_recorded", 0),
         steps_pruned=attrs.get("steps_pruned", 0),
-        steps_budget=runs_of(attrs) * total_steps,
+        budget=runs_of(attrs) * total_steps,
         reason=attrs.get("reason") or silent_death,
         started=started.timestamp() if started else None,
         seconds=(ended - started).total_seconds() if started and ended else None,
         run_id=attrs.get("mlflow_run_id"),
         run_url=attrs.get("mlflow_run_url"),
         checkpoint=attrs.get("checkpoint"),
-        seed=plan["seed"] if plan else None,
+        seed=plan["seed"] if plan else study_attrs["spec"]["seed"],
         replicates=replicates,
     )
 

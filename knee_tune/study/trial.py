@@ -14,11 +14,17 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.config.recipe import BaseRecipe
 from knee_tune.plans.plan import Replica, TrainPlan
 from knee_tune.plans.step_note import counted_elsewhere
-from knee_tune.records.study import Evaluation, ReplicateRecord
-from knee_tune.records.values import Point, RunEnd, StepCount, point_of
+from knee_tune.records.values import Evaluation, Point, RunEnd, RunRecord, StepCount, point_of
 from knee_tune.runs.locks import process_id
 from knee_tune.schedules import Decay, Knee, Phased
-from knee_tune.study.attributes import FUSED, fused_attr, replicate_attr, replicates_of, run_of
+from knee_tune.study.attributes import (
+    FUSED,
+    SAID_OF_TRIAL,
+    fused_attr,
+    replicate_attr,
+    replicates_of,
+    run_of,
+)
 from knee_tune.study.events import Ending, Recorder, RunEvents
 from knee_tune.study.patient_storage import note_together
 from knee_tune.study.pruners import KneePruner
@@ -131,7 +137,7 @@ class TrialRun:
                 trial.storage.set_trial_intermediate_value(trial._trial_id, step, nan)
             values = {}
             before = {
-                index: ReplicateRecord(
+                index: RunRecord(
                     seed=replicate.seed,
                     steps=self._spent(replicate.steps),
                     checkpoint=replicate.checkpoint,
@@ -142,7 +148,7 @@ class TrialRun:
         trial._cached_frozen_trial.intermediate_values = values
         self._reported = set(values)
         self.replicates = [
-            before.get(index, ReplicateRecord(seed=seed)) for index, seed in enumerate(search.seeds)
+            before.get(index, RunRecord(seed=seed)) for index, seed in enumerate(search.seeds)
         ]
         self._curves = [
             {evaluation.step: evaluation.metrics[self.watched] for evaluation in replicate.curve}
@@ -315,7 +321,7 @@ class TrialRun:
     def _note_replicate(self, index: int, **changes: Any) -> None:
         """Keep a replicate, with its curve so far and what else is new about it."""
         self._change(index, **changes)
-        noted = self.replicates[index].model_dump(mode="json")
+        noted = self.replicates[index].model_dump(mode="json", exclude=SAID_OF_TRIAL)
         self.note(**{replicate_attr(index): noted})
 
     def _note_replicates(self, begun: int) -> None:

@@ -137,7 +137,7 @@ def test_what_failed_is_said_last_and_the_same_command_goes_on(drive: Drive) -> 
 def test_a_trunk_from_a_file_is_decayed_at_every_horizon(tmp_path: Path) -> None:
     """Its owner asks which decay, and how long a run, is best from there."""
     file, home = tmp_path / "stable.safetensors", tmp_path / "home"
-    spec, _ = resolve_asked(task="digits")
+    spec = resolve_asked(task="digits")
     task = task_entry("digits").build(spec.recipe, data_dir=tmp_path, seed=1)
     save_trunk(file, task.build_model())
     asked = (

@@ -31,7 +31,7 @@ def test_drivers_with_homes_of_their_own_come_to_the_values_of_one(
     alone, together = study(tmp_path / "alone" / "optuna.db"), study(tmp_path / "both.db")
     assert values(together) == values(alone)
     assert together.steps == alone.steps
-    assert [trial.steps_reused > 0 for trial in together.trials] == [False, True, True]
+    assert [trial.steps.reused > 0 for trial in together.trials] == [False, True, True]
 
 
 def study(database: Path) -> StudyRecord:

@@ -19,7 +19,7 @@ from knee_tune.commands.opened import open_for_training, resolve_asked
 from knee_tune.commands.run import StudyStart, run_study
 from knee_tune.commands.workers import GroupOptions, open_workers
 from knee_tune.config.recipe import Recipe
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import UserError
 from knee_tune.plans.planner import knee_schedule
 from knee_tune.records.study import StudyRecord, TrialRecord
@@ -38,7 +38,7 @@ GOOD, BAD, HOPELESS = (0.05, 0.06, 0.07, 0.08), (0.001, 0.002, 0.003), 1e9
 OPTIONS = GroupOptions(device="cpu")
 
 
-def resolved(name: str, *, trials: int, pruner: str = "median") -> tuple[StudySpec, Recipe]:
+def resolved(name: str, *, trials: int, pruner: str = "median") -> ResolvedStudy[Recipe]:
     seed_lrs = [*BAD, *GOOD, HOPELESS]
     return resolve_asked(
         task="digits",
@@ -74,14 +74,12 @@ class Lines:
 
 def train(places: Places, seed_lrs: Sequence[float]) -> StudyRecord:
     """A study of exactly these trials, in this order."""
-    spec, recipe = resolved(NAME, trials=len(seed_lrs))
-    with open_for_training(spec, recipe, places, OPTIONS) as opened:
+    spec = resolved(NAME, trials=len(seed_lrs))
+    with open_for_training(spec, places, OPTIONS) as opened:
         opened.tracker.close()
         for seed_lr in seed_lrs[1:]:  # the first is there: the paper's default
             opened.study.enqueue_trial({"seed_lr": seed_lr, "explore_fraction": 0.5})
-    return run_study(
-        spec, recipe, places, OPTIONS, timeout=None, register=False, watch=quiet
-    ).record
+    return run_study(spec, places, OPTIONS, timeout=None, register=False, watch=quiet).record
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,11 +116,14 @@ def twice(places: Places, once: StudyRecord) -> StudyRecord:
 
 def unpruned(trial: TrialRecord, home: Path) -> tuple[float, ...]:
     """The values of a trial's replicates, each trained alone from its first step to its last."""
-    spec, recipe = resolved("alone", trials=1, pruner="none")
+    spec = resolved("alone", trials=1, pruner="none")
     values = []
-    with open_workers(Home(home), spec, recipe, OPTIONS) as workers:
+    with open_workers(Home(home), spec, OPTIONS) as workers:
         schedule = knee_schedule(
-            recipe, workers.facts, seed_lr=trial.seed_lr, explore_fraction=trial.explore_fraction
+            workers.recipe,
+            workers.facts,
+            seed_lr=trial.seed_lr,
+            explore_fraction=trial.explore_fraction,
         )
         for seed in SEEDS:
             folder = home / f"alone-{seed}"
@@ -200,12 +201,12 @@ def test_without_pruned_trials_there_is_nothing_to_audit(tmp_path: Path) -> None
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with pytest.raises(UserError, match="there is no study in it"):
         audit_study(places, NAME, Lines(), finish=1)
-    spec, recipe = resolved(NAME, trials=1, pruner="none")
-    with open_for_training(spec, recipe, places, OPTIONS):
+    spec = resolved(NAME, trials=1, pruner="none")
+    with open_for_training(spec, places, OPTIONS):
         pass
     with pytest.raises(UserError, match="no trial is complete yet"):
         audit_study(places, NAME, Lines(), finish=1)
-    run_study(spec, recipe, places, OPTIONS, timeout=None, register=False, watch=quiet)
+    run_study(spec, places, OPTIONS, timeout=None, register=False, watch=quiet)
     with pytest.raises(UserError, match=r"no trial was pruned \(pruner none; diverged") as error:
         audit_study(places, NAME, Lines(), finish=1)
     assert "\n" not in str(error.value)

@@ -88,7 +88,7 @@ class Bench:
         console = Console(file=output, width=200)
         try:
             return run_study(
-                *resolve_asked(study=str(file), **{"scale": 0.2} | asked),
+                resolve_asked(study=str(file), **{"scale": 0.2} | asked),
                 Places.of(Home(self.home), storage=self._storage, tracking_uri="none"),
                 GroupOptions(device="cpu", trunk_cache=trunk_cache),
                 timeout=timeout,

@@ -148,7 +148,7 @@ class Bench:
         self._monkeypatch.setattr(
             "knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: ranks
         )
-        spec, recipe = resolve_asked(
+        spec = resolve_asked(
             task="digits",
             name="s",
             sampler="random",
@@ -168,7 +168,6 @@ class Bench:
         try:
             return run_study(
                 spec,
-                recipe,
                 self.places(tracked),
                 GroupOptions(slots=slots, amp=amp),
                 timeout=timeout,

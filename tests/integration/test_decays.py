@@ -78,7 +78,7 @@ def test_what_shapes_are_searched_stays(tmp_path: Path) -> None:
         update={"space": bench.spec.space.model_copy(update={"decay": None})}
     )
     with pytest.raises(UserError, match=r"it was made with space.decay=.*; choose another"):
-        open_study(bench.storage, other, recipe=bench.recipe, data_fingerprint="data")
+        open_study(bench.storage, other, data_fingerprint="data")
 
 
 def test_without_shapes_a_study_looks_as_it_always_did(tmp_path: Path) -> None:

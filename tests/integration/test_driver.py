@@ -63,7 +63,7 @@ def test_a_study_from_its_first_trial_to_its_last(bench: Workbench) -> None:
         assert plan.schedule.seed_lr == trial.seed_lr
         assert trial.value == trial.metrics["valid_accuracy"] > 5
         assert [evaluation.step for evaluation in trial.curve] == [50, 100, 150]
-        assert trial.steps_trained == trial.steps_budget == BUDGET
+        assert trial.steps.trained == trial.budget == BUDGET
         assert trial.run_id == f"run-of-{trial.key}"
         assert Path(bench.study.trials[trial.number].user_attrs["weights"]).is_file()
     assert [trial.number for trial in bench.after] == [0, 1, 2]
@@ -91,7 +91,7 @@ def test_a_pruned_trial_is_told_with_its_reason(bench: Workbench) -> None:
     (trial,) = bench.record.trials
     assert (trial.state, trial.reason) == ("pruned", "pruned at step 100")
     assert runner.reports == [[50, 100]]
-    assert trial.steps_trained == 100
+    assert trial.steps.trained == 100
     assert bench.recording.of_kind(TrialFinished)[0].state == RunEnd.PRUNED
     assert bench.watching.ends == [(0, "pruned", "pruned at step 100")]
 
@@ -137,7 +137,7 @@ def test_a_group_that_dies_is_started_again_from_its_newest_checkpoint(
     assert trial.state == "complete"
     assert runner.reports == [[50], [50, 100], [50, 100, 150]]  # history comes again
     assert [evaluation.step for evaluation in trial.curve] == [50, 100, 150]
-    assert trial.steps_trained == 60 + 60 + 50  # lost steps are counted
+    assert trial.steps.trained == 60 + 60 + 50  # lost steps are counted
     assert [line.partition(";")[0] for line in bench.watching.lines] == [
         f"trial-0000: died: {kind}"
     ] * 2
@@ -152,7 +152,7 @@ def test_what_people_must_put_right_ends_the_search_and_costs_no_trial(bench: Wo
     bench.drive(runner, trials=2)  # its mistake was corrected
     assert bench.states == ["complete"] * 2
     first = bench.record.trials[0]
-    assert (first.key, first.steps_trained) == ("trial-0000", 60 + 100)  # from its checkpoint
+    assert (first.key, first.steps.trained) == ("trial-0000", 60 + 100)  # from its checkpoint
 
 
 def test_a_full_disk_ends_the_search_and_costs_no_trial(bench: Workbench) -> None:
@@ -228,7 +228,7 @@ def test_the_same_parameters_are_not_trained_twice(bench: Workbench) -> None:
     first, second = bench.record.trials
     assert again.plans == []
     assert (second.state, second.value, second.curve) == ("complete", first.value, first.curve)
-    assert (second.steps_trained, second.reason) == (0, "same as trial 0")
+    assert (second.steps.trained, second.reason) == (0, "same as trial 0")
     assert second.key == first.key
     assert bench.record.best == first
 
@@ -247,7 +247,7 @@ def test_the_same_parameters_are_trained_again_by_other_code(bench: Workbench) -
     bench.code = "new"
     bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
     assert len(bench.drive(trials=2).plans) == 1
-    assert bench.record.trials[1].steps_trained == BUDGET
+    assert bench.record.trials[1].steps.trained == BUDGET
     assert bench.record.codes == {"": "trial 0", "new": "trial 1"}
     bench.study.enqueue_trial({"seed_lr": 0.05, "explore_fraction": 0.5})
     assert bench.drive(trials=3).plans == []
@@ -326,7 +326,7 @@ def test_an_interrupted_trial_is_continued_by_the_next_command(bench: Workbench)
     assert bench.states == ["complete"] * 3
     continued = bench.record.trials[1]
     assert (continued.number, continued.key) == (1, "trial-0001")
-    assert continued.steps_trained == 60 + 100
+    assert continued.steps.trained == 60 + 100
     assert [evaluation.step for evaluation in continued.curve] == [50, 100, 150]
     assert continued.reason == ""
     keys = [event.key for event in bench.recording.of_kind(TrialStarted)]
@@ -351,8 +351,8 @@ def test_other_code_trains_an_interrupted_trial_anew(bench: Workbench, pruned: b
     assert any("no good, starting from an earlier checkpoint" in x for x in bench.watching.lines)
     assert 1234.5 not in [evaluation.metrics["valid_accuracy"] for evaluation in trial.curve]
     assert (trial.state, trial.code) == ("pruned" if pruned else "complete", "new")
-    assert trial.steps_trained == 60 + (50 if pruned else BUDGET)
-    assert trial.steps_reused == 0
+    assert trial.steps.trained == 60 + (50 if pruned else BUDGET)
+    assert trial.steps.reused == 0
 
 
 def test_no_value_of_other_code_outlives_an_attempt_that_reports_nothing(bench: Workbench) -> None:
@@ -392,7 +392,7 @@ def test_steps_of_a_killed_attempt_are_counted_though_the_code_changed(
     StepNote(plan, first=0).write(17)
     bench.code = "new"
     bench.drive(trials=1)
-    assert bench.record.trials[0].steps_trained == 10 + 17 + STEPS_PER_EPOCH
+    assert bench.record.trials[0].steps.trained == 10 + 17 + STEPS_PER_EPOCH
     assert not list(plan.log_dir.glob("*.steps"))
 
 
@@ -402,7 +402,7 @@ def test_interrupts_use_up_no_retry(bench: Workbench) -> None:
             bench.drive(FakeRunner(at(10, KeyboardInterrupt)), trials=1)
     bench.drive(trials=1)
     assert bench.states == ["complete"]
-    assert bench.record.trials[0].steps_trained == 4 * 10 + BUDGET
+    assert bench.record.trials[0].steps.trained == 4 * 10 + BUDGET
 
 
 def test_an_interrupt_ends_the_other_slots_as_well(bench: Workbench) -> None:

@@ -46,10 +46,11 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
     """As two audits at a time do."""
     gate = Gate()
     monkeypatch.setattr("knee_tune.commands.workers.ForkserverRunner", lambda *_, **__: gate)
-    spec, recipe = resolve_asked(task="digits", preset="quick")
+    spec = resolve_asked(task="digits", preset="quick")
+    recipe = spec.typed_recipe
     places = Places.of(Home(tmp_path), storage=None, tracking_uri="none")
     with (
-        open_for_training(spec, recipe, places, GroupOptions(device="cpu")) as opened,
+        open_for_training(spec, places, GroupOptions(device="cpu")) as opened,
         ThreadPoolExecutor() as pool,
     ):
         schedule = knee_schedule(
@@ -63,4 +64,4 @@ def test_two_commands_that_want_the_same_run_count_its_steps_once(
         assert extra_steps(opened.study, run.key) == StepCount(trained=total, reached=total)
         (record,) = first.result()
         for each in (record, second):
-            assert (each.record.steps_trained, each.record.steps_reused) == (total, 0)
+            assert (each.record.steps.trained, each.record.steps.reused) == (total, 0)

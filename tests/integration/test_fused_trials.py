@@ -47,7 +47,7 @@ def test_a_trial_is_one_run_of_all_its_random_seeds(bench: Workbench) -> None:
     assert trial.value == pytest.approx(fmean(values))
     assert trial.spread == pytest.approx(stdev(values))
     assert trial.metrics["valid_loss"] == 1.0
-    assert (trial.steps_trained, trial.steps_budget) == (3 * BUDGET, 3 * BUDGET)
+    assert (trial.steps.trained, trial.budget) == (3 * BUDGET, 3 * BUDGET)
     attrs = bench.study.trials[0].user_attrs
     assert Path(attrs["weights"]) == plan.checkpoint_dir / "replica-0.safetensors"
     assert (attrs["plan"]["seed"], attrs["plan"]["replicas"]) == (1, [])
@@ -105,7 +105,7 @@ def test_pruning_acts_on_the_mean_and_ends_all_replicates(bench: Workbench) -> N
     trial = drive(bench, FusedRanks())
     assert (trial.state, trial.reason, trial.value) == ("pruned", "pruned at step 100", None)
     assert [replicate.state for replicate in trial.replicates] == ["pruned"] * 3
-    assert (trial.steps_trained, trial.steps_pruned) == (300, 150)
+    assert (trial.steps.trained, trial.steps_pruned) == (300, 150)
     steps = bench.record.steps
     assert steps.trained + steps.pruned == steps.independent == 3 * BUDGET
 
@@ -136,7 +136,7 @@ def test_a_replicate_that_diverges_ends_its_trial_without_half_data(bench: Workb
     )
     assert list(bench.study.trials[0].intermediate_values) == [50]
     assert [report.step for report in bench.recording.of_kind(TrialReported)] == [50]
-    assert (trial.steps_trained, trial.steps_pruned) == (300, 150)
+    assert (trial.steps.trained, trial.steps_pruned) == (300, 150)
 
 
 def test_a_replicate_that_diverges_in_the_final_evaluation_ends_it_too(bench: Workbench) -> None:
@@ -178,7 +178,7 @@ def test_a_run_that_dies_goes_on_and_what_it_lost_counts_for_every_replicate(
     trial = drive(bench, runner)
     assert runner.starts == [0, 100]
     assert trial.state == "complete"
-    assert trial.steps_trained == 3 * (BUDGET + 10)
+    assert trial.steps.trained == 3 * (BUDGET + 10)
     assert [report.step for report in bench.recording.of_kind(TrialReported)] == [50, 100, 150]
 
 
@@ -210,7 +210,7 @@ def test_a_run_that_cannot_be_trained_fails_its_trial(bench: Workbench) -> None:
     trial = drive(bench, FusedRanks(*[at(60, Died("exit"))] * 3))
     assert (trial.state, trial.reason) == ("failed", "died: exit")
     assert [replicate.state for replicate in trial.replicates] == ["failed"] * 3
-    assert trial.steps_trained == 3 * (60 + 10 + 10)
+    assert trial.steps.trained == 3 * (60 + 10 + 10)
 
 
 def test_a_twin_is_answered_from_the_record_of_the_trial(bench: Workbench) -> None:
@@ -221,7 +221,7 @@ def test_a_twin_is_answered_from_the_record_of_the_trial(bench: Workbench) -> No
     first = bench.record.trials[0]
     assert runner.plans == []
     assert (second.value, second.curve, second.key) == (first.value, first.curve, first.key)
-    assert (second.steps_trained, second.steps_reused) == (0, 3 * BUDGET)
+    assert (second.steps.trained, second.steps.reused) == (0, 3 * BUDGET)
 
 
 def test_another_study_of_the_home_is_answered_from_the_record_of_the_run(tmp_path: Path) -> None:
@@ -233,5 +233,5 @@ def test_another_study_of_the_home_is_answered_from_the_record_of_the_run(tmp_pa
     trial = drive(second, runner)
     assert runner.plans == []
     assert (trial.value, trial.curve) == (first.after[0].value, first.after[0].curve)
-    assert (trial.steps_trained, trial.steps_recorded) == (0, 3 * BUDGET)
+    assert (trial.steps.trained, trial.steps_recorded) == (0, 3 * BUDGET)
     assert second.watching.reused == [(0, 0, BUDGET, "record")]

@@ -67,9 +67,9 @@ def test_a_changed_helper_is_seen_and_a_comment_is_not(folder: Folder) -> None:
     first = folder.trial("first", net=NET)
     again = folder.trial("again", net=f"# as in the paper\n{NET}")
     assert (again.value, again.code) == (first.value, first.code)
-    assert (again.steps_trained, again.steps_recorded) == (0, 50)
+    assert (again.steps.trained, again.steps_recorded) == (0, 50)
 
     other = folder.trial("other", net=NET.replace("ReLU", "Tanh"))
     assert other.value != first.value
     assert other.code != first.code
-    assert (other.steps_trained, other.steps_recorded) == (50, 0)
+    assert (other.steps.trained, other.steps_recorded) == (50, 0)

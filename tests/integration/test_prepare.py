@@ -209,8 +209,8 @@ def test_the_next_step_is_a_command_that_works(
     assert f"run --task iwslt --set {setting} --home '{tmp_path}/my home'" in command
     words_ = shlex.split(command)
     setting = words_[words_.index("--set") + 1]
-    study, recipe = resolve_asked(task="iwslt", settings=(setting,))
-    assert recipe.model_dump()["data"] == name
+    study = resolve_asked(task="iwslt", settings=(setting,))
+    assert study.recipe["data"] == name
     assert study.name == f"knee-{name}-50ep"
     assert study.subject == name
 

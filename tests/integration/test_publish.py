@@ -282,7 +282,7 @@ def test_a_study_without_a_complete_trial_has_a_note_and_nothing_else(tmp_path: 
 def test_a_comparison_is_shown_beside_the_papers_table(tmp_path: Path) -> None:
     bench, lines = Workbench(tmp_path), list[str]()
     spec = bench.spec.model_copy(update={"name": "rows", "compare": series(), "replicates": 2})
-    study = open_study(bench.storage, spec, recipe=bench.recipe, data_fingerprint="data")
+    study = open_study(bench.storage, spec, data_fingerprint="data")
     places = Places(home=Home(tmp_path), storage_url="sqlite://", tracking_uri=None)
     tracked = Tracked()
     opened = OpenedStudy(

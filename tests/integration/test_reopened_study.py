@@ -43,9 +43,9 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def study(home: Home) -> Study:
-    spec, recipe = resolve_asked(task="digits", name="s")
+    spec = resolve_asked(task="digits", name="s")
     storage = open_storage(f"sqlite:///{home.root}/optuna.db")
-    return open_study(storage, spec, recipe=recipe, data_fingerprint="as it was")
+    return open_study(storage, spec, data_fingerprint="as it was")
 
 
 @pytest.mark.parametrize(

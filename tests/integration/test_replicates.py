@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.plans.plan import Plan, TrainPlan
 from knee_tune.records.events import TrialFinished, TrialReported, TrialStarted
-from knee_tune.records.study import ReplicateRecord, TrialRecord
-from knee_tune.records.values import StepCount
+from knee_tune.records.study import TrialRecord
+from knee_tune.records.values import RunRecord, StepCount
 from knee_tune.study import trial_trainer
 from knee_tune.study.trial import TrialRun
 from knee_tune.workers.protocol import Channel, Done, Outcome, Report
@@ -178,7 +178,7 @@ def test_pruning_acts_on_means(bench: Workbench) -> None:
     trial = drive(bench, Scripted(curve=lambda seed, step: {1: 60.0, 2: 57.0, 3: 40.0}[seed]))
     assert (trial.state, trial.reason) == ("pruned", "pruned at step 50 (replicate 3 of 3)")
     assert trial.value is None
-    assert trial.steps_trained == 2 * BUDGET + 50
+    assert trial.steps.trained == 2 * BUDGET + 50
     assert trial.steps_pruned == BUDGET - 50
     assert bench.record.steps.model_dump() == {
         "trained": 350,
@@ -196,7 +196,7 @@ def test_what_is_pruned_at_the_end_of_a_replicate_has_a_complete_replicate(
     trial = drive(bench, Scripted())
     assert (trial.state, trial.reason) == ("pruned", "pruned at its end (replicate 1 of 3)")
     assert [replicate.state for replicate in trial.replicates] == ["complete"]
-    assert (trial.steps_trained, trial.steps_pruned) == (BUDGET, 2 * BUDGET)
+    assert (trial.steps.trained, trial.steps_pruned) == (BUDGET, 2 * BUDGET)
 
 
 def test_a_replicate_that_diverges_ends_its_trial(bench: Workbench) -> None:
@@ -208,8 +208,8 @@ def test_a_replicate_that_diverges_ends_its_trial(bench: Workbench) -> None:
     assert trial.reason.startswith("diverged: ")
     assert trial.reason.endswith(" (replicate 2 of 3)")
     assert [replicate.state for replicate in trial.replicates] == ["complete", "pruned"]
-    assert trial.steps_trained == BUDGET + 100
-    assert trial.steps_trained + trial.steps_pruned == trial.steps_budget == 3 * BUDGET
+    assert trial.steps.trained == BUDGET + 100
+    assert trial.steps.trained + trial.steps_pruned == trial.budget == 3 * BUDGET
 
 
 def test_a_replicate_whose_group_dies_goes_on_from_its_checkpoint(bench: Workbench) -> None:
@@ -217,7 +217,7 @@ def test_a_replicate_whose_group_dies_goes_on_from_its_checkpoint(bench: Workben
     trial = drive(bench, runner)
     assert runner.trained == [(0, 1), (0, 2), (100, 2), (0, 3)]
     assert trial.value == 65.0
-    assert trial.steps_trained == 3 * BUDGET + 10  # what was lost is counted
+    assert trial.steps.trained == 3 * BUDGET + 10  # what was lost is counted
     steps = [report.step for report in bench.recording.of_kind(TrialReported)]
     assert steps == [50, 100, 150] * 3
     assert bench.watching.reports == [(0, r, step) for r in range(3) for step in (50, 100, 150)]
@@ -283,7 +283,7 @@ def test_the_trial_of_a_killed_driver_has_right_means_and_counts_its_steps_once(
     with pytest.raises(KeyboardInterrupt):
         drive(bench, runner)
     (waiting,) = bench.study.get_trials(states=(TrialState.WAITING,))
-    left = ReplicateRecord.model_validate(known["replicate:1"])
+    left = RunRecord.model_validate(known["replicate:1"])
     assert left.steps == StepCount(trained=100, reached=100)
     bench.storage.set_trial_user_attr(
         waiting._trial_id, "replicate:1", left.model_copy(update={"curve": ()}).model_dump()
@@ -291,7 +291,7 @@ def test_the_trial_of_a_killed_driver_has_right_means_and_counts_its_steps_once(
     trial = drive(bench, runner)
     assert [evaluation.step for evaluation in trial.replicates[1].curve] == [50, 100, 150]
     assert trial.curve[0].metrics["valid_accuracy"] == pytest.approx(55.0)
-    assert (trial.steps_trained, trial.steps_reused) == (3 * BUDGET, 0)
+    assert (trial.steps.trained, trial.steps.reused) == (3 * BUDGET, 0)
 
 
 def test_a_twin_is_answered_from_the_record_of_the_trial(bench: Workbench) -> None:
@@ -303,8 +303,8 @@ def test_a_twin_is_answered_from_the_record_of_the_trial(bench: Workbench) -> No
     first = bench.record.trials[0]
     assert runner.trained == []
     assert (second.state, second.curve, second.key) == (first.state, first.curve, first.key)
-    assert (second.steps_trained, second.steps_reused) == (0, BUDGET + 50)
-    assert second.steps_recorded == second.steps_reused
+    assert (second.steps.trained, second.steps.reused) == (0, BUDGET + 50)
+    assert second.steps_recorded == second.steps.reused
     assert second.steps_pruned == first.steps_pruned == 2 * BUDGET - 50
     steps = bench.record.steps
     assert steps.trained + steps.reused + steps.pruned == steps.independent == 6 * BUDGET
@@ -365,8 +365,8 @@ def test_a_table_of_the_papers_kind_costs_what_the_formula_says(
     assert steps.trained / steps.independent <= 0.684
     assert {origin for *_, origin in bench.watching.reused} == {"trunk"}
     lead, *branches = bench.record.trials[:4]
-    assert (lead.explore_fraction, lead.steps_reused) == (0.8, 0)
-    assert [branch.steps_reused for branch in branches] == [67, 40, 20]
+    assert (lead.explore_fraction, lead.steps.reused) == (0.8, 0)
+    assert [branch.steps.reused for branch in branches] == [67, 40, 20]
     for trial in bench.record.trials:
         assert [evaluation.step for evaluation in trial.curve] == [50, 100]  # a branch's is whole
 
@@ -383,6 +383,6 @@ def test_another_study_of_the_home_is_answered_from_the_records_of_the_first(
     assert runner.plans == []
     (trial,) = second.record.trials
     assert (trial.value, trial.curve) == (first.after[0].value, first.after[0].curve)
-    assert (trial.steps_trained, trial.steps_reused, trial.steps_recorded) == (0, BUDGET, BUDGET)
+    assert (trial.steps.trained, trial.steps.reused, trial.steps_recorded) == (0, BUDGET, BUDGET)
     assert second.watching.reused == [(0, 0, BUDGET, "record")]
     assert second.watching.ends == [(0, "complete", "")]

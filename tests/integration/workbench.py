@@ -107,19 +107,19 @@ class Workbench:
         (home / "logs").mkdir(exist_ok=True)
         self.trunks = TrunkStore(home / "trunks", limit=10**9) if trunks else None
         self.after: list[TrialRecord] = []
-        spec, recipe = resolve_asked(
+        spec = resolve_asked(
             task="digits",
             name="it",
             settings=(f"recipe.epochs={epochs}", *request.pop("settings", ())),
             **{"sampler": "random", **request},
         )
-        self.spec, self.recipe = spec, recipe
+        self.spec, self.recipe = spec, spec.typed_recipe
         self.storage_url = f"sqlite:///{home}/optuna.db"
         self.storage: RDBStorage = open_storage(
             self.storage_url, on_stale=stale_trial_callback(self.recording)
         )
         self.axes = axes_of(spec)
-        self.study = open_study(self.storage, spec, recipe=recipe, data_fingerprint="data")
+        self.study = open_study(self.storage, spec, data_fingerprint="data")
         self.study.sampler = make_sampler(spec.sampler, seed=1, axes=self.axes)
         self.study.pruner = NopPruner()
 

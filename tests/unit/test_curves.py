@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from knee_tune.records.study import RunRecord
+from knee_tune.records.values import RunRecord
 from knee_tune.report.run_figures import POINTS, curves_figure
 from knee_tune.schedules import Constant, Knee, Linear, Schedule, StepDecay, learning_rates
 
 
 def drawn(schedule: Schedule) -> tuple[list[int], list[float]]:
-    record = RunRecord(seed_lr=schedule.seed_lr, state="complete", steps_budget=1)
+    record = RunRecord(seed=1, state="complete")
     lr = curves_figure(record, title="", schedule=schedule)["data"][0]
     return lr["x"], lr["y"]
 

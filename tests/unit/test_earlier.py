@@ -22,10 +22,8 @@ FOUND = {(0.005, 0.3): 80.0, (0.02, 0.5): 90.0, (0.02, 0.7): 91.0, (0.1, 0.5): 6
 
 def opened(storage: BaseStorage, name: str, **asked: Any) -> optuna.Study:
     settings = asked.pop("settings", ())
-    spec, recipe = resolve_asked(
-        task=asked.pop("task", "digits"), name=name, settings=settings, **asked
-    )
-    return open_study(storage, spec, recipe=recipe, data_fingerprint="")
+    spec = resolve_asked(task=asked.pop("task", "digits"), name=name, settings=settings, **asked)
+    return open_study(storage, spec, data_fingerprint="")
 
 
 def earlier(storage: BaseStorage, *, found: dict[tuple[float, float], float] = FOUND) -> None:

@@ -8,7 +8,8 @@ import pytest
 from knee_tune.commands.horizons import Budgets, read_budgets, resolve_horizons
 from knee_tune.config.study import StudySpec
 from knee_tune.errors import UserError
-from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import RunRecord, StepCount
 from knee_tune.report.document import ReportContext, as_html
 from knee_tune.report.horizons import horizon_words, horizons_report
 from knee_tune.stats.horizons import Horizons, horizons_of
@@ -36,11 +37,12 @@ def search(total_steps: int, best: Sequence[float]) -> StudyRecord:
             state="complete",
             value=sum(losses.values()) / len(losses),
             replicates=tuple(
-                ReplicateRecord(seed=seed, state="complete", value=float(loss))
+                RunRecord(seed=seed, state="complete", value=float(loss))
                 for seed, loss in losses.items()
             ),
-            steps_trained=total_steps,
-            steps_budget=total_steps * len(losses),
+            seed=0,
+            steps=StepCount(trained=total_steps),
+            budget=total_steps * len(losses),
         )
 
     return StudyRecord(
@@ -182,17 +184,17 @@ def test_every_budget_is_a_study_with_a_name_of_its_own(
         task=task, preset="demo", budgets=read_budgets(text), trials=5, settings=settings
     )
     assert [*asked.studies] == budgets
-    names = [each.name for each, _ in asked.studies.values()]
+    names = [each.name for each in asked.studies.values()]
     assert names == [f"horizons-{task}-demo-{budget}" for budget in budgets]
-    assert {each.trials for each, _ in asked.studies.values()} == {5}
+    assert {each.trials for each in asked.studies.values()} == {5}
 
 
 def test_a_budget_in_steps_is_measured_as_often_as_one_in_epochs() -> None:
     """So its trunks are those of epochs, and its last step is measured too."""
     both = [
-        recipe
+        each.typed_recipe
         for text in ("2,4", "150steps,300steps")
-        for _, recipe in resolve_horizons(
+        for each in resolve_horizons(
             task="digits", preset="quick", budgets=read_budgets(text)
         ).studies.values()
     ]

@@ -79,7 +79,7 @@ def write(tmp_path: Path) -> Write:
     return into
 
 
-def resolved(task: str, *settings: str) -> tuple[Any, Any]:
+def resolved(task: str, *settings: str) -> Any:
     return resolve_study(
         space_file=task_entry(task).read_space(task),
         recipe_type=lambda name: task_entry(name).recipe_type(),
@@ -91,7 +91,8 @@ def test_a_file_is_found_wherever_one_stands(
     write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(write())
-    spec, recipe = resolved("./my_task.py:MyTask", "recipe.width=8")
+    spec = resolved("./my_task.py:MyTask", "recipe.width=8")
+    recipe = spec.typed_recipe
 
     assert spec.task == f"{tmp_path}/mine/my_task.py:MyTask"
     assert (spec.name, spec.subject) == ("knee-my-task-3ep", "my-task")
@@ -112,7 +113,7 @@ def test_a_module_is_named_by_its_dotted_name(
 ) -> None:
     monkeypatch.syspath_prepend(write())
     assert task_entry("my_task:MyTask").task_type().__name__ == "MyTask"
-    assert resolved("my_task:MyTask")[0].task == "my_task:MyTask"
+    assert resolved("my_task:MyTask").task == "my_task:MyTask"
 
 
 def test_the_search_space_is_around_the_recipe_unless_a_yaml_beside_it_says_more(
@@ -120,13 +121,13 @@ def test_the_search_space_is_around_the_recipe_unless_a_yaml_beside_it_says_more
 ) -> None:
     folder = write()
     task = f"{folder}/my_task.py:MyTask"
-    assert resolved(task)[0].space.seed_lr.low == 1e-4
+    assert resolved(task).space.seed_lr.low == 1e-4
     yaml = folder / "my_task.yaml"
     yaml.write_text("trials: 3\n")
     with pytest.raises(UserError, match=r"my_task.yaml: trials: unknown key \(value 3, line 1\)"):
         resolved(task)
     yaml.write_text("space:\n  seed_lr: {values: [0.1]}\n  explore_fraction: {values: [0.5]}\n")
-    assert resolved(task)[0].space.seed_lr.values == (0.1,)
+    assert resolved(task).space.seed_lr.values == (0.1,)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_files_and_helpers_of_one_name_are_each_tasks_own(write: Write) -> None:
         entry = task_entry(task)
         assert entry.task_type() is types[name]
         assert entry.task_type().loss.__globals__["SEEN"] == name
-        assert resolved(task)[0].space.seed_lr.values == (lrs[name],)
+        assert resolved(task).space.seed_lr.values == (lrs[name],)
         code = TrainingCode(entry.task.partition(":")[0])
         assert {file.parent.name for file in code.files.values()} == {name}
 
@@ -270,4 +271,4 @@ def test_other_distributions_name_theirs_the_same_way(
     assert task_entry("digits") is TASKS["digits"]
     assert task_entry("light") == TASKS["digits"]
     assert task_entry("mine") == TaskEntry(task="my_task:MyTask")
-    assert resolved("mine")[0].name == "knee-mine-3ep"
+    assert resolved("mine").name == "knee-mine-3ep"

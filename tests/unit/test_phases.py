@@ -117,7 +117,7 @@ def test_no_project_writes_phases() -> None:
 
 def test_pages_know_every_phase() -> None:
     asked = spec(recipe={**spec().recipe, "phases": [{**dict(each), "length": 8} for each in TWO]})
-    found = trial(0, 3e-4, 0.4, steps_budget=20 * asked.replicates)
+    found = trial(0, 3e-4, 0.4, budget=20 * asked.replicates)
     assert knee_of(record(spec=asked), found) == phased(seed_lr=3e-4)
     drawn = curves_figure(found, title="", schedule=phased(total=2000))["data"][0]["x"]
     assert {300, 900, 1500, 1501, 1700, 1900, 2000} <= {*drawn}

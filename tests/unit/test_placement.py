@@ -8,7 +8,7 @@ import torch
 from knee_tune.commands.home import HeldHome, Home
 from knee_tune.commands.workers import GroupOptions, Workers
 from knee_tune.config.recipe import ExploreFractionSpace, SearchSpace, SeedLRSpace
-from knee_tune.config.study import StudySpec
+from knee_tune.config.study import ResolvedStudy
 from knee_tune.errors import UserError
 from knee_tune.plans.plan import Placement, TaskFacts
 from knee_tune.runs.trainer import Trainer
@@ -29,17 +29,17 @@ def placed(options: GroupOptions, *, gpus: int, amp: bool = False) -> list[Place
     runner = PretendRanks()
     workers = Workers(
         held=HeldHome(home=Home(Path("home")), descriptor=-1),
-        spec=StudySpec(
+        spec=ResolvedStudy(
             name="s",
             task="digits",
             preset="p",
             recipe=recipe.model_dump(mode="json"),
+            typed_recipe=recipe,
             space=SearchSpace(
                 seed_lr=SeedLRSpace(values=(0.1,)),
                 explore_fraction=ExploreFractionSpace(values=(0.5,)),
             ),
         ),
-        recipe=recipe,
         options=options,
         runner=runner,
         trainer=Trainer(runner, trunks=None),

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from knee_tune.records.findings import Candidate, Confirmation, FreshRun
+from knee_tune.records.findings import Candidate, Confirmation
+from knee_tune.records.values import RunRecord
 from knee_tune.report.wording import told
 from knee_tune.stats.estimates import judge
 from knee_tune.stats.race import NextRun, affordable, standing, steps_to_train
@@ -51,7 +52,7 @@ def test_the_last_ones_leave_where_a_seed_for_all_does_not_fit() -> None:
 
 
 def candidate(seed_lr: float, *values: float, default: bool = False) -> Candidate:
-    runs = tuple(FreshRun(seed=seed, value=value) for seed, value in enumerate(values))
+    runs = tuple(RunRecord(seed=seed, value=value) for seed, value in enumerate(values))
     return Candidate(seed_lr=seed_lr, explore_fraction=0.5, trial=0, default=default, runs=runs)
 
 

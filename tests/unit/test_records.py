@@ -10,7 +10,8 @@ from rich.console import Console
 from knee_tune.cli.summary import print_status
 from knee_tune.config.recipe import Direction, ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.config.study import StudySpec
-from knee_tune.records.study import StudyRecord, TrialRecord, TrialState
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import RunState, StepCount
 
 SPEC = StudySpec(
     name="knee-toy-1ep",
@@ -23,14 +24,24 @@ SPEC = StudySpec(
 )
 
 
-def trial(number: int, state: TrialState, value: float | None = None, **facts: Any) -> TrialRecord:
+def trial(
+    number: int,
+    state: RunState,
+    value: float | None = None,
+    *,
+    trained: int = 0,
+    reused: int = 0,
+    **facts: Any,
+) -> TrialRecord:
     return TrialRecord(
+        seed=1,
+        steps=StepCount(trained=trained, reused=reused),
         number=number,
         seed_lr=0.1 * (number + 1),
         explore_fraction=0.5,
         state=state,
         value=value,
-        steps_budget=100,
+        budget=100,
         **facts,
     )
 
@@ -48,11 +59,11 @@ def study(*trials: TrialRecord, direction: Direction = "minimize") -> StudyRecor
 
 def test_the_status_of_a_study() -> None:
     record = study(
-        trial(0, "complete", 5.0, steps_trained=100),
-        trial(1, "pruned", 1.0, steps_trained=40, steps_pruned=60),
-        trial(2, "complete", 4.5, steps_trained=50, steps_reused=50),
-        trial(3, "failed", steps_trained=7, steps_reused=20),
-        trial(4, "running", steps_trained=3, steps_reused=20),
+        trial(0, "complete", 5.0, trained=100),
+        trial(1, "pruned", 1.0, trained=40, steps_pruned=60),
+        trial(2, "complete", 4.5, trained=50, reused=50),
+        trial(3, "failed", trained=7, reused=20),
+        trial(4, "running", trained=3, reused=20),
         trial(5, "waiting"),
     )
     assert json.loads(json.dumps(record.status_as_json())) == {
@@ -73,10 +84,10 @@ def test_the_status_of_a_study() -> None:
 
 def test_what_was_saved_is_all_that_was_not_trained() -> None:
     steps = study(
-        trial(0, "complete", 5.0, steps_trained=100),
-        trial(1, "complete", 5.0, steps_trained=30, steps_reused=70),
-        trial(2, "pruned", steps_trained=10, steps_reused=30, steps_pruned=60),
-        trial(3, "complete", 5.0, steps_reused=100, steps_recorded=100),
+        trial(0, "complete", 5.0, trained=100),
+        trial(1, "complete", 5.0, trained=30, reused=70),
+        trial(2, "pruned", trained=10, reused=30, steps_pruned=60),
+        trial(3, "complete", 5.0, reused=100, steps_recorded=100),
     ).steps
     assert steps.trained + steps.reused + steps.pruned == steps.independent == 400
     assert (steps.reused, steps.recorded) == (200, 100)
@@ -89,9 +100,9 @@ def test_what_was_saved_is_all_that_was_not_trained() -> None:
 
 
 def test_steps_that_led_nowhere_are_named() -> None:
-    failed = trial(0, "failed", steps_trained=30)
+    failed = trial(0, "failed", trained=30)
     assert study(failed).steps.words == []
-    *_, lost = study(failed, trial(1, "complete", 5.0, steps_trained=110)).steps.words
+    *_, lost = study(failed, trial(1, "complete", 5.0, trained=110)).steps.words
     assert lost == "steps of trials that failed, went back or still run: 40"
 
 

@@ -16,21 +16,14 @@ from knee_tune.records.findings import (
     Candidate,
     Confirmation,
     Crossover,
-    FreshRun,
     Importances,
     Optimum,
     Recommendation,
     Ridge,
     Surface,
 )
-from knee_tune.records.study import (
-    BaselineRecord,
-    Evaluation,
-    ReplicateRecord,
-    StudyRecord,
-    TrialRecord,
-)
-from knee_tune.records.values import Estimate
+from knee_tune.records.study import BaselineRecord, StudyRecord, TrialRecord
+from knee_tune.records.values import Estimate, Evaluation, RunRecord, StepCount
 from knee_tune.report.answer import winner_knee
 from knee_tune.report.document import ReportContext, Table, as_html, as_markdown, script_json
 from knee_tune.report.report import StudyReport, build_report, study_figures
@@ -85,8 +78,8 @@ def trial(number: int, lr: float, fraction: float, **facts: Any) -> TrialRecord:
         "curve": tuple(
             Evaluation(step=step, metrics={"valid_accuracy": 0.8 * step}) for step in (50, 100)
         ),
-        "steps_trained": 300,
-        "steps_budget": 300,
+        "steps": StepCount(trained=300),
+        "budget": 300,
         "seed": 1,
     }
     return TrialRecord(
@@ -162,7 +155,7 @@ def confirmation(*, confirmed: bool) -> Confirmation:
             explore_fraction=fraction,
             trial=None,
             default=default,
-            runs=tuple(FreshRun(seed=seed, value=mean) for seed in (11, 12)),
+            runs=tuple(RunRecord(seed=seed, value=mean) for seed in (11, 12)),
             mean=around,
             difference=None if default else Estimate(value=3, low=2, high=4, level=0.95),
         )
@@ -293,9 +286,7 @@ def test_curves_are_of_the_recommended_seed_lr_with_their_knees() -> None:
 
 def test_random_seeds_are_shown_where_there_are_enough_to_scatter() -> None:
     def scattered(seeds: int) -> StudyRecord:
-        runs = [
-            ReplicateRecord(seed=seed, state="complete", value=80.0 + seed) for seed in range(5)
-        ]
+        runs = [RunRecord(seed=seed, state="complete", value=80.0 + seed) for seed in range(5)]
         trials = tuple(
             trial(n, 3e-4, f, replicates=tuple(runs[:seeds])) for n, f in enumerate(FRACTIONS)
         )
@@ -320,7 +311,7 @@ def test_the_papers_explore_epochs_are_shown_as_a_share_of_its_budget() -> None:
 
 def test_the_steps_add_up_to_those_of_independent_trials() -> None:
     shared = tuple(
-        trial(n, 3e-4, f, steps_trained=100, steps_reused=200) for n, f in enumerate(FRACTIONS)
+        trial(n, 3e-4, f, steps=StepCount(trained=100, reused=200)) for n, f in enumerate(FRACTIONS)
     )
     bar = figures(record(trials=shared))["steps"]
     assert {line.name: line.x[0] for line in bar.data} == {
@@ -467,7 +458,7 @@ def test_what_is_missing_is_said_in_a_line() -> None:
         record(
             confirmation=confirmation(confirmed=True),
             baselines=(
-                BaselineRecord(schedule="cosine", seed_lr=3e-4, state="complete", value=88),
+                BaselineRecord(schedule="cosine", seed=1, seed_lr=3e-4, state="complete", value=88),
             ),
         ),
         ridge(),
@@ -617,7 +608,7 @@ def test_a_setting_is_of_the_winner_of_fresh_seeds_even_if_no_trial_is() -> None
 
 
 def test_a_page_without_the_steps_of_its_trials_has_no_setting() -> None:
-    early = tuple(each.model_copy(update={"steps_budget": 0}) for each in record().trials)
+    early = tuple(each.model_copy(update={"budget": 0}) for each in record().trials)
     assert report(record(trials=early)).settings == {}
 
 

@@ -9,7 +9,8 @@ from knee_tune.commands import reproduce
 from knee_tune.commands.reproduce import as_json, designs, resolve_table, table_rows
 from knee_tune.commands.workers import Device, GroupOptions
 from knee_tune.config.study import StudySpec
-from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import RunRecord
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def asked(
 ) -> tuple[StudySpec, GroupOptions]:
     """What a request for a table becomes."""
     changes = {"task": "digits", **changes}
-    spec, _, options = resolve_table(table, options=GroupOptions(device=device), **changes)
+    spec, options = resolve_table(table, options=GroupOptions(device=device), **changes)
     return spec, options
 
 
@@ -108,6 +109,7 @@ def study_of(*trials: TrialRecord) -> StudyRecord:
 def trial(number: int, *, started: float, seconds: float, fraction: float = 0.5) -> TrialRecord:
     return TrialRecord(
         number=number,
+        seed=1,
         seed_lr=0.005,
         explore_fraction=fraction,
         state="complete",
@@ -115,7 +117,7 @@ def trial(number: int, *, started: float, seconds: float, fraction: float = 0.5)
         started=started,
         seconds=seconds,
         replicates=tuple(
-            ReplicateRecord(seed=seed, metrics={"valid_accuracy": accuracy})
+            RunRecord(seed=seed, metrics={"valid_accuracy": accuracy})
             for seed, accuracy in ((1, 90.0), (2, 92.0))
         ),
     )

@@ -9,7 +9,7 @@ from pydantic import Field
 from knee_tune.config.recipe import Metric, Optimizer, Recipe, Spec
 from knee_tune.config.resolve import layer_of, overrides_of, resolve_study
 from knee_tune.config.strict_yaml import Document, read_document
-from knee_tune.config.study import Confirm, StudySpec
+from knee_tune.config.study import Confirm, ResolvedStudy
 from knee_tune.errors import UserError
 
 SPACE = """\
@@ -74,15 +74,15 @@ class Files:
         path.write_text(text, encoding="utf-8")
         return read_document(path, label)
 
-    def resolve(self, **options: Any) -> tuple[StudySpec, ToyRecipe]:
-        study, recipe = resolve_study(
+    def resolve(self, **options: Any) -> ResolvedStudy[ToyRecipe]:
+        study = resolve_study(
             space_file=self.document("search_spaces/toy.yaml", self.space),
             study_file=self.document("studies/my.yaml", self.study) if self.study else None,
             recipe_type={"toy": ToyRecipe}.__getitem__,
             **options,
         )
-        assert isinstance(recipe, ToyRecipe)
-        return study, recipe
+        assert isinstance(study.typed_recipe, ToyRecipe)
+        return study
 
     def mistake(self, **options: Any) -> str:
         with pytest.raises(UserError) as error:
@@ -97,73 +97,73 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_the_default_preset(files: Files) -> None:
-    study, recipe = files.resolve()
-    assert recipe == ToyRecipe()
+    study = files.resolve()
+    assert study.typed_recipe == ToyRecipe()
     assert study.name == "knee-toy-10ep"
     assert (study.preset, study.trials, study.sampler) == ("full", 9, "gp")
-    assert (study.goal, study.acting_pruner, study.replicates) == ("best", "knee", 1)
+    assert (study.goal, study.acting_pruner, study.replicates) == ("best", "none", 1)
     assert study.seed_lrs == (0.01, 0.1, 1.0)
     assert study.explore_fractions == (0.0, 0.4, 0.5, 0.8)
-    assert ToyRecipe.model_validate(study.recipe) == recipe
+    assert ToyRecipe.model_validate(study.recipe) == study.typed_recipe
 
 
 def test_a_preset_is_laid_over_the_recipes_defaults(files: Files) -> None:
-    study, recipe = files.resolve(preset="tiny")
+    study = files.resolve(preset="tiny")
     assert study.name == "knee-toy-tiny"
-    assert (recipe.epochs, recipe.model) == (2, Size(width=4, depth=1))
+    assert (study.typed_recipe.epochs, study.typed_recipe.model) == (2, Size(width=4, depth=1))
     assert study.explore_fractions == (0.25, 0.5, 0.75)
     assert study.seed_lrs == (0.01, 0.1, 1.0)
 
 
 def test_a_study_file_is_laid_over_its_preset(files: Files) -> None:
     files.study = STUDY
-    study, recipe = files.resolve()
+    study = files.resolve()
     assert (study.name, study.preset, study.trials, study.pruner) == ("my-study", "tiny", 3, "none")
-    assert recipe.model == Size(width=4, depth=5)
+    assert study.typed_recipe.model == Size(width=4, depth=5)
     assert study.seed_lrs == (0.1, 0.2, 0.3)
 
 
 def test_set_is_laid_over_the_study_file_and_flags_over_everything(files: Files) -> None:
     files.study = STUDY
-    study, recipe = files.resolve(
+    study = files.resolve(
         settings=["recipe.model.depth=6", "trials=4", "sampler=tpe", "seed=7"],
         trials=5,
         name="other",
         nproc=2,
     )
-    assert recipe.model == Size(width=4, depth=6)
+    assert study.typed_recipe.model == Size(width=4, depth=6)
     assert (study.name, study.trials, study.sampler) == ("other", 5, "tpe")
     assert (study.seed, study.nproc) == (7, 2)
 
 
 def test_flags_of_a_search_reach_the_study(files: Files) -> None:
-    study, _ = files.resolve(goal="ridge", replicates=3, confirm="2:5", pruner="none")
+    study = files.resolve(goal="ridge", replicates=3, confirm="2:5", pruner="none")
     assert (study.goal, study.replicate_seeds) == ("ridge", (1, 2, 3))
     assert study.confirm == Confirm(candidates=2, seeds=5)
 
 
 def test_a_grid_is_exactly_the_search_spaces(files: Files) -> None:
     files.space = files.space.replace("low: 0.01", "low: 0.2").replace("high: 1.0", "high: 2.0")
-    study, recipe = files.resolve(sampler="grid")
+    study = files.resolve(sampler="grid")
     assert (study.seed_lrs, study.explore_fractions) == ((1.0,), (0.0, 0.4, 0.8))
-    study, recipe = files.resolve(sampler="gp")
+    study = files.resolve(sampler="gp")
     assert (study.seed_lrs, study.explore_fractions) == ((0.1, 1.0), (0.0, 0.4, 0.5, 0.8))
-    assert recipe.seed_lr == 0.1
+    assert study.typed_recipe.seed_lr == 0.1
 
 
 def test_a_grid_has_all_its_points_unless_trials_are_asked_for(files: Files) -> None:
-    assert files.resolve(preset="full")[0].trials == 9
-    whole, _ = files.resolve(preset="full", settings=["space.seed_lr.low=0.1"], sampler="grid")
+    assert files.resolve(preset="full").trials == 9
+    whole = files.resolve(preset="full", settings=["space.seed_lr.low=0.1"], sampler="grid")
     assert (whole.trials, whole.size, whole.limit) == (6, 6, None)
     for options in ({"trials": 4}, {"settings": ["trials=4"]}):
-        part, _ = files.resolve(sampler="grid", **options)
+        part = files.resolve(sampler="grid", **options)
         assert part.trials == part.limit == 4
     files.study = STUDY  # which says 3
-    assert files.resolve(sampler="grid")[0].limit == 3
+    assert files.resolve(sampler="grid").limit == 3
 
 
 def test_a_ridge_is_not_pruned_unless_one_insists_and_then_refused(files: Files) -> None:
-    assert files.resolve(goal="ridge")[0].acting_pruner == "none"
+    assert files.resolve(goal="ridge").acting_pruner == "none"
     says = "pruning would bias the ridge: use none with goal ridge"
     for pruner in ("knee", "median", "percentile", "hyperband"):
         assert files.mistake(goal="ridge", pruner=pruner) == f"`pruner` {pruner}: {says}"
@@ -173,23 +173,23 @@ def test_a_ridge_is_not_pruned_unless_one_insists_and_then_refused(files: Files)
 
 def test_a_preset_asked_for_replaces_the_study_files(files: Files) -> None:
     files.study = STUDY
-    study, recipe = files.resolve(preset="full")
+    study = files.resolve(preset="full")
     assert study.preset == "full"
-    assert recipe.model == Size(width=8, depth=5)
+    assert study.typed_recipe.model == Size(width=8, depth=5)
 
 
 def test_set_reaches_into_the_recipes_own_defaults(files: Files) -> None:
-    _, recipe = files.resolve(settings=["recipe.optimizer.weight_decay=1e-3"])
-    assert recipe.optimizer == Optimizer(name="sgd", momentum=0.8, weight_decay=0.001)
+    study = files.resolve(settings=["recipe.optimizer.weight_decay=1e-3"])
+    assert study.typed_recipe.optimizer == Optimizer(name="sgd", momentum=0.8, weight_decay=0.001)
 
 
 def test_the_forms_of_a_grid_are_never_mixed(files: Files) -> None:
-    study, _ = files.resolve(settings=["space.seed_lr.values=[0.05, 0.1]"])
+    study = files.resolve(settings=["space.seed_lr.values=[0.05, 0.1]"])
     assert study.seed_lrs == (0.05, 0.1)
     files.study = STUDY
-    study, _ = files.resolve(settings=["space.seed_lr.low=0.1", "space.seed_lr.high=100"])
+    study = files.resolve(settings=["space.seed_lr.low=0.1", "space.seed_lr.high=100"])
     assert study.seed_lrs[-1] == 100
-    study, _ = files.resolve(preset="full", settings=["space.explore_fraction.high=0.4"])
+    study = files.resolve(preset="full", settings=["space.explore_fraction.high=0.4"])
     assert study.explore_fractions == (0.0, 0.4, 0.5)
 
 
@@ -203,7 +203,7 @@ def test_the_forms_of_a_grid_are_never_mixed(files: Files) -> None:
     ],
 )
 def test_a_study_is_named_by_its_budget(files: Files, options: Any, name: str) -> None:
-    assert files.resolve(**options)[0].name == name
+    assert files.resolve(**options).name == name
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,19 @@ def test_mistakes_in_a_study_file(files: Files, before: str, after: str, message
             {"settings": ["recipe.epoch=4"]},
             "`settings` recipe.epoch=4: unknown key; did you mean 'epochs'? allowed: accumulate, ",
         ),
-        ({"settings": ["recipe.epochs=0"]}, "`settings` recipe.epochs=0: must be greater than 0"),
-        ({"settings": ["recipe.epochs"]}, "`settings` recipe.epochs: expected FIELD=VALUE"),
+        (
+            {"settings": ["recipe.epochs=0"]},
+            "`settings` recipe.epochs=0: must be greater than 0",
+        ),
+        (
+            {"settings": ["recipe.epochs"]},
+            "`settings` recipe.epochs: expected FIELD=VALUE",
+        ),
         ({"settings": ["recipe..epochs=1"]}, "`settings` recipe..epochs=1: expected FIELD=VALUE"),
-        ({"settings": ["recipe.epochs=[1"]}, "`settings` recipe.epochs=[1: the value is no YAML: "),
+        (
+            {"settings": ["recipe.epochs=[1"]},
+            "`settings` recipe.epochs=[1: the value is no YAML: ",
+        ),
         ({"settings": ["recipe=1"]}, "`settings` recipe=1: must be a mapping of keys to values"),
         (
             {"settings": ["recipe.epochs.x=1"]},

@@ -9,7 +9,8 @@ from benchmarks.ridge_surfaces import FRACTIONS, SEED_LRS, Truth, always_long, f
 from knee_tune.config.recipe import Direction, ExploreFractionSpace, SearchSpace, SeedLRSpace
 from knee_tune.config.study import StudySpec
 from knee_tune.records.findings import Ridge
-from knee_tune.records.study import ReplicateRecord, StudyRecord, TrialRecord
+from knee_tune.records.study import StudyRecord, TrialRecord
+from knee_tune.records.values import RunRecord
 from knee_tune.report.wording import ridge_words
 from knee_tune.stats.estimates import Floats
 from knee_tune.stats.ridge import ridge_of
@@ -34,12 +35,13 @@ def record(
     trials = [
         TrialRecord(
             number=number,
+            seed=1,
             seed_lr=seed_lrs[row],
             explore_fraction=fractions[column],
             state="complete",
             value=float(values[:, row, column].mean()),
             replicates=tuple(
-                ReplicateRecord(seed=seed, state="complete", value=float(value))
+                RunRecord(seed=seed, state="complete", value=float(value))
                 for seed, value in enumerate(values[:, row, column], start=1)
             ),
         )
@@ -106,7 +108,7 @@ def test_means_and_standard_errors() -> None:
 
 def test_points_are_compared_on_the_seeds_that_all_of_them_have() -> None:
     study = record(np.array([[[1.0, 5.0]], [[3.0, 6.0]]]), seed_lrs=(0.1,), fractions=(0.2, 0.5))
-    longer = (*study.trials[0].replicates, ReplicateRecord(seed=9, state="complete", value=99.0))
+    longer = (*study.trials[0].replicates, RunRecord(seed=9, state="complete", value=99.0))
     trials = (study.trials[0].model_copy(update={"replicates": longer}), study.trials[1])
     found = ridge_of(study.model_copy(update={"trials": trials}))
     assert found is not None

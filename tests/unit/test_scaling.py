@@ -8,7 +8,7 @@ import yaml
 
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.config.recipe import Recipe
-from knee_tune.config.study import SEARCHING, StudySpec
+from knee_tune.config.study import SEARCHING, ResolvedStudy
 from knee_tune.errors import UserError
 
 SEARCH = """\
@@ -38,7 +38,7 @@ class Studies:
         Path("studies").mkdir(exist_ok=True)
         Path(f"studies/{name}.yaml").write_text(text)
 
-    def resolve(self, study: str = "mine", **options: Any) -> tuple[StudySpec, Recipe]:
+    def resolve(self, study: str = "mine", **options: Any) -> ResolvedStudy[Recipe]:
         return resolve_asked(study=study, **options)
 
     def mistake(self, text: str, **options: Any) -> str:
@@ -59,62 +59,62 @@ def test_a_scaled_search_has_fewer_epochs_and_warmup_steps_and_another_name(
     studies: Studies,
 ) -> None:
     studies.write(SEARCH)
-    spec, recipe = studies.resolve(scale=0.2)
-    assert (recipe.epochs, recipe.warmup_steps) == (5, 20)
+    spec = studies.resolve(scale=0.2)
+    assert (spec.typed_recipe.epochs, spec.typed_recipe.warmup_steps) == (5, 20)
     assert (spec.recipe["epochs"], spec.recipe["warmup_steps"]) == (5, 20)
     assert (spec.name, spec.scale) == ("my-search-scale0.2", 0.2)
-    assert studies.resolve()[0].name == "my-search"
+    assert studies.resolve().name == "my-search"
 
 
 def test_an_epoch_is_the_least_there_is(studies: Studies) -> None:
     studies.write(SEARCH)
-    assert studies.resolve(scale=0.001)[1].epochs == 1
+    assert studies.resolve(scale=0.001).typed_recipe.epochs == 1
 
 
 def test_a_task_without_a_study_file_is_named_by_its_whole_budget_and_the_scale() -> None:
-    spec, recipe = resolve_asked(task="digits", scale=0.2)
-    usual, whole = resolve_asked(task="digits")
-    assert recipe.epochs == round(whole.epochs * 0.2)
+    spec = resolve_asked(task="digits", scale=0.2)
+    usual = resolve_asked(task="digits")
+    assert spec.typed_recipe.epochs == round(usual.typed_recipe.epochs * 0.2)
     assert spec.name == f"{usual.name}-scale0.2"
 
 
 def test_a_name_asked_for_stays(studies: Studies) -> None:
     studies.write(SEARCH)
-    assert studies.resolve(scale=0.2, name="other")[0].name == "other"
+    assert studies.resolve(scale=0.2, name="other").name == "other"
 
 
 def test_the_scale_of_a_study_file_is_part_of_its_own_name(studies: Studies) -> None:
     studies.write(f"{SEARCH}scale: 0.4\n")
-    spec, recipe = studies.resolve()
-    assert (spec.name, recipe.epochs) == ("my-search", 10)
-    assert studies.resolve(scale=0.4)[0].name == "my-search"
-    spec, recipe = studies.resolve(scale=1.0)
-    assert (spec.name, recipe.epochs) == ("my-search-scale1", 25)
+    spec = studies.resolve()
+    assert (spec.name, spec.typed_recipe.epochs) == ("my-search", 10)
+    assert studies.resolve(scale=0.4).name == "my-search"
+    spec = studies.resolve(scale=1.0)
+    assert (spec.name, spec.typed_recipe.epochs) == ("my-search-scale1", 25)
 
 
 def test_a_table_stays_the_published_one_and_its_longest_row_is_the_budget(
     studies: Studies,
 ) -> None:
     studies.write(TABLE)
-    spec, recipe = studies.resolve(scale=0.1)
+    spec = studies.resolve(scale=0.1)
     assert spec.compare is not None
     assert [row.epochs for row in spec.compare.rows] == [200, 150, 50]
-    assert (spec.name, spec.scale, recipe.epochs) == ("my-table-scale0.1", 0.1, 20)
+    assert (spec.name, spec.scale, spec.typed_recipe.epochs) == ("my-table-scale0.1", 0.1, 20)
     assert (spec.acting_pruner, spec.tries_default, spec.replicate_seeds) == ("none", False, (1, 2))
 
 
 def test_what_a_comparison_was_resolved_to_is_itself_a_study_file(studies: Studies) -> None:
     studies.write(TABLE)
-    spec, _ = studies.resolve(scale=0.1)
+    spec = studies.resolve(scale=0.1)
     settings = spec.model_dump(mode="json", exclude_none=True, exclude=set(SEARCHING))
     studies.write(yaml.safe_dump(settings), name="again")
-    again, _ = studies.resolve("again")
+    again = studies.resolve("again")
     assert again == spec
 
 
 def test_rows_have_words_for_people(studies: Studies) -> None:
     studies.write(TABLE)
-    table = studies.resolve()[0].compare
+    table = studies.resolve().compare
     assert table is not None
     assert [row.shown for row in table.rows] == [
         "step 0.1, boundaries 100, 150 of 200 epochs",

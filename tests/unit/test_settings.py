@@ -254,7 +254,7 @@ def test_a_project_without_the_decay_refuses_and_names_who_has_it(
 
 
 def test_every_format_is_offered() -> None:
-    assert list(PROJECTS) == list(get_args(Format)) == [each.value for each in Offered]
+    assert list(PROJECTS) == list(get_args(Format)) == list(get_args(Offered))
 
 
 @pytest.mark.parametrize("decay", PROJECTS["hf"].decays)

@@ -49,7 +49,8 @@ def study() -> StudyRecord:
                 explore_fraction=fraction,
                 state="complete",
                 value=90.0 + number,
-                steps_budget=100,
+                budget=100,
+                seed=1,
             )
             for number, fraction in enumerate(CLOSE)
         ),

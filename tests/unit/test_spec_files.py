@@ -35,21 +35,20 @@ def test_shipped_search_spaces_are_valid(task: str) -> None:
     space = read_space(space_file, recipe_type)
     assert space.task == task
     for preset in space.presets:
-        study, recipe = resolve_study(space_file=space_file, recipe_type=recipe_type, preset=preset)
-        assert recipe.seed_lr in study.seed_lrs
+        study = resolve_study(space_file=space_file, recipe_type=recipe_type, preset=preset)
+        assert study.typed_recipe.seed_lr in study.seed_lrs
         assert 0.5 in study.explore_fractions
         assert study.trials <= study.size
-        assert study.subject == (recipe.subject or task)
+        assert study.subject == (study.typed_recipe.subject or task)
 
 
 @pytest.mark.parametrize("name", strict_yaml.available("studies"))
 @pytest.mark.usefixtures("elsewhere")
 def test_shipped_studies_are_valid(name: str) -> None:
     space_file, study_file = read_files(task=None, study=name)
-    study, _ = resolve_study(space_file=space_file, study_file=study_file, recipe_type=recipe_type)
+    study = resolve_study(space_file=space_file, study_file=study_file, recipe_type=recipe_type)
     assert study.name == name
-    unpruned = study.goal == "ridge" or study.compare is not None
-    assert study.acting_pruner == ("none" if unpruned else "knee")
+    assert study.acting_pruner == "none"
 
 
 def test_a_study_of_no_task_is_named_with_its_file(elsewhere: Path) -> None:
@@ -61,12 +60,10 @@ def test_a_study_of_no_task_is_named_with_its_file(elsewhere: Path) -> None:
 @pytest.mark.usefixtures("elsewhere")
 def test_the_papers_rows_say_what_the_paper_says() -> None:
     space_file, study_file = read_files(task="iwslt", study="iwslt-full-budget")
-    study, recipe = resolve_study(
-        space_file=space_file, study_file=study_file, recipe_type=recipe_type
-    )
+    study = resolve_study(space_file=space_file, study_file=study_file, recipe_type=recipe_type)
     best = study.reference[0].rows[0]
     assert (best.schedule, best.explore_epochs, best.metrics["test_bleu"]) == ("knee", 40, 35.53)
-    assert (recipe.epochs, recipe.seed_lr) == (best.epochs, best.seed_lr)
+    assert (study.typed_recipe.epochs, study.typed_recipe.seed_lr) == (best.epochs, best.seed_lr)
 
 
 def test_the_working_folder_wins_over_the_package(elsewhere: Path) -> None:

@@ -8,7 +8,8 @@ from rich.console import Console
 from knee_tune.cli.console import PlainConsole
 from knee_tune.cli.status_watch import Pace, view, watch_status
 from knee_tune.errors import UserError
-from knee_tune.records.study import Evaluation, TrialRecord
+from knee_tune.records.study import TrialRecord
+from knee_tune.records.values import Evaluation
 from tests.unit.test_records import study, trial
 
 

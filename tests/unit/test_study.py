@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.errors import UserError
 from knee_tune.records.events import TrialFinished
-from knee_tune.records.study import BaselineRecord, Evaluation, ReplicateRecord
-from knee_tune.records.values import RunEnd, StepCount
+from knee_tune.records.study import BaselineRecord
+from knee_tune.records.values import Evaluation, RunEnd, RunRecord, StepCount
 from knee_tune.runs.locks import process_id
 from knee_tune.study.attributes import fused_attr, replicate_attr, run_of
 from knee_tune.study.recovery import LEFT, current, give_back, key_of, put_back, recover, requeue
@@ -37,8 +37,8 @@ OF_AN_OLD_VERSION = {"host": socket.gethostname(), "pid": 1, "started": 0.0}
 
 
 def opened(storage: InMemoryStorage | None = None, **request: Any) -> optuna.Study:
-    spec, recipe = resolve_asked(task="digits", preset="quick", **request)
-    return open_study(storage or InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
+    spec = resolve_asked(task="digits", preset="quick", **request)
+    return open_study(storage or InMemoryStorage(), spec, data_fingerprint="data")
 
 
 def ask(study: optuna.Study, **attributes: Any) -> optuna.Trial:
@@ -59,8 +59,8 @@ def test_the_first_trial_of_a_study_is_the_papers_default() -> None:
 
 
 def test_a_study_says_how_its_metrics_are_measured() -> None:
-    spec, recipe = resolve_asked(task="gpt", preset="demo")
-    study = open_study(InMemoryStorage(), spec, recipe=recipe, data_fingerprint="data")
+    spec = resolve_asked(task="gpt", preset="demo")
+    study = open_study(InMemoryStorage(), spec, data_fingerprint="data")
     assert "windows of 64" in study_record(study).measures["loss"]
     assert study_record(opened()).measures == {}  # an accuracy is an accuracy
 
@@ -119,45 +119,45 @@ def test_trials_that_could_not_be_compared_are_refused(change: dict[str, Any], l
 )
 def test_trials_in_other_arithmetic_are_refused(before: bool, line: str) -> None:
     storage = InMemoryStorage()
-    spec, recipe = resolve_asked(task="digits", name="s")
+    spec = resolve_asked(task="digits", name="s")
     for amp in (before, before):
-        open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=amp)
+        open_study(storage, spec, data_fingerprint="data", amp=amp)
     with pytest.raises(UserError, match=line):
-        open_study(storage, spec, recipe=recipe, data_fingerprint="data", amp=not before)
+        open_study(storage, spec, data_fingerprint="data", amp=not before)
 
 
 def test_what_is_trained_beside_the_search_does_not_change_what_was_asked_for() -> None:
     storage = InMemoryStorage()
     made = opened(storage, name="s", sampler="tpe", trials=30)
-    spec, recipe = resolve_asked(task="digits", preset="quick", name="s")
-    beside = open_study(storage, spec, recipe=recipe, data_fingerprint="data", beside=True)
+    spec = resolve_asked(task="digits", preset="quick", name="s")
+    beside = open_study(storage, spec, data_fingerprint="data", beside=True)
     assert spec_of(beside) == spec_of(made)
     assert spec_of(made).sampler == "tpe"
 
 
 def test_a_study_stays_in_the_experiment_that_its_runs_are_in() -> None:
     storage = InMemoryStorage()
-    spec, recipe = resolve_asked(task="iwslt", name="s", settings=("recipe.data=mine",))
+    spec = resolve_asked(task="iwslt", name="s", settings=("recipe.data=mine",))
     assert spec.subject == "mine"
     before = spec.model_copy(update={"own_data": None})  # as before data named experiments
     for asked in (before, spec):
-        study = open_study(storage, asked, recipe=recipe, data_fingerprint="data")
+        study = open_study(storage, asked, data_fingerprint="data")
         assert spec_of(study).subject == "iwslt"
 
 
 def test_a_corpus_of_ones_own_names_study_and_model_but_the_demo_does_not() -> None:
-    spec, _ = resolve_asked(task="translation", settings=("recipe.data=news",))
+    spec = resolve_asked(task="translation", settings=("recipe.data=news",))
     assert (spec.name, spec.subject) == ("knee-news-30ep", "news")
-    spec, _ = resolve_asked(task="translation", preset="demo")
+    spec = resolve_asked(task="translation", preset="demo")
     assert (spec.name, spec.subject) == ("knee-translation-demo", "translation")
 
 
 def test_another_task_under_the_same_name_is_refused() -> None:
     storage = InMemoryStorage()
     opened(storage, name="mine")
-    spec, recipe = resolve_asked(task="iwslt", preset="demo", name="mine")
+    spec = resolve_asked(task="iwslt", preset="demo", name="mine")
     with pytest.raises(UserError, match='made with task="digits", not "iwslt"; choose another'):
-        open_study(storage, spec, recipe=recipe, data_fingerprint="data")
+        open_study(storage, spec, data_fingerprint="data")
 
 
 def test_an_unknown_study_names_the_known_ones() -> None:
@@ -328,7 +328,7 @@ def test_a_trial_as_reports_read_it() -> None:
         Evaluation(step=150, metrics={"valid_accuracy": 60.0}),
         Evaluation(step=300, metrics={"valid_accuracy": 70.0}),
     )
-    assert (record.steps_trained, record.steps_budget, record.seed) == (350, 300, 1)
+    assert (record.steps.trained, record.budget, record.seed) == (350, 300, 1)
     assert (record.run_id, record.run_url) == ("abc", "http://x/abc")
     assert record.checkpoint == "/checkpoints/trial-0000"
     assert record.seconds is not None
@@ -337,8 +337,8 @@ def test_a_trial_as_reports_read_it() -> None:
 def test_the_curve_of_a_trial_is_the_mean_of_the_replicates_that_have_a_step() -> None:
     study = opened(replicates=2)
     replicates = [
-        ReplicateRecord(seed=1, state="complete", value=70.0, steps=StepCount(trained=300)),
-        ReplicateRecord(seed=2, state="running", steps=StepCount(reused=150, reached=150)),
+        RunRecord(seed=1, state="complete", value=70.0, steps=StepCount(trained=300)),
+        RunRecord(seed=2, state="running", steps=StepCount(reused=150, reached=150)),
     ]
     noted = {replicate_attr(r): record.model_dump() for r, record in enumerate(replicates)}
     trial = ask(study, plan=plan(300), replicates=2, steps_reused=150, **noted)
@@ -350,22 +350,22 @@ def test_the_curve_of_a_trial_is_the_mean_of_the_replicates_that_have_a_step() -
         (300, 70.0),
     ]
     assert record.replicates == tuple(replicates)
-    assert (record.steps_budget, record.steps_reused) == (600, 150)
+    assert (record.budget, record.steps.reused) == (600, 150)
 
 
 def test_replicates_of_a_fused_trial_share_an_attribute() -> None:
     study = opened(replicates=2)
     curve = tuple(Evaluation(step=step, metrics={"valid_accuracy": 60.5}) for step in (150, 300))
     replicates = (
-        ReplicateRecord(seed=1, state="complete", value=70.0, curve=curve),
-        ReplicateRecord(seed=2, state="pruned", steps=StepCount(trained=150), curve=curve[:1]),
+        RunRecord(seed=1, state="complete", value=70.0, curve=curve),
+        RunRecord(seed=2, state="pruned", steps=StepCount(trained=150), curve=curve[:1]),
     )
     run = StepCount(trained=300, reached=300)
     noted = fused_attr(replicates, watched="valid_accuracy", run=run)
     trial = ask(study, plan=plan(300), replicates=1, fused=noted)
     (record,) = study_record(study).trials
     assert record.replicates == replicates
-    assert record.steps_budget == 2 * 300
+    assert record.budget == 2 * 300
     assert run_of(trial.user_attrs) == run
 
 
@@ -377,6 +377,23 @@ def test_a_study_made_before_replicates_could_be_fused_goes_on_without() -> None
     made.set_user_attr("spec", old)
     for _ in range(2):
         assert not spec_of(opened(storage, replicates=2)).fuse
+
+
+def test_a_study_goes_on_with_the_pruner_that_it_began_with() -> None:
+    storage = InMemoryStorage()
+    assert spec_of(opened(storage)).pruner == "none"
+    assert spec_of(opened(storage, sampler="tpe")).pruner == "none"
+    assert spec_of(opened(storage, pruner="median")).pruner == "median"
+    assert spec_of(opened(storage)).pruner == "median"
+
+
+@pytest.mark.parametrize(("goal", "began_with"), [("best", "knee"), ("ridge", "none")])
+def test_a_study_made_before_none_was_the_default_keeps_knee(goal: str, began_with: str) -> None:
+    storage = InMemoryStorage()
+    made = opened(storage, goal=goal)
+    made.set_user_attr("spec", made.user_attrs["spec"] | {"pruner": None})
+    assert spec_of(made).acting_pruner == began_with
+    assert spec_of(opened(storage, goal=goal)).acting_pruner == began_with
 
 
 def test_a_pruned_trial_has_no_value_and_a_stale_one_has_a_reason() -> None:
@@ -414,14 +431,15 @@ def test_what_is_reported_improves_in_the_direction_of_the_objective(
 
 
 def opened_recipe(objective: str) -> Any:
-    return resolve_asked(task="digits", settings=(f"recipe.objective={objective}",))[1]
+    return resolve_asked(task="digits", settings=(f"recipe.objective={objective}",)).typed_recipe
 
 
 def test_a_baseline_is_kept_once_per_schedule_and_seed_lr() -> None:
     study = opened()
     for value in (60.0, 61.0):
         record_baseline(
-            study, BaselineRecord(schedule="cosine", seed_lr=0.05, state="complete", value=value)
+            study,
+            BaselineRecord(schedule="cosine", seed=1, seed_lr=0.05, state="complete", value=value),
         )
     (baseline,) = study_record(study).baselines
     assert baseline.value == 61.0

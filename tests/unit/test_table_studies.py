@@ -28,7 +28,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec_of(name: str) -> StudySpec:
-    return resolve_asked(study=name)[0]
+    return resolve_asked(study=name)
 
 
 def papers_table(shared: Path, number: int) -> Iterator[tuple[float, ...]]:

@@ -4,7 +4,8 @@ import pytest
 from scipy import stats
 
 from knee_tune.config.recipe import Direction
-from knee_tune.records.findings import Candidate, Confirmation, FreshRun
+from knee_tune.records.findings import Candidate, Confirmation
+from knee_tune.records.values import RunRecord
 from knee_tune.report.wording import told
 from knee_tune.stats.estimates import judge
 
@@ -17,7 +18,9 @@ LUCKY = (76.0, 70.0, 74.0, 66.0, 74.5)
 
 def candidate(seed_lr: float, *values: float | None, default: bool = False) -> Candidate:
     runs = tuple(
-        FreshRun(seed=seed, value=value, reason="" if value is not None else "diverged")
+        RunRecord(seed=seed, value=value, state="complete")
+        if value is not None
+        else RunRecord(seed=seed, reason="diverged", state="pruned")
         for seed, value in enumerate(values)
     )
     return Candidate(seed_lr=seed_lr, explore_fraction=0.5, trial=0, default=default, runs=runs)

@@ -17,8 +17,6 @@ from knee_tune.workers.protocol import Report
 
 START = StudyStart(
     name="mine",
-    task="digits",
-    preset="quick",
     metric="valid_accuracy",
     watched="valid_accuracy",
     trials=4,
