@@ -22,6 +22,7 @@ def test_an_array_of_drivers_shares_a_study_and_comes_again_after_its_time_limit
         *("--task", "digits", "--preset", "quick", "--nproc", "1", "--set", "recipe.epochs=40"),
         *("--set", "space.seed_lr.values=[0.02, 0.05]", "--sampler", "grid", "--pruner", "none"),
         *("--set", "space.explore_fraction.values=[0.4, 0.5]", "--study-name", "slurm"),
+        "--no-fuse",  # one driver would train all points at once, and the other one none
         *("--home", str(tmp_path / "home"), "--tracking-uri", "none"),
     )
     log = tmp_path / "1.log"  # of the array's second task
@@ -30,7 +31,8 @@ def test_an_array_of_drivers_shares_a_study_and_comes_again_after_its_time_limit
         submit = ("sbatch", "--parsable", "--array=0-1", "--output=%a.log")
         array = cluster(*submit, str(SCRIPT), *study, folder=tmp_path).strip()
         tasks = f"{array}_0", f"{array}_1"
-        awaited(lambda: log.exists() and "step" in log.read_text(), seconds=COMMAND / 2, pause=0.5)
+        trains = ": step "
+        awaited(lambda: log.exists() and trains in log.read_text(), seconds=COMMAND / 2, pause=0.5)
         # What Slurm does by itself a minute before the time limit.
         cluster("scancel", "--signal=USR1", "--batch", tasks[1])
         awaited(lambda: cluster.job(tasks[1])["Restarts"] == "1", pause=0.5)
