@@ -28,7 +28,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt .ci/setup.sh
 	@touch $@
 
 run: $(RUN_STAMP) ## find seed LR and explore fraction of the embedded translation task, a few minutes
-	$(BIN)/knee-tune run --task iwslt --preset demo
+	$(BIN)/knee-tune run --task iwslt --preset demo --pruner knee
 
 test: lint tests ## every check: style and types, then tests; with -j2 side by side
 

@@ -31,7 +31,8 @@ from knee_tune.training.fused import FusedModels, why_unfusable
 from knee_tune.training.learner import Learner, evaluate, non_finite
 from knee_tune.training.loop import TrainingRun
 from knee_tune.training.optimizer import optimizer_of
-from knee_tune.training.single import SingleModel
+from knee_tune.training.sharded import mesh_of
+from knee_tune.training.sharded_model import model_of, sharded_by
 from knee_tune.training.trunk_file import load_trunk
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done
@@ -76,16 +77,20 @@ def run_job(plan: Plan, group: Group, channel: Channel) -> Done:
                 load_trunk(plan.trunk_file, model, optimizer)
             kinds = {type(task), type(task.recipe), *map(type, model.modules())}
             modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+            parameters = sum(p.numel() for p in model.parameters())
+            if task.shards and group.world_size > 1:
+                model = sharded_by(task, model, group)
             facts = TaskFacts(
                 steps_per_epoch=task.steps_per_epoch(group),
                 data_fingerprint=fingerprint,
-                parameters=sum(p.numel() for p in model.parameters()),
+                parameters=parameters,
                 examples=examples,
                 modules=tuple(sorted(modules)),
                 cpu=torch.backends.cpu.get_cpu_capability(),
                 threads=torch.get_num_threads(),
                 unfusable=why_unfusable(task),
                 gpus=torch.cuda.device_count(),
+                mesh=mesh_of(model),
             )
             return Done(state="complete", result=facts.model_dump())
 
@@ -96,7 +101,7 @@ def task_run(task: Task[Any], plan: TrainPlan, group: Group, channel: Channel) -
 
     def learner(group: Group) -> Learner:
         if not plan.replicas:
-            return SingleModel(task, plan, group)
+            return model_of(task, plan, group)
         if not isinstance(task, FusableTask):
             raise TypeError(f"{type(task).__name__} has replicas in its plan, but does not fuse")
         return FusedModels(task, plan, group)

@@ -9,7 +9,7 @@ from knee_tune.analysis.range_curve import exploded
 from knee_tune.plans.plan import LRRangePlan, TaskOrder, TrainPlan
 from knee_tune.schedules.schedule import LRRange
 from knee_tune.tasks.base import Task
-from knee_tune.training.single import SingleModel
+from knee_tune.training.sharded_model import model_of
 from knee_tune.workers.group import Group
 
 
@@ -28,7 +28,7 @@ def lr_range(
         steps_per_evaluation=plan.steps,
         checkpoint_dir=plan.log_dir,  # nothing is kept
     )
-    learner = SingleModel(task, order, replace(group, alive=lambda: on_step(0)))
+    learner = model_of(task, order, replace(group, alive=lambda: on_step(0)))
     learner.model.train()
     lrs: list[float] = []
     losses: list[float] = []

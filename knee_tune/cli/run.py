@@ -142,7 +142,7 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="knee, median, percentile, hyperband or none.",
+            help="knee, median, percentile, hyperband or none. (default: none with gp, else knee)",
             rich_help_panel=SEARCH,
         ),
     ] = None,

@@ -20,7 +20,6 @@ from knee_tune.records.study import StudyRecord
 from knee_tune.runs.object_store import ObjectStore, StoreError, open_store
 from knee_tune.runs.sharing import clear, stored_trunks
 from knee_tune.runs.trunks import Cleared, TrunkEntry, TrunkStore
-from knee_tune.study.dashboard import serve_dashboard
 from knee_tune.study.storage import open_storage, refuse_missing
 from knee_tune.study.study import Study, load_study, spec_of, study_names, study_record
 from knee_tune.tasks.registry import TASKS, installed_tasks, task_entry
@@ -104,6 +103,8 @@ def serve(places: Places, name: str | None, *, port: int, on_line: Callable[[str
     ``on_line`` is told the address; with a ``name``, the page of that study. UserError if the
     study does not exist or the port is taken.
     """
+    from knee_tune.study.dashboard import serve_dashboard  # with all that trains
+
     refuse_missing(places.storage_url)
     storage = open_storage(places.storage_url)
     page = ""

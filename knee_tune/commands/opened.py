@@ -79,7 +79,8 @@ class OpenedStudy:
     def batched(self) -> bool:
         """Whether all trials that are left do: a grid in which nothing is pruned."""
         spec = self.workers.spec
-        return spec.sampler == "grid" and spec.acting_pruner == "none" and not self.unfused
+        unpruned = spec_of(self.study).acting_pruner == "none"
+        return spec.sampler == "grid" and unpruned and not self.unfused
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def open_for_training(
         )
         total_steps = budget_steps(recipe, workers.facts)
         study.pruner = make_pruner(
-            spec.acting_pruner,
+            spec_of(study).acting_pruner,
             total_steps=total_steps,
             replicates=spec.replicates if _unfused(study, workers) else 1,
         )

@@ -232,7 +232,10 @@ class StudySpec(Spec):
         default="best",
         description="best: the best point. ridge: the best fraction at every seed LR, unpruned",
     )
-    pruner: Pruner | None = Field(default=None, description="None: what the goal asks for")
+    pruner: Pruner | None = Field(
+        default=None,
+        description="None: none with gp, which gains nothing by it, and with goal ridge; else knee",
+    )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of the sampler and of every trial")
     replicates: int = Field(default=1, gt=0, le=1000, description="random seeds of every trial")
     fuse: bool = Field(
@@ -361,10 +364,14 @@ class StudySpec(Spec):
 
     @property
     def acting_pruner(self) -> Pruner:
-        """The pruner that was chosen, or the goal's own; a comparison prunes nothing."""
+        """The pruner that was chosen, or what wins without; a comparison prunes nothing.
+
+        At equal steps pruning does not help ``gp`` (``docs/benchmarks.md``, the whole).
+        """
         if self.compare is not None:
             return "none"
-        return self.pruner or ("none" if self.goal == "ridge" else "knee")
+        unpruned = self.goal == "ridge" or self.sampler == "gp"
+        return self.pruner or ("none" if unpruned else "knee")
 
     @property
     def replicate_seeds(self) -> tuple[int, ...]:

@@ -146,4 +146,6 @@ def _parts(order: TaskOrder, facts: TaskFacts | None, steps_per_evaluation: int)
             "data": facts.data_fingerprint,
             "steps_per_epoch": facts.steps_per_epoch,
         }
+        if facts.mesh:
+            parts["mesh"] = list(facts.mesh)
     return parts

@@ -89,6 +89,11 @@ class TaskFacts(Spec):
         default="not said", description="why replicas cannot train as one batched model; empty: can"
     )
     gpus: int = Field(default=0, description="CUDA devices that the worker group could see")
+    mesh: tuple[int, ...] = Field(
+        default=(),
+        exclude_if=lambda mesh: not mesh,
+        description="shape of the mesh that the model is sharded over; empty: it is not",
+    )
 
 
 class TrunkPlan(Spec):

@@ -245,18 +245,22 @@ class StudyRecord(Spec):
 
         What people are told to use is the :attr:`winner`.
         """
-        return next(iter(self.ranked), None)
+        return min(self._complete, key=self._place, default=None)
 
     @property
     def ranked(self) -> tuple[TrialRecord, ...]:
         """The complete trials, the best value first, the earliest of equals."""
-        sign = 1 if self.direction == "minimize" else -1
-        scored = sorted(
-            (sign * trial.value, trial.number, trial)
-            for trial in self.trials
-            if trial.state == "complete" and trial.value is not None
-        )
-        return tuple(trial for _, _, trial in scored)
+        return tuple(sorted(self._complete, key=self._place))
+
+    @property
+    def _complete(self) -> list[TrialRecord]:
+        return [
+            trial for trial in self.trials if trial.state == "complete" and trial.value is not None
+        ]
+
+    def _place(self, trial: TrialRecord) -> tuple[float, int]:
+        assert trial.value is not None, "it is complete"
+        return trial.value if self.direction == "minimize" else -trial.value, trial.number
 
     def shown(self, *, best: int, newest: int) -> tuple[TrialRecord, ...]:
         """The best and the newest trials by number; all if there are not many more than those."""

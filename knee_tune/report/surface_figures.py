@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -320,7 +321,9 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
     }
     if not names or len({fraction for _, fraction in trials}) < 2:
         return None
-    lrs = sorted({lr for lr, _ in trials})
+    rows = defaultdict[float, list[TrialRecord]](list)
+    for (lr, _), trial in sorted(trials.items()):
+        rows[lr].append(trial)
     axes, traces = {}, []
     height = 1 / len(names)
     for panel, name in enumerate(names):
@@ -334,10 +337,10 @@ def metrics_figure(record: StudyRecord) -> dict[str, Any] | None:
             automargin=True,
             range=axis_range(limits),
         )
-        for lr, colour in zip(lrs, ramp(len(lrs)), strict=True):
-            row = [trial for point, trial in sorted(trials.items()) if point[0] == lr]
+        for (lr, row), colour in zip(rows.items(), ramp(len(rows)), strict=True):
             line = _line(row, name, label=learning_rate(lr), colour=colour, limits=limits)
-            traces.append(line | {"yaxis": f"y{suffix}", "showlegend": panel == 0 and len(lrs) > 1})
+            shown = panel == 0 and len(rows) > 1
+            traces.append(line | {"yaxis": f"y{suffix}", "showlegend": shown})
     first = axes.pop("yaxis")
     return figure(
         traces,

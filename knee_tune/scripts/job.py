@@ -110,6 +110,7 @@ def _described(rank: Rank, script: Path) -> Done:
         threads=torch.get_num_threads(),
         unfusable="a script trains its own model",
         gpus=torch.cuda.device_count(),
+        mesh=run.mesh,
     )
     assert rank.joined is not None
     return Done(state="complete", result=facts.model_dump() | {JOINED: rank.joined.model_dump()})

@@ -1,11 +1,11 @@
 """A script's model and optimizers, as the engine sees them. The script itself makes the updates."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from knee_tune.config.study import TrunkFile
@@ -20,9 +20,19 @@ from knee_tune.scripts.state import (
     states_of,
     unpack,
 )
-from knee_tune.training.checkpoint import WEIGHTS, save_weights, take_weights
+from knee_tune.training.checkpoint import WEIGHTS, take_weights
 from knee_tune.training.learner import Finished
 from knee_tune.training.optimizer import take_up, write_lrs
+from knee_tune.training.sharded import (
+    apart,
+    check_mesh,
+    load_model_weights,
+    mesh_of,
+    reshard,
+    save_model_weights,
+    together,
+    total_norm,
+)
 from knee_tune.training.trunk_file import load_trunk
 from knee_tune.workers.group import Group
 
@@ -52,6 +62,8 @@ class ScriptLearner:
         self.model = bare(model)
         self.measured = self.model if measured is None else bare(measured)
         self._optimizers, self._own_state = optimizers, state
+        self.mesh = mesh_of(self.model)
+        check_mesh(self.mesh, plan.facts)
         for optimizer in optimizers:
             take_up(optimizer)
         self._written: list[float] = []
@@ -113,7 +125,8 @@ class ScriptLearner:
     def lost(self, *, thorough: bool = False) -> list[int]:
         """See :class:`~knee_tune.training.learner.Learner`. Losses are not seen, weights are."""
         with torch.no_grad():
-            norm = nn.utils.get_total_norm(self.model.parameters())
+            reshard(self.model)
+            norm = total_norm(self.model.parameters())
         lost = not bool(norm.isfinite())
         return [0] if self._group.sum([lost])[0] else []
 
@@ -138,14 +151,14 @@ class ScriptLearner:
         if not any(True for _ in replicas):
             return
         self._kept, self._kept_file = self._measured, self._weights
-        if self._group.leads and self._saves:
-            save_weights(self._weights, self.measured)
+        if self._saves:
+            save_model_weights(self._weights, self.measured, self._group)
 
     def take_kept(self) -> None:
         """Give what is measured the weights that are kept, on every rank."""
         self._group.barrier()  # rank 0 has written them
         if self._saves:
-            load_model(self.measured, self._weights)
+            load_model_weights(self._weights, self.measured, self._group)
 
     def leave(self, replicas: Iterable[int]) -> None:
         """Do nothing: there are no other replicas."""
@@ -162,23 +175,30 @@ class ScriptLearner:
             # DDP gives every rank those of rank 0 before a step, unless it is told not to.
             "buffers": {} if self._group.leads else dict(self.model.named_buffers()),
         }
+        if self.mesh:  # every rank saves what is its own, beside what it has of the rest
+            return self._state_beside({self._group.rank: pack(apart(mine))})
         ranks = self._group.collect([{"packed": pack(mine)}])
-        if not self._group.leads:
-            return {}
-        return {
+        return self._state_beside([each["packed"] for each in ranks]) if self._group.leads else {}
+
+    def _state_beside(self, ranks: Any) -> dict[str, Any]:
+        """``ranks``: what is theirs, by rank."""
+        state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizers": [each.state_dict() for each in self._optimizers],
-            "ranks": [each["packed"] for each in ranks],
+            "ranks": ranks,
             "measured": self._measured,
             "kept": self._kept,
         }
+        return apart(state) if self.mesh else state
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
+        mine = unpack(state["ranks"][self._group.rank])
+        if self.mesh:
+            state, mine = (together(each, self.model) for each in (state, mine))
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        mine = unpack(state["ranks"][self._group.rank])
         buffers = dict(self.model.named_buffers())
         with torch.no_grad():
             for name, value in mine["buffers"].items():
@@ -192,6 +212,11 @@ class ScriptLearner:
 
     def go_on_from(self, file: TrunkFile) -> None:
         """See :class:`~knee_tune.training.learner.Learner`."""
+        if self.mesh:
+            raise UserError(
+                f"`trunk` {file.path}: a sharded model does not begin with a file; train its trunk "
+                "here"
+            )
         if self._own_state or len(self._optimizers) > 1:
             raise UserError(
                 f"`trunk` {file.path}: this script trains more than a model and one optimizer, "
@@ -217,3 +242,24 @@ def bare(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def check_sharding(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """UserError for a model that is sharded in a way that is not supported, or too late."""
+    model = bare(model)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FullyShardedDataParallel):
+                raise UserError(
+                    "join: FullyShardedDataParallel does not tell ranks what they have of a "
+                    "tensor; shard with torch.distributed.fsdp.fully_shard, which takes its place"
+                )
+    if mesh_of(model):
+        own = {id(each) for each in model.parameters()}
+        trained = [p for each in optimizers for group in each.param_groups for p in group["params"]]
+        if not any(id(each) in own for each in trained):
+            raise UserError(
+                "join: the optimizer has none of the model's parameters, which fully_shard has "
+                "replaced; make the optimizer after it"
+            )

@@ -19,7 +19,7 @@ from knee_tune.plans.plan import SCRIPT, DescribePlan, TrainPlan
 from knee_tune.schedules.schedule import fitted_knee
 from knee_tune.scripts.batches import batches_after
 from knee_tune.scripts.data import FirstBatch, fingerprint_of
-from knee_tune.scripts.learner import ScriptLearner, bare
+from knee_tune.scripts.learner import ScriptLearner, bare, check_sharding
 from knee_tune.scripts.recipe import DEFAULT_METRIC, Joined, ScriptRecipe
 from knee_tune.scripts.state import State, check_state
 from knee_tune.scripts.watched import WatchedLearner
@@ -80,6 +80,11 @@ class Run:
     def parameters(self) -> int:
         """How many numbers the model has to learn."""
         return sum(each.numel() for each in self._learner.model.parameters())
+
+    @property
+    def mesh(self) -> tuple[int, ...]:
+        """The shape of the mesh that the model is sharded over; empty if it is not."""
+        return self._learner.mesh
 
     @property
     def lr(self) -> float:
@@ -232,6 +237,7 @@ def join(
     if minimize is not None and maximize is not None:
         raise UserError("join: minimize and maximize: a run is judged by one metric; name one")
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*optimizer]
+    check_sharding(model, optimizers)
     state = state or {}
     check_state(state)
     joined = Joined(

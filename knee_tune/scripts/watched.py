@@ -20,6 +20,7 @@ from knee_tune.scripts.learner import ScriptLearner
 from knee_tune.scripts.state import State, generators, states_of
 from knee_tune.tasks.base import Task
 from knee_tune.training.loop import TrainingRun
+from knee_tune.training.sharded import local_part, reshard
 from knee_tune.training.single import SingleModel
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Done
@@ -79,6 +80,7 @@ class Watch:
         variables: Callable[[], Iterable[tuple[str, Any]]],
     ) -> None:
         """Write what there is. ``variables``: objects by their names, to be looked through once."""
+        reshard(self._model)
         if self._forgotten is None:
             given = [*self._optimizers, *self._state.values()]
             self._forgotten = forgotten(variables(), self._model, given)
@@ -176,6 +178,7 @@ def digest(value: Any) -> str:
 def _feed(value: Any, found: "hashlib._Hash") -> None:
     match value:
         case Tensor():
+            value = local_part(value)
             dense = value.detach().to_dense() if value.is_sparse else value.detach()
             flat = dense.cpu().contiguous().reshape(-1).view(torch.uint8)
             found.update(f"{value.dtype} {tuple(value.shape)}\0".encode())

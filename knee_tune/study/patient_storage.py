@@ -24,6 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from knee_tune.databases import is_outage
 from knee_tune.errors import UserError, disk_trouble
+from knee_tune.study.collector import uncollected
 from knee_tune.study.patience import Patience
 
 _distribution = lru_cache(maxsize=1024)(json_to_distribution)
@@ -37,6 +38,7 @@ class QuickStorage(RDBStorage):
     driver reads all trials that run, of every driver, at each report.
     """
 
+    @uncollected()
     def _get_trials(
         self,
         study_id: int,

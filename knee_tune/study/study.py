@@ -14,6 +14,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
 from knee_tune.config.recipe import (
     DEFAULT_DECAY,
@@ -39,6 +40,7 @@ from knee_tune.study.attributes import (
     replicates_of,
     runs_of,
 )
+from knee_tune.study.collector import uncollected
 from knee_tune.study.earlier import EARLIER, known_earlier, read_earlier
 from knee_tune.study.pruners import locate
 from knee_tune.study.recovery import KILLED, current, key_of
@@ -115,10 +117,11 @@ def open_study(
             if "fuse" not in study.user_attrs["spec"]:
                 unknown, spec = {"fuse"}, spec.model_copy(update={"fuse": False})
             # It goes on as it began.
+            before = spec_of(study)
             spec = spec.model_copy(
-                update={"start": study.user_attrs["spec"].get("start", "random")}
+                update={"start": before.start, "pruner": spec.pruner or before.pruner}
             )
-            began = study.user_attrs["spec"].get("from_study")
+            began = before.from_study
             if spec.from_study not in (None, began):
                 raise UserError(
                     f"study {spec.name}: it was made with from_study={json.dumps(began)}, not "
@@ -126,14 +129,14 @@ def open_study(
                 )
             spec = spec.model_copy(update={"from_study": began})
             # Its runs are in the experiment that was named when it was made.
-            named = study.user_attrs["spec"].get("own_data")
-            spec = spec.model_copy(update={"own_data": named})
-            _refuse_changes(spec_of(study), spec)
+            spec = spec.model_copy(update={"own_data": before.own_data})
+            _refuse_changes(before, spec)
             _refuse_other_data(study, data_fingerprint)
             _refuse_other_arithmetic(study, amp=amp)
             if beside:
                 return study
         else:
+            spec = spec.model_copy(update={"pruner": spec.acting_pruner})
             if earlier is not None:
                 study.set_user_attr(EARLIER, earlier.model_dump(mode="json"))
             _note_settings(study, spec, data_fingerprint)
@@ -213,14 +216,19 @@ def study_names(storage: BaseStorage) -> list[str]:
 def spec_of(study: optuna.Study) -> StudySpec:
     """The specification the study was last run with; UserError for a study not made by us.
 
-    One that was made before replicates could be fused goes on without, and one that was made before
-    there was a bracket began with random points.
+    One that was made before replicates could be fused goes on without, one that was made before
+    there was a bracket began with random points, and one that notes no pruner had ``knee`` unless
+    its goal was the ridge.
     """
     if "spec" not in study.user_attrs:
         raise UserError(f"study {study.study_name}: it was not made by knee-tune")
-    return StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
+    spec = StudySpec.model_validate({"fuse": False, "start": "random"} | study.user_attrs["spec"])
+    if spec.pruner is None and spec.compare is None and spec.goal != "ridge":
+        return spec.model_copy(update={"pruner": "knee"})
+    return spec
 
 
+@uncollected()
 def study_record(study: optuna.Study) -> StudyRecord:
     """The study and its trials as reports read them; a continued trial appears once."""
     spec, attrs = spec_of(study), study.user_attrs
@@ -333,9 +341,13 @@ def _curve(
             continue
         _, step = locate(reported, total_steps=total_steps) if total_steps else (0, reported)
         means[step] = sign * mean
-    return tuple(
-        Evaluation(step=step, metrics={watched: mean}) for step, mean in sorted(means.items())
+    # In one go: ten thousand trials have hundreds of thousands of evaluations.
+    return _CURVE.validate_python(
+        [{"step": step, "metrics": {watched: mean}} for step, mean in sorted(means.items())]
     )
+
+
+_CURVE = TypeAdapter(tuple[Evaluation, ...])
 
 
 def _refuse_changes(old: StudySpec, new: StudySpec) -> None:
@@ -449,7 +461,14 @@ def importances_of(study: optuna.Study, *, seed: int) -> Importances | None:
 
 
 def _of(trials: Sequence[FrozenTrial], study: optuna.Study) -> optuna.Study:
-    """A study in memory of these trials alone."""
+    """A study in memory of these trials alone, without their notes: Optuna copies all of them."""
     part = optuna.create_study(direction=study.direction)
-    part.add_trials(trials)
+    part.add_trials(
+        [
+            optuna.create_trial(
+                params=trial.params, distributions=trial.distributions, value=trial.value
+            )
+            for trial in trials
+        ]
+    )
     return part

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from numpy.typing import NDArray
 from torch import Tensor, nn, optim
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from knee_tune.config.recipe import Recipe
@@ -57,6 +58,21 @@ class Task(ABC, Generic[R]):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """A fresh model on the CPU, initialised from torch's global generator (already seeded)."""
+
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard ``model`` over the ranks, in place: ``fully_shard`` of its blocks, then of itself.
+
+        Called only where there are several ranks, before the optimizer is made; a task without this
+        method trains with DistributedDataParallel. ``mesh`` has one dimension, all ranks. A rank
+        that calls the model waits for all others: ``loss`` and ``evaluate`` call it as often on
+        every rank.
+        """
+        raise NotImplementedError
+
+    @property
+    def shards(self) -> bool:
+        """Whether the task has a method :meth:`shard`."""
+        return type(self).shard is not Task.shard
 
     def build_optimizer(self, model: nn.Module) -> optim.Optimizer | None:
         """Return an optimizer of the task's own for ``model``, or None: the recipe's.

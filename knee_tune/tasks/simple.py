@@ -6,13 +6,14 @@ Order, sharding, sums over ranks, steps per epoch and the fingerprint of the dat
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn, optim
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
@@ -77,6 +78,14 @@ class SimpleTask(ABC, Generic[R]):
         self, model: nn.Module, batch: Any
     ) -> Mapping[str, tuple[Tensor | float, float]]:
         """Return each metric of a batch as its sum and the count that makes it a mean."""
+
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard ``model`` over the ranks, in place: ``fully_shard`` of its blocks, then of itself.
+
+        Called only where there are several ranks, before the optimizer is made; a task without this
+        method trains with DistributedDataParallel. ``mesh`` has one dimension, all ranks.
+        """
+        raise NotImplementedError
 
     def build_optimizer(self, model: nn.Module) -> optim.Optimizer | None:
         """Return an optimizer of one's own; None: the recipe's.
@@ -167,6 +176,15 @@ class AsTask(Task[SimpleRecipe]):
         """See :class:`Task`."""
         return self.simple.build_model()
 
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """See :class:`Task`."""
+        self.simple.shard(model, mesh)
+
+    @property
+    def shards(self) -> bool:
+        """See :class:`Task`."""
+        return type(self.simple).shard is not SimpleTask.shard
+
     def build_optimizer(self, model: nn.Module) -> optim.Optimizer | None:
         """See :class:`Task`."""
         return self.simple.build_optimizer(model)
@@ -198,15 +216,19 @@ class AsTask(Task[SimpleRecipe]):
         mine = range(group.rank, len(self._items[split]), group.world_size)
         size = self.recipe.batch_size
         places = ([(0, i) for i in mine[at : at + size]] for at in range(0, len(mine), size))
+        counted = -(-len(mine) // size)
+        # A rank that calls a sharded model waits for all others, and none has more than rank 0.
+        most = -(-len(range(0, len(self._items[split]), group.world_size)) // size)
+        others = repeat([(0, 0)], most - counted if self.shards else 0)
         with undisturbed():
-            for batch in self._loaded(split, places, group):
+            for number, batch in enumerate(self._loaded(split, chain(places, others), group)):
                 measured = self.simple.evaluate_batch(model, batch)
                 if measured.keys() != sums.keys():
                     raise UserError(
                         f"{self._name}.evaluate_batch: it gave {', '.join(measured) or 'nothing'}, "
                         f"but metrics are {', '.join(names)}"
                     )
-                for name, (total, count) in measured.items():
+                for name, (total, count) in measured.items() if number < counted else ():
                     sums[name] += float(total)
                     counts[name] += float(count)
                 group.alive()

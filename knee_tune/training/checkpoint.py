@@ -2,15 +2,19 @@
 
 ``step-00001200/{state.pt, weights.safetensors, manifest.json}`` in a run's checkpoint folder, or
 in a trunk's. The weights are the kept ones of a run that keeps its
-best. The manifest holds the checksums and whose state it is; the folder gets its name by a rename
-after everything is written. What does not match its manifest, or is another run's, is no good.
+best. Of a sharded model every rank writes what it has, ``state-rank-1.pt`` beside rank 0's
+``state.pt``. The manifest, written last, holds the checksums and whose state it is; the folder gets
+its name by a rename after everything is written. What does not match its manifest, or is another
+run's, is no good.
 """
 
 import errno
 import hashlib
 import io
 import json
+import os
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -24,7 +28,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from knee_tune.errors import FULL, UserError, first_line
-from knee_tune.files import checksum, drafts, link_or_copy, remove, whole
+from knee_tune.files import checksum, draft_of, drafts, link_or_copy, remove, whole
 from knee_tune.plans.identity import digest_of, measured_alike, run_identity
 from knee_tune.plans.plan import (
     CHECKPOINT_MANIFEST,
@@ -78,6 +82,17 @@ def run_fingerprint(plan: TrainPlan) -> str:
     return digest_of(run_identity(plan) | {"format": FORMAT})
 
 
+def state_file(rank: int) -> str:
+    """The file in a checkpoint with the state that a rank has of a sharded model, rank 0 of any."""
+    return f"state-rank-{rank}.pt" if rank else STATE
+
+
+_SHARD = re.compile(r"state-rank-(\d+)\.pt")
+
+ALONE = Group()
+"""Of whoever has the whole state."""
+
+
 def save_checkpoint(
     directory: Path,
     *,
@@ -86,6 +101,7 @@ def save_checkpoint(
     state: dict[str, Any],
     weights: Path | None = None,
     durable: bool = True,
+    group: Group = ALONE,
 ) -> Path:
     """Write ``state`` (tensors, numbers, strings, and containers of them) as of ``step``.
 
@@ -94,13 +110,22 @@ def save_checkpoint(
     ``durable`` waits for no disk: a crash of the machine may damage it, which its checksums show.
     If there is one of this step already, that one stays. OSError if the disk is full; then nothing
     is left behind.
+
+    ``group``: ranks that have a state each, of a sharded model. Every one of them calls this and
+    writes its own; rank 0 gathers the files and writes the manifest. An error of any is raised on
+    rank 0 alone. UserError there if it does not see another one's file.
     """
-    directory.mkdir(exist_ok=True)
     target = checkpoint_path(directory, step=step)
+    shards = group.gather(_write_shard(target, {"step": step, "state": state}, durable=durable))
+    if not group.leads:
+        return target
     try:
         with whole(target, durable=durable) as draft:
             draft.mkdir()
-            checksums = {STATE: _write_state(draft / STATE, {"step": step, "state": state})}
+            checksums = {
+                state_file(rank): _take_shard(shard, draft / state_file(rank), rank=rank)
+                for rank, shard in enumerate(shards)
+            }
             if weights is not None:
                 checksums[WEIGHTS] = checksum(link_or_copy(weights, draft / WEIGHTS))
             (draft / MANIFEST).write_text(json.dumps({"run": run, "sha256": checksums}))
@@ -111,23 +136,59 @@ def save_checkpoint(
             raise
         needed = f"{error.strerror}: a checkpoint needs {_size_of(state, weights) / 1e6:.1f} MB"
         raise OSError(error.errno, needed, str(directory)) from error
+    finally:
+        for draft, *_ in shards:
+            remove(draft)
     return target
 
 
-def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoint:
-    """Load the checkpoint in ``folder``; DamagedError unless it is sound and of ``run``.
+_Shard = tuple[Path, str, tuple[int | None, str] | None]
+"""A rank's state, in a draft of its own: where it is, its checksum, and what stopped the rank."""
 
-    ``verify=False`` trusts the checksums, which another rank has looked at. Where memory runs out
-    nothing is said of the checkpoint: that error is raised on.
+
+def _write_shard(target: Path, content: dict[str, Any], *, durable: bool) -> _Shard:
+    """Write what this rank has. What stops it is told, for every other rank waits to hear of it."""
+    draft = draft_of(target)
+    try:
+        target.parent.mkdir(exist_ok=True)
+        return draft, _write_state(draft, content, durable=durable), None
+    except OSError as error:
+        remove(draft)
+        return draft, "", (error.errno, error.strerror or str(error))
+
+
+def _take_shard(shard: _Shard, file: Path, *, rank: int) -> str:
+    """Move what a rank has written to its place in the checkpoint; its checksum."""
+    draft, noted, trouble = shard
+    if trouble is not None:
+        code, said = trouble
+        raise OSError(code, f"{said} (rank {rank})" if rank else said, str(draft.parent))
+    try:
+        draft.rename(file)
+    except FileNotFoundError:
+        raise UserError(
+            f"{draft.parent}: rank 0 does not find what rank {rank} wrote here; "
+            "put it on a file system that all their machines share"
+        ) from None
+    return noted
+
+
+def load_checkpoint(folder: Path, *, run: str, rank: int = 0) -> Checkpoint:
+    """Load what ``rank`` needs of the checkpoint in ``folder``: its own state, or rank 0's.
+
+    DamagedError unless it is sound and of ``run``. A rank trusts that the owners of other files
+    look at them: rank 0 at all that are no other rank's. Where memory runs out nothing is said of
+    the checkpoint: that error is raised on.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["run"] != run:
             raise ValueError("of another run")
         for name, noted in manifest["sha256"].items():
-            if verify and checksum(folder / name) != noted:
+            if _owner(name) == rank and checksum(folder / name) != noted:
                 raise ValueError(f"{name} does not match its checksum")
-        saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        own = state_file(rank) if state_file(rank) in manifest["sha256"] else STATE
+        saved = torch.load(folder / own, map_location="cpu", weights_only=True)
         if saved["step"] != checkpoint_step(folder):
             raise ValueError("of another step")
     except _DAMAGE as error:
@@ -136,6 +197,23 @@ def load_checkpoint(folder: Path, *, run: str, verify: bool = True) -> Checkpoin
         raise _kind_of(error)(first_line(error)) from error
     weights = folder / WEIGHTS if WEIGHTS in manifest["sha256"] else None
     return Checkpoint(step=saved["step"], state=saved["state"], weights=weights)
+
+
+def _owner(name: str) -> int:
+    """The rank that looks at a file of a checkpoint."""
+    found = _SHARD.fullmatch(name)
+    return int(found[1]) if found else 0
+
+
+def _looks_at(folder: Path, rank: int) -> bool:
+    """Whether a rank looks at checksums of a checkpoint: rank 0, and who has a state of its own."""
+    if rank == 0:
+        return True
+    try:
+        noted = json.loads((folder / MANIFEST).read_text())["sha256"]
+    except _DAMAGE:
+        return False
+    return state_file(rank) in noted
 
 
 def _kind_of(error: Exception) -> type[DamagedError]:
@@ -182,7 +260,7 @@ def _size_of(state: Any, weights: Path | None) -> int:
     return size + (weights.stat().st_size if weights is not None else 0)
 
 
-def _write_state(path: Path, content: dict[str, Any]) -> str:
+def _write_state(path: Path, content: dict[str, Any], *, durable: bool) -> str:
     """Write ``content``; its checksum. OSError if there is no room for it."""
     with _Hashing(path) as file:
         try:
@@ -191,6 +269,9 @@ def _write_state(path: Path, content: dict[str, Any]) -> str:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+        if durable:  # by whoever wrote it: another machine cannot
+            file.flush()
+            os.fsync(file.fileno())
     return file.digest.hexdigest()
 
 
@@ -245,8 +326,13 @@ class Trunk:
         """Whether the state at ``step`` is not there yet."""
         return not self._path(step).is_dir()
 
-    def save(self, step: int, state: dict[str, Any], *, weights: Path | None) -> None:
-        """Keep the state at ``step``. A full disk costs a word to the people who watch, no more."""
+    def save(
+        self, step: int, state: dict[str, Any], *, weights: Path | None, group: Group = ALONE
+    ) -> None:
+        """Keep the state at ``step``, of all of the ``group``.
+
+        A full disk costs a word to the people who watch, no more.
+        """
         try:
             save_checkpoint(
                 self._trunk.folder,
@@ -255,6 +341,7 @@ class Trunk:
                 state=state,
                 weights=weights,
                 durable=False,
+                group=group,
             )
         except OSError as error:
             if not self._told:
@@ -270,29 +357,31 @@ def find_start(
 ) -> Checkpoint | None:
     """Load the run's newest checkpoint or its trunk's highest, on every rank; None: from scratch.
 
-    What is no good is named to the people who watch, and removed: the run is going to save that
-    step itself. What only could not be read stays where it is. UserError if the ranks do not see
-    the same files.
+    What is no good on any rank is named to the people who watch, and removed: the run is going to
+    save that step itself. What only could not be read stays where it is. UserError if the ranks do
+    not see the same files.
     """
     candidates = _candidates(plan, trunk) if group.leads else None
     for folder, run in group.gather(candidates)[0] or []:
         found, problem, readable = None, "", True
         try:
-            found = load_checkpoint(folder, run=run, verify=group.leads)
+            found = load_checkpoint(folder, run=run, rank=group.rank)
         except DamagedError as error:
             problem, readable = str(error), not isinstance(error, UnreadableError)
-        problems = [text for text in group.gather(problem) if text]
+        looked = found is None and _looks_at(folder, group.rank)
+        problems = [each for each in group.gather((problem, readable, looked)) if each[0]]
         if not problems:
             return found
         # Asked now that every rank has looked: another driver may have dropped it in between.
-        if group.agree(not problem and folder.is_dir()):
+        there = group.agree(not problem and folder.is_dir())
+        if there and not all(looked for *_, looked in problems):
             raise UserError(
                 f"{folder}: not every rank finds this checkpoint; "
                 "put it on a file system that all their machines share"
             )
         if group.leads:
-            say(f"{folder}: no good, starting from an earlier checkpoint: {problems[0]}")
-            if readable:
+            say(f"{folder}: no good, starting from an earlier checkpoint: {problems[0][0]}")
+            if all(readable for _, readable, looked in problems if looked):
                 shutil.rmtree(folder, ignore_errors=True)
     return None
 

@@ -62,6 +62,8 @@ class Row:
 class FusedModels:
     """See :class:`~knee_tune.training.learner.Learner`."""
 
+    mesh: tuple[int, ...] = ()
+
     def __init__(self, task: FusableTask[Any], plan: TrainPlan, group: Group) -> None:
         self._task, self._plan, self._group = task, plan, group
         if group.device.type == "cpu":
@@ -317,6 +319,8 @@ def why_unfusable(task: Task[Any]) -> str:
     """Why the task's models cannot train as replicas, in a few words; empty if they can."""
     if not isinstance(task, FusableTask):
         return "the task does not declare that its models can be batched"
+    if task.shards:
+        return "the task shards its model over the ranks"
     if averaged(task.recipe.keep):
         return "means of weights are kept of models that train one by one"
     if type(task).evaluate is not FusableTask.evaluate:

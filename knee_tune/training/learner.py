@@ -30,6 +30,9 @@ class Learner(Protocol):
     Every method is called on every rank at the same step and answers the same on every rank.
     """
 
+    mesh: tuple[int, ...]
+    """Shape of the mesh that the model is sharded over; empty: every rank has all of it."""
+
     @property
     def first_steps(self) -> Mapping[int, int]:
         """The step at which each left a replica that was trained for both; 0 if it never did."""
@@ -60,7 +63,10 @@ class Learner(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return all that the next step depends on besides its number; whole on rank 0 alone."""
+        """Return all that the next step depends on besides its number.
+
+        Whole on rank 0 alone; of a sharded model every rank gives what it has.
+        """
         ...
 
     def load(self, state: Mapping[str, Any], weights: Path | None) -> None:
@@ -72,7 +78,7 @@ class Learner(Protocol):
         ...
 
     def kept_weights(self) -> Path | None:
-        """The file with the kept weights, if they are no part of the state; rank 0's to ask."""
+        """The file with the kept weights, if they are no part of the state; rank 0's counts."""
         ...
 
 

@@ -13,7 +13,13 @@ from typing import Any
 from knee_tune.config.recipe import BaseRecipe, averaged
 from knee_tune.plans.plan import TrainPlan, discard_checkpoints
 from knee_tune.plans.step_note import StepNote
-from knee_tune.training.checkpoint import Trunk, find_start, run_fingerprint, save_checkpoint
+from knee_tune.training.checkpoint import (
+    ALONE,
+    Trunk,
+    find_start,
+    run_fingerprint,
+    save_checkpoint,
+)
 from knee_tune.training.learner import Learner, columns, means, non_finite
 from knee_tune.workers.group import Group
 from knee_tune.workers.protocol import Channel, Done, JobEnd, ReplicaDone, Report
@@ -261,11 +267,18 @@ class TrainingRun:
         if not self.group.agree(due or time.monotonic() - self._saved >= self._due_after):
             return
         began = time.monotonic()
-        state = self._state()
+        state, weights = self._state(), self.learner.kept_weights()
+        folder = self.plan.checkpoint_dir
+        if self._writes:
+            save_checkpoint(
+                folder,
+                run=run_fingerprint(self.plan),
+                step=self.step,
+                state=state,
+                weights=weights,
+                group=self._writers,
+            )
         if self.group.leads:
-            folder, run = self.plan.checkpoint_dir, run_fingerprint(self.plan)
-            weights = self.learner.kept_weights()
-            save_checkpoint(folder, run=run, step=self.step, state=state, weights=weights)
             discard_checkpoints(folder, keep=KEPT)
         self._saved = time.monotonic()
         took = self._saved - began
@@ -279,9 +292,19 @@ class TrainingRun:
         if trunk is None or not trunk.keeps(self.step) or self._ended:
             return
         if self.group.agree(trunk.wants(self.step)) and not self.learner.lost(thorough=True):
-            state = self._state()
-            if self.group.leads:
-                trunk.save(self.step, state, weights=self.learner.kept_weights())
+            state, weights = self._state(), self.learner.kept_weights()
+            if self._writes:
+                trunk.save(self.step, state, weights=weights, group=self._writers)
+
+    @property
+    def _writers(self) -> Group:
+        """The ranks that write a checkpoint: those of a sharded model have a state each."""
+        return self.group if self.learner.mesh else ALONE
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this rank is one of them."""
+        return self.group.leads or bool(self.learner.mesh)
 
     def _diverged(self, lost: Mapping[int, str]) -> Done:
         """A loss that was lost on the trunk is lost for every later branch: one trains up to it."""
@@ -317,7 +340,8 @@ class TrainingRun:
             return
         self.step, state = found.step, found.state
         total = self.plan.total_steps
-        self.history = [Report(total_steps=total, **told) for told in json.loads(state["history"])]
+        told = self.group.gather(state["history"])[0]  # only rank 0 has noted it
+        self.history = [Report(total_steps=total, **each) for each in json.loads(told)]
         self._ended = {
             int(replica): ReplicaDone.model_validate(end)
             for replica, end in json.loads(state["ended"]).items()

@@ -38,10 +38,12 @@ convolutions and ``torch.compile`` has compiled, which a recording cannot."""
 class SingleModel:
     """See :class:`~knee_tune.training.learner.Learner`."""
 
+    mesh: tuple[int, ...] = ()
+
     def __init__(self, task: Task[Any], plan: TrainPlan, group: Group) -> None:
         self._task, self._plan, self._group = task, plan, group
         torch.manual_seed(stream_seed(plan.seed, "model"))
-        self.model = task.build_model().to(group.device)
+        self.model = self._built()
         self.optimizer = optimizer_of(task, self.model)
         self.others = _with_states(task, self.model, group)
         """What else the task's training changes."""
@@ -171,7 +173,7 @@ class SingleModel:
         for name, each in self.others.items():
             each.load_state_dict(state["others"][name])
         self._sums.copy_(state["train_sums"])
-        self._window = deque(state.get("window", ()) if self._group.leads else ())
+        self._window = deque(state.get("window", ()) if self._group.leads or self.mesh else ())
         if weights is not None and self._group.leads:
             take_weights(self._weights, weights)
             self._kept_file = self._weights
@@ -191,6 +193,9 @@ class SingleModel:
             save_weights(self._weights, self._kept)
             self._kept_file = self._weights
         return self._kept_file
+
+    def _built(self) -> nn.Module:
+        return self._task.build_model().to(self._group.device)
 
     @property
     def _weights(self) -> Path:

@@ -8,13 +8,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.command_line import REPOSITORY, environment
-from tests.slurm import is_installed, slurm
+from benchmarks.slurm import SCRIPT, is_installed, slurm
+from tests.command_line import environment
 from tests.waiting import COMMAND, awaited
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="Slurm is not installed")
-
-SCRIPT = REPOSITORY / "examples" / "slurm" / "knee-tune.sbatch"
 
 
 def test_an_array_of_drivers_shares_a_study_and_comes_again_after_its_time_limit(

@@ -204,7 +204,7 @@ def _nothing_is_made() -> Iterator[None]:
         "knee_tune.commands.home.Home.create": taken,
         "knee_tune.commands.workers.ForkserverRunner": NoRunner,
         "knee_tune.commands.opened.preload": lambda **options: mock.Mock(),
-        "knee_tune.commands.look.serve_dashboard": taken,
+        "knee_tune.study.dashboard.serve_dashboard": taken,
         "knee_tune.commands.look.examine": lambda **places: (),
         "knee_tune.tasks.translation.prepare.download": taken,
         "knee_tune.tasks.translation.prepare.new_folder": taken,

@@ -101,7 +101,7 @@ def test_the_default_preset(files: Files) -> None:
     assert study.typed_recipe == ToyRecipe()
     assert study.name == "knee-toy-10ep"
     assert (study.preset, study.trials, study.sampler) == ("full", 9, "gp")
-    assert (study.goal, study.acting_pruner, study.replicates) == ("best", "knee", 1)
+    assert (study.goal, study.acting_pruner, study.replicates) == ("best", "none", 1)
     assert study.seed_lrs == (0.01, 0.1, 1.0)
     assert study.explore_fractions == (0.0, 0.4, 0.5, 0.8)
     assert ToyRecipe.model_validate(study.recipe) == study.typed_recipe

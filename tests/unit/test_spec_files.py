@@ -48,8 +48,7 @@ def test_shipped_studies_are_valid(name: str) -> None:
     space_file, study_file = read_files(task=None, study=name)
     study = resolve_study(space_file=space_file, study_file=study_file, recipe_type=recipe_type)
     assert study.name == name
-    unpruned = study.goal == "ridge" or study.compare is not None
-    assert study.acting_pruner == ("none" if unpruned else "knee")
+    assert study.acting_pruner == "none"
 
 
 def test_a_study_of_no_task_is_named_with_its_file(elsewhere: Path) -> None:

@@ -26,7 +26,7 @@ class Pair(Group):
             return [value, value]
         folder, happens = missing
         happens()
-        return [value, f"no such file: {folder}"]
+        return [value, (f"no such file: {folder}", True, False)]
 
     def agree(self, value: int) -> int:
         return value

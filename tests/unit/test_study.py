@@ -379,6 +379,23 @@ def test_a_study_made_before_replicates_could_be_fused_goes_on_without() -> None
         assert not spec_of(opened(storage, replicates=2)).fuse
 
 
+def test_a_study_goes_on_with_the_pruner_that_it_began_with() -> None:
+    storage = InMemoryStorage()
+    assert spec_of(opened(storage)).pruner == "none"
+    assert spec_of(opened(storage, sampler="tpe")).pruner == "none"
+    assert spec_of(opened(storage, pruner="median")).pruner == "median"
+    assert spec_of(opened(storage)).pruner == "median"
+
+
+@pytest.mark.parametrize(("goal", "began_with"), [("best", "knee"), ("ridge", "none")])
+def test_a_study_made_before_none_was_the_default_keeps_knee(goal: str, began_with: str) -> None:
+    storage = InMemoryStorage()
+    made = opened(storage, goal=goal)
+    made.set_user_attr("spec", made.user_attrs["spec"] | {"pruner": None})
+    assert spec_of(made).acting_pruner == began_with
+    assert spec_of(opened(storage, goal=goal)).acting_pruner == began_with
+
+
 def test_a_pruned_trial_has_no_value_and_a_stale_one_has_a_reason() -> None:
     study = opened()
     pruned = ask(study, reason="pruned at step 150", plan=plan(300))

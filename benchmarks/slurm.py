@@ -1,17 +1,21 @@
-"""A Slurm cluster of two nodes on this machine, of this user alone."""
+"""A Slurm cluster of one's own: two nodes on this machine, thrown away afterwards."""
 
 import getpass
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 
-from tests.waiting import awaited
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+SCRIPT = REPOSITORY / "examples" / "slurm" / "knee-tune.sbatch"
+"""What people give to sbatch."""
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 
@@ -107,13 +111,22 @@ def slurm(folder: Path, environment: Mapping[str, str]) -> Iterator[Slurm]:
             servers.callback(_end, process)
 
         start(*munged, *files, f"--seed-file={folder}/seed", f"--socket={folder}/munge.socket")
-        awaited((folder / "munge.socket").exists)
+        _wait_for((folder / "munge.socket").exists)
         start("slurmctld", "-D")
         for node in ("n1", "n2"):
             start("slurmd", "-D", "-N", node)
         cluster = Slurm(variables)
-        awaited(lambda: _answer(cluster).split() == ["idle", "2"], pause=0.2)
+        _wait_for(lambda: _answer(cluster).split() == ["idle", "2"])
         yield cluster
+
+
+def _wait_for(look: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    """Return once ``look`` is true. TimeoutError if it does not become so."""
+    deadline = time.monotonic() + seconds
+    while not look():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Slurm did not start in {seconds:g} s")
+        time.sleep(0.1)
 
 
 def _answer(cluster: Slurm) -> str:
