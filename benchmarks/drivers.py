@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 from benchmarks.postgresql import binaries, private_server
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.plans.plan import Plan, Replica, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.plans.planner import knee_schedule, train_plan
+from knee_tune.plans.planner import train_plan
 from knee_tune.runs.trainer import Trainer
 from knee_tune.study.driver import Driver
 from knee_tune.study.events import Watcher
@@ -123,12 +123,10 @@ def of_ours(url: str, home: Path, trials: int) -> Callable[[], None]:
 
     search = Search(
         study=study,
-        recipe=recipe,
+        spec=spec,
+        facts=FACTS,
         axes=axes,
-        seeds=spec.replicate_seeds,
-        schedule=lambda **point: knee_schedule(recipe, FACTS, **point),
         plan=plan,
-        code="",
         asking=asking_lock(url, study="ours"),
     )
     driver = Driver(

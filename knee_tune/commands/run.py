@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from knee_tune.commands.comparison import compare_rows
@@ -158,10 +157,8 @@ def _drive(
 ) -> None:
     workers, study = opened.workers, opened.study
 
-    schedule = partial(knee_schedule, workers.recipe, workers.facts)
-
     def after_trial(trial: TrialRecord) -> None:
-        knee = schedule(**trial.coordinates)
+        knee = knee_schedule(workers.recipe, workers.facts, **trial.coordinates)
         title = f"Trial {trial.number}: {trial.setting}"
         figure = curves_figure(trial, title=title, schedule=knee)
         opened.tracker.record(Attached(key=trial.key, name="plots/curves.html", figure=figure))
@@ -173,16 +170,11 @@ def _drive(
     Driver(
         Search(
             study=study,
-            recipe=workers.recipe,
+            spec=workers.spec,
+            facts=workers.facts,
             axes=opened.axes,
-            seeds=workers.spec.replicate_seeds,
-            schedule=schedule,
             plan=workers.train_plan,
-            code=workers.facts.code,
-            parameters=workers.facts.parameters,
             fused=opened.fused,
-            target=workers.spec.target,
-            stop_when_flat=workers.spec.stop_when_flat,
             allowance=allowance,
             batched=opened.batched,
             asking=asking,

@@ -48,6 +48,7 @@ class AtPoint(Spec):
 
 def _kept(run: RunRecord) -> dict[str, Any]:
     kept = run.model_dump(mode="json", include={"seed", "value", "reason"})
+    # Without the step that it reached, which confirmations never had.
     steps = StepCount(trained=run.steps.trained, reused=run.steps.reused)
     return kept | {"failed": run.state == "failed", "steps": steps.model_dump()}
 

@@ -92,7 +92,7 @@ def take_batch(
     before, points = _broken_off(study, queued, left=left)
     if not points:
         points = sorted({*queued, *untried(known, axes)})
-        replicas = min(MAX_REPLICAS, MAX_PARAMETERS // max(1, search.parameters))
+        replicas = min(MAX_REPLICAS, MAX_PARAMETERS // max(1, search.facts.parameters))
         points = points[: min(left, MAX_TRIALS, max(1, replicas // len(search.seeds)))]
     if not points:
         return None

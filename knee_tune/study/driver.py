@@ -109,10 +109,10 @@ class Driver:
             finally:
                 give_back(self._study, reason=INTERRUPTED)
         known = self._study.get_trials(deepcopy=False)
-        target = self._search.target
+        target = self._search.spec.target
         if target is not None and (by := reaching(self._study, known, target)):
             self._watcher.line(f"target {target:g} reached: trial {by.number} has {by.value:.6g}")
-        elif self._search.stop_when_flat and (flat := flat_by(self._study, self._search.axes)):
+        elif self._search.spec.stop_when_flat and (flat := flat_by(self._study, self._search.axes)):
             self._watcher.line(flat.words)
         elif not wanted(self._study, self._search.axes, trials=None):
             failed = [each for each in current(known) if each.state == TrialState.FAIL]
@@ -126,10 +126,10 @@ class Driver:
             self._study,
             search.axes,
             trials=trials,
-            target=search.target,
+            target=search.spec.target,
             allowance=search.allowance,
             besides=besides,
-        ) and not (search.stop_when_flat and flat_by(self._study, search.axes))
+        ) and not (search.spec.stop_when_flat and flat_by(self._study, search.axes))
 
     def _drive(self, slot: int, trials: int | None, deadline: float) -> None:
         """Train one trial after another in a slot until there is nothing left to do.

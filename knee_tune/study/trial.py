@@ -1,6 +1,6 @@
 """One Optuna trial on its way through the driver: its parameters, its replicates, its notes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
@@ -12,7 +12,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from knee_tune.config.recipe import BaseRecipe
-from knee_tune.plans.plan import Replica, TrainPlan
+from knee_tune.config.study import ResolvedStudy
+from knee_tune.plans.plan import Replica, TaskFacts, TrainPlan
+from knee_tune.plans.planner import knee_schedule
 from knee_tune.plans.step_note import counted_elsewhere
 from knee_tune.records.values import Evaluation, Point, RunEnd, RunRecord, StepCount, point_of
 from knee_tune.runs.locks import process_id
@@ -69,29 +71,28 @@ class Search:
     """Search space of a study, and how a point of it becomes training runs."""
 
     study: optuna.Study
-    recipe: BaseRecipe
+    spec: ResolvedStudy[BaseRecipe]
+    facts: TaskFacts
+    """Of what is trained now."""
     axes: Axes
-    seeds: Sequence[int]
-    """Random seeds: every trial is trained once with each of them, its replicates."""
-    schedule: Callable[..., Knee | Phased]
-    """Of a point's values by the names of ``axes``."""
     plan: PlanMaker
-    code: str = ""
-    """Fingerprint of the code that trains now."""
-    parameters: int = 1
-    """Of the task's model."""
     fused: bool = False
     """Whether the replicates of a trial train as one batched model."""
-    target: float | None = None
-    """A value of the study's metric that ends the search."""
-    stop_when_flat: bool = False
-    """Whether it ends when no point left is worth its cost."""
     allowance: Allowance | None = None
     """What all trials together may train; None: no matter how much."""
     batched: bool = False
     """Whether trials do as well, all that are left at once: a grid in which nothing is pruned."""
     asking: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a trial is asked for, against other drivers (see ``locks.asking_lock``)."""
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Random seeds: every trial is trained once with each of them, its replicates."""
+        return self.spec.replicate_seeds
+
+    def schedule(self, **point: Any) -> Knee | Phased:
+        """The schedule of a point's values by the names of ``axes``."""
+        return knee_schedule(self.spec.typed_recipe, self.facts, **point)
 
 
 class TrialRun:
@@ -129,7 +130,7 @@ class TrialRun:
         self.url: str | None = known.user_attrs.get("mlflow_run_url")
         """Of its MLflow run, once that is known."""
         before = dict(enumerate(replicates_of(known.user_attrs)))
-        self._goes_on = known.user_attrs.get(CODE, "") == search.code
+        self._goes_on = known.user_attrs.get(CODE, "") == search.facts.code
         """Whether what an earlier attempt found is what this one would find."""
         values = known.intermediate_values
         if not self._goes_on:
@@ -169,12 +170,12 @@ class TrialRun:
     @property
     def metric(self) -> str:
         """Metric that the study optimises."""
-        return self._search.recipe.objective_metric.name
+        return self._search.spec.typed_recipe.objective_metric.name
 
     @property
     def watched(self) -> str:
         """Metric of its learning curve."""
-        return self._search.recipe.watched_metric.name
+        return self._search.spec.typed_recipe.watched_metric.name
 
     @property
     def budget(self) -> int:
@@ -215,7 +216,7 @@ class TrialRun:
         self.total_steps = plan.total_steps
         self.note(
             key=self.key,
-            code=self._search.code,
+            code=self._search.facts.code,
             checkpoint=str(plan.checkpoint_dir),
             plan=plan.model_dump(mode="json"),
         )
@@ -256,7 +257,9 @@ class TrialRun:
             return None
         told = self._mean(report)
         self.events.reported(told, replicate=self.replicate)
-        self.trial.report(reported_sign(self._search.recipe) * self._mean_at(report.step), at)
+        self.trial.report(
+            reported_sign(self._search.spec.typed_recipe) * self._mean_at(report.step), at
+        )
         self._reported.add(at)
         self.note_link()
         return told
@@ -381,7 +384,7 @@ class TrialRun:
                 other
                 for other in finished
                 if other.params == self.trial.params
-                and other.user_attrs.get(CODE, "") == self._search.code
+                and other.user_attrs.get(CODE, "") == self._search.facts.code
             ),
             None,
         )

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 
 from knee_tune.commands.opened import resolve_asked
 from knee_tune.plans.plan import Replica, TaskFacts, TaskOrder, TrainPlan
-from knee_tune.plans.planner import knee_schedule, on_trunk, train_plan
+from knee_tune.plans.planner import on_trunk, train_plan
 from knee_tune.records.study import StudyRecord, TrialRecord
 from knee_tune.records.values import Point
 from knee_tune.runs.trainer import Trainer
@@ -134,15 +134,11 @@ class Workbench:
         return Driver(
             Search(
                 study=self.study,
-                recipe=self.recipe,
+                spec=self.spec,
+                facts=FACTS.model_copy(update={"code": self.code}),
                 axes=self.axes,
-                seeds=self.spec.replicate_seeds,
-                schedule=self._schedule,
                 plan=self._plan,
-                code=self.code,
                 fused=self.fused or self.batched,
-                target=self.spec.target,
-                stop_when_flat=self.spec.stop_when_flat,
                 batched=self.batched,
                 asking=asking_lock(self.storage_url, study="it"),
             ),
@@ -153,9 +149,6 @@ class Workbench:
             after_trial=self.after.append,
             on_interrupt=patience_with(self.storage_url).interrupt,
         )
-
-    def _schedule(self, **point: Any) -> Knee | Phased:
-        return knee_schedule(self.recipe, FACTS, **point)
 
     def _plan(
         self,
