@@ -34,6 +34,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+TOKEN = secrets.token_hex(32)
+
 # What the contract asks of a warm runner is asked of the one that this file's fixture makes.
 plan = contract.plan
 globals().update(
@@ -43,13 +45,13 @@ globals().update(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A cluster of one node, which this process has joined."""
+    """A cluster of one node, which this process has joined; it listens, so not beside other tests."""
     with pytest.MonkeyPatch.context() as patch:
         # It listens on the network. Ray reads these when it is imported, for the first time here.
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         from ray.cluster_utils import Cluster
 
