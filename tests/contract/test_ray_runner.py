@@ -47,7 +47,7 @@ globals().update(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A cluster of one node, which this process has joined; it listens, so not beside other tests."""
+    """A cluster of one node, which this process has joined. It listens: not beside others."""
     with pytest.MonkeyPatch.context() as patch:
         # It listens on the network. Ray reads these when it is imported, for the first time here.
         patch.setenv("RAY_AUTH_MODE", "token")
